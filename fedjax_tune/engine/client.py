@@ -1,0 +1,75 @@
+"""The client update: local steps of any optax optimizer, as a pure function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_tune.typing import Tree
+
+
+class Batch(NamedTuple):
+  """Examples, with any number of leading axes.
+
+  Attributes:
+    image: uint8 (or normalised float) [..., B, h, w, 3].
+    label: int32 [..., B].
+    valid: bool [..., B]; False marks padding.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  valid: jax.Array
+
+
+# (local, batch, key) -> (loss, metrics); metrics are sums, never means.
+Objective = Callable[[Tree, Batch, jax.Array], tuple[jax.Array, Any]]
+
+
+def client_update(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  start: Tree,
+  batches: Batch,
+  key: jax.Array,
+  lr: jax.Array,
+  prox: float = 0.0,
+) -> tuple[Tree, Any]:
+  """Trains one client's selection on its batches.
+
+  Args:
+    objective: The loss to differentiate.
+    optimizer: Built with learning rate 1; its state is fresh.
+    start: The client's part of theta.
+    batches: Batches with a leading axis of local steps [S, B, ...]. A step
+      without any valid example changes nothing.
+    key: The client's key of this round.
+    lr: Learning rate of this round.
+    prox: FedProx coefficient mu of mu/2 ||w - start||^2 (arXiv 1812.06127).
+
+  Returns:
+    delta = end - start, and the metrics summed over steps.
+  """
+
+  def step(carry, inputs):
+    local, state = carry
+    index, batch = inputs
+    grad = jax.value_and_grad(objective, has_aux=True)
+    (_, metrics), grads = grad(local, batch, jax.random.fold_in(key, index))
+    if prox:
+      pull = lambda g, w, w0: g + prox * (w - w0)
+      grads = jax.tree.map(pull, grads, local, start)
+    updates, new_state = optimizer.update(grads, state, local)
+    new_local = jax.tree.map(lambda w, u: w + lr * u, local, updates)
+    real = jnp.any(batch.valid)
+    keep = lambda new, old: jnp.where(real, new, old)
+    carry = jax.tree.map(keep, (new_local, new_state), (local, state))
+    return carry, metrics
+
+  steps = jnp.arange(batches.valid.shape[0])
+  carry = (start, optimizer.init(start))
+  (end, _), metrics = jax.lax.scan(step, carry, (steps, batches))
+  delta = jax.tree.map(jnp.subtract, end, start)
+  return delta, jax.tree.map(lambda m: jnp.sum(m, 0), metrics)

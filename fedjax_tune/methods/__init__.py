@@ -1,0 +1,11 @@
+"""The methods, by name. A new one is a file and a line here."""
+
+from fedjax_tune.methods import fedra, uniform
+
+# name -> build(experiment, depth, budgets per client) -> Method
+BUILDERS = {
+  'fedra': fedra.build,
+  'all_large': uniform.build_all_large,
+  'all_small': uniform.build_all_small,
+  'exclusivefl': uniform.build_exclusivefl,
+}

@@ -1,0 +1,125 @@
+"""Linear and LayerNorm modules whose parameters name their axes."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from fedjax_tune.models import primitives
+
+
+class Frozen(nnx.Variable):
+  """A parameter of the foundation model that no client trains."""
+
+
+# One axis of a parameter: its name and its size.
+Axis = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+  """LoRA on one linear map: rank, scale = alpha / rank, dropout rate."""
+
+  rank: int
+  scale: float
+  dropout: float
+
+
+def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
+  return tuple(size for _, size in axes)
+
+
+def _names(axes: tuple[Axis, ...]) -> tuple[str, ...]:
+  return tuple(name for name, _ in axes)
+
+
+def variable(kind: type, value: Array, axes: tuple[Axis, ...]) -> nnx.Variable:
+  """Wraps an array in an NNX variable that carries its axis names."""
+  return kind(value, axes=_names(axes))
+
+
+class Linear(nnx.Module):
+  """y = x W + b over named input and output axes, with LoRA if adapted.
+
+  Attributes:
+    kernel: [*stack, *ins, *outs]; bias: [*stack, *outs].
+    lora_a: [*stack, *ins, rank]; lora_b: [*stack, rank, *outs].
+  """
+
+  def __init__(
+    self,
+    ins: tuple[Axis, ...],
+    outs: tuple[Axis, ...],
+    *,
+    stack: tuple[Axis, ...] = (),
+    kind: type = Frozen,
+    adapter: Adapter | None = None,
+    rngs: nnx.Rngs,
+  ) -> None:
+    self.num_ins = len(ins)
+    self.adapter = adapter
+    # U(+-1/sqrt(fan_in)) is torch's Linear default and, for A, peft's
+    # kaiming_uniform(a=sqrt(5)). Frozen weights are loaded afterwards.
+    bound = 1 / math.sqrt(math.prod(_sizes(ins)))
+
+    def uniform(axes: tuple[Axis, ...]) -> Array:
+      shape = _sizes(axes)
+      return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+
+    fill = uniform if kind is not Frozen else lambda a: jnp.zeros(_sizes(a))
+    self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
+    self.bias = variable(kind, fill(stack + outs), stack + outs)
+    if adapter:
+      rank = (('rank', adapter.rank),)
+      axes_a, axes_b = stack + ins + rank, stack + rank + outs
+      self.lora_a = variable(nnx.LoRAParam, uniform(axes_a), axes_a)
+      zeros = jnp.zeros(_sizes(axes_b))
+      self.lora_b = variable(nnx.LoRAParam, zeros, axes_b)
+
+  def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
+    """Maps [..., *ins] to [..., *outs]; `key` turns the adapter's dropout on."""
+    kernel = self.kernel[...].astype(x.dtype)
+    outs = kernel.shape[self.num_ins :]
+    lead = x.shape[: x.ndim - self.num_ins]
+    width = math.prod(kernel.shape[: self.num_ins])
+    flat = x.reshape(-1, width)
+    kernel = kernel.reshape(width, -1)
+    if self.adapter is None:
+      y = flat @ kernel
+    else:
+      rate = 0.0 if key is None else self.adapter.dropout
+      seed = jnp.zeros(2, jnp.uint32) if rate == 0.0 else jax.random.bits(key, 2)
+      y = primitives.lora_dense(
+        flat,
+        kernel,
+        self.lora_a[...].reshape(width, -1).astype(x.dtype),
+        self.lora_b[...].reshape(-1, kernel.shape[1]).astype(x.dtype),
+        seed,
+        self.adapter.scale,
+        rate,
+      )
+    return y.reshape(*lead, *outs) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the model width."""
+
+  def __init__(
+    self,
+    width: Axis,
+    *,
+    stack: tuple[Axis, ...] = (),
+    eps: float,
+    kind: type = Frozen,
+  ) -> None:
+    self.eps = eps
+    shape = _sizes((*stack, width))
+    self.scale = variable(kind, jnp.ones(shape), (*stack, width))
+    self.bias = variable(kind, jnp.zeros(shape), (*stack, width))
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis."""
+    return primitives.layer_norm(x, self.scale[...], self.bias[...], self.eps)

@@ -1,0 +1,155 @@
+"""Differentiable primitives that XLA alone schedules badly.
+
+Each has an exact hand-written backward pass or a fusion barrier. On a CPU they
+double the speed of a LoRA step (see `launch/bench.py`); elsewhere they cost
+nothing. Gradients equal automatic differentiation; the tests say so.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt32
+
+
+def keep_mask(
+  seed_2: UInt32[Array, '2'], shape: tuple[int, ...], rate: float
+) -> Array:
+  """Draws a dropout mask, True with probability 1 - rate.
+
+  A counter-based integer hash (two rounds of multiply and xor-shift, constants
+  of C. Wellons' lowbias32) instead of threefry: on a CPU threefry would take
+  longer than the matrix products of the adapter. The mask depends on the seed
+  and the element's position only, so `vmap` and `map` over clients agree.
+
+  Args:
+    seed_2: Two random words.
+    shape: Shape of the mask.
+    rate: Probability of False, in [0, 1).
+  """
+  count = jax.lax.iota(jnp.uint32, int(np.prod(shape)))
+  bits = (count * np.uint32(0x9E3779B9)) ^ seed_2[0]
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    bits = bits + seed_2[1]
+  bits = bits ^ (bits >> 16)
+  return (bits >= np.uint32(rate * 2**32)).reshape(shape)
+
+
+def _drop(x: Array, seed_2: Array, rate: float) -> Array:
+  if rate == 0.0:
+    return x
+  keep = keep_mask(seed_2, x.shape, rate)
+  return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def lora_dense(
+  x_NxI: Float[Array, 'N I'],
+  kernel_IxO: Float[Array, 'I O'],
+  a_IxR: Float[Array, 'I R'],
+  b_RxO: Float[Array, 'R O'],
+  seed_2: UInt32[Array, '2'],
+  scale: float,
+  rate: float,
+) -> Float[Array, 'N O']:
+  """Computes x W + scale * dropout(x) A B (LoRA, arXiv 2106.09685).
+
+  The backward pass transposes rank-R arrays only; left to itself XLA
+  transposes the activations.
+
+  Args:
+    x_NxI: Inputs.
+    kernel_IxO: Frozen or trainable weight.
+    a_IxR: Down projection.
+    b_RxO: Up projection.
+    seed_2: Seed of the dropout on the adapter's input.
+    scale: alpha / rank.
+    rate: Dropout rate; 0 turns dropout off.
+  """
+  return _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, scale, rate)[0]
+
+
+def _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, scale, rate):
+  h_NxR = _drop(x_NxI, seed_2, rate) @ a_IxR
+  y_NxO = x_NxI @ kernel_IxO + scale * (h_NxR @ b_RxO)
+  return y_NxO, (x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR)
+
+
+def _lora_backward(scale, rate, saved, dy_NxO):
+  x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR = saved
+  g_NxR = scale * (dy_NxO @ b_RxO.T)
+  dropped_NxI = _drop(x_NxI, seed_2, rate)
+  da_IxR = jnp.einsum('nr,ni->ri', g_NxR, dropped_NxI).T
+  db_RxO = scale * jnp.einsum('nr,no->ro', h_NxR, dy_NxO)
+  dx_NxI = dy_NxO @ kernel_IxO.T + _drop(g_NxR @ a_IxR.T, seed_2, rate)
+  # Dead code, and removed by XLA, where the kernel is frozen.
+  dkernel_IxO = jnp.einsum('ni,no->io', x_NxI, dy_NxO)
+  dseed = np.zeros((2,), jax.dtypes.float0)
+  return dx_NxI, dkernel_IxO, da_IxR, db_RxO, dseed
+
+
+lora_dense.defvjp(_lora_forward, _lora_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
+  """Exact GELU that saves its derivative in the forward pass."""
+  return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x):
+  cdf = 0.5 * (1 + jax.lax.erf(x * np.asarray(np.sqrt(0.5), x.dtype)))
+  pdf = jnp.exp(-0.5 * x * x) * np.asarray(1 / np.sqrt(2 * np.pi), x.dtype)
+  return x * cdf, cdf + x * pdf
+
+
+def _gelu_backward(slope, dy):
+  return (dy * slope,)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def layer_norm(
+  x: Float[Array, '... D'],
+  scale_D: Float[Array, ' D'],
+  bias_D: Float[Array, ' D'],
+  eps: float,
+) -> Float[Array, '... D']:
+  """LayerNorm in float32, kept apart from its neighbours by barriers.
+
+  Without them XLA recomputes the normalisation inside every transposed
+  product that uses it.
+  """
+  x32 = jax.lax.optimization_barrier(x.astype(jnp.float32))
+  mean = jnp.mean(x32, -1, keepdims=True)
+  centred = x32 - mean
+  inverse = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+  y = centred * inverse * scale_D + bias_D
+  return jax.lax.optimization_barrier(y.astype(x.dtype))
+
+
+def attention(
+  q_BxTxHxE: Float[Array, 'B T H E'],
+  k_BxSxHxE: Float[Array, 'B S H E'],
+  v_BxSxHxE: Float[Array, 'B S H E'],
+) -> Float[Array, 'B T H E']:
+  """Softmax attention; T queries over S keys.
+
+  Heads are moved next to the batch as one contiguous batch axis, behind a
+  barrier, so that the batched products run on contiguous matrices.
+  """
+  B, T, H, E = q_BxTxHxE.shape
+
+  def pack(x):
+    packed = jnp.moveaxis(x, 2, 1).reshape(B * H, x.shape[1], E)
+    return jax.lax.optimization_barrier(packed)
+
+  q, k, v = pack(q_BxTxHxE), pack(k_BxSxHxE), pack(v_BxSxHxE)
+  scores = jnp.einsum('nte,nse->nts', q, k) * np.asarray(E**-0.5, q.dtype)
+  weights = jax.nn.softmax(scores.astype(jnp.float32), -1).astype(q.dtype)
+  out = jnp.einsum('nts,nse->nte', weights, v)
+  out = jax.lax.optimization_barrier(out).reshape(B, H, T, E)
+  return jnp.moveaxis(out, 1, 2)

@@ -1,0 +1,317 @@
+"""A vision transformer that runs any selection of its blocks.
+
+Blocks are stacked on a leading layer axis. A client that holds the blocks
+`layers` gets a stack of adapters of that height; the frozen weights stay one
+shared stack, from which the scan takes each block by its id.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fedjax_tune.models import linear, primitives
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """Sizes of a vision transformer.
+
+  Attributes:
+    depth: Blocks.
+    embed: Model width.
+    heads: Attention heads; the head width is embed // heads.
+    ffn: Hidden width of the MLP.
+    patch: Pixels of a patch's side.
+    image_size: Pixels of an image's side, a multiple of `patch`.
+    num_prefix: Tokens before the patches: the class token, and DeiT's
+      distillation token.
+    layer_scale: Whether each residual branch has a learned scale.
+    eps: Of every LayerNorm.
+    num_classes: Outputs of the head.
+    mean: Channel means by which uint8 images are normalised, in [0, 1].
+    std: Channel standard deviations likewise.
+  """
+
+  depth: int
+  embed: int
+  heads: int
+  ffn: int
+  patch: int
+  image_size: int
+  num_prefix: int = 1
+  layer_scale: bool = False
+  eps: float = 1e-6
+  num_classes: int = 0
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens of one image."""
+    return self.num_prefix + (self.image_size // self.patch) ** 2
+
+
+class Axes(NamedTuple):
+  """The named axes of a ViT, with their sizes."""
+
+  layer: linear.Axis
+  embed: linear.Axis
+  heads: linear.Axis
+  head_dim: linear.Axis
+  ffn: linear.Axis
+
+  @classmethod
+  def of(cls, config: ViTConfig) -> 'Axes':
+    """Reads the axes of a configuration."""
+    return cls(
+      ('layer', config.depth),
+      ('embed', config.embed),
+      ('heads', config.heads),
+      ('head_dim', config.embed // config.heads),
+      ('ffn', config.ffn),
+    )
+
+
+# For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA.
+Adapters = dict[str, linear.Adapter]
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention with separate q, k and v."""
+
+  def __init__(self, axes: Axes, adapters: Adapters, rngs: nnx.Rngs) -> None:
+    inner = (axes.heads, axes.head_dim)
+
+    def build(name, ins, outs):
+      return linear.Linear(
+        ins,
+        outs,
+        stack=(axes.layer,),
+        adapter=adapters.get(f'attn.{name}'),
+        rngs=rngs,
+      )
+
+    self.q = build('q', (axes.embed,), inner)
+    self.k = build('k', (axes.embed,), inner)
+    self.v = build('v', (axes.embed,), inner)
+    self.proj = build('proj', inner, (axes.embed,))
+
+  def __call__(self, x_BxTxD: Array, queries: int, keys: 'Keys') -> Array:
+    """Attends from the first `queries` tokens to all of them."""
+    q = self.q(x_BxTxD[:, :queries], keys('attn.q'))
+    k = self.k(x_BxTxD, keys('attn.k'))
+    v = self.v(x_BxTxD, keys('attn.v'))
+    return self.proj(primitives.attention(q, k, v), keys('attn.proj'))
+
+
+class Mlp(nnx.Module):
+  """Two linear maps with an exact GELU between."""
+
+  def __init__(self, axes: Axes, adapters: Adapters, rngs: nnx.Rngs) -> None:
+    def build(name, ins, outs):
+      return linear.Linear(
+        (ins,),
+        (outs,),
+        stack=(axes.layer,),
+        adapter=adapters.get(f'mlp.{name}'),
+        rngs=rngs,
+      )
+
+    self.fc1 = build('fc1', axes.embed, axes.ffn)
+    self.fc2 = build('fc2', axes.ffn, axes.embed)
+
+  def __call__(self, x: Array, keys: 'Keys') -> Array:
+    """Maps [..., D] to [..., D]."""
+    hidden = primitives.gelu(self.fc1(x, keys('mlp.fc1')))
+    return self.fc2(hidden, keys('mlp.fc2'))
+
+
+class Block(nnx.Module):
+  """A pre-norm transformer block; as built, a stack of them."""
+
+  def __init__(
+    self, config: ViTConfig, adapters: Adapters, rngs: nnx.Rngs
+  ) -> None:
+    axes = Axes.of(config)
+    stack = (axes.layer,)
+    self.norm1 = linear.LayerNorm(axes.embed, stack=stack, eps=config.eps)
+    self.attn = Attention(axes, adapters, rngs)
+    self.norm2 = linear.LayerNorm(axes.embed, stack=stack, eps=config.eps)
+    self.mlp = Mlp(axes, adapters, rngs)
+    if config.layer_scale:
+      ones = jnp.ones((config.depth, config.embed))
+      wide = (axes.layer, axes.embed)
+      self.scale1 = linear.variable(linear.Frozen, ones, wide)
+      self.scale2 = linear.variable(linear.Frozen, ones, wide)
+
+  def __call__(self, x_BxTxD: Array, queries: int, keys: 'Keys') -> Array:
+    """Updates the first `queries` tokens; the others only serve as keys."""
+    x = x_BxTxD[:, :queries]
+    branch = self.attn(self.norm1(x_BxTxD), queries, keys)
+    x = x + self._scaled('scale1', branch)
+    branch = self.mlp(self.norm2(x), keys)
+    return x + self._scaled('scale2', branch)
+
+  def _scaled(self, name: str, x: Array) -> Array:
+    scale = getattr(self, name, None)
+    return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+class Keys:
+  """Dropout keys of one block, derived from what they are for."""
+
+  _TAGS = (
+    'embed.patch',
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'mlp.fc1',
+    'mlp.fc2',
+  )
+
+  def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
+    self._key = None if key is None else jax.random.fold_in(key, layer)
+
+  def __call__(self, name: str) -> jax.Array | None:
+    """Returns the key of one linear map, or None without dropout."""
+    if self._key is None:
+      return None
+    return jax.random.fold_in(self._key, self._TAGS.index(name))
+
+
+class Embedding(nnx.Module):
+  """Patches to tokens, prefix tokens in front, positions added."""
+
+  def __init__(
+    self, config: ViTConfig, adapters: Adapters, rngs: nnx.Rngs
+  ) -> None:
+    embed = ('embed', config.embed)
+    self.config = config
+    self.patch = linear.Linear(
+      (('patch', config.patch**2 * 3),),
+      (embed,),
+      adapter=adapters.get('embed.patch'),
+      rngs=rngs,
+    )
+    prefix = (('prefix', config.num_prefix), embed)
+    position = (('token', config.num_tokens), embed)
+    self.prefix = linear.variable(
+      linear.Frozen, jnp.zeros((config.num_prefix, config.embed)), prefix
+    )
+    self.position = linear.variable(
+      linear.Frozen, jnp.zeros((config.num_tokens, config.embed)), position
+    )
+
+  def __call__(self, images: Array, key: jax.Array | None) -> Array:
+    """Maps images [B, h, w, 3] to tokens [B, T, D]; uint8 are normalised."""
+    c = self.config
+    if images.dtype == jnp.uint8:
+      mean, std = (np.asarray(s, np.float32) * 255 for s in (c.mean, c.std))
+      images = (images.astype(jnp.float32) - mean) / std
+    grid = c.image_size // c.patch
+    patches = images.reshape(-1, grid, c.patch, grid, c.patch, 3)
+    patches = patches.swapaxes(2, 3).reshape(-1, grid * grid, c.patch**2 * 3)
+    # Layer id -1 would be negative; depth is free, since ids end below it.
+    tokens = self.patch(
+      patches.astype(self.patch.kernel.dtype), Keys(key, c.depth)('embed.patch')
+    )
+    prefix = self.prefix[...].astype(tokens.dtype)
+    prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape))
+    tokens = jnp.concatenate([prefix, tokens], axis=1)
+    return tokens + self.position[...].astype(tokens.dtype)
+
+
+class ViT(nnx.Module):
+  """A vision transformer for classification by its class token."""
+
+  def __init__(
+    self,
+    config: ViTConfig,
+    adapters: Adapters | None = None,
+    *,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+  ) -> None:
+    adapters = adapters or {}
+    embed = ('embed', config.embed)
+    self.remat = remat
+    self.embed = Embedding(config, adapters, rngs)
+    self.blocks = Block(config, adapters, rngs)
+    self.norm = linear.LayerNorm(embed, eps=config.eps)
+    self.head = linear.Linear(
+      (embed,), (('class', config.num_classes),), kind=nnx.Param, rngs=rngs
+    )
+
+  def tokens(
+    self,
+    images: Array,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: jax.Array | None = None,
+  ) -> Float[Array, 'B T D']:
+    """Returns all tokens after the selected blocks and the final norm."""
+    x, _ = self._run(images, layers_N, key, pool=False)
+    return self.norm(x)
+
+  def class_tokens(
+    self,
+    images: Array,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: jax.Array | None = None,
+  ) -> Float[Array, 'N B D']:
+    """Returns the class token after each selected block, normalised.
+
+    In the last block only the class token has a query, an output projection
+    and an MLP: nothing reads the other tokens.
+
+    Args:
+      images: uint8 or normalised float [B, h, w, 3].
+      layers_N: Ids of the blocks to run, in this order.
+      key: Turns dropout on.
+    """
+    last_Bx1xD, exits_MxBxD = self._run(images, layers_N, key, pool=True)
+    stacked = jnp.concatenate([exits_MxBxD, last_Bx1xD[None, :, 0]])
+    return self.norm(stacked)
+
+  def __call__(
+    self,
+    images: Array,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: jax.Array | None = None,
+  ) -> Float[Array, 'B K']:
+    """Returns the logits after the selected blocks."""
+    last_Bx1xD, _ = self._run(images, layers_N, key, pool=True)
+    return self.head(self.norm(last_Bx1xD[:, 0]).astype(jnp.float32))
+
+  def _run(self, images, layers_N, key, pool):
+    """Runs the blocks; returns the tokens and the earlier class tokens."""
+    graph, local, base = nnx.split(self.blocks, nnx.Param, ...)
+    x_BxTxD = self.embed(images, key)
+
+    def run(x, layer, local_block, queries):
+      # The frozen block is taken by id inside the scan, and inside remat:
+      # gathered outside, every selected block would live at once.
+      base_block = jax.tree.map(lambda p: p[layer], base)
+      block = nnx.merge(graph, local_block, base_block)
+      return block(x, queries, Keys(key, layer))
+
+    if self.remat:
+      run = jax.checkpoint(run, static_argnums=3)
+
+    def body(x, inputs):
+      y = run(x, *inputs, x.shape[1])
+      return y, y[:, 0]
+
+    head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
+    x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head)
+    layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
+    queries = 1 if pool else x_BxTxD.shape[1]
+    return run(x_BxTxD, layer, block, queries), exits_MxBxD

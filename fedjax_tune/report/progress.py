@@ -1,0 +1,146 @@
+"""The progress bar of a run, one tick a round."""
+
+import datetime
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+from rich import text
+
+# Without a terminal: seconds between lines, and lines per run at least.
+_LINE_EVERY_S = 10.0
+_MIN_LINES = 10
+
+
+class _Bar(rich_progress.Progress):
+  """A bar with a quiet second line for the numbers of the last round."""
+
+  status = ''
+
+  def get_renderables(self) -> Iterable[rich_console.RenderableType]:
+    yield self.make_tasks_table(self.tasks)
+    if self.status:
+      yield text.Text('  ' + self.status, style='dim', no_wrap=True)
+
+
+class RoundProgress:
+  """Shows round, loss, accuracy, client-steps/s, time gone and time left.
+
+  On a terminal this is a live bar with one line of numbers under it.
+  Elsewhere (a log file, a pipe) it is one plain line about every ten seconds,
+  and at least ten lines a run, or one a round if there are fewer.
+
+  Example:
+    with RoundProgress(100, label='fedra seed 0') as progress:
+      for rnd in range(100):
+        ...
+        progress.advance(loss=loss, client_steps_per_s=rate)
+  """
+
+  def __init__(
+    self,
+    num_rounds: int,
+    start_round: int = 0,
+    label: str = '',
+    console: rich_console.Console | None = None,
+  ):
+    """Prepares the bar; nothing shows before the context is entered.
+
+    Args:
+      num_rounds: Rounds of the whole run.
+      start_round: Rounds that are done already, when a run is resumed.
+      label: What is running, shown in front.
+      console: Where to draw; standard output by default.
+
+    Raises:
+      ValueError: If start_round does not lie in [0, num_rounds].
+    """
+    if not 0 <= start_round <= num_rounds:
+      raise ValueError(
+        f'start_round={start_round} must lie in [0, num_rounds={num_rounds}].'
+      )
+    self._console = console or rich_console.Console()
+    self._live = self._console.is_interactive
+    self._bar = _Bar(
+      rich_progress.TextColumn('[bold]{task.description}'),
+      rich_progress.BarColumn(bar_width=None),
+      rich_progress.MofNCompleteColumn(),
+      rich_progress.TimeElapsedColumn(),
+      rich_progress.TimeRemainingColumn(),
+      rich_progress.TextColumn('left', style='progress.remaining'),
+      console=self._console,
+      expand=True,
+      # Rounds take seconds, and those that evaluate take longer: average.
+      speed_estimate_period=600.0,
+      disable=not self._live,
+    )
+    self._label = label
+    self._num_rounds = num_rounds
+    self._start_round = start_round
+    self._accuracy: float | None = None
+    self._printed_at: float | None = None
+
+  def __enter__(self) -> Self:
+    self._task_id = self._bar.add_task(
+      self._label, total=self._num_rounds, completed=self._start_round
+    )
+    self._bar.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._bar.stop()
+
+  def advance(
+    self,
+    *,
+    loss: float,
+    client_steps_per_s: float,
+    accuracy: float | None = None,
+  ) -> None:
+    """Counts one finished round.
+
+    Args:
+      loss: Mean training loss of the round.
+      client_steps_per_s: Local steps of all clients per second.
+      accuracy: Fraction in [0, 1] if the round was evaluated; the last one
+        given stays on display.
+    """
+    if accuracy is not None:
+      self._accuracy = accuracy
+    parts = [f'loss {loss:.4f}']
+    if self._accuracy is not None:
+      parts.append(f'accuracy {self._accuracy:.1%}')
+    parts.append(f'{client_steps_per_s:.1f} client-steps/s')
+    self._bar.status = '   '.join(parts)
+    self._bar.advance(self._task_id)
+    if not self._live:
+      self._print_line()
+
+  def _print_line(self) -> None:
+    task = self._bar.tasks[0]
+    done, total = round(task.completed), self._num_rounds
+    tenth = done * _MIN_LINES // total > (done - 1) * _MIN_LINES // total
+    now = self._console.get_time()
+    recent = (
+      self._printed_at is not None and now - self._printed_at < _LINE_EVERY_S
+    )
+    if recent and not tenth:
+      return
+    self._printed_at = now
+    head = f'{self._label}  ' if self._label else ''
+    line = f'{head}round {done}/{total}   {self._bar.status}'
+    line += f'   {_clock(task.elapsed)} gone'
+    if done < total and task.time_remaining is not None:
+      line += f', {_clock(task.time_remaining)} left'
+    self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float | None) -> str:
+  return str(datetime.timedelta(seconds=int(seconds or 0)))

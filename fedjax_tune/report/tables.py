@@ -1,0 +1,220 @@
+"""Tables for people: what each class of client costs, how methods compare.
+
+Each table exists twice, for the terminal (rich) and as Markdown, from the
+same cells.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich import table as rich_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassCost:
+  """What a class of clients (those of one budget) holds, moves and computes.
+
+  Attributes:
+    name: How the class is called.
+    clients: Clients in it.
+    layers: Transformer blocks that each holds.
+    params_held: Parameters on the device, frozen ones included.
+    params_trainable: Parameters that it trains and sends.
+    trainable_percent: The latter as percent of the former.
+    uplink_bytes: Sent by one client in one round.
+    downlink_bytes: Received by one client in one round.
+    flops_per_step: Floating-point operations of one local step.
+    peak_memory_bytes: Most memory in use during a local step.
+  """
+
+  name: str
+  clients: int
+  layers: int
+  params_held: int
+  params_trainable: int
+  trainable_percent: float
+  uplink_bytes: int
+  downlink_bytes: int
+  flops_per_step: float
+  peak_memory_bytes: int
+
+
+def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
+  """The cost of each class of clients, for the terminal."""
+  return _rich('Cost of a client, by class', *_cost_cells(rows))
+
+
+def cost_markdown(rows: Sequence[ClassCost]) -> str:
+  """The cost of each class of clients, as a Markdown table."""
+  return _markdown(*_cost_cells(rows))
+
+
+def comparison_table(
+  summaries: Sequence[Mapping[str, Any]],
+) -> rich_table.Table:
+  """One row a method: mean and deviation over its seeds, for the terminal.
+
+  Args:
+    summaries: The `summary.json` of each run. Runs of one `label` (or, where
+      there is none, of one `method`) are the seeds of one row.
+  """
+  return _rich('Methods compared', *_comparison_cells(summaries))
+
+
+def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+  """The same as a Markdown table."""
+  return _markdown(*_comparison_cells(summaries))
+
+
+def human_bytes(count: float) -> str:
+  """Formats bytes.
+
+  >>> human_bytes(1536)
+  '1.5 KiB'
+  """
+  return _scaled(count, 1024.0, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
+
+
+def human_flops(count: float) -> str:
+  """Formats a number of floating-point operations.
+
+  >>> human_flops(2.5e9)
+  '2.5 GFLOP'
+  """
+  units = ('FLOP', 'kFLOP', 'MFLOP', 'GFLOP', 'TFLOP', 'PFLOP', 'EFLOP')
+  return _scaled(count, 1000.0, units)
+
+
+def human_count(count: float) -> str:
+  """Formats a number of parameters.
+
+  >>> human_count(21_600_000)
+  '21.6 M'
+  """
+  return _scaled(count, 1000.0, ('', 'k', 'M', 'G')).strip()
+
+
+def _scaled(value: float, base: float, units: Sequence[str]) -> str:
+  power = 0
+  # 3 digits round 999.96 up to 1000, hence the margin.
+  while abs(value) >= 0.9995 * base and power < len(units) - 1:
+    value, power = value / base, power + 1
+  return f'{_digits(value)} {units[power]}'
+
+
+def _digits(value: float) -> str:
+  """Three significant digits, without an exponent or trailing zeros."""
+  if not math.isfinite(value):
+    return '–'
+  if abs(value) >= 100:
+    return f'{value:.0f}'
+  return f'{value:.3g}'
+
+
+_Cells = tuple[list[str], list[list[str]]]
+
+
+def _cost_cells(rows: Sequence[ClassCost]) -> _Cells:
+  header = [
+    'class', 'clients', 'layers', 'params', 'trainable', '%', 'up', 'down',
+    'per step', 'peak memory',
+  ]  # fmt: skip
+  return header, [
+    [
+      row.name,
+      str(row.clients),
+      str(row.layers),
+      human_count(row.params_held),
+      human_count(row.params_trainable),
+      f'{row.trainable_percent:.2f}',
+      human_bytes(row.uplink_bytes),
+      human_bytes(row.downlink_bytes),
+      human_flops(row.flops_per_step),
+      human_bytes(row.peak_memory_bytes),
+    ]
+    for row in rows
+  ]
+
+
+def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> _Cells:
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  for summary in summaries:
+    groups.setdefault(summary.get('label', summary['method']), []).append(
+      summary
+    )
+  domains = list(dict.fromkeys(d for s in summaries for d in _domains(s)))
+  header = [
+    'method', 'seeds', 'accuracy %', *domains, 'up MiB/round',
+    'down MiB/round', 'train TFLOP', 'client-steps/s',
+  ]  # fmt: skip
+  return header, [
+    [label, str(len(runs)), *_comparison_row(runs, domains)]
+    for label, runs in groups.items()
+  ]
+
+
+def _comparison_row(
+  runs: Sequence[Mapping[str, Any]], domains: Sequence[str]
+) -> list[str]:
+  def mean(key: str, per: str | None = None, unit: float = 1.0) -> str:
+    values = [_number(r[key]) / (r[per] if per else 1) / unit for r in runs]
+    return _digits(float(np.mean(values)))
+
+  by_domain = [[_domains(r).get(d) for r in runs] for d in domains]
+  return [
+    _percent([run['accuracy'] for run in runs], spread=True),
+    *(_percent(values, spread=False) for values in by_domain),
+    mean('uplink_bytes', 'rounds', 2**20),
+    mean('downlink_bytes', 'rounds', 2**20),
+    mean('train_flops', unit=1e12),
+    mean('client_steps_per_s'),
+  ]
+
+
+def _domains(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
+  return summary['accuracy_by_domain']
+
+
+def _number(value: float | None) -> float:
+  """JSON has no NaN; it was written as null."""
+  return math.nan if value is None else float(value)
+
+
+def _percent(fractions: Sequence[float | None], *, spread: bool) -> str:
+  values = 100 * np.array([_number(f) for f in fractions])
+  if not np.all(np.isfinite(values)):
+    return '–'
+  text = f'{values.mean():.1f}'
+  # Sample deviation: the seeds are a sample of all seeds.
+  if spread and len(values) > 1:
+    text += f' ± {values.std(ddof=1):.1f}'
+  return text
+
+
+def _rich(
+  title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
+) -> rich_table.Table:
+  table = rich_table.Table(
+    title=title, title_style='bold', title_justify='left', box=box.SIMPLE_HEAD
+  )
+  table.add_column(header[0], style='bold', overflow='fold')
+  for name in header[1:]:
+    table.add_column(name, justify='right', overflow='fold')
+  for row in cells:
+    table.add_row(*row)
+  return table
+
+
+def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  lines = []
+  for row in (header, rule, *cells):
+    first, *rest = zip(row, widths, strict=True)
+    padded = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]
+    lines.append('| ' + ' | '.join(padded) + ' |')
+  return '\n'.join(lines) + '\n'
