@@ -46,7 +46,8 @@ class Data:
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
     num_classes: Keep labels below this number; 0 keeps all.
-    normalization: Channel statistics: 'imagenet', 'clip' or 'half'.
+    normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
+      those that the weights were trained with.
   """
 
   name: str = 'emoji_styles'
@@ -54,7 +55,7 @@ class Data:
   image_size: int = 56
   domains: tuple[str, ...] = ()
   num_classes: int = 0
-  normalization: str = 'imagenet'
+  normalization: str = ''
 
 
 @dataclasses.dataclass
@@ -165,7 +166,12 @@ class Fedra:
 
 @dataclasses.dataclass
 class Inclusivefl:
-  """InclusiveFL; variant 'published' or 'fedra_port' (plain layer mean)."""
+  """InclusiveFL; variant 'published' or 'fedra_port' (plain layer mean).
+
+  Attributes:
+    beta: Share of the next larger size in the step of a size's top block, in
+      [0, 1]; only of the published variant.
+  """
 
   variant: str = 'published'
   beta: float = 0.2
@@ -176,10 +182,13 @@ class Depthfl:
   """DepthFL; variant 'published' or 'fedra_port'.
 
   Attributes:
+    ramp_rounds: Rounds until the distillation has its full weight; 0 takes
+      the variant's, 300 or 500.
     evaluate: 'ensemble' of all exits or 'last' exit; '' takes the variant's.
   """
 
   variant: str = 'published'
+  ramp_rounds: int = 0
   evaluate: str = ''
 
 

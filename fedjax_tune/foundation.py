@@ -52,7 +52,7 @@ def split(model: nnx.Module, depth: int) -> Foundation:
   )
 
 
-def _axes(state: nnx.State) -> Axes:
+def _axes(state: Any) -> Axes:
   is_variable = lambda v: isinstance(v, nnx.Variable)
   named = jax.tree.map(
     lambda v: v.get_metadata('axes'), state, is_leaf=is_variable

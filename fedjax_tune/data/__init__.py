@@ -1,0 +1,1 @@
+"""Data sets, their sources, and how clients share them."""

@@ -1,6 +1,6 @@
 """The methods, by name. A new one is a file and a line here."""
 
-from fedjax_tune.methods import fedra, uniform
+from fedjax_tune.methods import depthfl, fedra, inclusivefl, uniform
 
 # name -> build(experiment, depth, budgets per client) -> Method
 BUILDERS = {
@@ -8,4 +8,6 @@ BUILDERS = {
   'all_large': uniform.build_all_large,
   'all_small': uniform.build_all_small,
   'exclusivefl': uniform.build_exclusivefl,
+  'inclusivefl': inclusivefl.build,
+  'depthfl': depthfl.build,
 }

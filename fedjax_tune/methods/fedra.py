@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import base
+from fedjax_tune.randomness import host_rng
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Fedra(base.Method):
     """Draws the cohort's rows of the allocation matrix."""
     rows = [draw_row(self.seed, rnd, k, self.depth, self.budgets[k]) for k in cohort]
     if self.coverage_repair:
-      rng = np.random.default_rng([self.seed, rnd])
+      rng = host_rng('repair', self.seed, rnd)
       repair_coverage(rows, self.depth, rng)
     return [{'layer': row} for row in rows]
 
@@ -46,7 +47,7 @@ def draw_row(
   seed: int, rnd: int, client: int, depth: int, budget: int
 ) -> np.ndarray:
   """Draws the layers of one client, sorted int [budget]."""
-  rng = np.random.default_rng([seed, rnd, client])
+  rng = host_rng('allocation', seed, rnd, client)
   return np.sort(rng.choice(depth, budget, replace=False))
 
 

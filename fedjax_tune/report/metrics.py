@@ -7,13 +7,13 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
 """
 
+from collections.abc import Mapping
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorboardX
@@ -31,7 +31,9 @@ class MetricsWriter:
       resumed run's file equals the uninterrupted one's, clock readings aside.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], start_round: int = 0):
+  def __init__(
+    self, workdir: str | os.PathLike[str], start_round: int = 0
+  ) -> None:
     """Opens the folder's metrics for writing from `start_round` on.
 
     Args:
@@ -39,16 +41,15 @@ class MetricsWriter:
       start_round: The first round that will be written.
     """
     path = pathlib.Path(workdir) / _FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line, m in _read(path) if m['round'] < start_round]
-    _replace(path, ''.join(kept))
+    write_text(path, ''.join(kept))
     self._file = path.open('a', encoding='utf-8')
     # purge_step hides events of an earlier, longer attempt.
     self._board = tensorboardX.SummaryWriter(
       str(path.parent / 'tensorboard'), purge_step=start_round
     )
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> 'MetricsWriter':
     return self
 
   def __exit__(
@@ -100,9 +101,24 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     path: The file; missing parent folders are made.
     obj: Plain Python and NumPy data; numbers not finite become null.
   """
+  write_text(path, _dumps(obj, indent=2) + '\n')
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes text in one piece: the old file stays, or all of the new is there.
+
+  Args:
+    path: The file; missing parent folders are made.
+    text: What it shall hold.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  _replace(path, _dumps(obj, indent=2) + '\n')
+  part = path.with_name(path.name + '.part')
+  with part.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
 
 
 def _read(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -120,15 +136,6 @@ def _read(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
       if number < len(lines):
         raise ValueError(f'{path}, line {number}, is not JSON.') from error
   return rows
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  part = path.with_name(path.name + '.part')
-  with part.open('w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  part.replace(path)
 
 
 def _dumps(obj: Any, indent: int | None = None) -> str:

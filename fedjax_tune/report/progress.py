@@ -1,9 +1,8 @@
 """The progress bar of a run, one tick a round."""
 
-import datetime
 from collections.abc import Iterable
+import datetime
 from types import TracebackType
-from typing import Self
 
 from rich import console as rich_console
 from rich import progress as rich_progress
@@ -45,7 +44,7 @@ class RoundProgress:
     start_round: int = 0,
     label: str = '',
     console: rich_console.Console | None = None,
-  ):
+  ) -> None:
     """Prepares the bar; nothing shows before the context is entered.
 
     Args:
@@ -82,7 +81,7 @@ class RoundProgress:
     self._accuracy: float | None = None
     self._printed_at: float | None = None
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> 'RoundProgress':
     self._task_id = self._bar.add_task(
       self._label, total=self._num_rounds, completed=self._start_round
     )
@@ -142,5 +141,5 @@ class RoundProgress:
     self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _clock(seconds: float | None) -> str:
+def _clock(seconds: float | int | None) -> str:
   return str(datetime.timedelta(seconds=int(seconds or 0)))

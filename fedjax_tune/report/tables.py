@@ -4,9 +4,9 @@ Each table exists twice, for the terminal (rich) and as Markdown, from the
 same cells.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class ClassCost:
   trainable_percent: float
   uplink_bytes: int
   downlink_bytes: int
-  flops_per_step: float
+  flops_per_step: int
   peak_memory_bytes: int
 
 
@@ -70,7 +70,7 @@ def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
   return _markdown(*_comparison_cells(summaries))
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: float | int) -> str:
   """Formats bytes.
 
   >>> human_bytes(1536)
@@ -79,7 +79,7 @@ def human_bytes(count: float) -> str:
   return _scaled(count, 1024.0, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
-def human_flops(count: float) -> str:
+def human_flops(count: float | int) -> str:
   """Formats a number of floating-point operations.
 
   >>> human_flops(2.5e9)
@@ -89,7 +89,7 @@ def human_flops(count: float) -> str:
   return _scaled(count, 1000.0, units)
 
 
-def human_count(count: float) -> str:
+def human_count(count: float | int) -> str:
   """Formats a number of parameters.
 
   >>> human_count(21_600_000)
@@ -98,7 +98,7 @@ def human_count(count: float) -> str:
   return _scaled(count, 1000.0, ('', 'k', 'M', 'G')).strip()
 
 
-def _scaled(value: float, base: float, units: Sequence[str]) -> str:
+def _scaled(value: float | int, base: float, units: Sequence[str]) -> str:
   power = 0
   # 3 digits round 999.96 up to 1000, hence the margin.
   while abs(value) >= 0.9995 * base and power < len(units) - 1:
@@ -106,10 +106,10 @@ def _scaled(value: float, base: float, units: Sequence[str]) -> str:
   return f'{_digits(value)} {units[power]}'
 
 
-def _digits(value: float) -> str:
+def _digits(value: float | int) -> str:
   """Three significant digits, without an exponent or trailing zeros."""
   if not math.isfinite(value):
-    return '–'
+    return '-'
   if abs(value) >= 100:
     return f'{value:.0f}'
   return f'{value:.3g}'
@@ -160,7 +160,7 @@ def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> _Cells:
 def _comparison_row(
   runs: Sequence[Mapping[str, Any]], domains: Sequence[str]
 ) -> list[str]:
-  def mean(key: str, per: str | None = None, unit: float = 1.0) -> str:
+  def mean(key: str, per: str | None = None, unit: float | int = 1) -> str:
     values = [_number(r[key]) / (r[per] if per else 1) / unit for r in runs]
     return _digits(float(np.mean(values)))
 
@@ -175,19 +175,19 @@ def _comparison_row(
   ]
 
 
-def _domains(summary: Mapping[str, Any]) -> Mapping[str, float | None]:
+def _domains(summary: Mapping[str, Any]) -> Mapping[str, float | int | None]:
   return summary['accuracy_by_domain']
 
 
-def _number(value: float | None) -> float:
+def _number(value: float | int | None) -> float:
   """JSON has no NaN; it was written as null."""
   return math.nan if value is None else float(value)
 
 
-def _percent(fractions: Sequence[float | None], *, spread: bool) -> str:
+def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
   values = 100 * np.array([_number(f) for f in fractions])
   if not np.all(np.isfinite(values)):
-    return '–'
+    return '-'
   text = f'{values.mean():.1f}'
   # Sample deviation: the seeds are a sample of all seeds.
   if spread and len(values) > 1:
@@ -210,7 +210,9 @@ def _rich(
 
 
 def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-  widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+  widths = [
+    max(map(len, column)) for column in zip(header, *cells, strict=True)
+  ]
   rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
   lines = []
   for row in (header, rule, *cells):

@@ -1,0 +1,155 @@
+"""From an experiment's names to objects; the one place where that happens."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from fedjax_tune import config, foundation, validate
+from fedjax_tune.data import corpus, fetch, partition
+from fedjax_tune.engine.plan import Planner
+from fedjax_tune.methods import BUILDERS
+from fedjax_tune.models import linear, pretrained, vit
+from fedjax_tune.typing import Axes, Tree
+
+# Channel means and standard deviations, in [0, 1].
+NORMALIZATIONS = {
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'clip': ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+  'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """All that a run is made of.
+
+  Attributes:
+    experiment: Its configuration.
+    foundation: The model, split.
+    method: The method.
+    theta: What the method trains, at the start.
+    axes: Axes of `theta`.
+    train: Training data.
+    test: Test data.
+    partition: Whose examples are whose.
+    budgets: Blocks that each client can hold.
+    planner: Plans the rounds.
+  """
+
+  experiment: config.Experiment
+  foundation: foundation.Foundation
+  method: Any
+  theta: Tree
+  axes: Axes
+  train: corpus.Corpus
+  test: corpus.Corpus
+  partition: partition.Partition
+  budgets: tuple[int, ...]
+  planner: Planner
+
+
+def build(experiment: config.Experiment) -> Setup:
+  """Checks an experiment and builds everything that it names.
+
+  Raises:
+    ValueError: Something in the experiment is wrong; the message names the
+      field, its value and the rule.
+    FileNotFoundError: Data or weights are not where they should be.
+  """
+  validate.validate(experiment, BUILDERS)
+  weights = pretrained.load_pretrained(
+    experiment.model.weights,
+    data_dir(experiment.data),
+    experiment.data.image_size,
+  )
+  train, test = corpus.load(experiment.data)
+  parts = partition.partition(experiment.clients, train)
+  budgets = partition.expand_budgets(
+    experiment.clients.budgets, parts, weights.config.depth
+  )
+  budgets = tuple(int(b) for b in budgets)
+  method = BUILDERS[experiment.method](
+    experiment, weights.config.depth, budgets
+  )
+  model = build_foundation(experiment, weights, len(train.class_names))
+  theta, axes = method.init(model.theta, model.axes)
+  planner = Planner(experiment, method, train, parts.indices, parts.domains)
+  return Setup(
+    experiment,
+    model,
+    method,
+    theta,
+    axes,
+    train,
+    test,
+    parts,
+    budgets,
+    planner,
+  )
+
+
+def data_dir(cfg: config.Data) -> str:
+  """Returns where data and weights lie."""
+  return cfg.data_dir or str(fetch.default_data_dir())
+
+
+def build_foundation(
+  experiment: config.Experiment,
+  weights: pretrained.Pretrained,
+  num_classes: int,
+) -> foundation.Foundation:
+  """Builds the ViT with its adapters around pretrained weights."""
+  cfg = dataclasses.replace(weights.config, num_classes=num_classes)
+  if experiment.data.normalization:
+    mean, std = NORMALIZATIONS[experiment.data.normalization]
+    cfg = dataclasses.replace(cfg, mean=mean, std=std)
+  model = vit.ViT(
+    cfg,
+    adapters(experiment.lora),
+    remat=experiment.model.remat,
+    rngs=nnx.Rngs(experiment.seed),
+  )
+  split = foundation.split(model, cfg.depth)
+  dtype = experiment.model.dtype
+  frozen = jax.tree.map(
+    lambda old, new: jax.device_put(np.asarray(new, dtype)),
+    split.base,
+    _as_base(weights.params, split.base),
+  )
+  return dataclasses.replace(split, base=frozen)
+
+
+def adapters(cfg: config.Lora) -> dict[str, linear.Adapter]:
+  """Returns the LoRA of each adapted linear map."""
+  targets = [*cfg.targets, *(['embed.patch'] if cfg.patch_embed else [])]
+  lora = linear.Adapter(cfg.rank, cfg.alpha / cfg.rank, cfg.dropout)
+  return dict.fromkeys(targets, lora)
+
+
+def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
+  """Builds the clients' optimizer for learning rate 1.
+
+  Clipping comes first and weight decay enters the gradient of SGD, as in
+  torch; adamw decouples it.
+  """
+  clip = optax.clip_by_global_norm(cfg.clip_norm)
+  parts = [clip] if cfg.clip_norm else []
+  if cfg.optimizer == 'adamw':
+    parts.append(optax.adamw(1.0, weight_decay=cfg.weight_decay))
+  else:
+    decay = optax.add_decayed_weights(cfg.weight_decay)
+    parts += [decay] if cfg.weight_decay else []
+    sgd = optax.sgd(1.0, momentum=cfg.momentum or None)
+    parts.append(optax.adam(1.0) if cfg.optimizer == 'adam' else sgd)
+  return optax.chain(*parts)
+
+
+def _as_base(params: Tree, base: Tree) -> Tree:
+  """Keeps the loaded parameters that the model has, in its structure."""
+  if not isinstance(base, dict):
+    return params
+  return {name: _as_base(params[name], base[name]) for name in base}

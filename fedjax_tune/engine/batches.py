@@ -1,0 +1,54 @@
+"""Which examples a client trains on, step by step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_tune import config
+
+
+def local_steps(cfg: config.Local, sizes: Sequence[int]) -> np.ndarray:
+  """Returns each client's number of local steps, int [clients].
+
+  With `steps` everyone takes that many. With `epochs`, a client takes one
+  step per batch of its data; `equal_steps` stops everybody in each epoch
+  after m + 1 batches, m the least number of batches of any client (FedRA's
+  main.py and client.py: `if i > mmm: break`).
+  """
+  if cfg.steps:
+    return np.full(len(sizes), cfg.steps)
+  batches = -(-np.asarray(sizes) // cfg.batch_size)
+  if cfg.equal_steps:
+    batches = np.minimum(batches, batches.min() + 1)
+  return batches * cfg.epochs
+
+
+def draw_batches(
+  cfg: config.Local, size: int, steps: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws a client's batches as positions in its data.
+
+  Args:
+    cfg: With `steps`, shuffled passes over the data follow one another
+      without gaps; with `epochs` each pass ends with its last, partial batch.
+    size: Number of the client's examples.
+    steps: Number of its local steps.
+    rng: The client's generator of this round.
+
+  Returns:
+    Positions int [steps, B] and validity bool [steps, B].
+  """
+  batch = cfg.batch_size
+  if cfg.steps:
+    passes = -(-steps * batch // size)
+    order = np.concatenate([rng.permutation(size) for _ in range(passes)])
+    rows = order[: steps * batch].reshape(steps, batch)
+    return rows, np.ones_like(rows, bool)
+  per_pass = steps // cfg.epochs
+  rows = np.zeros((cfg.epochs, per_pass * batch), int)
+  valid = np.zeros(rows.shape, bool)
+  taken = min(size, per_pass * batch)
+  for epoch in range(cfg.epochs):
+    rows[epoch, :taken] = rng.permutation(size)[:taken]
+    valid[epoch, :taken] = True
+  return rows.reshape(steps, batch), valid.reshape(steps, batch)

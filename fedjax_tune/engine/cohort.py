@@ -1,0 +1,48 @@
+"""Who takes part in a round."""
+
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.randomness import host_rng
+
+def sample_cohort(
+  cfg: config.Clients,
+  domains: np.ndarray,
+  eligible: np.ndarray,
+  seed: int,
+  rnd: int,
+) -> list[int]:
+  """Samples the clients of a round, sorted.
+
+  Args:
+    cfg: `cohort` is 'uniform' (`cohort_size` clients without replacement) or
+      'one_per_domain' (one client of each domain, as FedRA's authors do).
+    domains: Domain of each client, int [clients].
+    eligible: Which clients may be drawn, bool [clients].
+    seed: Seed of the run.
+    rnd: The round.
+  """
+  rng = host_rng('cohort', seed, rnd)
+  candidates = np.flatnonzero(eligible)
+  if cfg.cohort == 'uniform':
+    size = min(cfg.cohort_size, len(candidates))
+    chosen = rng.choice(candidates, size, replace=False)
+  else:
+    groups = [candidates[domains[candidates] == d] for d in np.unique(domains)]
+    chosen = [rng.choice(group) for group in groups if len(group)]
+  return sorted(int(k) for k in chosen)
+
+
+def expected_share(
+  cfg: config.Clients, domains: np.ndarray, eligible: np.ndarray
+) -> np.ndarray:
+  """Returns how often each client takes part, a probability [clients]."""
+  share = np.zeros(len(domains))
+  candidates = np.flatnonzero(eligible)
+  if cfg.cohort == 'uniform':
+    share[candidates] = min(1, cfg.cohort_size / len(candidates))
+    return share
+  for d in np.unique(domains[candidates]):
+    members = candidates[domains[candidates] == d]
+    share[members] = 1 / len(members)
+  return share

@@ -1,0 +1,90 @@
+"""What a client of each class holds, moves and computes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import selection
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.flops import count_flops
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.typing import Axes, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Cost of one client of one signature.
+
+  Attributes:
+    base_params: Frozen parameters on the device.
+    theta_params: Trainable parameters, which it receives and sends.
+    theta_bytes: Their bytes, one way.
+    flops: Floating-point operations of one local step.
+  """
+
+  base_params: int
+  base_bytes: int
+  theta_params: int
+  theta_bytes: int
+  flops: int
+
+
+def client_cost(
+  foundation: Foundation,
+  method: Any,
+  theta: Tree,
+  axes: Axes,
+  sig: Signature,
+  batch: Batch,
+) -> Cost:
+  """Derives a client's cost from the shapes of its selection.
+
+  Args:
+    foundation: The model.
+    method: For its loss.
+    theta: Server parameters; only shapes are read.
+    axes: Their axes.
+    sig: How much the client holds.
+    batch: Shapes of one local batch.
+  """
+  alloc = allocation_shapes(sig)
+  hold = lambda tree, names: jax.eval_shape(
+    lambda t, a: selection.select(t, names, a), tree, alloc
+  )
+  local = hold(theta, axes)
+  held = hold(foundation.base, foundation.base_axes)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+
+  def gradient(local, base, alloc, batch, key):
+    def objective(local):
+      model = foundation.merge(base, local)
+      loss, _ = method.loss(sig, model, alloc, batch, key, jnp.int32(0))
+      return loss
+
+    return jax.grad(objective)(local)
+
+  flops = count_flops(gradient, local, foundation.base, alloc, batch, key)
+  return Cost(_count(held), _bytes(held), _count(local), _bytes(local), flops)
+
+
+def allocation_shapes(
+  sig: Signature, clients: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of an allocation, of one client or of a slab."""
+  lead = () if clients is None else (clients,)
+  return {
+    axis: jax.ShapeDtypeStruct((*lead, n), np.int32) for axis, n in sig.amounts
+  }
+
+
+def _count(tree: Tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Tree) -> int:
+  leaves = jax.tree.leaves(tree)
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -1,0 +1,116 @@
+"""The server: any optax optimizer on the mean delta."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_tune import config
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Tree
+
+
+class ServerState(NamedTuple):
+  """All that changes from round to round.
+
+  Attributes:
+    theta: The shared trainable parameters.
+    opt_state: State of the server optimizer.
+    memory: What the method remembers besides.
+  """
+
+  theta: Tree
+  opt_state: optax.OptState
+  memory: Tree
+
+
+def optimizer(cfg: config.Server) -> optax.GradientTransformation:
+  """Builds the server optimizer (Reddi et al., arXiv 2003.00295).
+
+  It is fed the negative mean delta, as if that were a gradient; fedavg with
+  lr 1 is then the plain mean. The adaptive ones have no bias correction, as
+  in the paper's algorithm 2; fedavgm is momentum on the server
+  (arXiv 1909.06335).
+
+  Raises:
+    ValueError: The name is unknown.
+  """
+  builders: dict[str, Callable[[], optax.GradientTransformation]] = {
+    'fedavg': lambda: optax.sgd(cfg.lr),
+    'fedavgm': lambda: optax.sgd(cfg.lr, momentum=cfg.momentum),
+    'fedadam': lambda: _adaptive(cfg, lambda v, d2: _mix(cfg.beta2, v, d2)),
+    'fedyogi': lambda: _adaptive(
+      cfg, lambda v, d2: v - (1 - cfg.beta2) * d2 * jnp.sign(v - d2)
+    ),
+    'fedadagrad': lambda: _adaptive(cfg, jnp.add),
+  }
+  if cfg.optimizer not in builders:
+    raise ValueError(
+      f'server.optimizer={cfg.optimizer!r} must be one of {sorted(builders)}.'
+    )
+  return builders[cfg.optimizer]()
+
+
+class AdaptiveState(NamedTuple):
+  """First and second moment of the adaptive server optimizers."""
+
+  mu: Tree
+  nu: Tree
+
+
+def _mix(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
+  return decay * old + (1 - decay) * new
+
+
+def _adaptive(
+  cfg: config.Server, second: Callable[[jax.Array, jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+  """Algorithm 2 of arXiv 2003.00295: x += lr * m / (sqrt(v) + tau)."""
+
+  def init(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = jax.tree.map(lambda p: jnp.full_like(p, cfg.eps**2), params)
+    return AdaptiveState(zeros, start)
+
+  def update(grads, state, params=None):
+    del params
+    mu = jax.tree.map(lambda m, g: _mix(cfg.momentum, m, g), state.mu, grads)
+    nu = jax.tree.map(lambda v, g: second(v, g**2), state.nu, grads)
+    move = lambda m, v: -cfg.lr * m / (jnp.sqrt(v) + cfg.eps)
+    return jax.tree.map(move, mu, nu), AdaptiveState(mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def build_server_step(
+  method: Any, opt: optax.GradientTransformation
+) -> Callable[[ServerState, Mapping[Any, GroupSum]], ServerState]:
+  """Builds step(state, totals) -> state.
+
+  Guarantees:
+    - Where nobody held a coordinate, neither it nor its optimizer state moves.
+  """
+
+  def step(state, totals):
+    update, memory = method.merge(totals, state.memory)
+    grads = jax.tree.map(jnp.negative, update.delta)
+    moves, opt_state = opt.update(grads, state.opt_state, state.theta)
+    theta = optax.apply_updates(state.theta, moves)
+    # The same rule for what the optimizer remembers of each parameter; its
+    # other state (step counts) always moves.
+    state_covered = optax.tree.map_params(
+      opt,
+      lambda _, covered: covered,
+      opt_state,
+      update.covered,
+      transform_non_params=lambda _: True,
+    )
+    theta = jax.tree.map(jnp.where, update.covered, theta, state.theta)
+    opt_state = jax.tree.map(
+      jnp.where, state_covered, opt_state, state.opt_state
+    )
+    return ServerState(theta, opt_state, memory)
+
+  return step

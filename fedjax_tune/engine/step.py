@@ -1,0 +1,157 @@
+"""One slab of clients on the device: train, weigh, sum.
+
+`build_slab_step` returns a pure function of arrays; `Programs` compiles it
+once per signature, ahead of time and side by side.
+"""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_tune import selection
+from fedjax_tune.engine.client import Batch, client_update
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.foundation import merge
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Axes, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """How the clients of a slab share the device.
+
+  Attributes:
+    chunk: Clients under one `vmap`; chunks run one after another. 1 is a
+      plain `map`, the slab's width a plain `vmap`.
+  """
+
+  chunk: int
+
+  @classmethod
+  def choose(cls, mode: str, chunk: int, width: int) -> 'Schedule':
+    """Resolves `engine.mode` for slabs of one width.
+
+    'auto' maps on a CPU, where a vmap over clients was slower in every trial
+    (`launch/bench.py`), and vmaps on an accelerator.
+    """
+    if mode == 'auto':
+      mode = 'map' if jax.default_backend() == 'cpu' else 'vmap'
+    wanted = {'map': 1, 'chunk': chunk, 'vmap': width}[mode]
+    return cls(max(c for c in range(1, wanted + 1) if width % c == 0))
+
+
+SlabStep = Callable[..., tuple[GroupSum, dict[str, jax.Array]]]
+
+
+def build_slab_step(
+  graph: Any,
+  method: Any,
+  optimizer: optax.GradientTransformation,
+  axes: Axes,
+  *,
+  prox: float = 0.0,
+) -> SlabStep:
+  """Builds the program of a slab.
+
+  Returns:
+    step(sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd)
+    -> (GroupSum, metrics). `sig` and `schedule` are static; `alloc` leaves
+    are [C, n], `weight` and `ids` [C], `batches` leaves [C, S, B, ...], `key`
+    the round's key, `lr` and `rnd` scalars. Metrics are sums [C].
+
+  Guarantees:
+    - A client of weight 0 adds nothing, and under `map` costs nothing.
+    - The order of clients, the padding, and the schedule change nothing but
+      rounding.
+  """
+
+  def train(sig, base, theta, key, lr, rnd, alloc, client, batches):
+    def objective(local, batch, step_key):
+      model = merge(graph, base, local)
+      return method.loss(sig, model, alloc, batch, step_key, rnd)
+
+    start = selection.select(theta, axes, alloc)
+    client_key = jax.random.fold_in(key, client)
+    return client_update(
+      objective, optimizer, start, batches, client_key, lr, prox
+    )
+
+  def step(
+    sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd
+  ):
+    def run(chunk):
+      alloc, weight, ids, batches = chunk
+      one = lambda *args: train(sig, base, theta, key, lr, rnd, *args)
+      if schedule.chunk == 1:
+        single = jax.tree.map(lambda x: x[0], (alloc, ids, batches))
+        delta, metrics = jax.tree.map(lambda x: x[None], one(*single))
+      else:
+        delta, metrics = jax.vmap(one)(alloc, ids, batches)
+      real = weight > 0
+      metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
+      total = selection.group_sum(theta, axes, alloc, delta, weight)
+      return total, metrics
+
+    slab = (alloc, weight, ids, batches)
+    if schedule.chunk == weight.shape[0]:
+      return run(slab)
+    return _sum_over_chunks(run, slab, schedule.chunk)
+
+  return step
+
+
+def _sum_over_chunks(run, slab, size):
+  """Runs chunks one after another and adds up what they sum."""
+  chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), slab)
+  shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], chunks))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def body(total, chunk):
+    real = jnp.any(chunk[1] > 0)
+    part, metrics = jax.lax.cond(real, run, lambda _: zeros, chunk)
+    return jax.tree.map(jnp.add, total, part), metrics
+
+  total, metrics = jax.lax.scan(body, zeros[0], chunks)
+  return total, jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
+
+
+class Programs:
+  """The compiled slab programs of a run, one per signature.
+
+  Attributes:
+    compiled: The programs by signature; its length is the compile count.
+  """
+
+  def __init__(self, step: SlabStep) -> None:
+    self._jitted = jax.jit(step, static_argnums=(0, 1))
+    self.compiled: dict[Signature, Any] = {}
+
+  def compile(
+    self,
+    signatures: Mapping[Signature, Schedule],
+    arguments: Callable[[Signature], tuple[Any, ...]],
+  ) -> None:
+    """Compiles every signature side by side.
+
+    Args:
+      signatures: Schedule of each.
+      arguments: Gives a signature's arguments (arrays or ShapeDtypeStructs)
+        after the static ones.
+    """
+
+    def build(item):
+      sig, schedule = item
+      lowered = self._jitted.lower(sig, schedule, *arguments(sig))
+      return sig, lowered.compile()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      self.compiled.update(pool.map(build, signatures.items()))
+
+  def __call__(self, sig: Signature, *args: Any) -> Any:
+    """Runs the program of a signature."""
+    return self.compiled[sig](*args)

@@ -1,0 +1,16 @@
+"""Several classifiers on one model: `head` leaves with a leading axis."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def scores(
+  model: Any, tokens_ExBxD: Float[Array, 'E B D']
+) -> Float[Array, 'E B K']:
+  """Applies classifier e of `model.head` (kernel [E, D, K]) to tokens e."""
+  kernel_ExDxK, bias_ExK = model.head.kernel[...], model.head.bias[...]
+  tokens_ExBxD = tokens_ExBxD.astype(jnp.float32)
+  logits_ExBxK = jnp.einsum('ebd,edk->ebk', tokens_ExBxD, kernel_ExDxK)
+  return logits_ExBxK + bias_ExK[:, None]

@@ -1,0 +1,139 @@
+"""The look of every plot: style, colours, and labels where lines end.
+
+Figures are made without pyplot, so no global state and no display is needed.
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
+colour-blind readers tell apart.
+"""
+
+from collections.abc import Iterator, Sequence
+import itertools
+import math
+from typing import Any, NamedTuple
+
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker, transforms
+import numpy as np
+from scipy import optimize
+
+COLORS = (
+  '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A5C3E',
+  '#8C8C8C',
+)  # fmt: skip
+_DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
+INK, FAINT, ALARM = '#222222', '#DDDDDD', '#D55E00'
+# 8.4 inches fill a README's column at about 100 dots an inch; 2x is sharp.
+_WIDTH, _DPI = 8.4, 200
+STYLE: Any = {
+  'font.size': 9.5,
+  'axes.titlesize': 10.5,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#888888',
+  'axes.labelcolor': INK,
+  'axes.axisbelow': True,
+  'axes.grid': True,
+  'axes.grid.axis': 'y',
+  'grid.color': FAINT,
+  'grid.linewidth': 0.7,
+  'xtick.color': INK,
+  'ytick.color': INK,
+  'xtick.major.size': 3,
+  'ytick.major.size': 0,
+  'lines.linewidth': 1.5,
+  'lines.solid_capstyle': 'round',
+  'figure.facecolor': 'white',
+  'savefig.dpi': _DPI,
+}
+
+
+class EndLabel(NamedTuple):
+  """A line's name, and the point where the line ends."""
+
+  x: float
+  y: float
+  text: str
+  color: str
+
+
+def new_figure(height: float) -> mpl_figure.Figure:
+  """An empty figure as wide as a README, `height` inches high."""
+  return mpl_figure.Figure(figsize=(_WIDTH, height), layout='constrained')
+
+
+def line_styles() -> Iterator[tuple[str, Any]]:
+  """Colour and dashes of one line after the other.
+
+  Colours first; dashes tell more lines than there are colours apart.
+  """
+  return itertools.cycle((c, dash) for dash in _DASHES for c in COLORS)
+
+
+def finish(
+  ax: mpl_axes.Axes,
+  title: str,
+  end: float | int,
+  labels: Sequence[EndLabel] = (),
+) -> None:
+  """Sets title and ticks, and names each line where it ends.
+
+  Args:
+    ax: Axes on which the lines are drawn.
+    title: Stands above.
+    end: Rounds in all; the x axis runs from 0 to here.
+    labels: One for each line.
+  """
+  ax.set(title=title, xlim=(0, end))
+  locator = ticker.MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])
+  ax.xaxis.set_major_locator(locator)
+  labels = [label for label in labels if math.isfinite(label.y)]
+  if not labels:
+    return
+  low, high = ax.get_ylim()
+  ax.set_ylim(low, high)
+  figure = ax.get_figure(root=True)
+  assert figure is not None
+  height = 0.8 * 72 * figure.get_figheight()  # Of the axes, in points, about.
+  gap = min(12.0, height / len(labels)) * (high - low) / height
+  places = spread_labels([label.y for label in labels], gap, low, high)
+  beside = transforms.offset_copy(
+    ax.transData, fig=figure, x=7, y=0, units='points'
+  )
+  for label, place in zip(labels, places, strict=True):
+    # The dot also shows a line of one point.
+    ax.plot(label.x, label.y, 'o', ms=3.5, color=label.color, clip_on=False)
+    ax.text(
+      end, place, label.text, transform=beside, color=label.color,
+      va='center', fontsize=9,
+      fontweight='bold' if label.color == INK else 'normal',
+    )  # fmt: skip
+
+
+def spread_labels(
+  wanted: Sequence[float], gap: float, low: float, high: float
+) -> np.ndarray:
+  """Moves labels apart as little as possible (least squares).
+
+  With the ideal places sorted, p_i - i * gap must not decrease: an isotonic
+  regression.
+
+  Args:
+    wanted: Where each label would like to be.
+    gap: Least distance of two labels.
+    low: No label goes below this,
+    high: nor above this, as long as there is room for all.
+
+  Returns:
+    A place for each label, in the order of `wanted`.
+  """
+  ideal = np.asarray(wanted, dtype=float)
+  order = np.argsort(ideal, kind='stable')
+  steps = gap * np.arange(len(ideal))
+  places = optimize.isotonic_regression(ideal[order] - steps).x
+  # Clipping an isotonic fit is the fit under those bounds.
+  places = np.clip(places, low, max(low, high - gap * (len(ideal) - 1)))
+  spread = np.empty_like(ideal)
+  spread[order] = places + steps
+  return spread

@@ -1,0 +1,258 @@
+"""A run, from an experiment to its results on disk."""
+
+import collections
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_tune import build as building
+from fedjax_tune import checkpoint, config
+from fedjax_tune.engine import server
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.cost import Cost, client_cost
+from fedjax_tune.engine.evaluate import build_evaluate
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.plan import RoundPlan, prefetch
+from fedjax_tune.engine.round import Engine
+from fedjax_tune.report import metrics as reporting
+from fedjax_tune.report import plots, tables
+from fedjax_tune.report.progress import RoundProgress
+
+
+def train(
+  experiment: config.Experiment, workdir: str, *, resume: bool = False
+) -> dict[str, Any]:
+  """Runs an experiment and writes everything about it to `workdir`.
+
+  Args:
+    experiment: What to run.
+    workdir: A new folder, or with `resume` that of the same experiment.
+    resume: Continue from the newest checkpoint, bit for bit.
+
+  Returns:
+    What `summary.json` holds.
+
+  Raises:
+    ValueError: Something in the experiment is wrong, or `workdir` holds
+      another one.
+    FileNotFoundError: Data or weights are not where they should be.
+  """
+  setup = building.build(experiment)
+  fields = dataclasses.asdict(experiment)
+  checkpoint.experiment_guard(workdir, fields, resume)
+  run = Run(setup)
+  write_setup(run, workdir)
+  key = jax.random.key(experiment.seed)
+  with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
+    state, meter, start = run.start(saved)
+    rounds = range(start, experiment.rounds)
+    label = f'{experiment.method} seed {experiment.seed}'
+    with (
+      reporting.MetricsWriter(workdir, start) as writer,
+      RoundProgress(experiment.rounds, start, label) as progress,
+    ):
+      for plan in prefetch(setup.planner.plan, rounds):
+        begin = time.perf_counter()
+        lr = experiment.local.lr * experiment.local.decay**plan.rnd
+        state, sums = run.engine.round(state, plan, key, lr)
+        sums = jax.device_get(sums)
+        seconds = time.perf_counter() - begin
+        meter = run.charge(meter, plan)
+        record = round_record(plan, sums, meter, seconds)
+        record |= run.evaluate(state, plan.rnd)
+        writer.write(plan.rnd, record)
+        saved.save(
+          plan.rnd + 1,
+          {'state': state, 'meter': meter},
+          force=plan.rnd + 1 == experiment.rounds,
+        )
+        progress.advance(
+          loss=record['train/loss'],
+          client_steps_per_s=record['time/client_steps_per_s'],
+          accuracy=record.get('eval/accuracy'),
+        )
+  plots.plot_run(workdir, setup.test.domain_names)
+  summary = summarize(run, workdir)
+  reporting.write_json(pathlib.Path(workdir) / 'summary.json', summary)
+  return summary
+
+
+class Run:
+  """A setup with its engine, its costs and its evaluation."""
+
+  def __init__(self, setup: building.Setup) -> None:
+    e = setup.experiment
+    self.setup = setup
+    self.engine = Engine(
+      setup.foundation,
+      setup.method,
+      setup.theta,
+      setup.axes,
+      building.local_optimizer(e.local),
+      server.optimizer(e.server),
+      prox=e.local.prox,
+    )
+    self.widths = setup.planner.widths()
+    self.engine.compile(
+      self.widths, self.batch_shapes(), e.engine.mode, e.engine.chunk
+    )
+    step = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batch_shapes()
+    )
+    self.costs: dict[Signature, Cost] = {
+      sig: client_cost(
+        setup.foundation, setup.method, setup.theta, setup.axes, sig, step
+      )
+      for sig in self.widths
+    }
+    self._evaluate = build_evaluate(
+      setup.foundation.graph, setup.method, setup.axes, setup.test
+    )
+
+  def batch_shapes(self) -> Batch:
+    """Returns the shapes of one client's batches [S, B, ...]."""
+    cfg, size = self.setup.experiment.local, self.setup.experiment.data
+    lead = (int(self.setup.planner.steps.max()), cfg.batch_size)
+    shape = (*lead, size.image_size, size.image_size, 3)
+    return Batch(
+      jax.ShapeDtypeStruct(shape, np.uint8),
+      jax.ShapeDtypeStruct(lead, np.int32),
+      jax.ShapeDtypeStruct(lead, np.bool_),
+    )
+
+  def start(
+    self, saved: checkpoint.Checkpoints
+  ) -> tuple[server.ServerState, dict[str, np.ndarray], int]:
+    """Returns state, meter and first round, from a checkpoint if there is."""
+    meter = {name: np.int64(0) for name in ('uplink', 'downlink', 'flops')}
+    fresh = {'state': self.engine.init(), 'meter': meter}
+    done = saved.latest_round()
+    if done is None:
+      return fresh['state'], meter, 0
+    kept = saved.restore(fresh)
+    return kept['state'], kept['meter'], done
+
+  def charge(self, meter: dict[str, Any], plan: RoundPlan) -> dict[str, Any]:
+    """Adds what a round's clients moved and computed to the running sums."""
+    moved = flops = 0
+    for client in plan.cohort:
+      cost = self.costs[self.setup.method.signature(client)]
+      moved += cost.theta_bytes
+      flops += cost.flops * int(self.setup.planner.steps[client])
+    added = {'uplink': moved, 'downlink': moved, 'flops': flops}
+    return {name: np.int64(meter[name] + n) for name, n in added.items()}
+
+  def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
+    """Evaluates every model of the method, on rounds that ask for it."""
+    e = self.setup.experiment
+    if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
+      return {}
+    results = self._evaluate(self.setup.foundation.base, state.theta)
+    record = {}
+    for i, (name, by_domain) in enumerate(results.items()):
+      prefix = 'eval' if i == 0 else f'eval/{name}'
+      record[f'{prefix}/accuracy'] = float(np.nanmean(by_domain))
+      if i == 0:
+        names = self.setup.test.domain_names
+        for domain, value in zip(names, by_domain, strict=True):
+          record[f'eval/accuracy/{domain}'] = float(value)
+    return record
+
+  def class_costs(self) -> list[tables.ClassCost]:
+    """Returns what a client of each class costs, largest first."""
+    signatures = [
+      self.setup.method.signature(k)
+      for k in np.flatnonzero(self.setup.method.eligible())
+    ]
+    clients = collections.Counter(signatures)
+    ranked = sorted(self.costs.items(), key=lambda item: -item[1].flops)
+    return [self._class_cost(sig, c, clients[sig]) for sig, c in ranked]
+
+  def _class_cost(self, sig, cost, clients) -> tables.ClassCost:
+    memory = self.engine.programs.compiled[sig].memory_analysis()
+    held = cost.base_params + cost.theta_params
+    return tables.ClassCost(
+      name=f'{sig["layer"]} layers',
+      clients=clients,
+      layers=sig['layer'],
+      params_held=held,
+      params_trainable=cost.theta_params,
+      trainable_percent=100 * cost.theta_params / held,
+      uplink_bytes=cost.theta_bytes,
+      downlink_bytes=cost.theta_bytes,
+      flops_per_step=cost.flops,
+      peak_memory_bytes=cost.base_bytes + memory.temp_size_in_bytes,
+    )
+
+
+def round_record(
+  plan: RoundPlan,
+  sums: dict[str, np.ndarray],
+  meter: dict[str, Any],
+  seconds: float,
+) -> dict[str, Any]:
+  """Returns what is written about a round."""
+  count = max(float(sums['count']), 1.0)
+  return {
+    'train/loss': float(sums['loss']) / count,
+    'train/accuracy': float(sums['correct']) / count,
+    'time/round_s': seconds,
+    'time/client_steps_per_s': plan.client_steps / seconds,
+    'cost/uplink_bytes': int(meter['uplink']),
+    'cost/downlink_bytes': int(meter['downlink']),
+    'cost/train_flops': int(meter['flops']),
+    'coverage/layers': plan.owners,
+  }
+
+
+def write_setup(run: Run, workdir: str) -> None:
+  """Writes what is known before the first round: costs and partition."""
+  setup, folder = run.setup, pathlib.Path(workdir)
+  rows = run.class_costs()
+  (folder / 'costs.md').write_text(tables.cost_markdown(rows))
+  costs = [dataclasses.asdict(row) for row in rows]
+  reporting.write_json(folder / 'costs.json', costs)
+  histogram = setup.partition.histogram(setup.train)
+  names = [str(k) for k in range(len(setup.budgets))]
+  plots.plot_partition(
+    histogram, names, setup.train.class_names, folder / 'partition.png'
+  )
+  reporting.write_json(
+    folder / 'partition.json',
+    {'indices': setup.partition.indices, 'budgets': setup.budgets},
+  )
+
+
+def summarize(run: Run, workdir: str) -> dict[str, Any]:
+  """Sums a finished run up from what it wrote."""
+  rows = reporting.read_metrics(workdir)
+  last, e = rows[-1], run.setup.experiment
+  prefix = 'eval/accuracy/'
+  others = {
+    name.removeprefix('eval/').removesuffix('/accuracy'): value
+    for name, value in last.items()
+    if name.startswith('eval/') and name.endswith('/accuracy')
+  }
+  rates = [row['time/client_steps_per_s'] for row in rows]
+  return {
+    'method': e.method,
+    'seed': e.seed,
+    'rounds': e.rounds,
+    'accuracy': last['eval/accuracy'],
+    'accuracy_by_domain': {
+      name.removeprefix(prefix): value
+      for name, value in last.items()
+      if name.startswith(prefix)
+    },
+    'other_accuracies': others,
+    'train_loss': last['train/loss'],
+    'client_steps_per_s': float(np.median(rates)),
+    'compiles': len(run.engine.programs.compiled),
+    'uplink_bytes': last['cost/uplink_bytes'],
+    'downlink_bytes': last['cost/downlink_bytes'],
+    'train_flops': last['cost/train_flops'],
+  }

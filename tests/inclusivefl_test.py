@@ -1,0 +1,307 @@
+"""InclusiveFL: which rows a size holds, and how the server merges them."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_tune import config, foundation, selection
+from fedjax_tune.engine import client as client_lib
+from fedjax_tune.methods import base, inclusivefl
+from fedjax_tune.models import linear, vit
+
+_BUDGETS = (4, 3, 2, 3)
+_BETA = 0.2
+
+
+def _method(budgets=_BUDGETS, depth=4, beta=_BETA):
+  return inclusivefl.InclusiveFL(depth, budgets, seed=0, beta=beta)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  """A ViT of 4 blocks whose adapters are not zero."""
+  cfg = vit.ViTConfig(
+    depth=4, embed=16, heads=2, ffn=32, patch=8, image_size=16, num_classes=3
+  )
+  lora = linear.Adapter(rank=2, scale=1.0, dropout=0.0)
+  adapters = dict.fromkeys(('attn.proj', 'mlp.fc2', 'embed.patch'), lora)
+  found = foundation.split(vit.ViT(cfg, adapters, rngs=nnx.Rngs(0)), depth=4)
+  theta, base_params = (
+    _noise(tree, seed) for seed, tree in enumerate((found.theta, found.base))
+  )
+  return dataclasses.replace(found, theta=theta, base=base_params)
+
+
+def _noise(tree, seed):
+  leaves, treedef = jax.tree.flatten(tree)
+  rng = np.random.default_rng(seed)
+  noisy = [
+    x + 0.2 * rng.normal(size=x.shape).astype(np.float32) for x in leaves
+  ]
+  return jax.tree.unflatten(treedef, noisy)
+
+
+def _batch(valid=(True, True, True, False)):
+  rng = np.random.default_rng(7)
+  image = rng.normal(size=(len(valid), 16, 16, 3)).astype(np.float32)
+  label = jnp.arange(len(valid)) % 3
+  return client_lib.Batch(jnp.asarray(image), label, jnp.asarray(valid))
+
+
+def _row(method, client):
+  return jax.device_put(method.allocate(0, [client])[0])
+
+
+def _loss(method, found, theta, axes, client, batch):
+  sig, rnd = method.signature(client), jnp.int32(0)
+
+  def objective(local, base_params, alloc, batch):
+    model = found.merge(base_params, local)
+    return method.loss(sig, model, alloc, batch, jax.random.key(0), rnd)
+
+  alloc = _row(method, client)
+  local = selection.select(theta, axes, alloc)
+  grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
+  return grad(local, found.base, alloc, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plain(graph, base_params, local, layers, images):
+  return foundation.merge(graph, base_params, local)(images, layers)
+
+
+def _logits(found, theta, axes, depth, images):
+  """Logits of the plain model's first blocks."""
+  layers = jnp.arange(depth)
+  local = selection.select(theta, axes, {'layer': layers})
+  return _plain(found.graph, found.base, local, layers, images)
+
+
+def test_slots_by_hand():
+  method = _method()
+  np.testing.assert_array_equal(method.slots(2), [0, 4])
+  np.testing.assert_array_equal(method.slots(3), [0, 1, 5])
+  np.testing.assert_array_equal(method.slots(4), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('budgets', [(4, 3, 2), (1, 2), (3, 3), (4, 1, 2, 3)])
+def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
+  method = _method(budgets)
+  rows = method.allocate(5, range(len(budgets)))
+  tops = {}
+  for k, row in enumerate(rows):
+    c = budgets[k]
+    np.testing.assert_array_equal(row['layer'], np.arange(c))
+    np.testing.assert_array_equal(row['slot'][:-1], np.arange(c - 1))
+    for axis, amount in method.signature(k).amounts:
+      assert len(row[axis]) == amount
+    tops.setdefault(c, set()).add((int(row['slot'][-1]), int(row['tier'][0])))
+  assert all(len(own) == 1 for own in tops.values())
+  own_slots, own_tiers = zip(*(min(own) for own in tops.values()), strict=True)
+  assert len(set(own_slots)) == len(own_slots)
+  assert sorted(own_tiers) == list(range(len(tops)))
+
+
+@pytest.mark.parametrize('client', [0, 1])
+def test_loss_is_the_plain_prefix_models(tiny, client):
+  method = _method()
+  theta, axes = method.init(tiny.theta, tiny.axes)
+  batch = _batch()
+  (loss, metrics), grads = _loss(method, tiny, theta, axes, client, batch)
+  depth = _BUDGETS[client]
+  logits = _logits(tiny, tiny.theta, tiny.axes, depth, batch.image)
+  # The last example is padding.
+  logits = np.asarray(logits, np.float64)[:3]
+  chosen = logits[np.arange(3), np.asarray(batch.label)[:3]]
+  want = np.mean(np.log(np.sum(np.exp(logits), -1)) - chosen)
+  np.testing.assert_allclose(loss, want, rtol=1e-4)
+  np.testing.assert_allclose(metrics['loss'], 3 * want, rtol=1e-4)
+  assert metrics['count'] == 3
+  assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+def _toy(method):
+  """Scalar rows: block l starts at l, the head at 0, embed is shared."""
+  theta = {
+    'blocks': {'a': jnp.arange(4.0)[:, None]},
+    'embed': {'b': jnp.zeros(1)},
+    'head': {'kernel': jnp.zeros((1, 1))},
+  }
+  axes = {
+    'blocks': {'a': ('layer', 'rank')},
+    'embed': {'b': ('rank',)},
+    'head': {'kernel': ('embed', 'class')},
+  }
+  return method.init(theta, axes)
+
+
+def _totals(method, theta, axes, deltas):
+  """Sums as the engine does, {client: (delta rows, weight)}, rest zeros."""
+  totals = {}
+  for k in range(len(method.budgets)):
+    sig = method.signature(k)
+    bucket = method.bucket(sig)
+    selected = [axis for axis, _ in sig.amounts]
+    zero = selection.zero_sum(theta, axes, selected)
+    totals[bucket] = totals.get(bucket, zero)
+    if k not in deltas:
+      continue
+    rows, weight = deltas[k]
+    alloc = jax.tree.map(lambda x: x[None], method.allocate(0, [k])[0])
+    delta = {
+      'blocks': {'a': jnp.asarray(rows, jnp.float32)[None, :, None]},
+      'embed': {'b': jnp.full((1, 1), rows[0], jnp.float32)},
+      'head': {'kernel': jnp.full((1, 1, 1, 1), rows[-1], jnp.float32)},
+    }
+    part = selection.group_sum(
+      theta, axes, alloc, delta, jnp.asarray([weight], jnp.float32)
+    )
+    totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
+  return totals
+
+
+def _merge(method, theta, axes, deltas, memory):
+  totals = _totals(method, theta, axes, deltas)
+  return jax.jit(method.merge)(totals, memory)
+
+
+def _rows(update):
+  return np.asarray(update.delta['blocks']['a'])[:, 0]
+
+
+# One client of each size; slots 0..3 are blocks, 4 and 5 tops of sizes 2, 3.
+_DELTAS = {0: ([1, 2, 3, 4], 1.0), 1: ([5, 6, 7], 1.0), 2: ([9, 10], 2.0)}
+
+
+def test_tops_and_heads_start_as_copies():
+  theta, axes = _toy(_method())
+  np.testing.assert_array_equal(theta['blocks']['a'][:, 0], [0, 1, 2, 3, 1, 2])
+  assert theta['head']['kernel'].shape == (3, 1, 1)
+  assert axes['blocks']['a'] == ('slot', 'rank')
+  assert axes['head']['kernel'] == ('tier', 'embed', 'class')
+  assert axes['embed']['b'] == ('rank',)
+
+
+def test_two_rounds_by_hand():
+  method = _method()
+  theta, axes = _toy(method)
+  memory = method.init_memory(theta)
+  first, memory = _merge(method, theta, axes, _DELTAS, memory)
+  # Block 0: (1 + 5 + 2*9) / 4; block 1: (2 + 6) / 2, the tops' owners apart.
+  shared = [6, 4, 3, 4]
+  np.testing.assert_allclose(_rows(first), [*shared, 0.8 * 10, 0.8 * 7])
+  np.testing.assert_allclose(first.delta['embed']['b'], [6])
+  # Tiers ascend with size.
+  np.testing.assert_allclose(
+    np.ravel(first.delta['head']['kernel']), [10, 7, 4]
+  )
+  # Size 2 remembers size 3's blocks 1..2, size 3 remembers size 4's 2..3.
+  np.testing.assert_allclose(memory['a'][:, 0], [6.5, 3.5])
+  second, _ = _merge(method, theta, axes, _DELTAS, memory)
+  np.testing.assert_allclose(
+    _rows(second), [*shared, 0.8 * 10 + 0.2 * 6.5, 0.8 * 7 + 0.2 * 3.5]
+  )
+
+
+def test_absent_size_keeps_its_memory_and_its_top_stays():
+  method = _method()
+  theta, axes = _toy(method)
+  _, memory = _merge(method, theta, axes, _DELTAS, method.init_memory(theta))
+  # Only size 4 comes: memory of size 3 is renewed, that of size 2 kept.
+  update, memory = _merge(method, theta, axes, {0: ([1, 1, 1, 7], 1.0)}, memory)
+  covered = np.broadcast_to(update.covered['blocks']['a'], (6, 1))[:, 0]
+  np.testing.assert_array_equal(covered, [True] * 4 + [False] * 2)
+  np.testing.assert_array_equal(
+    np.ravel(update.covered['head']['kernel']), [False, False, True]
+  )
+  np.testing.assert_allclose(memory['a'][:, 0], [6.5, 4])
+
+
+def test_merge_is_its_slow_twin():
+  method = _method(beta=0.3)
+  theta, axes = _toy(method)
+  rng = np.random.default_rng(0)
+  memory = method.init_memory(theta)
+  twin = {2: 0.0, 3: 0.0}
+  for cohort in ([0, 1, 2, 3], [1, 2], [0, 3, 2], [0, 2]):
+    deltas = {
+      k: (rng.normal(size=_BUDGETS[k]), rng.uniform(1, 3)) for k in cohort
+    }
+    update, memory = _merge(method, theta, axes, deltas, memory)
+    want, twin = _slow_merge(deltas, twin, beta=0.3)
+    np.testing.assert_allclose(_rows(update), want, rtol=1e-5, atol=1e-6)
+
+
+def _slow_merge(deltas, memory, beta):
+  """Size by size and block by block; blocks of a size are its own list."""
+  sums, weights, means = np.zeros(6), np.zeros(6), {}
+  for size in (2, 3, 4):
+    mine = [d for k, d in deltas.items() if _BUDGETS[k] == size]
+    for rows, weight in mine:
+      for block in range(size):
+        top = block == size - 1 and size < 4
+        slot = {2: 4, 3: 5}[size] if top else block
+        sums[slot] += weight * rows[block]
+        weights[slot] += weight
+    if mine:
+      total = sum(w for _, w in mine)
+      means[size] = sum(w * np.asarray(r) for r, w in mine) / total
+  moved = np.where(weights > 0, sums / np.maximum(weights, 1e-9), 0)
+  for size, slot in ((2, 4), (3, 5)):
+    moved[slot] = (1 - beta) * moved[slot] + beta * memory[size]
+  new = {
+    size: np.mean(means[size + 1][size - 1 :])
+    if size + 1 in means
+    else memory[size]
+    for size in (2, 3)
+  }
+  return moved, new
+
+
+def test_one_size_is_fedavg():
+  method, plain = _method((4, 4)), base.Method(4, (4, 4), 0)
+  theta, axes = _toy(method)
+  deltas = {0: ([1, 2, 3, 4], 1.0), 1: ([5, 6, 7, 8], 3.0)}
+  memory = method.init_memory(theta)
+  update, memory = _merge(method, theta, axes, deltas, memory)
+  totals = _totals(method, theta, axes, deltas)
+  want, _ = plain.merge(totals, ())
+  assert len(totals) == 1
+  np.testing.assert_allclose(_rows(update), [4, 5, 6, 7])
+  jax.tree.map(np.testing.assert_array_equal, update, want)
+  assert all(x.shape[0] == 0 for x in jax.tree.leaves(memory))
+
+
+def test_evaluates_the_largest_first_then_each_size(tiny):
+  method = _method()
+  assert list(method.evaluations()) == ['full', 'depth2', 'depth3']
+  theta, axes = method.init(tiny.theta, tiny.axes)
+  images = _batch().image
+  for name, alloc in jax.device_put(method.evaluations()).items():
+    local = selection.select(theta, axes, alloc)
+    model = tiny.merge(tiny.base, local)
+    got = method.predict(name, model, alloc, images)
+    depth = len(alloc['layer'])
+    want = _logits(tiny, tiny.theta, tiny.axes, depth, images)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_build():
+  experiment = config.Experiment()
+  built = inclusivefl.build(experiment, 4, _BUDGETS)
+  assert built == _method(beta=experiment.inclusivefl.beta)
+  experiment.inclusivefl.variant = 'fedra_port'
+  ported = inclusivefl.build(experiment, 4, _BUDGETS)
+  assert ported == base.Method(4, _BUDGETS, experiment.seed)
+
+
+def test_published_needs_block_adapters():
+  experiment = config.Experiment()
+  experiment.lora.targets = ()
+  with pytest.raises(ValueError, match=r'lora\.targets'):
+    inclusivefl.build(experiment, 4, _BUDGETS)

@@ -1,0 +1,229 @@
+import dataclasses
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from fedjax_tune import config
+from fedjax_tune.data import corpus, partition
+
+_DOMAINS, _CLASSES = 3, 4
+
+
+def _corpus(sizes=(30, 40, 50), seed=0, objects=False) -> corpus.Corpus:
+  """Domains of these sizes with random labels."""
+  rng = np.random.default_rng(seed)
+  total = sum(sizes)
+  return corpus.Corpus(
+    labels=rng.integers(0, _CLASSES, total).astype(np.int32),
+    domains=np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
+    objects=np.array([f'o{i}' for i in range(total)]) if objects else None,
+    domain_names=tuple(f'd{i}' for i in range(len(sizes))),
+    class_names=tuple(f'c{i}' for i in range(_CLASSES)),
+    images=np.zeros((total, 1, 1, 3), np.uint8),
+  )
+
+
+def _shared_objects(num_objects=60, seed=0) -> corpus.Corpus:
+  """The same objects in every domain, like the drawing styles."""
+  rng = np.random.default_rng(seed)
+  names = np.array([f'o{i}' for i in range(num_objects)])
+  labels = rng.integers(0, _CLASSES, num_objects).astype(np.int32)
+  base = _corpus((num_objects,) * _DOMAINS)
+  return dataclasses.replace(
+    base, labels=np.tile(labels, _DOMAINS), objects=np.tile(names, _DOMAINS)
+  )
+
+
+def _clients(kind: str, **fields) -> config.Clients:
+  return config.Clients(
+    **{'partition': kind, 'count': 3, 'min_examples': 2} | fields
+  )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  kind=st.sampled_from(sorted(partition.RULES)),
+  count=st.integers(1, 6),
+  alpha=st.sampled_from([1e-3, 0.1, 1.0, 100.0]),
+  seed=st.integers(0, 10**6),
+)
+def test_every_partition_is_disjoint_complete_and_large_enough(
+  kind, count, alpha, seed
+):
+  data = _corpus(seed=seed)
+  cfg = _clients(kind, count=count, alpha=alpha, seed=seed, min_examples=5)
+  if kind == 'pathological':
+    cfg.classes_per_client = max(2, -(-_CLASSES // count))
+    cfg.min_examples = 1
+  made = partition.partition(cfg, data)
+  every = np.concatenate(made.indices)
+  assert sorted(every) == list(range(len(data)))
+  assert min(made.sizes()) >= cfg.min_examples
+  by_domain = kind.startswith('domain')
+  assert len(made) == count * (_DOMAINS if by_domain else 1)
+  for rows, domain in zip(made.indices, made.domains, strict=True):
+    assert (np.diff(rows) > 0).all()
+    if by_domain:
+      assert set(data.domains[rows]) == {domain}
+    else:
+      assert domain == -1
+
+
+@pytest.mark.parametrize('kind', sorted(partition.RULES))
+def test_seed_decides_everything(kind):
+  data = _corpus()
+
+  def draw(seed):
+    made = partition.partition(_clients(kind, seed=seed), data)
+    return [rows.tolist() for rows in made.indices]
+
+  assert draw(1) == draw(1)
+  assert draw(1) != draw(2)
+
+
+def test_domain_clients_come_in_domain_order():
+  made = partition.partition(_clients('domain', count=2), _corpus())
+  assert made.domains.tolist() == [0, 0, 1, 1, 2, 2]
+  assert made.sizes().tolist() == [15, 15, 20, 20, 25, 25]
+
+
+def test_dirichlet_skew_grows_as_alpha_falls():
+  data = _corpus((600,))
+
+  def skew(alpha):
+    cfg = _clients('dirichlet', count=4, alpha=alpha)
+    counts = partition.partition(cfg, data).histogram(data)
+    return np.mean(counts.max(axis=1) / counts.sum(axis=1))
+
+  assert skew(100.0) < 0.4 < skew(0.5) < skew(0.01)
+
+
+def test_dirichlet_repair_ends_where_draws_never_would():
+  data = dataclasses.replace(_corpus((60,)), labels=np.zeros(60, np.int32))
+  cfg = _clients('dirichlet', count=6, alpha=1e-3, min_examples=10)
+  made = partition.partition(cfg, data)
+  assert made.sizes().tolist() == [10] * 6
+
+
+@given(count=st.integers(2, 8), k=st.integers(1, _CLASSES))
+@settings(deadline=None)
+def test_pathological_clients_hold_k_classes(count, k):
+  data = _corpus((400,))
+  cfg = _clients('pathological', count=count, classes_per_client=k)
+  if count * k < _CLASSES:
+    with pytest.raises(ValueError, match=r'clients.classes_per_client='):
+      partition.partition(cfg, data)
+    return
+  held = partition.partition(cfg, data).histogram(data) > 0
+  assert (held.sum(axis=1) == k).all()
+
+
+def test_quantity_sizes_differ_and_labels_do_not():
+  data = _corpus((4000,))
+  made = partition.partition(_clients('quantity', count=4, alpha=0.5), data)
+  assert max(made.sizes()) > 1.5 * min(made.sizes())
+  counts = made.histogram(data)
+  largest = counts[np.argmax(made.sizes())]
+  np.testing.assert_allclose(largest / largest.sum(), 0.25, atol=0.05)
+
+
+def test_histogram_counts_labels():
+  data = _corpus()
+  made = partition.partition(_clients('dirichlet'), data)
+  assert made.histogram(data).shape == (3, _CLASSES)
+  np.testing.assert_array_equal(
+    made.histogram(data).sum(axis=0), np.bincount(data.labels)
+  )
+
+
+@given(seed=st.integers(0, 1000), num_objects=st.integers(20, 80))
+@settings(deadline=None)
+def test_divided_objects_have_one_owner(seed, num_objects):
+  data = _shared_objects(num_objects, seed)
+  cfg = _clients('domain', count=2, divide_objects=True, seed=seed)
+  made = partition.partition(cfg, data)
+  assert data.objects is not None
+  owned = [
+    set(
+      np.concatenate(
+        [
+          data.objects[rows]
+          for rows, d in zip(made.indices, made.domains, strict=True)
+          if d == domain
+        ]
+      )
+    )
+    for domain in range(_DOMAINS)
+  ]
+  assert sum(map(len, owned)) == len(set.union(*owned)) == num_objects
+  assert max(map(len, owned)) - min(map(len, owned)) <= 1
+  by_label = made.histogram(data).reshape(_DOMAINS, 2, -1).sum(axis=1)
+  assert (np.ptp(by_label, axis=0) <= 1).all()
+  for rows, domain in zip(made.indices, made.domains, strict=True):
+    assert (data.domains[rows] == domain).all()
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'kind': 'shards'}, r"clients.partition='shards': must be one of"),
+    ({'count': 0}, r'clients.count=0: must be at least 1'),
+    ({'min_examples': 0}, r'clients.min_examples=0: must be at least 1'),
+    ({'alpha': 0.0}, r'clients.alpha=0.0: must be above 0'),
+    ({'alpha': float('nan')}, r'clients.alpha=nan'),
+    ({'min_examples': 41}, r'min_examples=41: 3 clients .* 123 .* has 120'),
+    (
+      {'kind': 'domain', 'min_examples': 11},
+      r"clients of domain 'd0' would need 33 examples, it has 30",
+    ),
+    (
+      {'kind': 'pathological', 'classes_per_client': 5},
+      r'clients.classes_per_client=5: must be at most .* 4',
+    ),
+    (
+      {'kind': 'pathological', 'min_examples': 40},
+      r'clients.min_examples=40: a client',
+    ),
+    ({'divide_objects': True}, r"divide_objects=True: .*'dirichlet' must be"),
+    (
+      {'kind': 'domain', 'divide_objects': True},
+      r'clients.divide_objects=True: the set names no objects',
+    ),
+  ],
+)
+def test_impossible_requests_are_refused(fields, message):
+  cfg = _clients(**{'kind': 'dirichlet'} | fields)
+  with pytest.raises(ValueError, match=message):
+    partition.partition(cfg, _corpus())
+
+
+def test_empty_domain_is_refused():
+  with pytest.raises(ValueError, match=r"domain 'd1' has no examples"):
+    partition.partition(_clients('domain'), _corpus((30, 0, 30)))
+
+
+def test_budgets_are_per_client_or_per_domain():
+  made = partition.partition(_clients('domain', count=2), _corpus())
+  each = partition.expand_budgets((12, 6, 3), made, 12)
+  assert each.tolist() == [12, 12, 6, 6, 3, 3]
+  each = partition.expand_budgets((6, 5, 4, 3, 2, 1), made, 12)
+  assert each.tolist() == [6, 5, 4, 3, 2, 1]
+  plain = partition.partition(_clients('iid'), _corpus())
+  assert partition.expand_budgets((3, 2, 1), plain, 3).tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+  ('budgets', 'message'),
+  [
+    ((0, 6, 3), r'clients.budgets=\(0, 6, 3\): 0 is not from 1 to 12'),
+    ((13, 6, 3), r'13 is not from 1 to 12'),
+    ((12, 6), r'has 2 numbers, must have 6 .*client\) or 3 \(one per domain'),
+    ((), r'has 0 numbers'),
+  ],
+)
+def test_bad_budgets_are_refused(budgets, message):
+  made = partition.partition(_clients('domain', count=2), _corpus())
+  with pytest.raises(ValueError, match=message):
+    partition.expand_budgets(budgets, made, 12)

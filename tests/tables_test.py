@@ -1,0 +1,93 @@
+import io
+
+from rich import console as rich_console
+
+from fedjax_tune.report import tables
+
+
+def cost(**changes):
+  fields = {
+    'name': '12 layers',
+    'clients': 5,
+    'layers': 12,
+    'params_held': 21_813_888,
+    'params_trainable': 184_328,
+    'trainable_percent': 0.845,
+    'uplink_bytes': 737_312,
+    'downlink_bytes': 737_312,
+    'flops_per_step': 123_400_000_000,
+    'peak_memory_bytes': 3 * 2**29,
+  }
+  return tables.ClassCost(**(fields | changes))
+
+
+def summary(accuracy, **changes):
+  fields = {
+    'method': 'fedra',
+    'seed': 0,
+    'rounds': 10,
+    'accuracy': accuracy,
+    'accuracy_by_domain': {'noto': accuracy, 'twemoji': accuracy - 0.1},
+    'client_steps_per_s': 40.0,
+    'uplink_bytes': 50 * 2**20,
+    'downlink_bytes': 20 * 2**20,
+    'train_flops': 2.5e12,
+  }
+  return fields | changes
+
+
+def cells(markdown):
+  rows = [line.strip('|').split('|') for line in markdown.splitlines()]
+  return [[cell.strip() for cell in row] for row in rows]
+
+
+def rendered(table):
+  shown = io.StringIO()
+  rich_console.Console(file=shown, width=160).print(table)
+  return shown.getvalue()
+
+
+def test_human_units():
+  assert tables.human_bytes(2**20 - 1) == '1 MiB'
+  assert tables.human_bytes(512) == '512 B'
+  assert tables.human_bytes(1.25 * 2**20) == '1.25 MiB'
+  assert tables.human_flops(999_960_000) == '1 GFLOP'
+  assert tables.human_count(184_328) == '184 k'
+  assert tables.human_count(7) == '7'
+
+
+def test_cost_in_both_forms():
+  rows = [cost(), cost(name='3 layers', layers=3)]
+  header, _, large, small = cells(tables.cost_markdown(rows))
+  assert large == [
+    '12 layers', '5', '12', '21.8 M', '184 k', '0.84', '720 KiB', '720 KiB',
+    '123 GFLOP', '1.5 GiB',
+  ]  # fmt: skip
+  assert small[0] == '3 layers'
+  text = rendered(tables.cost_table(rows))
+  assert all(cell in text for cell in (*header, *large, *small))
+
+
+def test_comparison_of_seeds_and_methods():
+  runs = [summary(0.5), summary(0.6, seed=1), summary(0.3, method='all_small')]
+  header, _, fedra, small = cells(tables.comparison_markdown(runs))
+  assert header[:5] == ['method', 'seeds', 'accuracy %', 'noto', 'twemoji']
+  # Deviation of a sample: |0.6 - 0.5| / sqrt(2).
+  assert fedra == [
+    'fedra', '2', '55.0 ± 7.1', '55.0', '45.0', '5', '2', '2.5', '40',
+  ]  # fmt: skip
+  assert small[:4] == ['all_small', '1', '30.0', '30.0']
+  text = rendered(tables.comparison_table(runs))
+  assert all(cell in text for cell in (*header, *fedra, *small))
+
+
+def test_labels_part_the_variants_of_a_method():
+  runs = [summary(0.5, label='a'), summary(0.6, label='b')]
+  _, _, *rows = cells(tables.comparison_markdown(runs))
+  assert [row[:2] for row in rows] == [['a', '1'], ['b', '1']]
+
+
+def test_a_run_that_diverged_has_no_accuracy():
+  run = summary(0.5) | {'accuracy': None, 'accuracy_by_domain': {'noto': None}}
+  _, _, row = cells(tables.comparison_markdown([run]))
+  assert row[2:4] == ['-', '-']

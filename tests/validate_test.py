@@ -1,0 +1,150 @@
+"""Each rule of an experiment is broken once; good ones pass."""
+
+import functools
+
+import pytest
+
+from fedjax_tune import config, validate
+
+_METHODS = ('fedra', 'all_large')
+
+_BROKEN = [
+  # field, value, what the message says after 'field=value '
+  ('method', 'fedar', "must be one of 'fedra', 'all_large'; did you mean 'fed"),
+  ('method', 'xyz', "must be one of 'fedra', 'all_large'."),
+  ('rounds', 0, 'must be at least 1.'),
+  ('seed', -1, 'must be at least 0.'),
+  ('eval_every', 0, 'must be at least 1.'),
+  ('checkpoint_every', 0, 'must be at least 1.'),
+  ('model.weights', '', 'must not be empty.'),
+  ('model.dtype', 'float16', "must be one of 'float32', 'bfloat16'; did you"),
+  ('lora.rank', 0, 'must be at least 1.'),
+  ('lora.alpha', 0.0, 'must be above 0.'),
+  ('lora.dropout', 1.0, 'must lie in [0, 1).'),
+  ('lora.dropout', -0.1, 'must lie in [0, 1).'),
+  ('data.name', '', 'must not be empty.'),
+  ('data.image_size', 0, 'must be at least 1.'),
+  ('data.num_classes', -1, 'must be at least 0.'),
+  ('data.normalization', 'imgnet', "'half'; did you mean 'imagenet'?"),
+  ('clients.partition', 'domains', "; did you mean 'domain'?"),
+  ('clients.count', 0, 'must be at least 1.'),
+  ('clients.alpha', 0.0, 'must be above 0.'),
+  ('clients.classes_per_client', 0, 'must be at least 1.'),
+  ('clients.min_examples', 0, 'must be at least 1.'),
+  ('clients.budgets', (), 'must not be empty.'),
+  ('clients.cohort', 'unifrom', "; did you mean 'uniform'?"),
+  ('clients.cohort_size', 0, 'must be at least 1.'),
+  ('clients.seed', -1, 'must be at least 0.'),
+  ('local.optimizer', 'lamb', "must be one of 'sgd', 'adam', 'adamw'."),
+  ('local.lr', 0.0, 'must be above 0.'),
+  ('local.momentum', 1.0, 'must lie in [0, 1).'),
+  ('local.weight_decay', -0.1, 'must be at least 0.'),
+  ('local.clip_norm', -1.0, 'must be at least 0.'),
+  ('local.batch_size', 0, 'must be at least 1.'),
+  ('local.steps', -1, 'must be at least 0.'),
+  ('local.epochs', 0, 'must be at least 1.'),
+  ('local.prox', -1.0, 'must be at least 0.'),
+  ('local.decay', 0.0, 'must lie in (0, 1].'),
+  ('local.decay', 1.5, 'must lie in (0, 1].'),
+  ('server.optimizer', 'fedsgd', "must be one of 'fedavg', 'fedavgm'"),
+  ('server.lr', 0.0, 'must be above 0.'),
+  ('server.momentum', 1.0, 'must lie in [0, 1).'),
+  ('server.beta2', 1.0, 'must lie in [0, 1).'),
+  ('server.eps', 0.0, 'must be above 0.'),
+  ('server.weighting', 'size', "must be one of 'uniform', 'examples'."),
+  ('engine.mode', 'pmap', "must be one of 'auto', 'map', 'chunk', 'vmap'"),
+  ('engine.chunk', 0, 'must be at least 1.'),
+  ('engine.slab', -1, 'must be at least 0.'),
+  ('inclusivefl.variant', 'port', "must be one of 'published', 'fedra_port'"),
+  ('inclusivefl.beta', 1.5, 'must lie in [0, 1].'),
+  ('depthfl.variant', 'port', "must be one of 'published', 'fedra_port'"),
+  ('depthfl.ramp_rounds', -1, 'must be at least 0.'),
+  ('depthfl.evaluate', 'first', "must be one of '', 'ensemble', 'last'"),
+  # Wrong types.
+  ('rounds', 1.5, 'must be of type int.'),
+  ('rounds', True, 'must be of type int.'),
+  ('local.lr', '0.1', 'must be a finite float.'),
+  ('local.lr', float('nan'), 'must be a finite float.'),
+  ('local.clip_norm', float('inf'), 'must be a finite float.'),
+  ('model.remat', 1, 'must be of type bool.'),
+  ('clients.budgets', [3, 3], 'must be of type tuple[int, ...].'),
+  ('clients.budgets', (3.0,), 'must be of type tuple[int, ...].'),
+  ('lora', 8, 'must be of type Lora.'),
+]
+
+
+def _experiment(**fields):
+  experiment = config.Experiment()
+  for path, value in fields.items():
+    *sections, name = path.split('.')
+    setattr(functools.reduce(getattr, sections, experiment), name, value)
+  return experiment
+
+
+def _problems(**fields):
+  with pytest.raises(ValueError) as caught:  # noqa: PT011
+    validate.validate(_experiment(**fields), _METHODS)
+  return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(('path', 'value', 'says'), _BROKEN)
+def test_broken_rule(path, value, says):
+  (line,) = _problems(**{path: value})
+  assert line.startswith(f'{path}={value!r} ')
+  assert says in line
+
+
+@pytest.mark.parametrize(
+  ('path', 'value', 'line'),
+  [
+    ('clients.budgets', (3, 2, 0), 'clients.budgets[2]=0 must be at least 1.'),
+    ('data.domains', ('a', ''), "data.domains[1]='' must not be empty."),
+  ],
+)
+def test_element_is_named(path, value, line):
+  assert _problems(**{path: value}) == [line]
+
+
+def test_adapter_target_is_known():
+  (line,) = _problems(**{'lora.targets': ('attn.proj', 'mlp.fc3')})
+  assert line.startswith("lora.targets[1]='mlp.fc3' must be one of 'attn.q', ")
+
+
+def test_unknown_field_is_named_with_the_nearest():
+  assert _problems(**{'local.batchsize': 4}) == [
+    'local.batchsize is not a field; did you mean local.batch_size?'
+  ]
+
+
+def test_all_problems_come_at_once():
+  lines = _problems(**{'rounds': 0, 'lora.rank': 0, 'server.lr': -1.0})
+  assert [line.partition('=')[0] for line in lines] == [
+    'rounds',
+    'lora.rank',
+    'server.lr',
+  ]
+
+
+def test_partition_without_domains():
+  lines = _problems(**{'clients.partition': 'iid', 'clients.count': 2})
+  assert len(lines) == 2
+  assert "clients.cohort='one_per_domain' must be 'uniform'" in lines[0]
+  assert 'must have clients.count=2 numbers' in lines[1]
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'lora.alpha': 4, 'local.clip_norm': 0, 'local.steps': 0},
+    {'clients.budgets': (3,) * 6, 'data.domains': ('a', 'b')},
+    {
+      'clients.partition': 'iid',
+      'clients.cohort': 'uniform',
+      'clients.count': 2,
+      'clients.budgets': (2, 1),
+    },
+  ],
+)
+def test_good_experiments_pass(fields):
+  validate.validate(_experiment(**fields), _METHODS)
