@@ -60,21 +60,24 @@ def build(experiment: config.Experiment) -> Setup:
       field, its value and the rule.
     FileNotFoundError: Data or weights are not where they should be.
   """
+  # What is cheap to check comes first, what takes long last.
   validate.validate(experiment, BUILDERS)
+  clients = experiment.clients
+  domains = partition.client_domains(
+    clients, len(corpus.domain_names(experiment.data))
+  )
+  _check_cohort(clients, len(domains))
   weights = pretrained.load_pretrained(
     experiment.model.weights,
     data_dir(experiment.data),
     experiment.data.image_size,
   )
-  train, test = corpus.load(experiment.data)
-  parts = partition.partition(experiment.clients, train)
-  budgets = partition.expand_budgets(
-    experiment.clients.budgets, parts, weights.config.depth
-  )
+  depth = weights.config.depth
+  budgets = partition.expand_budgets(clients.budgets, domains, depth)
   budgets = tuple(int(b) for b in budgets)
-  method = BUILDERS[experiment.method](
-    experiment, weights.config.depth, budgets
-  )
+  method = BUILDERS[experiment.method](experiment, depth, budgets)
+  train, test = corpus.load(experiment.data)
+  parts = partition.partition(clients, train)
   model = build_foundation(experiment, weights, len(train.class_names))
   theta, axes = method.init(model.theta, model.axes)
   planner = Planner(experiment, method, train, parts.indices, parts.domains)
@@ -90,6 +93,14 @@ def build(experiment: config.Experiment) -> Setup:
     budgets,
     planner,
   )
+
+
+def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
+  if cfg.cohort == 'uniform' and cfg.cohort_size > num_clients:
+    raise ValueError(
+      f'clients.cohort_size={cfg.cohort_size} must be at most {num_clients}, '
+      'the number of clients.'
+    )
 
 
 def data_dir(cfg: config.Data) -> str:

@@ -124,37 +124,49 @@ class Checkpoints:
     self._manager.close()
 
 
+def check_workdir(
+  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
+) -> None:
+  """Checks that an experiment may have a folder, and writes nothing.
+
+  Args:
+    workdir: Folder of the run; may be absent.
+    experiment: The experiment's fields, as `dataclasses.asdict` gives them.
+    resume: Go on with the same experiment; only its `rounds` may have grown.
+
+  Raises:
+    NotADirectoryError, PermissionError: If the folder cannot be made or
+      written.
+    ValueError: If the folder belongs to another experiment, or to this one and
+      `resume` is off.
+  """
+  workdir = pathlib.Path(workdir)
+  nearest = next(p for p in [workdir, *workdir.absolute().parents] if p.exists())
+  if not nearest.is_dir():
+    raise NotADirectoryError(
+      f'workdir={workdir} must be a folder: {nearest} is a file.'
+    )
+  if not os.access(nearest, os.W_OK | os.X_OK):
+    raise PermissionError(f'workdir={workdir} must be writable.')
+  path = workdir / 'config.json'
+  if path.exists():
+    _check_same(path, json.loads(json.dumps(experiment)), resume)
+
+
 def experiment_guard(
   workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
 ) -> None:
   """Takes a folder for one experiment and writes its `config.json`.
 
-  Args:
-    workdir: Folder of the run; made if absent.
-    experiment: The experiment's fields, as `dataclasses.asdict` gives them.
-    resume: Go on with the same experiment; only its `rounds` may have grown.
-
-  Raises:
-    OSError: If the folder cannot be made or written.
-    ValueError: If the folder belongs to another experiment, or to this one and
-      `resume` is off.
+  The arguments and errors are those of `check_workdir`; the folder is made if
+  absent.
   """
-  workdir = pathlib.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise type(error)(
-      f'workdir={workdir} must be a folder: {error.strerror}.'
-    ) from error
-  if not os.access(workdir, os.W_OK | os.X_OK):
-    raise PermissionError(f'workdir={workdir} must be writable.')
-  path = workdir / 'config.json'
-  new = json.dumps(experiment, indent=2)
-  if path.exists():
-    _check_same(path, json.loads(new), resume)
+  check_workdir(workdir, experiment, resume)
+  path = pathlib.Path(workdir) / 'config.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
   # Renamed into place, so that a killed process leaves no half a file.
   draft = path.with_suffix('.tmp')
-  draft.write_text(new + '\n')
+  draft.write_text(json.dumps(experiment, indent=2) + '\n')
   draft.replace(path)
 
 

@@ -1,8 +1,10 @@
 """A run, from an experiment to its results on disk."""
 
 import collections
+from collections.abc import Sequence
 import dataclasses
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -41,8 +43,9 @@ def train(
       another one.
     FileNotFoundError: Data or weights are not where they should be.
   """
-  setup = building.build(experiment)
   fields = dataclasses.asdict(experiment)
+  checkpoint.check_workdir(workdir, fields, resume)
+  setup = building.build(experiment)
   checkpoint.experiment_guard(workdir, fields, resume)
   run = Run(setup)
   write_setup(run, workdir)
@@ -61,7 +64,7 @@ def train(
         state, sums = run.engine.round(state, plan, key, lr)
         sums = jax.device_get(sums)
         seconds = time.perf_counter() - begin
-        meter = run.charge(meter, plan)
+        meter = run.charge(meter, plan.cohort)
         record = round_record(plan, sums, meter, seconds)
         record |= run.evaluate(state, plan.rnd)
         writer.write(plan.rnd, record)
@@ -136,10 +139,12 @@ class Run:
     kept = saved.restore(fresh)
     return kept['state'], kept['meter'], done
 
-  def charge(self, meter: dict[str, Any], plan: RoundPlan) -> dict[str, Any]:
+  def charge(
+    self, meter: dict[str, Any], cohort: Sequence[int]
+  ) -> dict[str, Any]:
     """Adds what a round's clients moved and computed to the running sums."""
     moved = flops = 0
-    for client in plan.cohort:
+    for client in cohort:
       cost = self.costs[self.setup.method.signature(client)]
       moved += cost.theta_bytes
       flops += cost.flops * int(self.setup.planner.steps[client])
@@ -235,7 +240,7 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
   others = {
     name.removeprefix('eval/').removesuffix('/accuracy'): value
     for name, value in last.items()
-    if name.startswith('eval/') and name.endswith('/accuracy')
+    if re.fullmatch('eval/[^/]+/accuracy', name)
   }
   rates = [row['time/client_steps_per_s'] for row in rows]
   return {

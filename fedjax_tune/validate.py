@@ -113,7 +113,9 @@ def validate(experiment: config.Experiment, methods: Collection[str]) -> None:
     for path, rule in rules.items():
       for place, value in _values(experiment, path):
         if not rule.holds(value):
-          problems.append(f'{place}={value!r} {rule.text(value)}.')
+          text = rule.text(value)
+          stop = '' if text.endswith('?') else '.'
+          problems.append(f'{place}={value!r} {text}{stop}')
     problems += _disagreements(experiment.clients)
   if problems:
     raise ValueError('\n'.join(problems))

@@ -111,7 +111,8 @@ def _start(
   env = dict(os.environ, PYTHONUNBUFFERED='1')
   if cores is not None:
     env['OMP_NUM_THREADS'] = str(len(cores))
-  with _log(run).open('ab') as log:
+  # What a run that was never accepted said is of no use any more.
+  with _log(run).open('ab' if run.begun else 'wb') as log:
     process = subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
     )

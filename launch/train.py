@@ -4,7 +4,7 @@
     [--config.FIELD=VALUE ...] [--resume]
 """
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from rich import console as rich_console
 
@@ -31,4 +31,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(start.clearly(main))
+  start.run(main)

@@ -1,4 +1,4 @@
-"""Every test runs on two CPU devices, ."""
+"""Every test runs on two CPU devices."""
 
 import os
 

@@ -36,7 +36,7 @@ def tiny():
     depth=4, embed=16, heads=2, ffn=32, patch=8, image_size=16, num_classes=3
   )
   lora = linear.Adapter(rank=2, scale=1.0, dropout=0.0)
-  adapters = dict.fromkeys(('attn.proj', 'mlp.fc2', 'embed.patch'), lora)
+  adapters = dict.fromkeys(['attn.proj', 'mlp.fc2', 'embed.patch'], lora)
   found = foundation.split(vit.ViT(cfg, adapters, rngs=nnx.Rngs(0)), depth=4)
   theta, base_params = (
     _noise(tree, seed) for seed, tree in enumerate((found.theta, found.base))
@@ -62,6 +62,17 @@ def _batch(valid=(True, True, True, False)):
 
 def _row(method, client):
   return jax.device_put(method.allocate(0, [client])[0])
+
+
+def _predict(method, found, theta, axes, name):
+  @jax.jit
+  def predict(theta, base_params, alloc, images):
+    local = selection.select(theta, axes, alloc)
+    model = found.merge(base_params, local)
+    return method.predict(name, model, alloc, images)
+
+  alloc = jax.device_put(method.evaluations()[name])
+  return predict(theta, found.base, alloc, _batch().image)
 
 
 def _loss(method, found, theta, axes, client, batch, rnd=200):
@@ -261,13 +272,12 @@ def test_evaluations(tiny):
   assert list(method.evaluations()) == ['ensemble', 'last']
   assert list(_published(evaluate='last').evaluations()) == ['last', 'ensemble']
   theta, axes = method.init(tiny.theta, tiny.axes)
-  images = _batch().image
-  scores = {}
-  for name, alloc in jax.device_put(method.evaluations()).items():
-    model = tiny.merge(tiny.base, selection.select(theta, axes, alloc))
-    scores[name] = method.predict(name, model, alloc, images)
+  scores = {
+    name: _predict(method, tiny, theta, axes, name)
+    for name in ('ensemble', 'last')
+  }
   each = [
-    _exit_logits(tiny, theta, row, depth, images)
+    _exit_logits(tiny, theta, row, depth, _batch().image)
     for row, depth in enumerate((2, 3, 4))
   ]
   np.testing.assert_allclose(scores['last'], each[-1], rtol=1e-4, atol=1e-5)

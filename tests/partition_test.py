@@ -206,12 +206,13 @@ def test_empty_domain_is_refused():
 
 def test_budgets_are_per_client_or_per_domain():
   made = partition.partition(_clients('domain', count=2), _corpus())
-  each = partition.expand_budgets((12, 6, 3), made, 12)
+  each = partition.expand_budgets((12, 6, 3), made.domains, 12)
   assert each.tolist() == [12, 12, 6, 6, 3, 3]
-  each = partition.expand_budgets((6, 5, 4, 3, 2, 1), made, 12)
+  each = partition.expand_budgets((6, 5, 4, 3, 2, 1), made.domains, 12)
   assert each.tolist() == [6, 5, 4, 3, 2, 1]
   plain = partition.partition(_clients('iid'), _corpus())
-  assert partition.expand_budgets((3, 2, 1), plain, 3).tolist() == [3, 2, 1]
+  each = partition.expand_budgets((3, 2, 1), plain.domains, 3)
+  assert each.tolist() == [3, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,6 @@ def test_budgets_are_per_client_or_per_domain():
   ],
 )
 def test_bad_budgets_are_refused(budgets, message):
-  made = partition.partition(_clients('domain', count=2), _corpus())
+  domains = partition.client_domains(_clients('domain', count=2), 3)
   with pytest.raises(ValueError, match=message):
-    partition.expand_budgets(budgets, made, 12)
+    partition.expand_budgets(budgets, domains, 12)

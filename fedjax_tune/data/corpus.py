@@ -74,9 +74,8 @@ def load(cfg: config.Data) -> tuple[Corpus, Corpus]:
       message has the command that prepares it.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
-  folder = _check(cfg)
-  domains = _domain_names(cfg)
-  made = [_make_builder(cfg, folder, domain) for domain in domains]
+  domains = domain_names(cfg)
+  made = [_make_builder(cfg, _folder(cfg), domain) for domain in domains]
   splits = list(made[0].info.splits)
   test = 'validation' if splits and 'test' not in splits else 'test'
   return (
@@ -85,40 +84,16 @@ def load(cfg: config.Data) -> tuple[Corpus, Corpus]:
   )
 
 
-def _check(cfg: config.Data) -> pathlib.Path:
-  """Returns the data folder, after the checks that need no data."""
-  if cfg.image_size < 1:
-    raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
-  if cfg.num_classes < 0:
-    raise ValueError(
-      f'data.num_classes={cfg.num_classes}: must not be negative'
-    )
-  if not cfg.data_dir:
-    return fetch.default_data_dir()
-  folder = pathlib.Path(cfg.data_dir).expanduser()
-  if not folder.exists():
-    raise FileNotFoundError(
-      f'data.data_dir={cfg.data_dir!r} does not exist.{_how_to(cfg, folder)}'
-    )
-  if not folder.is_dir():
-    raise NotADirectoryError(f'data.data_dir={cfg.data_dir!r} is not a folder')
-  if not os.access(folder, os.R_OK | os.X_OK):
-    raise PermissionError(f'data.data_dir={cfg.data_dir!r} is not readable')
-  return folder
+def domain_names(cfg: config.Data) -> tuple[str, ...]:
+  """Returns the domains of a set, after all checks that read no data.
 
-
-def _how_to(cfg: config.Data, folder: pathlib.Path) -> str:
-  size = f' --image_size={cfg.image_size}' * (cfg.name == 'emoji_styles')
-  source = ' --source=FOLDER' * (cfg.name == 'nico')
-  return (
-    f' Prepare it with `python -m launch.prepare --dataset={cfg.name}'
-    f' --data_dir={folder}{size}{source}`.'
-  )
-
-
-def _domain_names(cfg: config.Data) -> tuple[str, ...]:
+  Raises:
+    ValueError, FileNotFoundError, NotADirectoryError, PermissionError: As
+      `load`, which does the same checks.
+  """
   from fedjax_tune.data import builders
 
+  _check(cfg)
   known = builders.list_domains(cfg.name)
   for domain in cfg.domains:
     if domain not in known:
@@ -129,6 +104,42 @@ def _domain_names(cfg: config.Data) -> tuple[str, ...]:
   if len(set(cfg.domains)) < len(cfg.domains):
     raise ValueError(f'data.domains={cfg.domains}: a domain is named twice')
   return tuple(cfg.domains) or known
+
+
+def _folder(cfg: config.Data) -> pathlib.Path:
+  if cfg.data_dir:
+    return pathlib.Path(cfg.data_dir).expanduser()
+  return fetch.default_data_dir()
+
+
+def _check(cfg: config.Data) -> None:
+  if cfg.image_size < 1:
+    raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
+  if cfg.num_classes < 0:
+    raise ValueError(
+      f'data.num_classes={cfg.num_classes}: must not be negative'
+    )
+  folder = _folder(cfg)
+  if not folder.exists():
+    if not cfg.data_dir:
+      return  # The cache, which is made when there is something to keep.
+    raise FileNotFoundError(
+      f'data.data_dir={cfg.data_dir!r} does not exist.{_how_to(cfg, folder)}'
+    )
+  place = cfg.data_dir or str(folder)
+  if not folder.is_dir():
+    raise NotADirectoryError(f'data.data_dir={place!r} is not a folder')
+  if not os.access(folder, os.R_OK | os.X_OK):
+    raise PermissionError(f'data.data_dir={place!r} is not readable')
+
+
+def _how_to(cfg: config.Data, folder: pathlib.Path) -> str:
+  size = f' --image_size={cfg.image_size}' * (cfg.name == 'emoji_styles')
+  source = ' --source=FOLDER' * (cfg.name == 'nico')
+  return (
+    f' Prepare it with `python -m launch.prepare --dataset={cfg.name}'
+    f' --data_dir={folder}{size}{source}`.'
+  )
 
 
 def _make_builder(cfg: config.Data, folder: pathlib.Path, domain: str) -> Any:
@@ -184,25 +195,28 @@ def _open(
   """Returns the source of a split, and its labels and names."""
   import tensorflow_datasets as tfds
 
-  folder = pathlib.Path(cfg.data_dir or fetch.default_data_dir())
   try:
     source = builder.as_data_source(split)
   except (KeyError, NotImplementedError, OSError, ValueError) as error:
     raise FileNotFoundError(
       f'{builder.info.full_name} is not prepared, or not as array_record, in'
-      f' {builder.data_dir}.{_how_to(cfg, folder)}'
+      f' {builder.data_dir}.{_how_to(cfg, _folder(cfg))}'
     ) from error
   source.decoders = {'image': tfds.decode.SkipDecoding()}
   try:
-    rows = [source[i] for i in range(len(source))]
+    # The images are left where they are: together they may exceed memory.
+    rows = [
+      (row['label'], row.get('name', b''))
+      for row in (source[i] for i in range(len(source)))
+    ]
   except RuntimeError as error:  # Of the record reader.
     raise ValueError(
       f'{builder.data_dir} is incomplete or corrupt ({error}). Delete that'
-      f' folder.{_how_to(cfg, folder)}'
+      f' folder.{_how_to(cfg, _folder(cfg))}'
     ) from error
-  names = [row.get('name', b'') for row in rows]
+  labels, names = zip(*rows, strict=True) if rows else ((), ())
   names = [n.decode() if isinstance(n, bytes) else n for n in names]
-  return source, np.array([row['label'] for row in rows], int), np.array(names)
+  return source, np.array(labels, int), np.array(names)
 
 
 @dataclasses.dataclass(frozen=True)

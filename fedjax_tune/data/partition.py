@@ -63,7 +63,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     owners = _divide_objects(cfg, corpus)
   else:
     owners = corpus.domains
-  indices, domains = [], []
+  indices = []
   for domain, name in enumerate(corpus.domain_names if by_domain else ('all',)):
     pool = np.arange(len(corpus))
     if by_domain:
@@ -72,18 +72,25 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     rng = np.random.default_rng((cfg.seed, domain))
     parts = rule(corpus.labels[pool], cfg, rng)
     indices += [np.sort(pool[part]) for part in parts]
-    domains += [domain if by_domain else -1] * len(parts)
-  return Partition(tuple(indices), np.array(domains, np.int32))
+  domains = client_domains(cfg, len(corpus.domain_names))
+  return Partition(tuple(indices), domains)
+
+
+def client_domains(cfg: config.Clients, num_domains: int) -> np.ndarray:
+  """Returns each client's domain, int32[C]; -1 if it may hold several."""
+  if cfg.partition.startswith('domain'):
+    return np.repeat(np.arange(num_domains, dtype=np.int32), cfg.count)
+  return np.full(cfg.count, -1, np.int32)
 
 
 def expand_budgets(
-  budgets: tuple[int, ...], clients: Partition, depth: int
+  budgets: tuple[int, ...], domains: np.ndarray, depth: int
 ) -> np.ndarray:
   """Returns the budget of each client, int32[C].
 
   Args:
     budgets: One number per client, or one per domain, in blocks.
-    clients: Whose budgets these are.
+    domains: Each client's domain, from `client_domains`.
     depth: Blocks of the whole model.
 
   Raises:
@@ -97,15 +104,15 @@ def expand_budgets(
         " model's depth"
       )
   each = np.array(budgets, np.int32)
-  num_domains = int(clients.domains.max()) + 1
-  if len(each) == len(clients):
+  num_domains = int(domains.max()) + 1
+  if len(each) == len(domains):
     return each
   if num_domains and len(each) == num_domains:
-    return each[clients.domains]
+    return each[domains]
   per_domain = f' or {num_domains} (one per domain)' if num_domains else ''
   raise ValueError(
     f'clients.budgets={budgets}: has {len(each)} numbers, must have'
-    f' {len(clients)} (one per client){per_domain}'
+    f' {len(domains)} (one per client){per_domain}'
   )
 
 

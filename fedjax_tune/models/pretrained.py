@@ -57,7 +57,7 @@ def load_pretrained(
   if pathlib.Path(weights).expanduser().is_dir():
     return _fit(huggingface.load_huggingface(weights), image_size)
   raise ValueError(
-    f'weights={weights!r} is neither one of {", ".join([PACKAGED, *RANDOM])} '
+    f'model.weights={weights!r} is neither one of {", ".join([PACKAGED, *RANDOM])} '
     'nor the path of a Hugging Face folder.'
   )
 
@@ -65,7 +65,7 @@ def load_pretrained(
 def _check(config: vit.ViTConfig, image_size: int) -> None:
   if image_size < 1 or image_size % config.patch:
     raise ValueError(
-      f'image_size={image_size} must be a positive multiple of the patch '
+      f'data.image_size={image_size} must be a positive multiple of the patch '
       f'size {config.patch}.'
     )
 

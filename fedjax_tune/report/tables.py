@@ -7,6 +7,7 @@ same cells.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,23 @@ def comparison_table(
   Args:
     summaries: The `summary.json` of each run. Runs of one `label` (or, where
       there is none, of one `method`) are the seeds of one row.
+
+  Returns:
+    Accuracies above, costs below; side by side they would not fit 80 columns.
   """
-  return _rich('Methods compared', *_comparison_cells(summaries))
+  header, cells = _comparison_cells(summaries)
+  cut = len(header) - len(_COSTS)
+  accuracy, costs = (
+    _rich(title, [header[0], *header[part]], [[c[0], *c[part]] for c in cells])
+    for title, part in (
+      ('Accuracy (%)', slice(1, cut)),
+      ('Costs', slice(cut, None)),
+    )
+  )
+  table = rich_table.Table.grid()
+  table.add_row(accuracy)
+  table.add_row(costs)
+  return table
 
 
 def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -115,19 +131,21 @@ def _digits(value: float | int) -> str:
   return f'{value:.3g}'
 
 
+_COSTS = (
+  'seeds', 'up MiB/round', 'down MiB/round', 'train TFLOP', 'client-steps/s',
+)  # fmt: skip
 _Cells = tuple[list[str], list[list[str]]]
 
 
 def _cost_cells(rows: Sequence[ClassCost]) -> _Cells:
   header = [
-    'class', 'clients', 'layers', 'params', 'trainable', '%', 'up', 'down',
-    'per step', 'peak memory',
+    'class', 'clients', 'params', 'trained', '%', 'up', 'down', 'per step',
+    'peak memory',
   ]  # fmt: skip
   return header, [
     [
       row.name,
       str(row.clients),
-      str(row.layers),
       human_count(row.params_held),
       human_count(row.params_trainable),
       f'{row.trainable_percent:.2f}',
@@ -147,13 +165,9 @@ def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> _Cells:
       summary
     )
   domains = list(dict.fromkeys(d for s in summaries for d in _domains(s)))
-  header = [
-    'method', 'seeds', 'accuracy %', *domains, 'up MiB/round',
-    'down MiB/round', 'train TFLOP', 'client-steps/s',
-  ]  # fmt: skip
+  header = ['method', 'accuracy %', *domains, *_COSTS]
   return header, [
-    [label, str(len(runs)), *_comparison_row(runs, domains)]
-    for label, runs in groups.items()
+    [label, *_comparison_row(runs, domains)] for label, runs in groups.items()
   ]
 
 
@@ -168,6 +182,7 @@ def _comparison_row(
   return [
     _percent([run['accuracy'] for run in runs], spread=True),
     *(_percent(values, spread=False) for values in by_domain),
+    str(len(runs)),
     mean('uplink_bytes', 'rounds', 2**20),
     mean('downlink_bytes', 'rounds', 2**20),
     mean('train_flops', unit=1e12),
@@ -199,13 +214,23 @@ def _rich(
   title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> rich_table.Table:
   table = rich_table.Table(
-    title=title, title_style='bold', title_justify='left', box=box.SIMPLE_HEAD
+    title=title,
+    title_style='bold',
+    title_justify='left',
+    box=box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+    show_edge=False,
+    pad_edge=False,
   )
   table.add_column(header[0], style='bold', overflow='fold')
-  for name in header[1:]:
-    table.add_column(name, justify='right', overflow='fold')
+  for i, name in enumerate(header[1:], 1):
+    # Headers break at words to leave the width to numbers, which stay whole.
+    words = name.replace('_', ' ')
+    width = max(map(len, [*words.split(), *(row[i] for row in cells)]))
+    table.add_column(textwrap.fill(words, width), justify='right', no_wrap=True)
   for row in cells:
     table.add_row(*row)
+  table.add_row()
   return table
 
 

@@ -1,0 +1,109 @@
+"""Tells what an experiment costs, before anything runs.
+
+  python -m launch.inspect --config=experiments/NAME.py \
+    [--config.FIELD=VALUE ...]
+
+Reads weights and data, divides the data, and compiles, which is where the
+memory is known from; it trains nothing and writes nothing.
+"""
+
+from absl import flags
+import jax
+from ml_collections import config_flags
+import numpy as np
+from rich import console as rich_console
+from rich import table as rich_table
+
+from fedjax_tune import build, train
+from fedjax_tune.engine import cohort
+from fedjax_tune.foundation import num_params
+from fedjax_tune.report import tables
+from launch import start
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment file.', lock_config=True
+)
+
+
+def main(argv: list[str]) -> None:
+  """Prints the tables."""
+  start.reject_arguments(argv)
+  console = rich_console.Console()
+  with console.status('Reading, dividing and compiling'):
+    run = train.Run(build.build(_CONFIG.value))
+  console.print(overview(run))
+  console.print(tables.cost_table(run.class_costs()))
+
+
+def overview(run: train.Run) -> rich_table.Table:
+  """Returns model, data, clients, and the totals of the run, a line each."""
+  table = rich_table.Table.grid(padding=(0, 2))
+  table.add_column(style='bold', no_wrap=True)
+  for name, value in _lines(run).items():
+    table.add_row(name, value)
+  return table
+
+
+def totals(run: train.Run) -> dict[str, int]:
+  """Returns what all rounds will move and compute, as summary.json has it."""
+  e, setup = run.setup.experiment, run.setup
+  meter = {'uplink': 0, 'downlink': 0, 'flops': 0}
+  for rnd in range(e.rounds):
+    clients = cohort.sample_cohort(
+      e.clients, setup.planner.domains, setup.method.eligible(), e.seed, rnd
+    )
+    meter = run.charge(meter, clients)
+  return {name: int(value) for name, value in meter.items()}
+
+
+def memory(run: train.Run) -> dict[str, int]:
+  """Returns the bytes that a simulated round takes on the device, by cause.
+
+  `step` is the largest program's scratch, as the compiler says; the batches
+  are those of the running round and of the next one, which is planned early.
+  """
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  setup, programs = run.setup, run.engine.programs.compiled
+  slots = sum(run.widths.values())
+  scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
+  return {
+    'model': size(setup.foundation.base) + size(setup.theta),
+    'batches': 2 * slots * size(run.batch_shapes()),
+    'step': max(scratch),
+  }
+
+
+def _lines(run: train.Run) -> dict[str, str]:
+  e, setup = run.setup.experiment, run.setup
+  trainable = num_params(setup.theta)
+  params = trainable + num_params(setup.foundation.base)
+  sizes, steps = setup.partition.sizes(), setup.planner.steps
+  eligible = int(setup.method.eligible().sum())
+  bytes_, needed, total = tables.human_bytes, memory(run), totals(run)
+  causes = ', '.join(f'{k} {bytes_(v)}' for k, v in needed.items())
+  return {
+    'experiment': f'{e.method}, {e.rounds} rounds, seed {e.seed}',
+    'model': f'{e.model.weights}, {setup.foundation.depth} blocks',
+    'parameters': f'{tables.human_count(params)}, trainable'
+    f' {tables.human_count(trainable)} ({100 * trainable / params:.2f}%)',
+    'data': f'{e.data.name} at {e.data.image_size} px: {len(setup.train)} train'
+    f' and {len(setup.test)} test images,'
+    f' {len(setup.train.domain_names)} domains,'
+    f' {len(setup.train.class_names)} classes',
+    'clients': f'{len(sizes)}, of which {eligible} may take part; partition'
+    f' {e.clients.partition}, cohort {e.clients.cohort}',
+    'examples each': f'{sizes.min()} to {sizes.max()},'
+    f' median {np.median(sizes):g}',
+    'local steps': f'{steps.min()} to {steps.max()}'
+    f' of {e.local.batch_size} examples',
+    'compiles': f'{len(run.widths)} client programs, one per signature',
+    'memory here': f'{bytes_(sum(needed.values()))}: {causes}',
+    'whole run': f'up {bytes_(total["uplink"])},'
+    f' down {bytes_(total["downlink"])},'
+    f' training {tables.human_flops(total["flops"])}',
+  }
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config'])
+  start.run(main)
