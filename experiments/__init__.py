@@ -1,0 +1,1 @@
+"""Experiments: each file states its claim and returns its configuration."""

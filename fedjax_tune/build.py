@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from flax import nnx
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 from fedjax_tune import config, foundation, validate
 from fedjax_tune.data import corpus, fetch, partition
@@ -127,8 +127,7 @@ def build_foundation(
   split = foundation.split(model, cfg.depth)
   dtype = experiment.model.dtype
   frozen = jax.tree.map(
-    lambda old, new: jax.device_put(np.asarray(new, dtype)),
-    split.base,
+    lambda x: jax.device_put(np.asarray(x, dtype)),
     _as_base(weights.params, split.base),
   )
   return dataclasses.replace(split, base=frozen)

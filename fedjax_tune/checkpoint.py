@@ -141,7 +141,9 @@ def check_workdir(
       `resume` is off.
   """
   workdir = pathlib.Path(workdir)
-  nearest = next(p for p in [workdir, *workdir.absolute().parents] if p.exists())
+  nearest = next(
+    p for p in [workdir, *workdir.absolute().parents] if p.exists()
+  )
   if not nearest.is_dir():
     raise NotADirectoryError(
       f'workdir={workdir} must be a folder: {nearest} is a file.'

@@ -148,12 +148,14 @@ class Engine:
       measured best of the device.
     chunk: Clients at a time in mode 'chunk'.
     slab: Clients in one call; 0 derives it from the cohort.
+    devices: Devices among which the clients of a slab are split; 0 is all.
     compilation_cache: Keep compiled programs in the data folder.
   """
 
   mode: str = 'auto'
   chunk: int = 2
   slab: int = 0
+  devices: int = 0
   compilation_cache: bool = True
 
 

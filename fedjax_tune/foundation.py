@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-import jax
 from flax import nnx
+import jax
 
 from fedjax_tune.typing import Axes, Tree
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import console as rich_console
 
 from fedjax_tune import build as building
 from fedjax_tune import checkpoint, config
@@ -26,7 +27,11 @@ from fedjax_tune.report.progress import RoundProgress
 
 
 def train(
-  experiment: config.Experiment, workdir: str, *, resume: bool = False
+  experiment: config.Experiment,
+  workdir: str,
+  *,
+  resume: bool = False,
+  console: rich_console.Console | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
 
@@ -34,6 +39,8 @@ def train(
     experiment: What to run.
     workdir: A new folder, or with `resume` that of the same experiment.
     resume: Continue from the newest checkpoint, bit for bit.
+    console: Where the cost table and the progress bar are shown; standard
+      output by default.
 
   Returns:
     What `summary.json` holds.
@@ -47,7 +54,13 @@ def train(
   checkpoint.check_workdir(workdir, fields, resume)
   setup = building.build(experiment)
   checkpoint.experiment_guard(workdir, fields, resume)
-  run = Run(setup)
+  console = console or rich_console.Console()
+  if experiment.engine.compilation_cache:
+    cache = pathlib.Path(building.data_dir(experiment.data)) / 'compiled'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+  with console.status('Compiling a program for each class of clients'):
+    run = Run(setup)
+  console.print(tables.cost_table(run.class_costs()))
   write_setup(run, workdir)
   key = jax.random.key(experiment.seed)
   with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
@@ -56,7 +69,7 @@ def train(
     label = f'{experiment.method} seed {experiment.seed}'
     with (
       reporting.MetricsWriter(workdir, start) as writer,
-      RoundProgress(experiment.rounds, start, label) as progress,
+      RoundProgress(experiment.rounds, start, label, console) as progress,
     ):
       for plan in prefetch(setup.planner.plan, rounds):
         begin = time.perf_counter()
@@ -101,7 +114,11 @@ class Run:
     )
     self.widths = setup.planner.widths()
     self.engine.compile(
-      self.widths, self.batch_shapes(), e.engine.mode, e.engine.chunk
+      self.widths,
+      self.batch_shapes(),
+      e.engine.mode,
+      e.engine.chunk,
+      e.engine.devices or jax.local_device_count(),
     )
     step = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batch_shapes()
@@ -129,9 +146,9 @@ class Run:
 
   def start(
     self, saved: checkpoint.Checkpoints
-  ) -> tuple[server.ServerState, dict[str, np.ndarray], int]:
+  ) -> tuple[server.ServerState, dict[str, Any], int]:
     """Returns state, meter and first round, from a checkpoint if there is."""
-    meter = {name: np.int64(0) for name in ('uplink', 'downlink', 'flops')}
+    meter = dict.fromkeys(('uplink', 'downlink', 'flops'), np.int64(0))
     fresh = {'state': self.engine.init(), 'meter': meter}
     done = saved.latest_round()
     if done is None:
@@ -177,7 +194,9 @@ class Run:
     ranked = sorted(self.costs.items(), key=lambda item: -item[1].flops)
     return [self._class_cost(sig, c, clients[sig]) for sig, c in ranked]
 
-  def _class_cost(self, sig, cost, clients) -> tables.ClassCost:
+  def _class_cost(
+    self, sig: Signature, cost: Cost, clients: int
+  ) -> tables.ClassCost:
     memory = self.engine.programs.compiled[sig].memory_analysis()
     held = cost.base_params + cost.theta_params
     return tables.ClassCost(

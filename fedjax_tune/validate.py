@@ -89,6 +89,7 @@ _RULES = {
   'engine.mode': _one_of('auto', 'map', 'chunk', 'vmap'),
   'engine.chunk': _at_least(1),
   'engine.slab': _at_least(0),
+  'engine.devices': _at_least(0),
   'inclusivefl.variant': _one_of('published', 'fedra_port'),
   'inclusivefl.beta': _SHARE,
   'depthfl.variant': _one_of('published', 'fedra_port'),

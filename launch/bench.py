@@ -17,11 +17,11 @@ import sys
 import time
 from typing import Any
 
+from absl import flags
+from flax import nnx
 import jax
 import numpy as np
 import optax
-from absl import app, flags
-from flax import nnx
 
 from fedjax_tune import foundation
 from fedjax_tune.engine import group, plan
@@ -35,7 +35,7 @@ _WORKLOAD = flags.DEFINE_enum('workload', 'A', ['A', 'B'], 'What to run.')
 _INIT = flags.DEFINE_string('init', '', 'Initial weights, .npz.')
 _MODE = flags.DEFINE_string('mode', 'auto', 'engine.mode.')
 _CHUNK = flags.DEFINE_integer('chunk', 2, 'engine.chunk.')
-_ROUNDS = flags.DEFINE_integer('rounds', 0, 'Rounds; 0 is the workload’s.')
+_ROUNDS = flags.DEFINE_integer('rounds', 0, "Rounds; 0 is the workload's.")
 
 _RANK, _ALPHA, _CLASSES, _STEPS, _LR, _SEED = 8, 16, 10, 5, 0.01, 0
 
@@ -87,9 +87,9 @@ def initial_weights(work: Workload) -> tuple[dict[str, np.ndarray] | None, str]:
   if _INIT.value:
     return dict(np.load(_INIT.value)), _INIT.value
   try:
-    import peft  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
+    import peft
+    import torch
+    import transformers
   except ImportError:
     return None, 'random'
   m = work.model
@@ -102,9 +102,9 @@ def initial_weights(work: Workload) -> tuple[dict[str, np.ndarray] | None, str]:
       intermediate_size=m.ffn,
       image_size=m.image_size,
       patch_size=m.patch,
-      num_labels=m.num_classes,
       hidden_dropout_prob=0.0,
       attention_probs_dropout_prob=0.0,
+      **{'num_labels': m.num_classes},
     )
   )
   lora = peft.LoraConfig(
@@ -218,12 +218,11 @@ def main(argv: list[str]) -> None:
   )
   engine.compile({sig: work.cohort}, shapes, _MODE.value, _CHUNK.value)
   state, key = engine.init(), jax.random.key(_SEED)
-  losses, seconds = [], []
+  losses, seconds, steps = [], [], work.cohort * _STEPS
   for rnd in range(_ROUNDS.value or work.rounds):
     slab = slab_of(work, sig, rnd)
     host = (slab.alloc, slab.weight, slab.ids, cohort_batches(work, slab))
     begin = time.perf_counter()
-    steps = work.cohort * _STEPS
     item = plan.Work(slab, *jax.device_put(host))
     planned = plan.RoundPlan(rnd, [], [item], steps, np.zeros(0))
     state, sums = engine.round(state, planned, key, _LR)
@@ -247,4 +246,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(start.clearly(main))
+  start.run(main)

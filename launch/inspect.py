@@ -18,6 +18,7 @@ from fedjax_tune import build, train
 from fedjax_tune.engine import cohort
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import tables
+from fedjax_tune.typing import Tree
 from launch import start
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,7 +63,10 @@ def memory(run: train.Run) -> dict[str, int]:
   `step` is the largest program's scratch, as the compiler says; the batches
   are those of the running round and of the next one, which is planned early.
   """
-  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+  def size(tree: Tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
   setup, programs = run.setup, run.engine.programs.compiled
   slots = sum(run.widths.values())
   scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
@@ -92,11 +96,9 @@ def _lines(run: train.Run) -> dict[str, str]:
     f' {len(setup.train.class_names)} classes',
     'clients': f'{len(sizes)}, of which {eligible} may take part; partition'
     f' {e.clients.partition}, cohort {e.clients.cohort}',
-    'examples each': f'{sizes.min()} to {sizes.max()},'
-    f' median {np.median(sizes):g}',
-    'local steps': f'{steps.min()} to {steps.max()}'
-    f' of {e.local.batch_size} examples',
-    'compiles': f'{len(run.widths)} client programs, one per signature',
+    'examples each': f'{_span(sizes)}, median {np.median(sizes):g}',
+    'local steps': f'{_span(steps)} of {e.local.batch_size} examples',
+    'compiles': f'{len(run.widths)}, one client program per signature',
     'memory here': f'{bytes_(sum(needed.values()))}: {causes}',
     'whole run': f'up {bytes_(total["uplink"])},'
     f' down {bytes_(total["downlink"])},'
@@ -104,6 +106,11 @@ def _lines(run: train.Run) -> dict[str, str]:
   }
 
 
+def _span(counts: np.ndarray) -> str:
+  low, high = counts.min(), counts.max()
+  return f'{low}' if low == high else f'{low} to {high}'
+
+
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config'])
+  flags.mark_flag_as_required('config')
   start.run(main)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import dataclasses
 import difflib
+import itertools
 import pathlib
 import re
 import sys
@@ -47,7 +48,7 @@ def check_config_flags(argv: list[str]) -> None:
     ValueError: A field is unknown; names those that are like it.
   """
   known = list(_field_paths(config.Experiment))
-  for arg, following in zip(argv[1:], [*argv[2:], ''], strict=True):
+  for arg, following in itertools.pairwise([*argv[1:], '']):
     if given := re.fullmatch(r'--?config(=.*)?', arg):
       # What follows a colon is an argument of get_config.
       file = (given[1] or f'={following}')[1:].partition(':')[0]

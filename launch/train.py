@@ -1,6 +1,6 @@
 """Runs one experiment.
 
-  python -m launch.train --config=experiments/NAME.py --workdir=DIR \
+python -m launch.train --config=experiments/NAME.py --workdir=DIR \
     [--config.FIELD=VALUE ...] [--resume]
 """
 
@@ -14,21 +14,25 @@ from launch import start
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment file.', lock_config=True
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the results.', required=True
+)
 _RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
 
 
 def main(argv: list[str]) -> None:
   """Trains, and prints where the results are."""
   start.reject_arguments(argv)
-  summary = train.train(_CONFIG.value, _WORKDIR.value, resume=_RESUME.value)
   console = rich_console.Console()
+  summary = train.train(
+    _CONFIG.value, _WORKDIR.value, resume=_RESUME.value, console=console
+  )
   console.print(
     f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
-    f'results and plots in {_WORKDIR.value}'
+    f'results, accuracy.png and coverage.png in {_WORKDIR.value}'
   )
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flag_as_required('config')
   start.run(main)

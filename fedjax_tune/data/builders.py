@@ -5,7 +5,6 @@ import io
 import os
 from typing import Any
 
-from absl import logging
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import emoji_styles, nico
@@ -86,7 +85,6 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
   """
   if builder.is_prepared():
     return False
-  logging.info('Preparing %s in %s', builder.info.full_name, builder.data_dir)
   tfds.disable_progress_bar()
   download_config = tfds.download.DownloadConfig(manual_dir=source)
   with contextlib.redirect_stdout(io.StringIO()):

@@ -13,15 +13,17 @@ from fedjax_tune.typing import Tree
 class Batch(NamedTuple):
   """Examples, with any number of leading axes.
 
+  The fields are arrays of NumPy or JAX, or their shapes.
+
   Attributes:
     image: uint8 (or normalised float) [..., B, h, w, 3].
     label: int32 [..., B].
     valid: bool [..., B]; False marks padding.
   """
 
-  image: jax.Array
-  label: jax.Array
-  valid: jax.Array
+  image: Any
+  label: Any
+  valid: Any
 
 
 # (local, batch, key) -> (loss, metrics); metrics are sums, never means.

@@ -5,6 +5,7 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.randomness import host_rng
 
+
 def sample_cohort(
   cfg: config.Clients,
   domains: np.ndarray,

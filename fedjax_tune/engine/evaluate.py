@@ -46,7 +46,7 @@ def build_evaluate(
   totals = np.bincount(examples.domains, minlength=num_domains)
 
   def evaluate(base, theta):
-    hits = {name: 0 for name in method.evaluations()}
+    hits: dict[str, Any] = dict.fromkeys(method.evaluations(), 0)
     allocs: Mapping[str, Any] = jax.device_put(method.evaluations())
     for batch in _batches(examples, batch_size, num_domains):
       arrays = jax.device_put(batch)

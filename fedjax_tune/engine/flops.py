@@ -1,7 +1,7 @@
 """Counts the floating-point operations of a program exactly."""
 
-import math
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax

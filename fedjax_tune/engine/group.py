@@ -5,8 +5,8 @@ holds is an array. Clients of one signature are cut into slabs of one width,
 the last padded with clients of weight 0.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+import dataclasses
 
 import numpy as np
 

@@ -4,9 +4,10 @@ A plan is a function of (seed, round, client id) alone, so it can be made
 while the device computes the round before.
 """
 
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,10 +20,14 @@ from fedjax_tune.engine.cohort import expected_share, sample_cohort
 from fedjax_tune.engine.group import Signature, Slab, cut_slabs
 from fedjax_tune.randomness import host_rng
 
+
 class Examples(Protocol):
   """What the planner needs of a data set."""
 
-  labels: np.ndarray
+  @property
+  def labels(self) -> np.ndarray:
+    """Labels int [N]."""
+    ...
 
   def read(self, indices: np.ndarray, /) -> np.ndarray:
     """Returns images uint8 [n, h, w, 3]."""
@@ -75,10 +80,11 @@ class Planner:
   indices: tuple[np.ndarray, ...]
   domains: np.ndarray
 
-  def __post_init__(self) -> None:
+  @functools.cached_property
+  def steps(self) -> np.ndarray:
+    """Local steps of each client, int [clients]."""
     sizes = [len(i) for i in self.indices]
-    steps = batching.local_steps(self.experiment.local, sizes)
-    object.__setattr__(self, 'steps', steps)
+    return batching.local_steps(self.experiment.local, sizes)
 
   def widths(self) -> dict[Signature, int]:
     """Returns for each signature the clients per slab.
@@ -131,9 +137,7 @@ class Planner:
       rng = host_rng('batches', self.experiment.seed, rnd, client)
       steps = int(self.steps[client])
       size = len(self.indices[client])
-      rows[:steps], valid[:steps] = batching.draw_batches(
-        cfg, size, steps, rng
-      )
+      rows[:steps], valid[:steps] = batching.draw_batches(cfg, size, steps, rng)
     rows = self.indices[max(client, 0)][rows]
     images = self.examples.read(rows.reshape(-1))
     images = images.reshape(*shape, *images.shape[1:])

@@ -68,6 +68,7 @@ class Engine:
     batches: Batch,
     mode: str = 'auto',
     chunk: int = 1,
+    devices: int = 1,
   ) -> None:
     """Compiles the program of every signature, side by side.
 
@@ -76,10 +77,19 @@ class Engine:
       batches: Shapes of one client's batches [S, B, ...].
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
+      devices: Among how many devices a slab may be split.
     """
     schedules = {
-      sig: Schedule.choose(mode, chunk, width) for sig, width in widths.items()
+      sig: Schedule.choose(mode, chunk, width, devices)
+      for sig, width in widths.items()
     }
+    # One copy of the frozen weights for each set of devices, not one a call.
+    copies = {
+      s.devices: jax.device_put(self.foundation.base, s.shardings[0])
+      for s in schedules.values()
+    }
+    self._bases = {sig: copies[s.devices] for sig, s in schedules.items()}
+    self._shardings = {sig: s.shardings for sig, s in schedules.items()}
     selected = {axis for sig in widths for axis, _ in sig.amounts}
     zero = jax.jit(
       lambda: selection.zero_sum(self.theta, self.axes, selected)
@@ -91,7 +101,7 @@ class Engine:
       width = widths[sig]
       lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
       scalar = lambda t: jax.ShapeDtypeStruct((), t)
-      return (
+      shapes = (
         self.foundation.base,
         self.theta,
         allocation_shapes(sig, width),
@@ -102,6 +112,7 @@ class Engine:
         scalar(np.float32),
         scalar(np.int32),
       )
+      return jax.tree.map(_placed, self._shardings[sig], shapes)
 
     self.programs.compile(schedules, arguments)
 
@@ -124,18 +135,22 @@ class Engine:
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
     totals, reports = dict(self._zeros), []
     for work in plan.works:
-      part, metrics = self.programs(
-        work.slab.sig,
-        self.foundation.base,
-        state.theta,
-        *work[1:],
-        round_key,
-        *scalars,
-      )
-      bucket = self.method.bucket(work.slab.sig)
+      sig = work.slab.sig
+      args = (self._bases[sig], state.theta, *work[1:], round_key, *scalars)
+      args = jax.device_put(args, self._shardings[sig])
+      part, metrics = self.programs(sig, *args)
+      bucket = self.method.bucket(sig)
+      # Slabs of other widths may lie on other sets of devices.
+      part, metrics = jax.device_put((part, metrics), jax.local_devices()[0])
       totals[bucket] = self._add(totals[bucket], part)
       reports.append(jax.tree.map(jnp.sum, metrics))
     return (
       self._server_step(state, totals),
       jax.tree.map(lambda *xs: sum(xs), *reports),
     )
+
+
+def _placed(sharding: jax.sharding.Sharding, tree: Tree) -> Tree:
+  """Returns the shapes of a tree whose arrays lie as told."""
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(shape, tree)

@@ -81,7 +81,7 @@ def _adaptive(
     move = lambda m, v: -cfg.lr * m / (jnp.sqrt(v) + cfg.eps)
     return jax.tree.map(move, mu, nu), AdaptiveState(mu, nu)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def build_server_step(

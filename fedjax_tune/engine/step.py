@@ -4,21 +4,23 @@
 once per signature, ahead of time and side by side.
 """
 
+from collections.abc import Callable, Mapping
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.engine.client import Batch, client_update
+from fedjax_tune.engine.client import client_update
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.foundation import merge
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +30,46 @@ class Schedule:
   Attributes:
     chunk: Clients under one `vmap`; chunks run one after another. 1 is a
       plain `map`, the slab's width a plain `vmap`.
+    devices: Devices among which the slab's clients are split.
   """
 
   chunk: int
+  devices: int = 1
 
   @classmethod
-  def choose(cls, mode: str, chunk: int, width: int) -> 'Schedule':
+  def choose(
+    cls, mode: str, chunk: int, width: int, devices: int = 1
+  ) -> 'Schedule':
     """Resolves `engine.mode` for slabs of one width.
 
     'auto' maps on a CPU, where a vmap over clients was slower in every trial
-    (`launch/bench.py`), and vmaps on an accelerator.
+    (`launch/bench.py`), and vmaps on an accelerator. Of `devices` as many are
+    used as divide the width.
     """
     if mode == 'auto':
       mode = 'map' if jax.default_backend() == 'cpu' else 'vmap'
-    wanted = {'map': 1, 'chunk': chunk, 'vmap': width}[mode]
-    return cls(max(c for c in range(1, wanted + 1) if width % c == 0))
+    devices = math.gcd(width, devices)
+    part = width // devices
+    wanted = min(part, {'map': 1, 'chunk': chunk, 'vmap': part}[mode])
+    chunk = max(c for c in range(1, wanted + 1) if part % c == 0)
+    return cls(chunk, devices)
+
+  @property
+  def shardings(self) -> tuple[NamedSharding, ...]:
+    """Where each array argument of a slab's step lies."""
+    whole = NamedSharding(self.mesh, PartitionSpec())
+    split = NamedSharding(self.mesh, PartitionSpec('clients'))
+    return (whole,) * 2 + (split,) * 4 + (whole,) * 3
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices, along one axis named 'clients'."""
+    return jax.make_mesh(
+      (self.devices,),
+      ('clients',),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.local_devices()[: self.devices],
+    )
 
 
 SlabStep = Callable[..., tuple[GroupSum, dict[str, jax.Array]]]
@@ -66,8 +93,8 @@ def build_slab_step(
 
   Guarantees:
     - A client of weight 0 adds nothing, and under `map` costs nothing.
-    - The order of clients, the padding, and the schedule change nothing but
-      rounding.
+    - The order of clients, the padding, the schedule and the number of
+      devices change nothing but rounding.
   """
 
   def train(sig, base, theta, key, lr, rnd, alloc, client, batches):
@@ -81,12 +108,12 @@ def build_slab_step(
       objective, optimizer, start, batches, client_key, lr, prox
     )
 
-  def step(
-    sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd
-  ):
+  def train_slab(sig, schedule, shared, slab):
+    theta = shared[1]
+
     def run(chunk):
       alloc, weight, ids, batches = chunk
-      one = lambda *args: train(sig, base, theta, key, lr, rnd, *args)
+      one = lambda *args: train(sig, *shared, *args)
       if schedule.chunk == 1:
         single = jax.tree.map(lambda x: x[0], (alloc, ids, batches))
         delta, metrics = jax.tree.map(lambda x: x[None], one(*single))
@@ -97,10 +124,30 @@ def build_slab_step(
       total = selection.group_sum(theta, axes, alloc, delta, weight)
       return total, metrics
 
-    slab = (alloc, weight, ids, batches)
-    if schedule.chunk == weight.shape[0]:
+    if schedule.chunk == slab[1].shape[0]:
       return run(slab)
     return _sum_over_chunks(run, slab, schedule.chunk)
+
+  def step(
+    sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd
+  ):
+    shared = (base, theta, key, lr, rnd)
+    slab = (alloc, weight, ids, batches)
+    if schedule.devices == 1:
+      return train_slab(sig, schedule, shared, slab)
+
+    def on_device(shared, slab):
+      total, metrics = train_slab(sig, schedule, shared, slab)
+      return jax.lax.psum(total, 'clients'), metrics
+
+    whole, split = PartitionSpec(), PartitionSpec('clients')
+    return jax.shard_map(
+      on_device,
+      mesh=schedule.mesh,
+      in_specs=(whole, split),
+      out_specs=(whole, split),
+      check_vma=False,
+    )(shared, slab)
 
   return step
 
@@ -133,13 +180,13 @@ class Programs:
 
   def compile(
     self,
-    signatures: Mapping[Signature, Schedule],
+    schedules: Mapping[Signature, Schedule],
     arguments: Callable[[Signature], tuple[Any, ...]],
   ) -> None:
     """Compiles every signature side by side.
 
     Args:
-      signatures: Schedule of each.
+      schedules: How each signature's slabs share the devices.
       arguments: Gives a signature's arguments (arrays or ShapeDtypeStructs)
         after the static ones.
     """
@@ -150,7 +197,7 @@ class Programs:
       return sig, lowered.compile()
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      self.compiled.update(pool.map(build, signatures.items()))
+      self.compiled.update(pool.map(build, schedules.items()))
 
   def __call__(self, sig: Signature, *args: Any) -> Any:
     """Runs the program of a signature."""

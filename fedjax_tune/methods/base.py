@@ -1,7 +1,7 @@
 """What a method decides, and the defaults that most of them share."""
 
-import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax

@@ -6,8 +6,8 @@ code is github.com/leondada/FedRA (server.py `get_para_range` and
 `agg_range_fill`).
 """
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 import numpy as np
 
@@ -36,7 +36,9 @@ class Fedra(base.Method):
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Draws the cohort's rows of the allocation matrix."""
-    rows = [draw_row(self.seed, rnd, k, self.depth, self.budgets[k]) for k in cohort]
+    rows = [
+      draw_row(self.seed, rnd, k, self.depth, self.budgets[k]) for k in cohort
+    ]
     if self.coverage_repair:
       rng = host_rng('repair', self.seed, rnd)
       repair_coverage(rows, self.depth, rng)

@@ -1,0 +1,1 @@
+"""Foundation models in Flax NNX, their primitives and their weights."""

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array
 
 from fedjax_tune.models import primitives
@@ -36,7 +37,7 @@ def _names(axes: tuple[Axis, ...]) -> tuple[str, ...]:
   return tuple(name for name, _ in axes)
 
 
-def variable(kind: type, value: Array, axes: tuple[Axis, ...]) -> nnx.Variable:
+def variable(kind: type, value: Array, axes: tuple[Axis, ...]) -> Any:
   """Wraps an array in an NNX variable that carries its axis names."""
   return kind(value, axes=_names(axes))
 
@@ -67,7 +68,9 @@ class Linear(nnx.Module):
 
     def uniform(axes: tuple[Axis, ...]) -> Array:
       shape = _sizes(axes)
-      return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+      return jax.random.uniform(
+        rngs.params(), shape, minval=-bound, maxval=bound
+      )
 
     fill = uniform if kind is not Frozen else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
@@ -90,8 +93,9 @@ class Linear(nnx.Module):
     if self.adapter is None:
       y = flat @ kernel
     else:
-      rate = 0.0 if key is None else self.adapter.dropout
-      seed = jnp.zeros(2, jnp.uint32) if rate == 0.0 else jax.random.bits(key, 2)
+      rate, seed = 0.0, jnp.zeros(2, jnp.uint32)
+      if key is not None and self.adapter.dropout:
+        rate, seed = self.adapter.dropout, jax.random.bits(key, (2,))
       y = primitives.lora_dense(
         flat,
         kernel,

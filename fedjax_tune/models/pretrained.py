@@ -55,7 +55,11 @@ def load_pretrained(
     sizes = RANDOM[weights]
     return _random(vit.ViTConfig(*sizes, image_size=image_size), weights)
   if pathlib.Path(weights).expanduser().is_dir():
-    return _fit(huggingface.load_huggingface(weights), image_size)
+    try:
+      loaded = huggingface.load_huggingface(weights)
+    except (FileNotFoundError, ValueError) as error:
+      raise type(error)(f'model.weights={weights!r}: {error}') from error
+    return _fit(loaded, image_size)
   raise ValueError(
     f'model.weights={weights!r} is neither one of {", ".join([PACKAGED, *RANDOM])} '
     'nor the path of a Hugging Face folder.'

@@ -9,8 +9,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt32
+import numpy as np
 
 
 def keep_mask(

@@ -8,11 +8,11 @@ shared stack, from which the scan takes each block by its id.
 import dataclasses
 from typing import Any, NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from fedjax_tune.models import linear, primitives
 
@@ -310,7 +310,7 @@ class ViT(nnx.Module):
     graph, local, base = nnx.split(self.blocks, nnx.Param, ...)
     x_BxTxD = self.embed(images, key)
 
-    def run(x, layer, local_block, queries):
+    def block_of(x, layer, local_block, queries):
       # The frozen block is taken by its id inside the scan and inside the
       # checkpoint: elsewhere, every held block would live at once.
       base_block = jax.tree.map(lambda p: p[layer], base)
@@ -318,7 +318,9 @@ class ViT(nnx.Module):
       return block(x, queries, Keys(key, layer))
 
     save = jax.checkpoint_policies.nothing_saveable if self.remat else _is_kept
-    run = jax.checkpoint(run, static_argnums=3, policy=save, prevent_cse=False)
+    run: Any = jax.checkpoint(
+      block_of, static_argnums=3, policy=save, prevent_cse=False
+    )
 
     def body(x, inputs):
       y = run(x, *inputs, x.shape[1])

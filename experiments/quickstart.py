@@ -1,0 +1,15 @@
+"""Six unequal clients tune one vision transformer: a first run in minutes.
+
+Command: launch/quickstart (FedRA and AllSmall, then a table and a plot).
+Device: 2 CPU cores. The clients are those of experiments/fedra_emoji.py.
+"""
+
+from experiments import fedra_emoji
+from fedjax_tune import config
+
+
+def get_config() -> config.Experiment:
+  """Returns the experiment."""
+  experiment = fedra_emoji.get_config('feature')
+  experiment.rounds = 30
+  return experiment

@@ -1,0 +1,189 @@
+"""The parts of the engine, each by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fedjax_tune.engine import evaluate, group, plan, step
+from fedjax_tune.engine.client import Batch, client_update
+
+# -- a client
+
+
+def _targets(valid):
+  """Batches whose 'image' is the target of a quadratic loss."""
+  steps = len(valid)
+  image = np.random.default_rng(0).normal(size=(steps, 2, 3))
+  valid = np.repeat(np.array(valid)[:, None], 2, 1)
+  return Batch(
+    jnp.asarray(image, jnp.float32),
+    jnp.zeros((steps, 2), jnp.int32),
+    jnp.asarray(valid),
+  )
+
+
+def _quadratic(local, batch, key):
+  del key
+  error = local['w'] - jnp.mean(batch.image, 0)
+  return jnp.sum(error**2) / 2, {'count': jnp.sum(batch.valid)}
+
+
+def _update(batches, optimizer=None, prox=0.0):
+  return client_update(
+    _quadratic,
+    optimizer or optax.sgd(1.0, momentum=0.9),
+    {'w': jnp.ones(3)},
+    batches,
+    jax.random.key(0),
+    jnp.float32(0.1),
+    prox,
+  )
+
+
+@pytest.mark.parametrize('prox', [0.0, 0.5])
+def test_prox_pulls_towards_the_start(prox):
+  batches = _targets([True] * 4)
+  start = np.ones(3)
+  w, velocity = start, np.zeros(3)
+  for target in np.asarray(batches.image).mean(1):
+    gradient = w - target + prox * (w - start)
+    velocity = 0.9 * velocity + gradient
+    w = w - 0.1 * velocity
+  delta, _ = _update(batches, prox=prox)
+  np.testing.assert_allclose(delta['w'], w - start, rtol=1e-5)
+
+
+def test_a_step_without_examples_changes_nothing():
+  """Neither the parameters nor the optimizer's momentum and count."""
+  holes = _targets([True, False, True, False])
+  dense = jax.tree.map(lambda x: x[jnp.asarray([0, 2])], holes)
+  for optimizer in (None, optax.adam(1.0)):
+    got, metrics = _update(holes, optimizer)
+    want, _ = _update(dense, optimizer)
+    np.testing.assert_allclose(got['w'], want['w'], rtol=1e-6)
+    assert metrics['count'] == 4
+
+
+# -- groups
+
+
+def test_slabs_by_hand():
+  small, large = (group.Signature((('layer', n),)) for n in (1, 2))
+  rows = [{'layer': np.arange(n) + k} for k, n in enumerate((1, 2, 1, 1))]
+  slabs = group.cut_slabs(
+    [10, 11, 12, 13],
+    [small, large, small, small],
+    rows,
+    [1, 2, 3, 4],
+    {small: 2, large: 1},
+  )
+  assert [s.sig for s in slabs] == [small, small, large]
+  assert [list(s.ids) for s in slabs] == [[10, 12], [13, -1], [11]]
+  assert [list(s.weight) for s in slabs] == [[1, 3], [4, 0], [2]]
+  np.testing.assert_array_equal(slabs[0].alloc['layer'], [[0], [2]])
+  np.testing.assert_array_equal(slabs[1].alloc['layer'], [[3], [3]])
+  np.testing.assert_array_equal(slabs[2].alloc['layer'], [[1, 2]])
+
+
+@pytest.mark.parametrize(
+  ('mode', 'chunk', 'width', 'want'),
+  [
+    ('map', 3, 6, 1),
+    ('vmap', 3, 6, 6),
+    ('chunk', 3, 6, 3),
+    # The largest divisor of the width that is not above what was asked for.
+    ('chunk', 4, 6, 3),
+    ('chunk', 4, 5, 1),
+    ('chunk', 9, 6, 6),
+    ('auto', 3, 6, 1),
+  ],
+)
+def test_schedule(mode, chunk, width, want):
+  assert step.Schedule.choose(mode, chunk, width).chunk == want
+
+
+# -- planning
+
+
+def test_widths_are_what_a_round_brings():
+  e = tiny.experiment(engine={'slab': 0})
+  planner = tiny.run(e).planner
+  named = {sig['layer']: n for sig, n in planner.widths().items()}
+  assert named == {4: 1, 3: 1, 2: 2}
+
+
+@pytest.mark.parametrize('weighting', ['uniform', 'examples'])
+def test_weights(weighting):
+  run = tiny.run(tiny.experiment(server={'weighting': weighting}))
+  work = run.planner.plan(0).works[-1]
+  # A slab of two with one client of 12 examples.
+  assert list(work.weight) == [1 if weighting == 'uniform' else 12, 0]
+  assert not np.any(work.batches.valid[1])
+
+
+def test_a_plan_counts_owners_and_steps():
+  run = tiny.run(tiny.experiment())
+  planned = run.planner.plan(0)
+  rows = run.method.allocate(0, planned.cohort)
+  owners = [sum(n in row['layer'] for row in rows) for n in range(tiny.DEPTH)]
+  assert list(planned.owners) == owners
+  assert planned.client_steps == 4 * 2
+
+
+def test_clients_train_on_their_own_examples():
+  run = tiny.run(tiny.experiment())
+  for work in run.planner.plan(0).works:
+    for i, client in enumerate(work.slab.ids):
+      if client < 0:
+        continue
+      own = run.planner.examples.images[run.planner.indices[client]]
+      images = np.asarray(work.batches.image[i]).reshape(-1, *own.shape[1:])
+      same = (images[:, None] == own[None]).all((2, 3, 4))
+      assert same.any(1).all()
+
+
+def test_prefetch_yields_in_order_and_looks_one_ahead():
+  made = []
+  stream = plan.prefetch(lambda rnd: made.append(rnd) or rnd, range(3, 6))
+  for rnd in (3, 4, 5):
+    assert next(stream) == rnd
+    assert set(made) >= set(range(3, rnd + 1))
+    assert max(made) <= rnd + 1
+  assert list(stream) == []
+  assert list(plan.prefetch(str, range(2, 2))) == []
+
+
+def test_prefetch_passes_errors_on():
+  def fail(rnd):
+    if rnd == 1:
+      raise OSError('unreadable')
+    return rnd
+
+  stream = plan.prefetch(fail, range(3))
+  assert next(stream) == 0
+  with pytest.raises(OSError, match='unreadable'):
+    next(stream)
+
+
+# -- evaluation
+
+
+def test_accuracy_by_domain_by_hand():
+  """Also where the last batch is padded."""
+  run = tiny.run(tiny.experiment())
+  data = run.planner.examples
+  layers = np.arange(tiny.DEPTH)
+  model = run.foundation.merge(run.foundation.base, run.theta)
+  scores = model(data.images, layers)
+  hits = np.argmax(scores, -1) == data.labels
+  want = [hits[data.domains == d].mean() for d in (0, 1)]
+  assert len(data) % 20 != 0
+  check = evaluate.build_evaluate(
+    run.foundation.graph, run.method, run.axes, data, batch_size=20
+  )
+  got = check(run.foundation.base, run.theta)
+  np.testing.assert_allclose(got['full'], want)
+  assert 0 < np.mean(want) < 1

@@ -1,0 +1,421 @@
+"""Laws that every method of the registry keeps, with dropout on."""
+
+import dataclasses
+import functools
+import logging
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fedjax_tune import config, selection
+from fedjax_tune.engine import server, step
+from fedjax_tune.methods import BUILDERS
+
+_ROUNDING = {'rtol': 1e-3, 'atol': 5e-6}
+
+
+class Case:
+  """A method's run; the tests of one method share its programs.
+
+  Attributes:
+    run: The run, whose method notes each trace of its loss.
+    traces: Signatures of those traces.
+  """
+
+  def __init__(self, name):
+    run = tiny.run(tiny.experiment(name))
+    method, self.traces = _traced(run.method)
+    planner = dataclasses.replace(run.planner, method=method)
+    self.name = name
+    self.run = dataclasses.replace(run, method=method, planner=planner)
+    self.key = jax.random.key(run.experiment.seed)
+
+  @functools.cached_property
+  def gradient(self):
+    """The gradient of a local step, for the slow twin."""
+    run = self.run
+
+    def gradient(sig, local, alloc, batch, key, rnd):
+      def objective(local):
+        model = run.foundation.merge(run.foundation.base, local)
+        return run.method.loss(sig, model, alloc, batch, key, rnd)
+
+      return jax.grad(objective, has_aux=True)(local)
+
+    return jax.jit(gradient, static_argnums=0)
+
+
+def _traced(method):
+  traces = []
+
+  class Traced(type(method)):
+    def loss(self, sig, *args):
+      traces.append(sig)
+      return super().loss(sig, *args)
+
+  return Traced(**vars(method)), traces
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(name, marks=pytest.mark.xdist_group(name))
+    for name in tiny.CASES
+  ],
+)
+def case(request):
+  return Case(request.param)
+
+
+def test_every_method_is_here():
+  assert {name.partition(':')[0] for name in tiny.CASES} == set(BUILDERS)
+
+
+# -- the slow twin: plain Python over clients, steps and coordinates
+
+
+def _slow_client(case, sig, row, batches, client, rnd):
+  """Trains one client; returns its delta and its summed metrics."""
+  run, cfg = case.run, case.run.experiment.local
+  index = tiny.held(run.theta, run.axes, row)
+  start = jax.tree.map(lambda x, at: np.asarray(x)[at], run.theta, index)
+  local, velocity = start, jax.tree.map(np.zeros_like, start)
+  key = jax.random.fold_in(jax.random.fold_in(case.key, rnd), client)
+  total = {}
+  for s in range(len(batches.valid)):
+    batch = jax.tree.map(lambda x, s=s: x[s], batches)
+    step_key = jax.random.fold_in(key, s)
+    grads, metrics = jax.device_get(
+      case.gradient(sig, local, dict(row), batch, step_key, np.int32(rnd))
+    )
+    norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+    shrink = min(1, cfg.clip_norm / norm)
+
+    def push(v, g, w, shrink=shrink):
+      return cfg.momentum * v + shrink * g + cfg.weight_decay * w
+
+    velocity = jax.tree.map(push, velocity, grads, local)
+    local = jax.tree.map(lambda w, v: w - cfg.lr * v, local, velocity)
+    total = {name: total.get(name, 0) + m for name, m in metrics.items()}
+  return jax.tree.map(np.subtract, local, start), total
+
+
+def _slow_sum(run, rows, deltas, weights, selected):
+  """Adds coordinate by coordinate, as `selection.group_sum` defines."""
+  zero = selection.zero_sum(run.theta, run.axes, selected)
+  num, den = jax.tree.map(np.array, zero)
+  for row, delta, weight in zip(rows, deltas, weights, strict=True):
+    for sums, parts in ((num, delta), (den, None)):
+      index = tiny.held(sums, run.axes, row)
+      for at, total, part in zip(
+        jax.tree.leaves(index, is_leaf=lambda x: isinstance(x, tuple)),
+        jax.tree.leaves(sums),
+        jax.tree.leaves(parts) if parts else [1] * len(jax.tree.leaves(sums)),
+        strict=True,
+      ):
+        total[at] += weight * np.asarray(part)
+  return selection.GroupSum(num, den)
+
+
+def test_a_round_is_its_slow_twin(case):
+  run, rnd = case.run, 2
+  planned = run.planner.plan(rnd)
+  selected = {axis for w in planned.works for axis, _ in w.slab.sig.amounts}
+  totals, reports = {}, []
+  for work in planned.works:
+    rows = [
+      {axis: at[i] for axis, at in work.slab.alloc.items()}
+      for i in range(len(work.slab.ids))
+    ]
+    clients = [
+      _slow_client(
+        case,
+        work.slab.sig,
+        row,
+        jax.tree.map(lambda x, i=i: x[i], work.batches),
+        work.slab.ids[i],
+        rnd,
+      )
+      for i, row in enumerate(rows)
+    ]
+    deltas, metrics = zip(*clients, strict=True)
+    part = _slow_sum(run, rows, deltas, work.slab.weight, selected)
+    bucket = run.method.bucket(work.slab.sig)
+    old = totals.get(bucket)
+    totals[bucket] = jax.tree.map(np.add, old, part) if old else part
+    reports += metrics
+  start = run.engine.init()
+  update, memory = jax.jit(run.method.merge)(totals, start.memory)
+  want = jax.tree.map(jnp.add, run.theta, update.delta)
+  got, sums = run.engine.round(start, planned, case.key, 0.1)
+  tiny.assert_close(got.theta, want, **_ROUNDING)
+  tiny.assert_close(got.memory, memory, **_ROUNDING)
+  for name in sums:
+    total = sum(float(m[name]) for m in reports)
+    np.testing.assert_allclose(sums[name], total, rtol=1e-4)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), got.theta, run.theta)
+  assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+# Three clients and one of weight 0, however they lie and share the device;
+# one after another they are in the test above.
+@pytest.mark.parametrize(
+  ('chunk', 'order'), [(2, (3, 1, 2, 0)), (4, (0, 2, 1, 3))]
+)
+def test_order_padding_and_schedule_change_nothing(case, chunk, order):
+  run, client = case.run, int(np.argmax(case.run.method.eligible()))
+  sig = run.method.signature(client)
+  rows = [run.method.allocate(rnd, [client])[0] for rnd in range(4)]
+  batches = tiny.batch(tiny.STACK_SIZE, 4, 2, 4)
+  ids, weights = np.array([5, 9, 2, -1], np.int32), np.float32([1, 2, 3, 0])
+  at = np.array(order)
+  alloc = {
+    axis: np.stack([rows[i][axis] for i in order]).astype(np.int32)
+    for axis, _ in sig.amounts
+  }
+  program = jax.jit(
+    step.build_slab_step(
+      run.foundation.graph, run.method, run.local_opt, run.axes
+    ),
+    static_argnums=(0, 1),
+  )
+  got, metrics = program(
+    sig,
+    step.Schedule(chunk),
+    run.foundation.base,
+    run.theta,
+    alloc,
+    weights[at],
+    ids[at],
+    jax.tree.map(lambda x: x[at], batches),
+    jax.random.fold_in(case.key, 0),
+    np.float32(0.1),
+    np.int32(0),
+  )
+  deltas, reports = zip(
+    *[
+      _slow_client(
+        case, sig, rows[i], jax.tree.map(lambda x, i=i: x[i], batches), k, 0
+      )
+      for i, k in enumerate(ids[:3])
+    ],
+    strict=True,
+  )
+  want = _slow_sum(
+    run, rows[:3], deltas, weights[:3], [axis for axis, _ in sig.amounts]
+  )
+  tiny.assert_close(got, want, **_ROUNDING)
+  losses = [m['loss'] for m in reports] + [0]
+  np.testing.assert_allclose(metrics['loss'], np.array(losses)[at], rtol=1e-4)
+
+
+def test_one_compile_per_signature(case, caplog):
+  run = case.run
+  widths = run.planner.widths()
+  first = run.rounds(1)
+  assert set(run.engine.programs.compiled) == set(widths)
+  before, state = list(case.traces), first
+  caplog.set_level(logging.WARNING)
+  with jax.log_compiles():
+    for rnd in (1, 2):
+      state, _ = run.engine.round(state, run.planner.plan(rnd), case.key, 0.1)
+  assert case.traces == before
+  assert [r.message for r in caplog.records if 'XLA comp' in r.message] == []
+  assert set(run.engine.programs.compiled) == set(widths)
+
+
+# -- selection
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(
+  max_examples=25,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_adjoint(case, data):
+  theta, axes = case.run.theta, case.run.axes
+  sig = case.run.method.signature(1)
+  sizes = {
+    name: size
+    for leaf, names in zip(
+      jax.tree.leaves(theta),
+      jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)),
+      strict=True,
+    )
+    for name, size in zip(names, leaf.shape, strict=True)
+  }
+  alloc = {
+    axis: np.array(
+      data.draw(
+        st.lists(
+          st.permutations(range(sizes[axis])).map(lambda p, n=n: p[:n]),
+          min_size=3,
+          max_size=3,
+        )
+      ),
+      np.int32,
+    )
+    for axis, n in sig.amounts
+    if axis in sizes
+  }
+  x = tiny.noise(theta, data.draw(st.integers(0, 99)))
+  dispatch, collect = _adjoint_pair(case)
+  there = dispatch(x, alloc)
+  y = tiny.noise(there, data.draw(st.integers(0, 99)))
+  np.testing.assert_allclose(
+    _vdot(there, y), _vdot(x, collect(alloc, y)), rtol=1e-5
+  )
+
+
+@functools.cache
+def _adjoint_pair(case):
+  theta, axes = case.run.theta, case.run.axes
+  one = lambda x, alloc: selection.select(x, axes, alloc)
+  return (
+    jax.jit(jax.vmap(one, (None, 0))),
+    jax.jit(lambda alloc, y: selection.scatter_sum(theta, axes, alloc, y)),
+  )
+
+
+def _vdot(x, y):
+  dot = lambda a, b: np.vdot(np.asarray(a, np.float64), b)
+  return sum(jax.tree.leaves(jax.tree.map(dot, x, y)))
+
+
+# -- merging
+
+
+@pytest.mark.parametrize('name', ['fedavgm', 'fedadam'])
+def test_what_nobody_holds_stays_bit_for_bit(case, name):
+  run, cohort = case.run, [3]
+  if not run.method.eligible()[3]:
+    cohort = [0]
+  theta = run.theta
+  opt = server.optimizer(config.Server(optimizer=name))
+  memory = tiny.noise(run.method.init_memory(theta), 7)
+  opt_state = optax.tree.map_params(
+    opt, lambda x: 1 + jnp.abs(tiny.noise(x, 8)), opt.init(theta)
+  )
+  start = server.ServerState(theta, opt_state, memory)
+  rows = run.method.allocate(0, cohort)
+  covered = jax.tree.map(lambda x: np.zeros(x.shape, bool), theta)
+  for row in rows:
+    index = tiny.held(theta, run.axes, row)
+    jax.tree.map(lambda c, at: c.__setitem__(at, True), covered, index)
+  end = server.build_server_step(run.method, opt)(
+    start, _totals(run, cohort, rows)
+  )
+  pairs = [(start.theta, end.theta)]
+  pairs += [
+    (getattr(start.opt_state, f), getattr(end.opt_state, f))
+    for f in ('mu', 'nu')
+    if name == 'fedadam'
+  ]
+  if name == 'fedavgm':
+    pairs += [(start.opt_state[0].trace, end.opt_state[0].trace)]
+  for old, new in pairs:
+    moved = jax.tree.map(lambda a, b: np.asarray(a != b), old, new)
+    tiny.assert_equal(moved, covered)
+
+
+def _totals(run, cohort, rows):
+  """Sums of random deltas, with a bucket for every signature there is."""
+  sigs = [run.method.signature(k) for k in range(len(tiny.BUDGETS))]
+  selected = {axis for sig in sigs for axis, _ in sig.amounts}
+  zero = selection.zero_sum(run.theta, run.axes, selected)
+  totals = {run.method.bucket(sig): zero for sig in sigs}
+  for client, row in zip(cohort, rows, strict=True):
+    local = selection.select(run.theta, run.axes, row)
+    delta = tiny.noise(jax.tree.map(jnp.zeros_like, local), client)
+    lead = lambda x: jnp.asarray(x)[None]
+    part = selection.group_sum(
+      run.theta,
+      run.axes,
+      jax.tree.map(lead, dict(row)),
+      jax.tree.map(lead, delta),
+      jnp.ones(1),
+    )
+    bucket = run.method.bucket(run.method.signature(client))
+    totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
+  return totals
+
+
+_FULL = {'budgets': (tiny.DEPTH,) * 4}
+
+
+@functools.cache
+def _fedavg():
+  run = tiny.run(tiny.experiment('all_large', clients=_FULL))
+  return run.rounds(2).theta
+
+
+@pytest.mark.parametrize(
+  # The port of DepthFL trains more classifiers than the model has.
+  'name',
+  [n for n in tiny.CASES if n not in ('all_large', 'depthfl:fedra_port')],
+)
+def test_everything_selected_everywhere_is_fedavg(name):
+  run = tiny.run(tiny.experiment(name, clients=_FULL))
+  got = jax.tree.map(
+    lambda a, b: a.reshape(b.shape), run.rounds(2).theta, _fedavg()
+  )
+  tiny.assert_close(got, _fedavg(), **_ROUNDING)
+
+
+# -- planning
+
+
+def _by_client(planned):
+  """What each client of a plan holds and trains on."""
+  return {
+    int(k): jax.tree.map(lambda x, i=i: x[i], (work.slab.alloc, work.batches))
+    for work in planned.works
+    for i, k in enumerate(work.slab.ids)
+    if k >= 0
+  }
+
+
+def test_a_plan_depends_on_seed_round_and_client_only(case):
+  run = case.run
+  small = dataclasses.replace(
+    run.planner,
+    experiment=tiny.experiment(case.name, clients={'cohort_size': 2}),
+  )
+  for rnd in (4, 0, 4):
+    everyone = _by_client(run.planner.plan(rnd))
+    some = _by_client(small.plan(rnd))
+    assert set(some) <= set(everyone)
+    for client, part in some.items():
+      tiny.assert_equal(part, everyone[client])
+  reverse = [3, 1, 0, 2]
+  rows = dict(zip(reverse, run.method.allocate(4, reverse), strict=True))
+  for client, (alloc, _) in everyone.items():
+    tiny.assert_equal(rows[client], alloc)
+
+
+def test_another_round_or_seed_is_another_plan(case):
+  run = case.run
+  other = tiny.run(tiny.experiment(case.name, seed=2))
+  images = [
+    _by_client(planner.plan(rnd))[0][1].image
+    for planner, rnd in ((run.planner, 0), (run.planner, 1), (other.planner, 0))
+  ]
+  assert np.any(images[0] != images[1])
+  assert np.any(images[0] != images[2])
+
+
+def test_a_plan_is_numpy(case, monkeypatch):
+  placed = []
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, 'device_put', lambda x: placed.append(x) or x)
+    case.run.planner.plan(0)
+  leaves = jax.tree.leaves(placed)
+  assert leaves
+  assert all(type(x) is np.ndarray for x in leaves)

@@ -1,0 +1,275 @@
+"""Tiny models, data and runs that the tests share.
+
+`Stack` is the smallest model that fulfils the engine's contract; it compiles
+in a third of a ViT's time, and the engine knows neither.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_tune import build, config, foundation
+from fedjax_tune.data import corpus
+from fedjax_tune.engine import client, plan, server
+from fedjax_tune.engine import round as round_lib
+from fedjax_tune.methods import BUILDERS
+from fedjax_tune.models import linear, vit
+from fedjax_tune.typing import Axes, Tree
+
+DEPTH = 4
+CLASSES = 3
+BUDGETS = (4, 3, 2, 2)
+# Pixels of an image's side.
+STACK_SIZE, VIT_SIZE = 4, 16
+
+_VARIANTS = {
+  'inclusivefl': ('published', 'fedra_port'),
+  'depthfl': ('published', 'fedra_port'),
+}
+# Every method of the registry, in every variant: 'fedra', 'depthfl:published'.
+CASES = [
+  ':'.join(filter(None, (name, variant)))
+  for name in BUILDERS
+  for variant in _VARIANTS.get(name, ('',))
+]
+
+
+class Stack(nnx.Module):
+  """Residual blocks x + tanh(linear(x)) with LoRA and dropout."""
+
+  def __init__(self, adapter: linear.Adapter) -> None:
+    rngs, width = nnx.Rngs(0), ('embed', 6)
+    patch = (('patch', STACK_SIZE**2 * 3),)
+    layer, classes = (('layer', DEPTH),), (('class', CLASSES),)
+    self.embed = linear.Linear(patch, (width,), adapter=adapter, rngs=rngs)
+    self.blocks = linear.Linear(
+      (width,), (width,), stack=layer, adapter=adapter, rngs=rngs
+    )
+    self.head = linear.Linear((width,), classes, kind=nnx.Param, rngs=rngs)
+
+  def class_tokens(self, images, layers_N, *, key=None):
+    """Returns [N, B, D] after each selected block."""
+    drop = lambda i: None if key is None else jax.random.fold_in(key, i)
+    graph, local, base = nnx.split(self.blocks, nnx.Param, ...)
+    pixels = images.reshape(len(images), -1).astype(jnp.float32)
+
+    def body(x, inputs):
+      layer, held = inputs
+      frozen = jax.tree.map(lambda p: p[layer], base)
+      block = nnx.merge(graph, held, frozen)
+      x = x + jnp.tanh(block(x, drop(layer)))
+      return x, x
+
+    start = self.embed(pixels / 255 - 0.5, drop(DEPTH))
+    return jax.lax.scan(body, start, (layers_N, local))[1]
+
+  def __call__(self, images, layers_N, *, key=None):
+    """Returns logits [B, K]."""
+    return self.head(self.class_tokens(images, layers_N, key=key)[-1])
+
+
+def noise(tree: Tree, seed: int, scale: float = 0.2) -> Tree:
+  """Adds normal noise, so that no bias, adapter or position is trivial."""
+  leaves, treedef = jax.tree.flatten(tree)
+  rng = np.random.default_rng(seed)
+  noisy = [x + scale * jnp.asarray(_normal(rng, x.shape)) for x in leaves]
+  return jax.tree.unflatten(treedef, noisy)
+
+
+def _normal(rng, shape):
+  return rng.normal(size=shape).astype(np.float32)
+
+
+def _split(model: nnx.Module) -> foundation.Foundation:
+  found = foundation.split(model, DEPTH)
+  return dataclasses.replace(
+    found, theta=noise(found.theta, 1), base=noise(found.base, 2)
+  )
+
+
+@functools.cache
+def stack(dropout: float = 0.0) -> foundation.Foundation:
+  """Returns a noisy stack."""
+  return _split(Stack(linear.Adapter(rank=2, scale=2.0, dropout=dropout)))
+
+
+TARGETS = ('attn.proj', 'mlp.fc2', 'embed.patch')
+
+
+def vit_config(**changes: Any) -> vit.ViTConfig:
+  """Returns the sizes of a tiny ViT."""
+  sizes = vit.ViTConfig(
+    DEPTH, 16, 2, 32, patch=8, image_size=VIT_SIZE, num_classes=CLASSES
+  )
+  return dataclasses.replace(sizes, **changes)
+
+
+@functools.cache
+def vit_foundation(
+  dropout: float = 0.0,
+  *,
+  targets: tuple[str, ...] = TARGETS,
+  remat: bool = False,
+  **changes: Any,
+) -> foundation.Foundation:
+  """Returns a noisy ViT."""
+  lora = linear.Adapter(rank=2, scale=2.0, dropout=dropout)
+  adapters = dict.fromkeys(targets, lora)
+  sizes = vit_config(**changes)
+  return _split(vit.ViT(sizes, adapters, remat=remat, rngs=nnx.Rngs(0)))
+
+
+def examples(
+  num: int, size: int, *, seed: int = 0, domains: int = 2
+) -> corpus.Corpus:
+  """Returns random images whose brightness tells the label."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(CLASSES, size=num).astype(np.int32)
+  images = (
+    rng.integers(0, 150, (num, size, size, 3))
+    + 50 * labels[:, None, None, None]
+  )
+  return corpus.Corpus(
+    labels=labels,
+    domains=np.sort(np.arange(num, dtype=np.int32) % domains),
+    objects=None,
+    domain_names=tuple('abcdef'[:domains]),
+    class_names=tuple('xyz'),
+    images=images.astype(np.uint8),
+  )
+
+
+def batch(size: int, *lead: int, seed: int = 3) -> client.Batch:
+  """Returns random examples with the given leading axes; one is padding."""
+  rng = np.random.default_rng(seed)
+  valid = np.ones(lead, bool)
+  valid[..., -1] = False
+  return client.Batch(
+    jnp.asarray(rng.integers(0, 256, (*lead, size, size, 3)).astype(np.uint8)),
+    jnp.asarray(rng.integers(0, CLASSES, lead).astype(np.int32)),
+    jnp.asarray(valid),
+  )
+
+
+def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
+  """Returns a tiny experiment.
+
+  Args:
+    case: A method, or method:variant.
+    **changes: Fields of sections, such as `clients={'budgets': (4, 4)}`.
+  """
+  name, _, variant = case.partition(':')
+  e = config.Experiment(
+    method=name,
+    rounds=3,
+    seed=1,
+    clients=config.Clients(
+      partition='iid', count=4, budgets=BUDGETS, cohort='uniform', cohort_size=4
+    ),
+    # Slabs of two, so that some are padded.
+    engine=config.Engine(slab=2),
+    local=config.Local(
+      lr=0.1, steps=2, batch_size=4, weight_decay=0.01, clip_norm=0.5
+    ),
+  )
+  if variant:
+    getattr(e, name).variant = variant
+  for section, fields in changes.items():
+    if not isinstance(fields, dict):
+      setattr(e, section, fields)
+      continue
+    for field, value in fields.items():
+      setattr(getattr(e, section), field, value)
+  return e
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A method on a model and in-memory data; 12 examples a client."""
+
+  experiment: config.Experiment
+  foundation: foundation.Foundation
+  method: Any
+  theta: Tree
+  axes: Axes
+  planner: plan.Planner
+
+  @property
+  def local_opt(self) -> optax.GradientTransformation:
+    """The clients' optimizer."""
+    return build.local_optimizer(self.experiment.local)
+
+  @functools.cached_property
+  def engine(self) -> round_lib.Engine:
+    """The engine, compiled."""
+    e = self.experiment
+    engine = round_lib.Engine(
+      self.foundation,
+      self.method,
+      self.theta,
+      self.axes,
+      self.local_opt,
+      server.optimizer(e.server),
+      prox=e.local.prox,
+    )
+    batches = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      self.planner.plan(0).works[0].batches,
+    )
+    widths = self.planner.widths()
+    engine.compile(widths, batches, e.engine.mode, e.engine.chunk)
+    return engine
+
+  def rounds(self, num: int) -> server.ServerState:
+    """Runs some rounds from the start."""
+    state, key = self.engine.init(), jax.random.key(self.experiment.seed)
+    for rnd in range(num):
+      planned = self.planner.plan(rnd)
+      state, _ = self.engine.round(
+        state, planned, key, self.experiment.local.lr
+      )
+    return state
+
+
+def run(
+  e: config.Experiment, found: foundation.Foundation | None = None
+) -> Run:
+  """Builds a run of an experiment; on the stack unless told otherwise."""
+  found = found or stack(e.lora.dropout)
+  budgets = e.clients.budgets
+  method = BUILDERS[e.method](e, DEPTH, budgets)
+  theta, axes = method.init(found.theta, found.axes)
+  size = VIT_SIZE if 'norm' in found.base else STACK_SIZE
+  data = examples(12 * len(budgets), size)
+  clients = len(budgets)
+  indices = tuple(np.array_split(np.arange(12 * clients), clients))
+  domains = np.sort(np.arange(clients) % 2)
+  planner = plan.Planner(e, method, data, indices, domains)
+  return Run(e, found, method, theta, axes, planner)
+
+
+def held(theta: Tree, axes: Axes, row: Any) -> Tree:
+  """Returns for each leaf the NumPy index of what a row of indices holds."""
+
+  def index(leaf, names):
+    pairs = zip(leaf.shape, names, strict=True)
+    return np.ix_(*[np.asarray(row.get(name, range(n))) for n, name in pairs])
+
+  return jax.tree.map(index, theta, axes)
+
+
+def assert_close(got: Tree, want: Tree, **tolerance: float) -> None:
+  """Compares two trees leaf by leaf."""
+  check = functools.partial(np.testing.assert_allclose, **tolerance)
+  jax.tree.map(check, got, want)
+
+
+def assert_equal(got: Tree, want: Tree) -> None:
+  """Compares two trees bit for bit."""
+  jax.tree.map(np.testing.assert_array_equal, got, want)
