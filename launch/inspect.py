@@ -14,10 +14,11 @@ import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
 
-from fedjax_tune import build, train
+from fedjax_tune import build
 from fedjax_tune.engine import cohort
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import tables
+from fedjax_tune.run import Run
 from fedjax_tune.typing import Tree
 from launch import start
 
@@ -31,12 +32,12 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   console = rich_console.Console()
   with console.status('Reading, dividing and compiling'):
-    run = train.Run(build.build(_CONFIG.value))
+    run = Run(build.build(_CONFIG.value))
   console.print(overview(run))
   console.print(tables.cost_table(run.class_costs()))
 
 
-def overview(run: train.Run) -> rich_table.Table:
+def overview(run: Run) -> rich_table.Table:
   """Returns model, data, clients, and the totals of the run, a line each."""
   table = rich_table.Table.grid(padding=(0, 2))
   table.add_column(style='bold', no_wrap=True)
@@ -45,7 +46,7 @@ def overview(run: train.Run) -> rich_table.Table:
   return table
 
 
-def totals(run: train.Run) -> dict[str, int]:
+def totals(run: Run) -> dict[str, int]:
   """Returns what all rounds will move and compute, as summary.json has it."""
   e, setup = run.setup.experiment, run.setup
   meter = {'uplink': 0, 'downlink': 0, 'flops': 0}
@@ -57,7 +58,7 @@ def totals(run: train.Run) -> dict[str, int]:
   return {name: int(value) for name, value in meter.items()}
 
 
-def memory(run: train.Run) -> dict[str, int]:
+def memory(run: Run) -> dict[str, int]:
   """Returns the bytes that a simulated round takes on the device, by cause.
 
   `step` is the largest program's scratch, as the compiler says; the batches
@@ -77,7 +78,7 @@ def memory(run: train.Run) -> dict[str, int]:
   }
 
 
-def _lines(run: train.Run) -> dict[str, str]:
+def _lines(run: Run) -> dict[str, str]:
   e, setup = run.setup.experiment, run.setup
   trainable = num_params(setup.theta)
   params = trainable + num_params(setup.foundation.base)

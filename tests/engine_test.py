@@ -1,5 +1,7 @@
 """The parts of the engine, each by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,25 +137,30 @@ def test_a_plan_counts_owners_and_steps():
 
 def test_clients_train_on_their_own_examples():
   run = tiny.run(tiny.experiment())
+  data: Any = run.planner.examples
   for work in run.planner.plan(0).works:
     for i, client in enumerate(work.slab.ids):
       if client < 0:
         continue
-      own = run.planner.examples.images[run.planner.indices[client]]
+      own = data.images[run.planner.indices[client]]
       images = np.asarray(work.batches.image[i]).reshape(-1, *own.shape[1:])
       same = (images[:, None] == own[None]).all((2, 3, 4))
       assert same.any(1).all()
 
 
+# Plans may be anything.
+_prefetch: Any = plan.prefetch
+
+
 def test_prefetch_yields_in_order_and_looks_one_ahead():
   made = []
-  stream = plan.prefetch(lambda rnd: made.append(rnd) or rnd, range(3, 6))
+  stream = _prefetch(lambda rnd: made.append(rnd) or rnd, range(3, 6))
   for rnd in (3, 4, 5):
     assert next(stream) == rnd
     assert set(made) >= set(range(3, rnd + 1))
     assert max(made) <= rnd + 1
   assert list(stream) == []
-  assert list(plan.prefetch(str, range(2, 2))) == []
+  assert list(_prefetch(str, range(2, 2))) == []
 
 
 def test_prefetch_passes_errors_on():
@@ -162,7 +169,7 @@ def test_prefetch_passes_errors_on():
       raise OSError('unreadable')
     return rnd
 
-  stream = plan.prefetch(fail, range(3))
+  stream = _prefetch(fail, range(3))
   assert next(stream) == 0
   with pytest.raises(OSError, match='unreadable'):
     next(stream)
@@ -174,7 +181,7 @@ def test_prefetch_passes_errors_on():
 def test_accuracy_by_domain_by_hand():
   """Also where the last batch is padded."""
   run = tiny.run(tiny.experiment())
-  data = run.planner.examples
+  data: Any = run.planner.examples
   layers = np.arange(tiny.DEPTH)
   model = run.foundation.merge(run.foundation.base, run.theta)
   scores = model(data.images, layers)

@@ -44,7 +44,7 @@ def test_a_gradient_nobody_asks_for_is_free():
   seed = jnp.zeros(2, jnp.uint32)
 
   def loss(*args):
-    return jnp.sum(primitives.lora_dense(*args, seed, 1.0, 0.1) ** 2)
+    return jnp.sum(jnp.square(primitives.lora_dense(*args, seed, 1.0, 0.1)))
 
   forward = 2 * N * (I * O + I * R + R * O)
   assert flops.count_flops(loss, *shapes) == forward

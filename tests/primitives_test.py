@@ -47,9 +47,8 @@ def test_lora_dense_vmap_is_a_loop():
   seeds = jnp.arange(6, dtype=jnp.uint32).reshape(3, 2)
 
   def grad(x, a, b, seed):
-    loss = lambda *ab: jnp.sum(
-      primitives.lora_dense(x, kernel, *ab, seed, 0.5, 0.4) ** 2
-    )
+    dense = lambda a, b: primitives.lora_dense(x, kernel, a, b, seed, 0.5, 0.4)
+    loss = lambda *ab: jnp.sum(jnp.square(dense(*ab)))
     return jax.grad(loss, (0, 1))(a, b)
 
   got = jax.jit(jax.vmap(grad))(x, a, b, seeds)
@@ -63,7 +62,7 @@ def test_lora_dense_vmap_is_a_loop():
 def test_keep_mask_rate():
   count = 1 << 16
   for seed in range(4):
-    words = jax.random.bits(jax.random.key(seed), 2)
+    words = jax.random.bits(jax.random.key(seed), (2,))
     for rate in (0.1, 0.5, 0.9):
       mask = np.asarray(primitives.keep_mask(words, (256, 256), rate))
       spread = np.sqrt(rate * (1 - rate) / count)
@@ -78,7 +77,7 @@ def test_keep_masks_are_independent():
   """Masks of other seeds, and shifted positions, are uncorrelated."""
   count, rate = 1 << 16, 0.5
   near = [[word, 7] for word in range(5)]
-  drawn = [jax.random.bits(jax.random.key(k), 2) for k in range(5)]
+  drawn = [jax.random.bits(jax.random.key(k), (2,)) for k in range(5)]
   for seeds in (jnp.asarray(near, jnp.uint32), jnp.stack(drawn)):
     draw = jax.vmap(lambda s: primitives.keep_mask(s, (count,), rate))
     signs = 2.0 * np.asarray(draw(seeds)) - 1
@@ -107,7 +106,7 @@ def test_layer_norm():
     spread = jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
     return (x - jnp.mean(x, -1, keepdims=True)) / spread * scale + bias
 
-  fast = lambda *args: primitives.layer_norm(*args, 1e-5)
+  fast = lambda *args: primitives.layer_norm(*args, eps=1e-5)
   args = x, scale, bias
   tiny.assert_close(fast(*args), plain(*args), rtol=1e-4, atol=1e-5)
   grads = [

@@ -264,6 +264,15 @@ def held(theta: Tree, axes: Axes, row: Any) -> Tree:
   return jax.tree.map(index, theta, axes)
 
 
+def remembered(
+  opt: optax.GradientTransformation, opt_state: Any
+) -> list[np.ndarray]:
+  """Returns what an optimizer's state has for each parameter, as leaves."""
+  leaves = []
+  optax.tree.map_params(opt, lambda x: leaves.append(np.array(x)), opt_state)
+  return leaves
+
+
 def assert_close(got: Tree, want: Tree, **tolerance: float) -> None:
   """Compares two trees leaf by leaf."""
   check = functools.partial(np.testing.assert_allclose, **tolerance)
