@@ -68,7 +68,9 @@ class Run:
     self, saved: checkpoint.Checkpoints
   ) -> tuple[server.ServerState, dict[str, Any], int]:
     """Returns state, meter and first round, from a checkpoint if there is."""
-    meter = dict.fromkeys(('uplink', 'downlink', 'flops'), np.int64(0))
+    meter: dict[str, Any] = dict.fromkeys(
+      ('uplink', 'downlink', 'flops'), np.int64(0)
+    )
     fresh = {'state': self.engine.init(), 'meter': meter}
     done = saved.latest_round()
     if done is None:

@@ -94,19 +94,19 @@ def initial_weights(work: Workload) -> tuple[dict[str, np.ndarray] | None, str]:
     return None, 'random'
   m = work.model
   torch.manual_seed(_SEED)
-  model = transformers.ViTForImageClassification(
-    transformers.ViTConfig(
-      hidden_size=m.embed,
-      num_hidden_layers=m.depth,
-      num_attention_heads=m.heads,
-      intermediate_size=m.ffn,
-      image_size=m.image_size,
-      patch_size=m.patch,
-      hidden_dropout_prob=0.0,
-      attention_probs_dropout_prob=0.0,
-      **{'num_labels': m.num_classes},
-    )
-  )
+  sizes: dict[str, Any] = {
+    'hidden_size': m.embed,
+    'num_hidden_layers': m.depth,
+    'num_attention_heads': m.heads,
+    'intermediate_size': m.ffn,
+    'image_size': m.image_size,
+    'patch_size': m.patch,
+    'num_labels': m.num_classes,
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+  }
+  vit_config = transformers.ViTConfig(**sizes)
+  model = transformers.ViTForImageClassification(vit_config)
   lora = peft.LoraConfig(
     r=_RANK,
     lora_alpha=_ALPHA,

@@ -90,6 +90,7 @@ class Linear(nnx.Module):
     width = math.prod(kernel.shape[: self.num_ins])
     flat = x.reshape(-1, width)
     kernel = kernel.reshape(width, -1)
+    y: Any
     if self.adapter is None:
       y = flat @ kernel
     else:
