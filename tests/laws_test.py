@@ -63,13 +63,7 @@ def _traced(method):
   return Traced(**vars(method)), traces
 
 
-@pytest.fixture(
-  scope='module',
-  params=[
-    pytest.param(name, marks=pytest.mark.xdist_group(name))
-    for name in tiny.CASES
-  ],
-)
+@pytest.fixture(scope='module', params=tiny.CASES)
 def case(request):
   return Case(request.param)
 
@@ -132,7 +126,7 @@ def test_a_round_is_its_slow_twin(case):
   for work in planned.works:
     rows = [
       {axis: at[i] for axis, at in work.slab.alloc.items()}
-      for i in range(len(work.slab.ids))
+      for i in np.flatnonzero(work.slab.weight)
     ]
     clients = [
       _slow_client(
@@ -146,7 +140,7 @@ def test_a_round_is_its_slow_twin(case):
       for i, row in enumerate(rows)
     ]
     deltas, metrics = zip(*clients, strict=True)
-    part = _slow_sum(run, rows, deltas, work.slab.weight, selected)
+    part = _slow_sum(run, rows, deltas, work.slab.weight[: len(rows)], selected)
     bucket = run.method.bucket(work.slab.sig)
     old = totals.get(bucket)
     totals[bucket] = jax.tree.map(np.add, old, part) if old else part

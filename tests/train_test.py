@@ -95,9 +95,6 @@ def _rows(folder, name):
   ]
 
 
-pytestmark = pytest.mark.xdist_group('train')
-
-
 def test_summary(folder, whole):
   _, summary = whole
   assert summary == json.loads((folder / 'whole/summary.json').read_text())

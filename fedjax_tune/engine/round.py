@@ -60,7 +60,10 @@ class Engine:
   def init(self) -> ServerState:
     """Returns the state before the first round."""
     memory = self.method.init_memory(self.theta)
-    return ServerState(self.theta, self._server_opt.init(self.theta), memory)
+    opt_state = self._server_opt.init(self.theta)
+    state = ServerState(self.theta, opt_state, memory)
+    # Where the sums lie, too; else the first step compiles for itself alone.
+    return jax.device_put(state, jax.local_devices()[0])
 
   def compile(
     self,
