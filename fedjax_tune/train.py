@@ -48,9 +48,6 @@ def train(
   setup = building.build(experiment)
   checkpoint.experiment_guard(workdir, fields, resume)
   console = console or rich_console.Console()
-  if experiment.engine.compilation_cache:
-    cache = pathlib.Path(building.data_dir(experiment.data)) / 'compiled'
-    jax.config.update('jax_compilation_cache_dir', str(cache))
   with console.status('Compiling a program for each class of clients'):
     run = Run(setup)
   console.print(tables.cost_table(run.class_costs()))

@@ -30,6 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 def main(argv: list[str]) -> None:
   """Prints the tables."""
   start.reject_arguments(argv)
+  start.cache_programs(_CONFIG.value)
   console = rich_console.Console()
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(_CONFIG.value))

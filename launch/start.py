@@ -11,8 +11,9 @@ import typing
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+import jax
 
-from fedjax_tune import config
+from fedjax_tune import build, config
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -32,6 +33,13 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       _fail(error)
 
   return run
+
+
+def cache_programs(experiment: config.Experiment) -> None:
+  """Keeps compiled programs beside the data, for the next run."""
+  if experiment.engine.compilation_cache:
+    folder = pathlib.Path(build.data_dir(experiment.data)) / 'compiled'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def reject_arguments(argv: list[str]) -> None:

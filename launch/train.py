@@ -23,6 +23,7 @@ _RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
 def main(argv: list[str]) -> None:
   """Trains, and prints where the results are."""
   start.reject_arguments(argv)
+  start.cache_programs(_CONFIG.value)
   console = rich_console.Console()
   summary = train.train(
     _CONFIG.value, _WORKDIR.value, resume=_RESUME.value, console=console
