@@ -76,7 +76,10 @@ def run_sweep(
         process.wait()
   if summaries := sweep_results.write_results(workdir, labels):
     console.print(tables.comparison_table(summaries))
-    console.print(f'Tables and plot are in {workdir}', highlight=False)
+    plot = workdir / 'comparison.png'
+    console.print(
+      f'Plot: {plot}\nTables and plots of each run: {workdir}', highlight=False
+    )
   return failed
 
 
