@@ -1,5 +1,6 @@
 """From an experiment's names to objects; the one place where that happens."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedjax_tune import config, foundation, validate
 from fedjax_tune.data import corpus, fetch, partition
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS
-from fedjax_tune.models import linear, pretrained, vit
+from fedjax_tune.models import backbone, linear, pretrained, sizes
 from fedjax_tune.typing import Axes, Tree
 
 # Channel means and standard deviations, in [0, 1].
@@ -37,6 +38,7 @@ class Setup:
     test: Test data.
     partition: Whose examples are whose.
     budgets: Blocks that each client can hold.
+    sizes: Size of each axis along which clients may differ.
     planner: Plans the rounds.
   """
 
@@ -49,6 +51,7 @@ class Setup:
   test: corpus.Corpus
   partition: partition.Partition
   budgets: tuple[int, ...]
+  sizes: dict[str, int]
   planner: Planner
 
 
@@ -72,13 +75,19 @@ def build(experiment: config.Experiment) -> Setup:
     data_dir(experiment.data),
     experiment.data.image_size,
   )
-  depth = weights.config.depth
-  budgets = partition.expand_budgets(clients.budgets, domains, depth)
+  widths = axis_sizes(weights.config)
+  budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
-  method = BUILDERS[experiment.method](experiment, depth, budgets)
-  train, test = corpus.load(experiment.data)
+  method = BUILDERS[experiment.method](experiment, widths, budgets)
+  train, test = corpus.load(
+    experiment.data,
+    weights.tokenizer,
+    weights.config.pad if isinstance(weights.config, sizes.TextConfig) else 0,
+  )
   parts = partition.partition(clients, train)
-  model = build_foundation(experiment, weights, len(train.class_names))
+  method = method.meet(train.task, parts.present(train))
+  model = build_foundation(experiment, weights, train.task.num_outputs)
+  model = method.prepare(model)
   theta, axes = method.init(model.theta, model.axes)
   planner = Planner(experiment, method, train, parts.indices, parts.domains)
   return Setup(
@@ -91,6 +100,7 @@ def build(experiment: config.Experiment) -> Setup:
     test,
     parts,
     budgets,
+    widths,
     planner,
   )
 
@@ -111,26 +121,33 @@ def data_dir(cfg: config.Data) -> str:
 def build_foundation(
   experiment: config.Experiment,
   weights: pretrained.Pretrained,
-  num_classes: int,
+  num_outputs: int,
 ) -> foundation.Foundation:
-  """Builds the ViT with its adapters around pretrained weights."""
-  cfg = dataclasses.replace(weights.config, num_classes=num_classes)
-  if experiment.data.normalization:
+  """Builds the model, with its adapters, around pretrained weights."""
+  full = experiment.model.tune == 'full'
+  cfg = dataclasses.replace(weights.config, num_classes=num_outputs, full=full)
+  if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
     mean, std = NORMALIZATIONS[experiment.data.normalization]
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
-  model = vit.ViT(
+  model = backbone.build_model(
     cfg,
-    adapters(experiment.lora),
+    {} if full else adapters(experiment.lora),
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
   split = foundation.split(model, cfg.depth)
   dtype = experiment.model.dtype
-  frozen = jax.tree.map(
-    lambda x: jax.device_put(np.asarray(x, dtype)),
-    _as_base(weights.params, split.base),
+  place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
+  return dataclasses.replace(
+    split,
+    theta=_overlay(split.theta, weights.params, lambda x: place(x, 'float32')),
+    base=_overlay(split.base, weights.params, lambda x: place(x, dtype)),
   )
-  return dataclasses.replace(split, base=frozen)
+
+
+def axis_sizes(cfg: sizes.Config) -> dict[str, int]:
+  """Returns the size of each axis along which a client can be narrower."""
+  return dict(sizes.Axes.of(cfg))
 
 
 def adapters(cfg: config.Lora) -> dict[str, linear.Adapter]:
@@ -158,8 +175,11 @@ def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
   return optax.chain(*parts)
 
 
-def _as_base(params: Tree, base: Tree) -> Tree:
-  """Keeps the loaded parameters that the model has, in its structure."""
-  if not isinstance(base, dict):
-    return params
-  return {name: _as_base(params[name], base[name]) for name in base}
+def _overlay(tree: Tree, params: Tree, place: Callable[[Any], Any]) -> Tree:
+  """Replaces the leaves of a model's tree by those loaded, where there are."""
+  if not isinstance(tree, dict):
+    return place(params)
+  return {
+    name: _overlay(part, params[name], place) if name in params else part
+    for name, part in tree.items()
+  }

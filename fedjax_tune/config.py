@@ -13,14 +13,16 @@ class Model:
   """The foundation model.
 
   Attributes:
-    weights: A packaged checkpoint ('dinov2_vits14'), a random preset
-      ('random:vit_tiny'), or the path of a Hugging Face folder.
+    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6'), a random
+      preset ('random:vit_tiny'), or the path of a Hugging Face folder.
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
+    tune: 'lora' (adapters and head) or 'full' (every parameter).
   """
 
   weights: str = 'dinov2_vits14'
+  tune: str = 'lora'
   dtype: str = 'float32'
   remat: bool = False
 
@@ -46,6 +48,8 @@ class Data:
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
     num_classes: Keep labels below this number; 0 keeps all.
+    lengths: Tokens to which texts are padded, ascending; longer ones are cut
+      at the last. Each is a program of its own.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -55,6 +59,7 @@ class Data:
   image_size: int = 56
   domains: tuple[str, ...] = ()
   num_classes: int = 0
+  lengths: tuple[int, ...] = (32, 64, 128)
   normalization: str = ''
 
 
@@ -63,8 +68,10 @@ class Clients:
   """Who the clients are: their data, their budgets, who takes part.
 
   Attributes:
-    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'domain' or
-      'domain_dirichlet' (Dirichlet over labels inside each domain).
+    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'domain',
+      'domain_dirichlet' (Dirichlet over labels inside each domain), or
+      'natural' (each of the largest groups that the set names, such as
+      speakers, is a client).
     count: Number of clients; with a domain partition, clients per domain.
     alpha: Concentration of the Dirichlet and quantity partitions.
     classes_per_client: Of the pathological partition.
@@ -75,6 +82,8 @@ class Clients:
       or per domain.
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
+    devices: What hardware the clients are: one of the settings of RaFFM's
+      paper ('xsmall' to 'xlarge', see `devices.py`); '' leaves it open.
     seed: Seed of the partition, apart from the run's seed.
   """
 
@@ -87,6 +96,7 @@ class Clients:
   budgets: tuple[int, ...] = (12, 10, 8, 6, 4, 3)
   cohort: str = 'one_per_domain'
   cohort_size: int = 6
+  devices: str = ''
   seed: int = 0
 
 
@@ -195,6 +205,66 @@ class Depthfl:
 
 
 @dataclasses.dataclass
+class Width:
+  """Clients of different width: HeteroFL, FedRolex, FjORD, Federated Dropout.
+
+  Attributes:
+    rates: Share of each axis that a client holds; clients take the rates in
+      turn, by their number.
+    axes: Which axes are narrower.
+    scaler: Divide activations by the rate while training (HeteroFL).
+    masked_loss: Leave classes that a client lacks out of its loss (HeteroFL).
+    distill: Teach narrow models by the client's widest (FjORD).
+  """
+
+  rates: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
+  axes: tuple[str, ...] = ('embed', 'qk_dim', 'v_dim', 'ffn')
+  scaler: bool = True
+  masked_loss: bool = True
+  distill: bool = False
+
+
+@dataclasses.dataclass
+class Raffm:
+  """RaFFM; the defaults are its released code's, with the paper's rule P.
+
+  Attributes:
+    mode: 'slice' trains physically narrower models, 'mask' the full shapes
+      with masked gradients, as the code of the paper's time did.
+    space: Which sizes a subnetwork may have: a preset of `methods/spaces.py`,
+      or 'custom', the fields below.
+    head_dim: Shares of the width of every head.
+    heads: Shares of the heads.
+    ffn: Shares of the MLP's hidden width.
+    embed: Shares of the model width.
+    layers: Shares of the depth.
+    sampling: 'random' (one client of a round has the full model, the others
+      draw), 'sandwich' (besides, one has the smallest), or 'resource' (each
+      has the largest that fits its device).
+    deadline_s: With 'resource', the longest that a device may compute in a
+      round, in seconds.
+    priority: What salience reorders: 'none', 'qk' (the authors'), 'qk+vo' or
+      'qk+vo+ffn'.
+    reorder: 'every_round' or 'once', before the first.
+    aggregation: 'mean' over all participants (rule P), 'coverage', or
+      'zero_filled', the released code's, which shrinks what few hold.
+  """
+
+  mode: str = 'slice'
+  space: str = 'released'
+  head_dim: tuple[float, ...] = (1.0,)
+  heads: tuple[float, ...] = (1.0,)
+  ffn: tuple[float, ...] = (1.0,)
+  embed: tuple[float, ...] = (1.0,)
+  layers: tuple[float, ...] = (1.0,)
+  sampling: str = 'sandwich'
+  deadline_s: float = 60.0
+  priority: str = 'qk'
+  reorder: str = 'every_round'
+  aggregation: str = 'mean'
+
+
+@dataclasses.dataclass
 class Experiment:
   """Everything that defines a run; equal experiments give equal runs."""
 
@@ -213,3 +283,5 @@ class Experiment:
   fedra: Fedra = dataclasses.field(default_factory=Fedra)
   inclusivefl: Inclusivefl = dataclasses.field(default_factory=Inclusivefl)
   depthfl: Depthfl = dataclasses.field(default_factory=Depthfl)
+  width: Width = dataclasses.field(default_factory=Width)
+  raffm: Raffm = dataclasses.field(default_factory=Raffm)

@@ -1,12 +1,14 @@
 """A foundation model, split once into what is trained and what is not."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from flax import nnx
 import jax
 
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune import selection
+from fedjax_tune.typing import Allocation, Axes, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,22 @@ class Foundation:
   depth: int
 
   def merge(self, base: Tree, theta: Tree) -> Any:
-    """Rebuilds the model around other arrays, a client's selection say."""
-    return merge(self.graph, base, theta)
+    """Rebuilds the model around other arrays."""
+    return nnx.merge(self.graph, nnx.State(theta), nnx.State(base))
 
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+    """Builds the model that a client runs.
 
-def merge(graph: Any, base: Tree, theta: Tree) -> Any:
-  """Rebuilds a model from its structure and its two trees."""
-  return nnx.merge(graph, nnx.State(theta), nnx.State(base))
+    Args:
+      base: The frozen parameters, whole.
+      local: The client's part of theta.
+      alloc: What it holds along each axis. The model itself takes frozen
+        blocks by their id, one after another; along all other axes they are
+        selected here.
+    """
+    others = {axis: held for axis, held in alloc.items() if axis != 'layer'}
+    held = selection.select(base, self.base_axes, others)
+    return self.merge(held, local)
 
 
 def split(model: nnx.Module, depth: int) -> Foundation:
@@ -63,3 +74,22 @@ def _axes(state: Any) -> Axes:
 def num_params(tree: Tree) -> int:
   """Counts the parameters of a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def narrow(model: Any, amounts: Mapping[str, int]) -> Any:
+  """Returns a model of the first parameters along each axis that is named.
+
+  Args:
+    model: Whose parameters name their axes.
+    amounts: How much to keep of each axis.
+  """
+  graph, state = nnx.split(model)
+  is_variable = lambda v: isinstance(v, nnx.Variable)
+  cut = jax.tree.map(
+    lambda v: v.replace(
+      selection.select(v[...], v.get_metadata('axes'), amounts)
+    ),
+    state,
+    is_leaf=is_variable,
+  )
+  return nnx.merge(graph, cut)

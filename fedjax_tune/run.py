@@ -1,7 +1,7 @@
 """A setup with its engine: what it costs, how it starts, how good it is."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, client_cost
 from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.report import tables
 
@@ -32,37 +33,44 @@ class Run:
       server.optimizer(e.server),
       prox=e.local.prox,
     )
-    self.widths = setup.planner.widths()
+    self.widths = setup.planner.widths
     self.engine.compile(
       self.widths,
-      self.batch_shapes(),
+      self.batch_shapes,
       e.engine.mode,
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
     )
-    step = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.batch_shapes()
-    )
     self.costs: dict[Signature, Cost] = {
       sig: client_cost(
-        setup.foundation, setup.method, setup.theta, setup.axes, sig, step
+        setup.foundation,
+        setup.method,
+        setup.theta,
+        setup.axes,
+        sig,
+        jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+          self.batch_shapes(sig),
+        ),
       )
       for sig in self.widths
     }
     self._evaluate = build_evaluate(
-      setup.foundation.graph, setup.method, setup.axes, setup.test
+      setup.foundation, setup.method, setup.axes, setup.test, e.data.lengths
     )
 
-  def batch_shapes(self) -> Batch:
-    """Returns the shapes of one client's batches [S, B, ...]."""
-    cfg, size = self.setup.experiment.local, self.setup.experiment.data
+  def batch_shapes(self, sig: Signature) -> Batch:
+    """Returns the shapes of the batches [S, B, ...] of one client."""
+    cfg, train = self.setup.experiment.local, self.setup.train
     lead = (int(self.setup.planner.steps.max()), cfg.batch_size)
-    shape = (*lead, size.image_size, size.image_size, 3)
-    return Batch(
-      jax.ShapeDtypeStruct(shape, np.uint8),
-      jax.ShapeDtypeStruct(lead, np.int32),
-      jax.ShapeDtypeStruct(lead, np.bool_),
-    )
+
+    def shape(x):
+      return jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
+
+    one = np.zeros(1, int)
+    inputs = jax.tree.map(shape, train.read(one, sig.length))
+    valid = jax.ShapeDtypeStruct(lead, np.bool_)
+    return Batch(inputs, shape(train.labels[one]), valid)
 
   def start(
     self, saved: checkpoint.Checkpoints
@@ -79,14 +87,14 @@ class Run:
     return kept['state'], kept['meter'], done
 
   def charge(
-    self, meter: dict[str, Any], cohort: Sequence[int]
+    self, meter: dict[str, Any], members: Sequence[Member]
   ) -> dict[str, Any]:
     """Adds what a round's clients moved and computed to the running sums."""
     moved = flops = 0
-    for client in cohort:
-      cost = self.costs[self.setup.method.signature(client)]
+    for member in members:
+      cost = self.costs[member.sig]
       moved += cost.theta_bytes
-      flops += cost.flops * int(self.setup.planner.steps[client])
+      flops += cost.flops * int(self.setup.planner.steps[member.client])
     added = {'uplink': moved, 'downlink': moved, 'flops': flops}
     return {name: np.int64(meter[name] + n) for name, n in added.items()}
 
@@ -97,10 +105,13 @@ class Run:
       return {}
     results = self._evaluate(self.setup.foundation.base, state.theta)
     record = {}
-    for i, (name, by_domain) in enumerate(results.items()):
+    for i, (name, metrics) in enumerate(results.items()):
       prefix = 'eval' if i == 0 else f'eval/{name}'
-      record[f'{prefix}/accuracy'] = float(np.nanmean(by_domain))
+      by_domain, *others = metrics.values()
+      record[f'{prefix}/accuracy'] = float(np.mean(by_domain))
       if i == 0:
+        for metric, values in zip(list(metrics)[1:], others, strict=True):
+          record[f'eval/metric/{metric}'] = float(np.mean(values))
         names = self.setup.test.domain_names
         for domain, value in zip(names, by_domain, strict=True):
           record[f'eval/accuracy/{domain}'] = float(value)
@@ -108,11 +119,8 @@ class Run:
 
   def class_costs(self) -> list[tables.ClassCost]:
     """Returns what a client of each class costs, largest first."""
-    signatures = [
-      self.setup.method.signature(k)
-      for k in np.flatnonzero(self.setup.method.eligible())
-    ]
-    clients = collections.Counter(signatures)
+    seen = {(m.sig, m.client) for r in self.setup.planner.rounds for m in r}
+    clients = collections.Counter(sig for sig, _ in seen)
     ranked = sorted(self.costs.items(), key=lambda item: -item[1].flops)
     return [self._class_cost(sig, c, clients[sig]) for sig, c in ranked]
 
@@ -122,7 +130,7 @@ class Run:
     memory = self.engine.programs.compiled[sig].memory_analysis()
     held = cost.base_params + cost.theta_params
     return tables.ClassCost(
-      name=f'{sig["layer"]} layers',
+      name=_describe(sig, self.setup.sizes),
       clients=clients,
       layers=sig['layer'],
       params_held=held,
@@ -133,3 +141,14 @@ class Run:
       flops_per_step=cost.flops,
       peak_memory_bytes=cost.base_bytes + memory.temp_size_in_bytes,
     )
+
+
+def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
+  """Names what a class of clients holds: '6 layers, ffn 512'."""
+  parts = [f'{sig["layer"]} layers']
+  for axis, amount in sig.axes.items():
+    if axis != 'layer' and amount < sizes.get(axis, 0):
+      parts.append(f'{axis} {amount}')
+  if sig.length:
+    parts.append(f'{sig.length} tokens')
+  return ', '.join(parts)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_tune.typing import Allocation, Axes, Tree
 
@@ -34,8 +35,8 @@ def select(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
   Args:
     tree: Server parameters.
     axes: For each leaf of `tree` the names of its axes.
-    alloc: For each selected axis int32 [n] indices. A leaf without any of
-      these axes is held whole.
+    alloc: For each selected axis int32 [n] indices, or a number n for the
+      first n. A leaf without any of these axes is held whole.
 
   Guarantees:
     - Linear in `tree`.
@@ -44,8 +45,11 @@ def select(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
 
   def take(leaf, names):
     for dim, name in enumerate(names):
-      if name in alloc:
-        leaf = jnp.take(leaf, alloc[name], axis=dim, mode='fill', fill_value=0)
+      held = alloc.get(name)
+      if isinstance(held, int):
+        leaf = jax.lax.slice_in_dim(leaf, 0, held, axis=dim)
+      elif held is not None:
+        leaf = jnp.take(leaf, held, axis=dim, mode='fill', fill_value=0)
     return leaf
 
   return jax.tree.map(take, tree, axes)
@@ -60,20 +64,27 @@ def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
   Args:
     like: A tree shaped like the server's.
     axes: Its axes.
-    alloc: Indices [C, n] for each selected axis.
+    alloc: For each selected axis indices [C, n], or the number n of all.
     local: The clients' trees, stacked on a leading axis [C].
   """
+  num = jax.tree.leaves(local)[0].shape[0]
+  own, prefix = split_allocation(alloc)
 
   def dispatch(tree):
-    if not alloc:
-      num = jax.tree.leaves(local)[0].shape[0]
-      copy = lambda x: jnp.broadcast_to(x, (num, *x.shape))
-      return jax.tree.map(copy, tree)
-    return jax.vmap(lambda a: select(tree, axes, a))(alloc)
+    hold = lambda rows: select(tree, axes, {**rows, **prefix})
+    return jax.vmap(hold, axis_size=num)(own)
 
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
   (total,) = jax.linear_transpose(dispatch, shapes)(local)
   return total
+
+
+def split_allocation(
+  alloc: Allocation,
+) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, int]]:
+  """Returns the indices of an allocation, and its numbers."""
+  own = {a: n for a, n in alloc.items() if not isinstance(n, int)}
+  return own, {a: n for a, n in alloc.items() if isinstance(n, int)}
 
 
 def coverage_like(tree: Tree, axes: Axes, selected: Collection[str]) -> Tree:
@@ -100,7 +111,7 @@ def group_sum(
   Args:
     theta: Server parameters; only shapes are read.
     axes: Their axes.
-    alloc: Indices [C, n] for each selected axis.
+    alloc: For each selected axis indices [C, n], or the number n of all.
     delta: Deltas of the clients' selections, leaves [C, ...].
     weight: Weights [C]; 0 for padding.
   """
@@ -109,7 +120,9 @@ def group_sum(
     return x * weight.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
 
   like = coverage_like(theta, axes, alloc)
-  held = jax.vmap(lambda w, a: _held(like, axes, a, w))(weight, dict(alloc))
+  own, prefix = split_allocation(alloc)
+  hold = lambda w, rows: _held(like, axes, {**rows, **prefix}, w)
+  held = jax.vmap(hold)(weight, own)
   num = scatter_sum(theta, axes, alloc, jax.tree.map(weighted, delta))
   return GroupSum(num, scatter_sum(like, axes, alloc, held))
 

@@ -67,7 +67,7 @@ def train(
         state, sums = run.engine.round(state, plan, key, lr)
         sums = jax.device_get(sums)
         seconds = time.perf_counter() - begin
-        meter = run.charge(meter, plan.cohort)
+        meter = run.charge(meter, plan.members)
         record = round_record(plan, sums, meter, seconds)
         record |= run.evaluate(state, plan.rnd)
         writer.write(plan.rnd, record)
@@ -114,11 +114,13 @@ def write_setup(run: Run, workdir: str) -> None:
   (folder / 'costs.md').write_text(tables.cost_markdown(rows))
   costs = [dataclasses.asdict(row) for row in rows]
   reporting.write_json(folder / 'costs.json', costs)
-  histogram = setup.partition.histogram(setup.train)
-  names = [str(k) for k in range(len(setup.budgets))]
-  plots.plot_partition(
-    histogram, names, setup.train.class_names, folder / 'partition.png'
-  )
+  if setup.train.class_names:
+    plots.plot_partition(
+      setup.partition.histogram(setup.train),
+      [str(k) for k in range(len(setup.budgets))],
+      setup.train.class_names,
+      folder / 'partition.png',
+    )
   reporting.write_json(
     folder / 'partition.json',
     {'indices': setup.partition.indices, 'budgets': setup.budgets},
@@ -147,6 +149,12 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
       if name.startswith(prefix)
     },
     'other_accuracies': others,
+    'metric': run.setup.train.task.primary,
+    'other_metrics': {
+      name.removeprefix('eval/metric/'): value
+      for name, value in last.items()
+      if name.startswith('eval/metric/')
+    },
     'train_loss': last['train/loss'],
     'client_steps_per_s': float(np.median(rates)),
     'compiles': len(run.engine.programs.compiled),

@@ -8,7 +8,7 @@ Arrays inside models and the engine carry their dimensions as a suffix:
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,5 +17,18 @@ import numpy as np
 Tree = Any
 # For each leaf of a Tree the names of its axes: ('layer', 'rank', 'embed').
 Axes = Any
-# For each selected axis the indices that a client holds along it.
-Allocation = Mapping[str, jax.Array | np.ndarray]
+# For each selected axis the indices that a client holds along it, or a number
+# n for the first n.
+Allocation = Mapping[str, jax.Array | np.ndarray | int]
+
+
+class Tokens(NamedTuple):
+  """Token numbers of texts; what is padding, the model knows.
+
+  Attributes:
+    ids: int32[..., B, T].
+    types: 0 in the first part of a pair, 1 in the second; int32[..., B, T].
+  """
+
+  ids: Any
+  types: Any

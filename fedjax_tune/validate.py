@@ -39,7 +39,7 @@ _SHARE = _rule(lambda x: 0 <= x <= 1, 'must lie in [0, 1]')
 _DECAY = _rule(lambda x: 0 < x <= 1, 'must lie in (0, 1]')
 _NAMED = _rule(bool, 'must not be empty')
 
-_WITHOUT_DOMAINS = ('iid', 'dirichlet', 'pathological', 'quantity')
+_WITHOUT_DOMAINS = ('iid', 'dirichlet', 'pathological', 'quantity', 'natural')
 # For a tuple the rule is about each element.
 _RULES = {
   'rounds': _at_least(1),
@@ -47,6 +47,7 @@ _RULES = {
   'eval_every': _at_least(1),
   'checkpoint_every': _at_least(1),
   'model.weights': _NAMED,
+  'model.tune': _one_of('lora', 'full'),
   'model.dtype': _one_of('float32', 'bfloat16'),
   'lora.rank': _at_least(1),
   'lora.alpha': _POSITIVE,
@@ -59,6 +60,7 @@ _RULES = {
   'data.domains': _NAMED,
   'data.num_classes': _at_least(0),
   'data.normalization': _one_of('', 'imagenet', 'clip', 'half'),
+  'data.lengths': _at_least(8),
   'clients.partition': _one_of(*_WITHOUT_DOMAINS, 'domain', 'domain_dirichlet'),
   'clients.count': _at_least(1),
   'clients.alpha': _POSITIVE,

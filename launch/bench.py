@@ -172,7 +172,7 @@ def slab_of(work: Workload, sig: group.Signature, rnd: int) -> group.Slab:
   """Draws the cohort of a round, all of it one slab."""
   rng = np.random.default_rng((_SEED, 777, rnd))
   cohort = rng.choice(work.population, work.cohort, replace=False).astype(int)
-  rows = [{'layer': np.arange(work.model.depth)}] * work.cohort
+  rows = [{'layer': work.model.depth}] * work.cohort
   return group.cut_slabs(
     cohort.tolist(),
     [sig] * work.cohort,
@@ -211,12 +211,14 @@ def main(argv: list[str]) -> None:
     optax.sgd(1.0, momentum=0.9),
     optax.sgd(1.0),
   )
-  sig = method.signature(0)
+  sig = group.Signature.of(method.allocate(0, [0])[0])
   shapes = jax.eval_shape(
     lambda b: jax.tree.map(lambda x: x[0], b),
     cohort_batches(work, slab_of(work, sig, 0)),
   )
-  engine.compile({sig: work.cohort}, shapes, _MODE.value, _CHUNK.value)
+  engine.compile(
+    {sig: work.cohort}, lambda _: shapes, _MODE.value, _CHUNK.value
+  )
   state, key = engine.init(), jax.random.key(_SEED)
   losses, seconds, steps = [], [], work.cohort * _STEPS
   for rnd in range(_ROUNDS.value or work.rounds):

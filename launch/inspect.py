@@ -15,7 +15,6 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from fedjax_tune import build
-from fedjax_tune.engine import cohort
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import tables
 from fedjax_tune.run import Run
@@ -49,13 +48,9 @@ def overview(run: Run) -> rich_table.Table:
 
 def totals(run: Run) -> dict[str, int]:
   """Returns what all rounds will move and compute, as summary.json has it."""
-  e, setup = run.setup.experiment, run.setup
   meter = {'uplink': 0, 'downlink': 0, 'flops': 0}
-  for rnd in range(e.rounds):
-    clients = cohort.sample_cohort(
-      e.clients, setup.planner.domains, setup.method.eligible(), e.seed, rnd
-    )
-    meter = run.charge(meter, clients)
+  for members in run.setup.planner.rounds:
+    meter = run.charge(meter, members)
   return {name: int(value) for name, value in meter.items()}
 
 
@@ -70,11 +65,13 @@ def memory(run: Run) -> dict[str, int]:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
   setup, programs = run.setup, run.engine.programs.compiled
-  slots = sum(run.widths.values())
   scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
   return {
     'model': size(setup.foundation.base) + size(setup.theta),
-    'batches': 2 * slots * size(run.batch_shapes()),
+    'batches': 2
+    * sum(
+      width * size(run.batch_shapes(sig)) for sig, width in run.widths.items()
+    ),
     'step': max(scratch),
   }
 
@@ -92,8 +89,8 @@ def _lines(run: Run) -> dict[str, str]:
     'model': f'{e.model.weights}, {setup.foundation.depth} blocks',
     'parameters': f'{tables.human_count(params)}, trainable'
     f' {tables.human_count(trainable)} ({100 * trainable / params:.2f}%)',
-    'data': f'{e.data.name} at {e.data.image_size} px: {len(setup.train)} train'
-    f' and {len(setup.test)} test images,'
+    'data': f'{e.data.name}{_form(run)}: {len(setup.train)} train and'
+    f' {len(setup.test)} test examples,'
     f' {len(setup.train.domain_names)} domains,'
     f' {len(setup.train.class_names)} classes',
     'clients': f'{len(sizes)}, of which {eligible} may take part; partition'
@@ -106,6 +103,14 @@ def _lines(run: Run) -> dict[str, str]:
     f' down {bytes_(total["downlink"])},'
     f' training {tables.human_flops(total["flops"])}',
   }
+
+
+def _form(run: Run) -> str:
+  data, train = run.setup.experiment.data, run.setup.train
+  if train.lengths is None:
+    return f' at {data.image_size} px'
+  cut = np.mean(train.lengths >= max(data.lengths))
+  return f' cut to {max(data.lengths)} tokens ({cut:.0%} are as long)'
 
 
 def _span(counts: np.ndarray) -> str:

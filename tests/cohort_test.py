@@ -47,14 +47,3 @@ def test_reproducible_in_any_order():
   assert once == {rnd: _sample(cfg, rnd) for rnd in reversed(range(20))}
   assert len({tuple(c) for c in once.values()}) > 3
   assert once != {rnd: _sample(cfg, rnd, seed=1) for rnd in range(20)}
-
-
-def test_expected_share_is_the_frequency():
-  eligible = np.array([1, 1, 0, 1, 1, 1], bool)
-  for kind in ('uniform', 'one_per_domain'):
-    cfg = _cfg(kind, 2)
-    counts = np.zeros(6)
-    for rnd in range(1500):
-      counts[_sample(cfg, rnd, eligible)] += 1
-    share = cohort.expected_share(cfg, _DOMAINS, eligible)
-    np.testing.assert_allclose(counts / 1500, share, atol=0.05)

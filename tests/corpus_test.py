@@ -18,7 +18,7 @@ def test_plain_set_is_one_domain():
     train, test = _load('cifar10')
     assert train.domain_names == ('cifar10',)
     assert len(train.class_names) == 10
-    assert train.objects is None
+    assert train.groups is None
     assert not train.domains.any()
     assert train.read(np.array([3, 1])).shape == (2, 14, 14, 3)
     assert len(train) == len(test) == 9
@@ -61,7 +61,8 @@ def test_reads_are_by_index_in_any_order():
   ('name', 'fields', 'message'),
   [
     ('no_such_set', {}, r"data.name='no_such_set': must be one of"),
-    ('ag_news_subset', {}, 'must have image and label'),
+    ('ag_news_subset', {}, r'has text, but the model .* reads images'),
+    ('lm1b', {}, 'must have image and label, or text'),
     ('domainnet', {'domains': ('photo',)}, r"no domain 'photo', only clipart"),
     ('domainnet', {'domains': ('real', 'real')}, 'named twice'),
     ('cifar10', {'num_classes': -1}, r'data.num_classes=-1'),

@@ -11,7 +11,8 @@ import pytest
 
 from fedjax_tune import config, foundation, selection
 from fedjax_tune.engine import client as client_lib
-from fedjax_tune.methods import base, depthfl
+from fedjax_tune.engine import group
+from fedjax_tune.methods import depthfl
 from fedjax_tune.models import linear, vit
 
 _BUDGETS = (4, 3, 2, 3)
@@ -60,6 +61,14 @@ def _batch(valid=(True, True, True, False)):
   return client_lib.Batch(jnp.asarray(image), label, jnp.asarray(valid))
 
 
+def _signature(method, client):
+  return group.Signature.of(method.allocate(0, [client])[0])
+
+
+def _exits(method, client):
+  return method.exits(_signature(method, client)['layer'])
+
+
 def _row(method, client):
   return jax.device_put(method.allocate(0, [client])[0])
 
@@ -68,18 +77,18 @@ def _predict(method, found, theta, axes, name):
   @jax.jit
   def predict(theta, base_params, alloc, images):
     local = selection.select(theta, axes, alloc)
-    model = found.merge(base_params, local)
+    model = found.assemble(base_params, local, alloc)
     return method.predict(name, model, alloc, images)
 
   alloc = jax.device_put(method.evaluations()[name])
-  return predict(theta, found.base, alloc, _batch().image)
+  return predict(theta, found.base, alloc, _batch().inputs)
 
 
 def _loss(method, found, theta, axes, client, batch, rnd=200):
-  sig, rnd = method.signature(client), jnp.int32(rnd)
+  sig, rnd = _signature(method, client), jnp.int32(rnd)
 
   def objective(local, base_params, alloc, batch):
-    model = found.merge(base_params, local)
+    model = found.assemble(base_params, local, alloc)
     return method.loss(sig, model, alloc, batch, jax.random.key(0), rnd)
 
   alloc = _row(method, client)
@@ -90,7 +99,8 @@ def _loss(method, found, theta, axes, client, batch, rnd=200):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _plain(graph, base_params, local, layers, images):
-  return foundation.merge(graph, base_params, local)(images, layers)
+  model = nnx.merge(graph, nnx.State(local), nnx.State(base_params))
+  return model(images, layers)
 
 
 def _logits(found, theta, axes, depth, images):
@@ -127,9 +137,9 @@ def _slow_loss(scores, label, weight):
 
 def test_published_exits_by_hand():
   method = _published((12, 10, 8, 6, 4, 3), depth=12)
-  assert method.signature(0).exits == (2, 3, 5, 7, 9, 11)
-  assert method.signature(2).exits == (2, 3, 5, 7)
-  assert method.signature(5).exits == (2,)
+  assert _exits(method, 0) == (2, 3, 5, 7, 9, 11)
+  assert _exits(method, 2) == (2, 3, 5, 7)
+  assert _exits(method, 5) == (2,)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_published_exits_by_hand():
 )
 def test_port_exits_are_those_of_fedras_code(depth, exits, rows):
   method = _port((depth,), depth=12)
-  assert method.signature(0).exits == exits
+  assert _exits(method, 0) == exits
   np.testing.assert_array_equal(method.allocate(0, [0])[0]['exit'], rows)
 
 
@@ -154,12 +164,13 @@ def test_port_exits_are_those_of_fedras_code(depth, exits, rows):
 def test_allocation_is_a_nested_prefix(make, budgets):
   method = make(budgets)
   for k, row in enumerate(method.allocate(3, range(len(budgets)))):
-    sig = method.signature(k)
+    sig = _signature(method, k)
     np.testing.assert_array_equal(row['layer'], np.arange(budgets[k]))
     for axis, amount in sig.amounts:
       assert len(row[axis]) == amount
-    assert len(sig.exits) == sig['exit']
-    assert sig.exits[-1] == budgets[k] - 1
+    exits = _exits(method, k)
+    assert len(exits) == sig['exit']
+    assert exits[-1] == budgets[k] - 1
     assert np.all(np.diff(row['exit']) > 0)
     assert row['exit'][-1] < method.num_exits
 
@@ -200,9 +211,11 @@ def test_loss_is_its_slow_twin(tiny, make, client):
   batch = _batch()
   (loss, metrics), grads = _loss(method, tiny, theta, axes, client, batch)
   scores = [
-    _exit_logits(tiny, theta, row, exit_ + 1, batch.image)
+    _exit_logits(tiny, theta, row, exit_ + 1, batch.inputs)
     for exit_, row in zip(
-      method.signature(client).exits, _row(method, client)['exit'], strict=True
+      _exits(method, client),
+      _row(method, client)['exit'],
+      strict=True,
     )
   ]
   weight = np.exp(-5 * (1 - 200 / method.ramp_rounds) ** 2)
@@ -210,7 +223,7 @@ def test_loss_is_its_slow_twin(tiny, make, client):
   real = [s[:3] for s in scores]
   want = _slow_loss(real, np.asarray(batch.label)[:3], weight)
   np.testing.assert_allclose(loss, want, rtol=1e-4)
-  _, deepest = base.cross_entropy(scores[-1], batch)
+  _, deepest = method.task.loss(scores[-1], batch)
   for name, value in deepest.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
@@ -235,8 +248,8 @@ def test_one_level_is_fedavg(tiny):
   theta, axes = method.init(tiny.theta, tiny.axes)
   batch = _batch()
   (got, metrics), _ = _loss(method, tiny, theta, axes, 0, batch)
-  logits = _logits(tiny, tiny.theta, tiny.axes, 4, batch.image)
-  want, sums = base.cross_entropy(logits, batch)
+  logits = _logits(tiny, tiny.theta, tiny.axes, 4, batch.inputs)
+  want, sums = method.task.loss(logits, batch)
   np.testing.assert_allclose(got, want, rtol=1e-4)
   np.testing.assert_allclose(metrics['loss'], sums['loss'], rtol=1e-4)
 
@@ -259,7 +272,7 @@ def test_merge_averages_each_classifier_over_its_holders(make):
     delta = jax.tree.map(fill, local)
     parts.append(group_sum(alloc, delta, jnp.asarray([weight])))
   total = jax.tree.map(lambda *xs: sum(xs), *parts)
-  update, _ = method.merge({'all': total}, ())
+  update, _ = method.merge(theta, {'all': total}, ())
   want = np.where(den > 0, num / np.maximum(den, 1), 0)
   np.testing.assert_allclose(update.delta['head']['bias'][:, 0], want)
   np.testing.assert_array_equal(
@@ -277,7 +290,7 @@ def test_evaluations(tiny):
     for name in ('ensemble', 'last')
   }
   each = [
-    _exit_logits(tiny, theta, row, depth, _batch().image)
+    _exit_logits(tiny, theta, row, depth, _batch().inputs)
     for row, depth in enumerate((2, 3, 4))
   ]
   np.testing.assert_allclose(scores['last'], each[-1], rtol=1e-4, atol=1e-5)
@@ -294,10 +307,10 @@ def test_evaluated_depth_when_nobody_holds_all():
 
 def test_build():
   experiment = config.Experiment()
-  assert depthfl.build(experiment, 4, _BUDGETS) == _published()
+  assert depthfl.build(experiment, {'layer': 4}, _BUDGETS) == _published()
   experiment.depthfl.variant = 'fedra_port'
-  assert depthfl.build(experiment, 4, _BUDGETS) == _port()
+  assert depthfl.build(experiment, {'layer': 4}, _BUDGETS) == _port()
   experiment.depthfl.evaluate = 'ensemble'
   experiment.depthfl.ramp_rounds = 7
-  built = depthfl.build(experiment, 4, _BUDGETS)
+  built = depthfl.build(experiment, {'layer': 4}, _BUDGETS)
   assert (built.evaluate, built.ramp_rounds) == ('ensemble', 7)

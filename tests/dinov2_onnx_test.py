@@ -14,7 +14,7 @@ import pytest
 
 from fedjax_tune import foundation
 from fedjax_tune.data import fetch
-from fedjax_tune.models import dinov2_onnx, pretrained, vit
+from fedjax_tune.models import backbone, dinov2_onnx, pretrained, vit
 
 
 class _Graph:
@@ -115,7 +115,7 @@ def test_positions_begin_with_the_class_token(graph, tmp_path):
 def test_params_fit_the_model(graph, tmp_path):
   loaded = dinov2_onnx.load_dinov2_onnx(graph.save(tmp_path / 'm.onnx'))
   shapes = jax.tree.map(np.shape, loaded.params)
-  want = pretrained.frozen_shapes(loaded.config)
+  want = backbone.frozen_shapes(loaded.config)
   assert shapes == jax.tree.map(lambda leaf: leaf.shape, want)
 
 

@@ -29,7 +29,7 @@ def _targets(valid):
 
 def _quadratic(local, batch, key):
   del key
-  error = local['w'] - jnp.mean(batch.image, 0)
+  error = local['w'] - jnp.mean(batch.inputs, 0)
   return jnp.sum(error**2) / 2, {'count': jnp.sum(batch.valid)}
 
 
@@ -50,7 +50,7 @@ def test_prox_pulls_towards_the_start(prox):
   batches = _targets([True] * 4)
   start = np.ones(3)
   w, velocity = start, np.zeros(3)
-  for target in np.asarray(batches.image).mean(1):
+  for target in np.asarray(batches.inputs).mean(1):
     gradient = w - target + prox * (w - start)
     velocity = 0.9 * velocity + gradient
     w = w - 0.1 * velocity
@@ -113,7 +113,7 @@ def test_schedule(mode, chunk, width, want):
 def test_widths_are_what_a_round_brings():
   e = tiny.experiment(engine={'slab': 0})
   planner = tiny.run(e).planner
-  named = {sig['layer']: n for sig, n in planner.widths().items()}
+  named = {sig['layer']: n for sig, n in planner.widths.items()}
   assert named == {4: 1, 3: 1, 2: 2}
 
 
@@ -129,7 +129,7 @@ def test_weights(weighting):
 def test_a_plan_counts_owners_and_steps():
   run = tiny.run(tiny.experiment())
   planned = run.planner.plan(0)
-  rows = run.method.allocate(0, planned.cohort)
+  rows = [member.row for member in planned.members]
   owners = [sum(n in row['layer'] for row in rows) for n in range(tiny.DEPTH)]
   assert list(planned.owners) == owners
   assert planned.client_steps == 4 * 2
@@ -142,8 +142,8 @@ def test_clients_train_on_their_own_examples():
     for i, client in enumerate(work.slab.ids):
       if client < 0:
         continue
-      own = data.images[run.planner.indices[client]]
-      images = np.asarray(work.batches.image[i]).reshape(-1, *own.shape[1:])
+      own = data.inputs[run.planner.indices[client]]
+      images = np.asarray(work.batches.inputs[i]).reshape(-1, *own.shape[1:])
       same = (images[:, None] == own[None]).all((2, 3, 4))
       assert same.any(1).all()
 
@@ -184,13 +184,13 @@ def test_accuracy_by_domain_by_hand():
   data: Any = run.planner.examples
   layers = np.arange(tiny.DEPTH)
   model = run.foundation.merge(run.foundation.base, run.theta)
-  scores = model(data.images, layers)
+  scores = model(data.inputs, layers)
   hits = np.argmax(scores, -1) == data.labels
   want = [hits[data.domains == d].mean() for d in (0, 1)]
   assert len(data) % 20 != 0
   check = evaluate.build_evaluate(
-    run.foundation.graph, run.method, run.axes, data, batch_size=20
+    run.foundation, run.method, run.axes, data, batch_size=20
   )
   got = check(run.foundation.base, run.theta)
-  np.testing.assert_allclose(got['full'], want)
+  np.testing.assert_allclose(got['full']['accuracy'], want)
   assert 0 < np.mean(want) < 1

@@ -71,8 +71,8 @@ def test_repair_is_an_option():
   methods = [
     fedra.build(
       tiny.experiment(fedra={'coverage_repair': repair}),
-      tiny.DEPTH,
-      budgets=(2, 1, 1, 1),
+      {'layer': tiny.DEPTH},
+      (2, 1, 1, 1),
     )
     for repair in (False, True)
   ]
@@ -230,7 +230,7 @@ def test_two_rounds_are_their_twin():
 
 def test_a_skipped_block_is_the_identity():
   found = tiny.vit_foundation()
-  images, rows = tiny.batch(tiny.VIT_SIZE, 3).image, np.array([0, 2])
+  images, rows = tiny.batch(tiny.VIT_SIZE, 3).inputs, np.array([0, 2])
   mask = np.isin(np.arange(tiny.DEPTH), rows).astype(np.float32)
 
   def silence(tree, ends):

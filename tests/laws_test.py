@@ -42,9 +42,12 @@ class Case:
     """The gradient of a local step, for the slow twin."""
     run = self.run
 
-    def gradient(sig, local, alloc, batch, key, rnd):
+    def gradient(sig, local, own, batch, key, rnd):
+      alloc = {**own, **dict(sig.prefix)}
+
       def objective(local):
-        model = run.foundation.merge(run.foundation.base, local)
+        view = run.method.view(sig, local, alloc)
+        model = run.foundation.assemble(run.foundation.base, view, alloc)
         return run.method.loss(sig, model, alloc, batch, key, rnd)
 
       return jax.grad(objective, has_aux=True)(local)
@@ -82,12 +85,13 @@ def _slow_client(case, sig, row, batches, client, rnd):
   start = jax.tree.map(lambda x, at: np.asarray(x)[at], run.theta, index)
   local, velocity = start, jax.tree.map(np.zeros_like, start)
   key = jax.random.fold_in(jax.random.fold_in(case.key, rnd), client)
+  own, _ = selection.split_allocation(row)
   total = {}
   for s in range(len(batches.valid)):
     batch = jax.tree.map(lambda x, s=s: x[s], batches)
     step_key = jax.random.fold_in(key, s)
     grads, metrics = jax.device_get(
-      case.gradient(sig, local, dict(row), batch, step_key, np.int32(rnd))
+      case.gradient(sig, local, own, batch, step_key, np.int32(rnd))
     )
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
     shrink = min(1, cfg.clip_norm / norm)
@@ -121,11 +125,12 @@ def _slow_sum(run, rows, deltas, weights, selected):
 def test_a_round_is_its_slow_twin(case):
   run, rnd = case.run, 2
   planned = run.planner.plan(rnd)
-  selected = {axis for w in planned.works for axis, _ in w.slab.sig.amounts}
+  selected = {axis for w in planned.works for axis in w.slab.sig.axes}
   totals, reports = {}, []
   for work in planned.works:
     rows = [
       {axis: at[i] for axis, at in work.slab.alloc.items()}
+      | dict(work.slab.sig.prefix)
       for i in np.flatnonzero(work.slab.weight)
     ]
     clients = [
@@ -146,7 +151,7 @@ def test_a_round_is_its_slow_twin(case):
     totals[bucket] = jax.tree.map(np.add, old, part) if old else part
     reports += metrics
   start = run.engine.init()
-  update, memory = jax.jit(run.method.merge)(totals, start.memory)
+  update, memory = jax.jit(run.method.merge)(start.theta, totals, start.memory)
   want = jax.tree.map(jnp.add, run.theta, update.delta)
   got, sums = run.engine.round(start, planned, case.key, 0.1)
   tiny.assert_close(got.theta, want, **_ROUNDING)
@@ -165,7 +170,7 @@ def test_a_round_is_its_slow_twin(case):
 )
 def test_order_padding_and_schedule_change_nothing(case, chunk, order):
   run, client = case.run, int(np.argmax(case.run.method.eligible()))
-  sig = run.method.signature(client)
+  sig = tiny.signature(run.method, client)
   rows = [run.method.allocate(rnd, [client])[0] for rnd in range(4)]
   batches = tiny.batch(tiny.STACK_SIZE, 4, 2, 4)
   ids, weights = (
@@ -179,7 +184,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
   }
   program = jax.jit(
     step.build_slab_step(
-      run.foundation.graph, run.method, run.local_opt, run.axes
+      run.foundation.assemble, run.method, run.local_opt, run.axes
     ),
     static_argnums=(0, 1),
   )
@@ -205,9 +210,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     ],
     strict=True,
   )
-  want = _slow_sum(
-    run, rows[:3], deltas, weights[:3], [axis for axis, _ in sig.amounts]
-  )
+  want = _slow_sum(run, rows[:3], deltas, weights[:3], sig.axes)
   tiny.assert_close(got, want, **_ROUNDING)
   losses = [m['loss'] for m in reports] + [0]
   np.testing.assert_allclose(metrics['loss'], np.array(losses)[at], rtol=1e-4)
@@ -215,7 +218,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
 
 def test_one_compile_per_signature(case, caplog):
   run = case.run
-  widths = run.planner.widths()
+  widths = run.planner.widths
   first = run.rounds(1)
   assert set(run.engine.programs.compiled) == set(widths)
   before, state = list(case.traces), first
@@ -239,7 +242,7 @@ def test_one_compile_per_signature(case, caplog):
 )
 def test_adjoint(case, data):
   theta, axes = case.run.theta, case.run.axes
-  sig = case.run.method.signature(1)
+  sig = tiny.signature(case.run.method, 1)
   sizes = {
     name: size
     for leaf, names in zip(
@@ -324,8 +327,8 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
 
 def _totals(run, cohort, rows):
   """Sums of random deltas, with a bucket for every signature there is."""
-  sigs = [run.method.signature(k) for k in range(len(tiny.BUDGETS))]
-  selected = {axis for sig in sigs for axis, _ in sig.amounts}
+  sigs = [tiny.signature(run.method, k) for k in range(len(tiny.BUDGETS))]
+  selected = {axis for sig in sigs for axis in sig.axes}
   zero = selection.zero_sum(run.theta, run.axes, selected)
   totals = {run.method.bucket(sig): zero for sig in sigs}
   for client, row in zip(cohort, rows, strict=True):
@@ -335,11 +338,11 @@ def _totals(run, cohort, rows):
     part = selection.group_sum(
       run.theta,
       run.axes,
-      jax.tree.map(lead, dict(row)),
+      {a: n if isinstance(n, int) else lead(n) for a, n in row.items()},
       jax.tree.map(lead, delta),
       jnp.ones(1),
     )
-    bucket = run.method.bucket(run.method.signature(client))
+    bucket = run.method.bucket(tiny.signature(run.method, client))
     totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
   return totals
 
@@ -394,14 +397,15 @@ def test_a_plan_depends_on_seed_round_and_client_only(case):
   reverse = [3, 1, 0, 2]
   rows = dict(zip(reverse, run.method.allocate(4, reverse), strict=True))
   for client, (alloc, _) in everyone.items():
-    tiny.assert_equal(rows[client], alloc)
+    own, _ = selection.split_allocation(rows[client])
+    tiny.assert_equal(own, alloc)
 
 
 def test_another_round_or_seed_is_another_plan(case):
   run = case.run
   other = tiny.run(tiny.experiment(case.name, seed=2))
   images = [
-    _by_client(planner.plan(rnd))[0][1].image
+    _by_client(planner.plan(rnd))[0][1].inputs
     for planner, rnd in ((run.planner, 0), (run.planner, 1), (other.planner, 0))
   ]
   assert np.any(images[0] != images[1])

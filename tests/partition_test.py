@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from fedjax_tune import config
+from fedjax_tune import config, tasks
 from fedjax_tune.data import corpus, partition
 
 _DOMAINS, _CLASSES = 3, 4
@@ -18,10 +18,11 @@ def _corpus(sizes=(30, 40, 50), seed=0, objects=False) -> corpus.Corpus:
   return corpus.Corpus(
     labels=rng.integers(0, _CLASSES, total).astype(np.int32),
     domains=np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
-    objects=np.array([f'o{i}' for i in range(total)]) if objects else None,
+    groups=np.array([f'o{i}' for i in range(total)]) if objects else None,
     domain_names=tuple(f'd{i}' for i in range(len(sizes))),
     class_names=tuple(f'c{i}' for i in range(_CLASSES)),
-    images=np.zeros((total, 1, 1, 3), np.uint8),
+    inputs=np.zeros((total, 1, 1, 3), np.uint8),
+    task=tasks.Task('classification', _CLASSES),
   )
 
 
@@ -32,7 +33,7 @@ def _shared_objects(num_objects=60, seed=0) -> corpus.Corpus:
   labels = rng.integers(0, _CLASSES, num_objects).astype(np.int32)
   base = _corpus((num_objects,) * _DOMAINS)
   return dataclasses.replace(
-    base, labels=np.tile(labels, _DOMAINS), objects=np.tile(names, _DOMAINS)
+    base, labels=np.tile(labels, _DOMAINS), groups=np.tile(names, _DOMAINS)
   )
 
 
@@ -144,12 +145,12 @@ def test_divided_objects_have_one_owner(seed, num_objects):
   data = _shared_objects(num_objects, seed)
   cfg = _clients('domain', count=2, divide_objects=True, seed=seed)
   made = partition.partition(cfg, data)
-  assert data.objects is not None
+  assert data.groups is not None
   owned = [
     set(
       np.concatenate(
         [
-          data.objects[rows]
+          data.groups[rows]
           for rows, d in zip(made.indices, made.domains, strict=True)
           if d == domain
         ]

@@ -14,7 +14,7 @@ def _state(devices, **engine):
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
     run.planner.plan(0).works[0].batches,
   )
-  run.engine.compile(run.planner.widths(), shapes, 'map', 1, devices)
+  run.engine.compile(run.planner.widths, lambda _: shapes, 'map', 1, devices)
   state, key = run.engine.init(), jax.random.key(e.seed)
   for rnd in range(2):
     state, _ = run.engine.round(state, run.planner.plan(rnd), key, 0.1)

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import build, config, foundation
+from fedjax_tune import build, config, foundation, tasks
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
+from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import BUILDERS
 from fedjax_tune.models import linear, vit
+from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tree
 
 DEPTH = 4
@@ -138,10 +140,11 @@ def examples(
   return corpus.Corpus(
     labels=labels,
     domains=np.sort(np.arange(num, dtype=np.int32) % domains),
-    objects=None,
+    groups=None,
     domain_names=tuple('abcdef'[:domains]),
     class_names=tuple('xyz'),
-    images=images.astype(np.uint8),
+    inputs=images.astype(np.uint8),
+    task=tasks.Task('classification', 3),
   )
 
 
@@ -222,8 +225,8 @@ class Run:
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
       self.planner.plan(0).works[0].batches,
     )
-    widths = self.planner.widths()
-    engine.compile(widths, batches, e.engine.mode, e.engine.chunk)
+    widths = self.planner.widths
+    engine.compile(widths, lambda _: batches, e.engine.mode, e.engine.chunk)
     return engine
 
   def rounds(self, num: int) -> server.ServerState:
@@ -243,7 +246,8 @@ def run(
   """Builds a run of an experiment; on the stack unless told otherwise."""
   found = found or stack(e.lora.dropout)
   budgets = e.clients.budgets
-  method = BUILDERS[e.method](e, DEPTH, budgets)
+  method = BUILDERS[e.method](e, {'layer': DEPTH}, budgets)
+  method = method.meet(Task('classification', CLASSES), None)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if 'norm' in found.base else STACK_SIZE
   data = examples(12 * len(budgets), size)
@@ -254,12 +258,20 @@ def run(
   return Run(e, found, method, theta, axes, planner)
 
 
+def signature(method: Any, client: int, rnd: int = 0) -> Signature:
+  """Returns how much a client holds in a round."""
+  return Signature.of(method.allocate(rnd, [client])[0])
+
+
 def held(theta: Tree, axes: Axes, row: Any) -> Tree:
   """Returns for each leaf the NumPy index of what a row of indices holds."""
 
   def index(leaf, names):
-    pairs = zip(leaf.shape, names, strict=True)
-    return np.ix_(*[np.asarray(row.get(name, range(n))) for n, name in pairs])
+    def along(n, name):
+      held = row.get(name, n)
+      return np.arange(held) if isinstance(held, int) else np.asarray(held)
+
+    return np.ix_(*map(along, leaf.shape, names))
 
   return jax.tree.map(index, theta, axes)
 

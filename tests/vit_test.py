@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,12 @@ _KEY = jax.random.key(5)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(graph, method, base, local, images, layers, key):
-  model = foundation.merge(graph, base, local)
+  model = nnx.merge(graph, nnx.State(local), nnx.State(base))
   return getattr(model, method)(images, layers, key=key)
 
 
 def _images(num=3):
-  return tiny.batch(tiny.VIT_SIZE, num).image
+  return tiny.batch(tiny.VIT_SIZE, num).inputs
 
 
 def _run(found, layers, method='__call__', key=None):

@@ -7,13 +7,21 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import emoji_styles, nico
+from fedjax_tune.data import (
+  emoji_styles,
+  friends,
+  movie_reviews,
+  newsgroups,
+  nico,
+  text_sets,
+)
 
 # Sets that have a TFDS config for each domain. The order is that of budgets;
 # DomainNet's is that of FedRA's authors.
 DOMAINS = {
   'emoji_styles': tuple(emoji_styles.STYLES),
   'nico': nico.DOMAINS,
+  'movie_reviews': movie_reviews.DOMAINS,
   'domainnet': (
     'clipart',
     'infograph',
@@ -23,6 +31,9 @@ DOMAINS = {
     'sketch',
   ),
 }
+
+# Sets that the package builds itself, from packages on npm or PyPI.
+PACKAGED = ('emoji_styles', 'movie_reviews', 'newsgroups', 'friends')
 
 
 def list_domains(name: str) -> tuple[str, ...]:
@@ -42,13 +53,20 @@ def make_builder(
     data_dir: The root folder of prepared sets.
 
   Raises:
-    ValueError: An unknown set, one without images and labels, or one that is
-      prepared in another format than array_record.
+    ValueError: An unknown set, one that has neither images with labels nor
+      text of a known layout, or one that is prepared in another format than
+      array_record.
   """
   if name == 'emoji_styles':
     return emoji_styles.make_builder(domain, image_size, data_dir)
   if name == 'nico':
     return nico.make_builder(domain, data_dir)
+  if name == 'movie_reviews':
+    return movie_reviews.make_builder(domain, data_dir)
+  if name == 'newsgroups':
+    return newsgroups.make_builder(data_dir)
+  if name == 'friends':
+    return friends.make_builder(data_dir)
   full_name = f'{name}/{domain}' if name in DOMAINS else name
   try:
     builder = tfds.builder(
@@ -56,8 +74,9 @@ def make_builder(
     )
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
-      f'data.name={name!r}: must be one of {", ".join(DOMAINS)}, a set of the'
-      f' TFDS catalogue, or one prepared in {data_dir}'
+      f'data.name={name!r}: must be one of'
+      f' {", ".join(dict.fromkeys((*DOMAINS, *PACKAGED)))}, a set of the TFDS'
+      f' catalogue, or one prepared in {data_dir}'
     ) from error
   except ValueError as error:
     raise ValueError(
@@ -65,10 +84,12 @@ def make_builder(
       ' a set prepared with file_format array_record'
     ) from error
   features: Any = builder.info.features
-  if not {'image', 'label'} <= set(features):
+  if not {'image', 'label'} <= set(features) and not text_sets.find(
+    name, features
+  ):
     raise ValueError(
       f'data.name={name!r}: has the features {", ".join(features)}; must have'
-      ' image and label'
+      ' image and label, or text and label'
     )
   return builder
 

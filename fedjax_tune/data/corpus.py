@@ -1,34 +1,26 @@
-"""A data set as the engine sees it: labels, domains, and images by index.
+"""A data set as the engine sees it: labels, domains, and inputs by index.
 
 Every set is read through `tfds.data_source`, so that whatever is prepared in
 the array_record format works, without TensorFlow. A set with domains is one
 TFDS config a domain.
 """
 
-from collections.abc import Sequence
-import concurrent.futures
+from collections.abc import Mapping
 import dataclasses
-import io
 import os
-import pathlib
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fedjax_tune import config
-from fedjax_tune.data import fetch
+from fedjax_tune import config, scores
+from fedjax_tune.data import sources, text, text_sets, tokens
+from fedjax_tune.data.images import Images, Stored
+from fedjax_tune.scores import Questions
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Tokens
 
 # Sets that take less than this when decoded are decoded once, into memory.
 _IN_MEMORY_BYTES = 4 << 30
-_THREADS = 8
-
-
-@runtime_checkable
-class Images(Protocol):
-  """Images by index: an array [N, H, W, 3], or a reader of stored files."""
-
-  def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,51 +28,107 @@ class Corpus:
   """One split of a data set.
 
   Attributes:
-    labels: int32[N].
+    labels: int32[N]; of other tasks than classification see `tasks.Examples`.
     domains: int32[N], positions in `domain_names`.
-    objects: What each image shows, str[N], where the set tells; else None.
+    groups: What each example belongs to, str[N], where the set tells: the object
+      that an image shows, who speaks a text; else None.
     domain_names: In the order of the configuration.
-    class_names: By label.
-    images: uint8[N, H, W, 3], in memory or read on demand.
+    class_names: By label; () where there are no classes.
+    inputs: uint8[N, H, W, 3], in memory or read on demand; or the tokens of
+      texts [N, T].
+    task: What is learned.
+    lengths: Tokens of each example, int32[N]; None of images.
+    questions: What predicted spans are judged by; else None.
   """
 
   labels: np.ndarray
   domains: np.ndarray
-  objects: np.ndarray | None
+  groups: np.ndarray | None
   domain_names: tuple[str, ...]
   class_names: tuple[str, ...]
-  images: Images
+  inputs: Images | Tokens
+  task: Task
+  lengths: np.ndarray | None = None
+  questions: Questions | None = None
 
   def __len__(self) -> int:
     return len(self.labels)
 
-  def read(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the images at `indices`, uint8[n, H, W, 3]."""
-    return self.images[np.asarray(indices, np.int64)]
+  def read(self, indices: np.ndarray, length: int = 0) -> Any:
+    """Returns the inputs at `indices`.
+
+    Args:
+      indices: int[n].
+      length: Of texts, how many tokens to return; 0 is all.
+
+    Returns:
+      Images uint8[n, H, W, 3], or tokens int32[n, length].
+    """
+    indices = np.asarray(indices, np.int64)
+    if not isinstance(self.inputs, Tokens):
+      return self.inputs[indices]
+    end = length or self.inputs.ids.shape[1]
+    return Tokens(*(array[indices, :end] for array in self.inputs))
+
+  def score(self, predicted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Judges predictions, arrays [N] of `Task.predict`, in each domain.
+
+    Returns:
+      For each metric of the task, the primary one first, its value by domain,
+      float[domains].
+    """
+    kind, metrics = self.task.kind, self.task.metrics
+    if self.questions is not None:  # Sets of questions have one domain.
+      found = scores.evaluate(kind, metrics, predicted, self.questions)
+      return {name: np.array([value]) for name, value in found.items()}
+    by_domain = []
+    for domain in range(len(self.domain_names)):
+      at = self.domains == domain
+      part = {name: values[at] for name, values in predicted.items()}
+      by_domain.append(scores.evaluate(kind, metrics, part, self.labels[at]))
+    return {m: np.array([found[m] for found in by_domain]) for m in metrics}
 
 
-def load(cfg: config.Data) -> tuple[Corpus, Corpus]:
+def load(
+  cfg: config.Data, tokenizer: str | os.PathLike | None = None, pad: int = 0
+) -> tuple[Corpus, Corpus]:
   """Returns the train and the test split of a prepared data set.
 
-  A set under 4 GiB when decoded is decoded once, into memory; of a larger one
-  only labels are kept, and each read decodes what it needs in a few threads.
-  Images of another size are resized bicubically (Pillow, which smooths when it
-  shrinks). emoji_styles is prepared here if it is missing.
+  A set of images under 4 GiB when decoded is decoded once, into memory; of a
+  larger one only labels are kept, and each read decodes what it needs in a few
+  threads. Texts are tokenised here, once. The sets in `builders.PACKAGED` are
+  prepared here if they are missing.
+
+  Args:
+    cfg: Which set, and how.
+    tokenizer: Folder of the model's tokenizer; None if it reads images.
+    pad: The model's padding token.
 
   Raises:
     ValueError: An unknown set or domain, a domain that is empty, a set without
-      images and labels, corrupt files, or an impossible number.
-    FileNotFoundError: The folder is missing, or the set is not prepared; the
-      message has the command that prepares it.
+      images and labels or text, a set that is not for the model, corrupt
+      files, or an impossible number.
+    FileNotFoundError: The folder is missing, or the set is not prepared (the
+      message has the command that prepares it), or the tokenizer is missing.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
   domains = domain_names(cfg)
-  made = [_make_builder(cfg, _folder(cfg), domain) for domain in domains]
+  made = [sources.make_builder(cfg, domain) for domain in domains]
+  entry = text_sets.find(cfg.name, made[0].info.features)
+  _check_kind(cfg, entry, tokenizer)
+  test = entry.test if entry else 'test'
   splits = list(made[0].info.splits)
-  test = 'validation' if splits and 'test' not in splits else 'test'
+  if splits and test not in splits:
+    test = 'validation'
+  if entry and tokenizer is not None:
+    reader = _TextReader(entry, tokens.load(tokenizer), pad)
+    return (
+      _load_texts(cfg, made, domains, 'train', reader),
+      _load_texts(cfg, made, domains, test, reader),
+    )
   return (
-    _load_split(cfg, made, domains, 'train'),
-    _load_split(cfg, made, domains, test),
+    _load_images(cfg, made, domains, 'train'),
+    _load_images(cfg, made, domains, test),
   )
 
 
@@ -93,7 +141,7 @@ def domain_names(cfg: config.Data) -> tuple[str, ...]:
   """
   from fedjax_tune.data import builders
 
-  _check(cfg)
+  sources.check(cfg)
   known = builders.list_domains(cfg.name)
   for domain in cfg.domains:
     if domain not in known:
@@ -106,148 +154,117 @@ def domain_names(cfg: config.Data) -> tuple[str, ...]:
   return tuple(cfg.domains) or known
 
 
-def _folder(cfg: config.Data) -> pathlib.Path:
-  if cfg.data_dir:
-    return pathlib.Path(cfg.data_dir).expanduser()
-  return fetch.default_data_dir()
-
-
-def _check(cfg: config.Data) -> None:
-  if cfg.image_size < 1:
-    raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
-  if cfg.num_classes < 0:
+def _check_kind(
+  cfg: config.Data,
+  entry: text_sets.TextSet | None,
+  tokenizer: str | os.PathLike | None,
+) -> None:
+  if bool(entry) != (tokenizer is not None):
+    has, reads = ('text', 'images') if entry else ('images', 'text')
     raise ValueError(
-      f'data.num_classes={cfg.num_classes}: must not be negative'
+      f'data.name={cfg.name!r}: has {has}, but the model of model.weights reads'
+      f' {reads}'
     )
-  folder = _folder(cfg)
-  if not folder.exists():
-    if not cfg.data_dir:
-      return  # The cache, which is made when there is something to keep.
-    raise FileNotFoundError(
-      f'data.data_dir={cfg.data_dir!r} does not exist.{_how_to(cfg, folder)}'
+  if entry and cfg.num_classes and entry.kind != 'classification':
+    raise ValueError(
+      f'data.num_classes={cfg.num_classes}: must be 0, {cfg.name} has no classes'
     )
-  place = cfg.data_dir or str(folder)
-  if not folder.is_dir():
-    raise NotADirectoryError(f'data.data_dir={place!r} is not a folder')
-  if not os.access(folder, os.R_OK | os.X_OK):
-    raise PermissionError(f'data.data_dir={place!r} is not readable')
 
 
-def _how_to(cfg: config.Data, folder: pathlib.Path) -> str:
-  size = f' --image_size={cfg.image_size}' * (cfg.name == 'emoji_styles')
-  source = ' --source=FOLDER' * (cfg.name == 'nico')
-  return (
-    f' Prepare it with `python -m launch.prepare --dataset={cfg.name}'
-    f' --data_dir={folder}{size}{source}`.'
-  )
-
-
-def _make_builder(cfg: config.Data, folder: pathlib.Path, domain: str) -> Any:
-  """Returns the TFDS builder of one domain, prepared here where that is easy.
-
-  That is emoji_styles, and nico where the data folder is that of NICO++.
-  """
-  from fedjax_tune.data import builders, nico
-
-  builder = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-  if cfg.name == 'emoji_styles':
-    builders.build(builder)
-  if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
-    builders.build(builder, source=folder)
-  return builder
-
-
-def _load_split(
+def _load_images(
   cfg: config.Data, builders: list[Any], domains: tuple[str, ...], split: str
 ) -> Corpus:
-  labels, names, where, sources = [], [], [], []
-  for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
-    source, label, name = _open(cfg, builder, split)
-    kept = np.flatnonzero(label < (cfg.num_classes or np.inf))
-    if not kept.size:
-      raise ValueError(
-        f'domain {domain!r} of {cfg.name} has no {split} example with'
-        f' data.num_classes={cfg.num_classes} (0 keeps all)'
-      )
-    labels.append(label[kept])
-    names.append(name[kept])
-    where.append(np.stack([np.full_like(kept, i), kept], axis=1))
-    sources.append(source)
-  where_Nx2 = np.concatenate(where)
-  images = _Stored(sources, where_Nx2, cfg.image_size)
-  in_memory = len(where_Nx2) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
-  feature = builders[0].info.features['label']
-  class_names = feature.names or [str(k) for k in range(feature.num_classes)]
-  has_names = 'name' in builders[0].info.features
-  return Corpus(
-    labels=np.concatenate(labels).astype(np.int32),
-    domains=where_Nx2[:, 0].astype(np.int32),
-    objects=np.concatenate(names) if has_names else None,
-    domain_names=domains,
-    class_names=tuple(class_names[: cfg.num_classes or None]),
-    images=images[np.arange(len(where_Nx2))] if in_memory else images,
-  )
-
-
-def _open(
-  cfg: config.Data, builder: Any, split: str
-) -> tuple[Sequence, np.ndarray, np.ndarray]:
-  """Returns the source of a split, and its labels and names."""
   import tensorflow_datasets as tfds
 
-  try:
-    source = builder.as_data_source(split)
-  except (KeyError, NotImplementedError, OSError, ValueError) as error:
-    raise FileNotFoundError(
-      f'{builder.info.full_name} is not prepared, or not as array_record, in'
-      f' {builder.data_dir}.{_how_to(cfg, _folder(cfg))}'
-    ) from error
-  source.decoders = {'image': tfds.decode.SkipDecoding()}
-  try:
+  labels, names, where, stored = [], [], [], []
+  for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
+    source = sources.open_split(cfg, builder, split)
+    source.decoders = {'image': tfds.decode.SkipDecoding()}
+    stored.append(source)
+    first = len(where)
     # The images are left where they are: together they may exceed memory.
-    rows = [
-      (row['label'], row.get('name', b''))
-      for row in (source[i] for i in range(len(source)))
-    ]
-  except RuntimeError as error:  # Of the record reader.
-    raise ValueError(
-      f'{builder.data_dir} is incomplete or corrupt ({error}). Delete that'
-      f' folder.{_how_to(cfg, _folder(cfg))}'
-    ) from error
-  labels, names = zip(*rows, strict=True) if rows else ((), ())
-  names = [n.decode() if isinstance(n, bytes) else n for n in names]
-  return source, np.array(labels, int), np.array(names)
+    for record, row in enumerate(sources.iterate(cfg, builder, source)):
+      if _is_kept(cfg, row['label']):
+        labels.append(row['label'])
+        names.append(text.to_str(row.get('name', '')))
+        where.append((i, record))
+    _check_size(cfg, domain, split, len(where) - first)
+  where_Nx2 = np.array(where)
+  images = Stored(stored, where_Nx2, cfg.image_size)
+  in_memory = len(where_Nx2) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
+  has_names = 'name' in builders[0].info.features
+  class_names = _class_names(cfg, builders[0].info.features['label'])
+  return Corpus(
+    labels=np.array(labels, np.int32),
+    domains=where_Nx2[:, 0].astype(np.int32),
+    groups=np.array(names) if has_names else None,
+    domain_names=domains,
+    class_names=class_names,
+    inputs=images[np.arange(len(where_Nx2))] if in_memory else images,
+    task=Task('classification', len(class_names)),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stored:
-  """Images on disk: row i is record `where[i, 1]` of `sources[where[i, 0]]`."""
+class _TextReader:
+  """How the rows of a text set become arrays."""
 
-  sources: list[Sequence]
-  where: np.ndarray
-  size: int
-
-  def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
-    images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-
-    def read(row: int) -> None:
-      source, record = self.where[indices[row]]
-      image = self.sources[source][record]['image']
-      images[row] = _decode(image, self.size)
-
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for _ in pool.map(read, range(len(indices))):
-        pass
-    return images
+  entry: text_sets.TextSet
+  tokenizer: Any
+  pad: int
 
 
-def _decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
-  """Makes a file's bytes, or pixels [h, w, 1 or 3], RGB of `size` pixels."""
-  if isinstance(image, bytes):
-    picture = Image.open(io.BytesIO(image))
-  else:
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  picture = picture.convert('RGB')
-  if picture.size != (size, size):
-    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-  return np.asarray(picture)
+def _load_texts(
+  cfg: config.Data,
+  builders: list[Any],
+  domains: tuple[str, ...],
+  split: str,
+  reader: _TextReader,
+) -> Corpus:
+  entry = reader.entry
+  has_classes = entry.kind == 'classification'
+  rows, where = [], []
+  for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
+    source = sources.open_split(cfg, builder, split)
+    kept = [
+      row
+      for row in sources.iterate(cfg, builder, source)
+      if not has_classes or _is_kept(cfg, row[entry.label])
+    ]
+    _check_size(cfg, domain, split, len(kept))
+    rows += kept
+    where += [i] * len(kept)
+  examples = text.encode(
+    rows, entry, reader.tokenizer, max(cfg.lengths), reader.pad
+  )
+  class_names = ()
+  if has_classes:
+    class_names = _class_names(cfg, builders[0].info.features[entry.label])
+  return Corpus(
+    labels=examples.labels,
+    domains=np.array(where, np.int32)[examples.rows],
+    groups=examples.groups,
+    domain_names=domains,
+    class_names=class_names,
+    inputs=Tokens(examples.encoded.ids, examples.encoded.types),
+    task=text.make_task(entry, len(class_names)),
+    lengths=examples.encoded.lengths,
+    questions=examples.questions,
+  )
+
+
+def _is_kept(cfg: config.Data, label: Any) -> bool:
+  return not cfg.num_classes or label < cfg.num_classes
+
+
+def _check_size(cfg: config.Data, domain: str, split: str, size: int) -> None:
+  if not size:
+    raise ValueError(
+      f'domain {domain!r} of {cfg.name} has no {split} example with'
+      f' data.num_classes={cfg.num_classes} (0 keeps all)'
+    )
+
+
+def _class_names(cfg: config.Data, feature: Any) -> tuple[str, ...]:
+  names = feature.names or [str(k) for k in range(feature.num_classes)]
+  return tuple(names[: cfg.num_classes or None])

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from PIL import Image
 import resvg_py
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import fetch
+from fedjax_tune.data import fetch, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,6 @@ CATEGORIES = (
   'Symbols',
 )
 
-_TEST_PERCENT = 20
 _SIZES = (56, 112, 224)
 
 
@@ -174,12 +172,12 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
     labels = find_objects(list(sets.values()))
     leaders = group_by_drawing(labels, list(sets.values()))
     config = cast(EmojiConfig, self.builder_config)
-    splits: dict[str, list] = {'train': [], 'test': []}
+    examples: dict[str, list] = {split: [] for split in splits.NAMES}
     for name, leader in leaders.items():
-      splits[split_of(leader)].append((name, labels[name]))
+      examples[splits.split_of(leader)].append((name, labels[name]))
     return {
       k: self._generate_examples(sets[config.style], v, config.size)
-      for k, v in splits.items()
+      for k, v in examples.items()
     }
 
   def _generate_examples(
@@ -267,12 +265,6 @@ def group_by_drawing(
       other = find(first.setdefault(icons['icons'][name]['body'], name))
       leaders[max(one, other)] = min(one, other)
   return {name: find(name) for name in leaders}
-
-
-def split_of(name: str) -> str:
-  """Returns 'train' or 'test' by a hash that no process or seed changes."""
-  number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big')
-  return 'test' if number % 100 < _TEST_PERCENT else 'train'
 
 
 def render(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:

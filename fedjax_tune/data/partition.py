@@ -46,6 +46,10 @@ class Partition:
       [np.bincount(corpus.labels[i], minlength=classes) for i in self.indices]
     )
 
+  def present(self, corpus: Corpus) -> np.ndarray | None:
+    """Returns which labels each client has, bool[C, K]; None without classes."""
+    return self.histogram(corpus) > 0 if corpus.class_names else None
+
 
 def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
   """Divides the examples of a corpus among clients.
@@ -57,6 +61,14 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     ValueError: What is asked for is impossible; names the field and the rule.
   """
   _check(cfg)
+  if not corpus.class_names and cfg.partition in _BY_LABEL:
+    raise ValueError(
+      f'clients.partition={cfg.partition!r} needs classes, which the data set'
+      ' does not have.'
+    )
+  if cfg.partition == 'natural':
+    domains = client_domains(cfg, len(corpus.domain_names))
+    return Partition(_natural(cfg, corpus), domains)
   by_domain = cfg.partition.startswith('domain')
   rule = RULES[cfg.partition]
   if cfg.divide_objects:
@@ -224,6 +236,27 @@ RULES: Mapping[str, Rule] = {
   'domain_dirichlet': _dirichlet,
 }
 
+_BY_LABEL = ('dirichlet', 'pathological', 'domain_dirichlet')
+
+
+def _natural(cfg: config.Clients, corpus: Corpus) -> tuple[np.ndarray, ...]:
+  """Makes the `count` groups with most examples the clients, e.g. speakers."""
+  if corpus.groups is None:
+    raise ValueError(
+      "clients.partition='natural': the set does not say whose an example is."
+    )
+  _, owner, sizes = np.unique(
+    corpus.groups, return_inverse=True, return_counts=True
+  )
+  largest = np.argsort(-sizes, kind='stable')[: cfg.count]
+  fit = int(np.sum(sizes >= cfg.min_examples))
+  if fit < cfg.count:
+    raise ValueError(
+      f'clients.count={cfg.count}: only {fit} groups have'
+      f' clients.min_examples={cfg.min_examples} examples.'
+    )
+  return tuple(np.flatnonzero(owner == group) for group in largest)
+
 
 def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
   """Returns for each example the one domain that may use its object, int[N].
@@ -236,11 +269,11 @@ def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
       f'clients.divide_objects=True: clients.partition={cfg.partition!r} must'
       " be 'domain' or 'domain_dirichlet'"
     )
-  if corpus.objects is None:
+  if corpus.groups is None:
     raise ValueError('clients.divide_objects=True: the set names no objects')
   rng = np.random.default_rng((cfg.seed, len(corpus.domain_names)))
   _, first, inverse = np.unique(
-    corpus.objects, return_index=True, return_inverse=True
+    corpus.groups, return_index=True, return_inverse=True
   )
   shuffled = rng.permutation(len(first))
   order = shuffled[np.argsort(corpus.labels[first][shuffled], kind='stable')]

@@ -52,3 +52,12 @@ def draw_batches(
     rows[epoch, :taken] = rng.permutation(size)[:taken]
     valid[epoch, :taken] = True
   return rows.reshape(steps, batch), valid.reshape(steps, batch)
+
+
+def bucket(lengths: Sequence[int], tokens: np.ndarray) -> int:
+  """Returns the least of `lengths` that holds all of `tokens`.
+
+  >>> bucket((32, 64, 128), np.array([5, 40]))
+  64
+  """
+  return min(n for n in lengths if n >= tokens.max())

@@ -16,12 +16,13 @@ class Batch(NamedTuple):
   The fields are arrays of NumPy or JAX, or their shapes.
 
   Attributes:
-    image: uint8 (or normalised float) [..., B, h, w, 3].
+    inputs: What the model reads: uint8 (or normalised float) images
+      [..., B, h, w, 3], or `typing.Tokens` of texts.
     label: int32 [..., B].
     valid: bool [..., B]; False marks padding.
   """
 
-  image: Any
+  inputs: Any
   label: Any
   valid: Any
 

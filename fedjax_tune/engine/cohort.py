@@ -32,18 +32,3 @@ def sample_cohort(
     groups = [candidates[domains[candidates] == d] for d in np.unique(domains)]
     chosen = [rng.choice(group) for group in groups if len(group)]
   return sorted(int(k) for k in chosen)
-
-
-def expected_share(
-  cfg: config.Clients, domains: np.ndarray, eligible: np.ndarray
-) -> np.ndarray:
-  """Returns how often each client takes part, a probability [clients]."""
-  share = np.zeros(len(domains))
-  candidates = np.flatnonzero(eligible)
-  if cfg.cohort == 'uniform':
-    share[candidates] = min(1, cfg.cohort_size / len(candidates))
-    return share
-  for d in np.unique(domains[candidates]):
-    members = candidates[domains[candidates] == d]
-    share[members] = 1 / len(members)
-  return share

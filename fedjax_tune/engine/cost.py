@@ -51,30 +51,33 @@ def client_cost(
     sig: How much the client holds.
     batch: Shapes of one local batch.
   """
-  alloc = allocation_shapes(sig)
+  own, prefix = allocation_shapes(sig), dict(sig.prefix)
   hold = lambda tree, names: jax.eval_shape(
-    lambda t, a: selection.select(t, names, a), tree, alloc
+    lambda t, a: selection.select(t, names, {**a, **prefix}), tree, own
   )
   local = hold(theta, axes)
   held = hold(foundation.base, foundation.base_axes)
   key = jax.eval_shape(lambda: jax.random.key(0))
 
-  def gradient(local, base, alloc, batch, key):
+  def gradient(local, base, own, batch, key):
+    alloc = {**own, **prefix}
+
     def objective(local):
-      model = foundation.merge(base, local)
+      view = method.view(sig, local, alloc)
+      model = foundation.assemble(base, view, alloc)
       loss, _ = method.loss(sig, model, alloc, batch, key, jnp.int32(0))
       return loss
 
     return jax.grad(objective)(local)
 
-  flops = count_flops(gradient, local, foundation.base, alloc, batch, key)
+  flops = count_flops(gradient, local, foundation.base, own, batch, key)
   return Cost(_count(held), _bytes(held), _count(local), _bytes(local), flops)
 
 
 def allocation_shapes(
   sig: Signature, clients: int | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of an allocation, of one client or of a slab."""
+  """Returns the shapes of an allocation's indices, of a client or a slab."""
   lead = () if clients is None else (clients,)
   return {
     axis: jax.ShapeDtypeStruct((*lead, n), np.int32) for axis, n in sig.amounts

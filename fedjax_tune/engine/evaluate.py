@@ -1,69 +1,85 @@
-"""Accuracy of the server's models, by domain."""
+"""How good the server's models are, by domain."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import selection
-from fedjax_tune.foundation import merge
+from fedjax_tune.engine.batches import bucket
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.foundation import Foundation
 from fedjax_tune.typing import Axes, Tree
 
-# (base, theta) -> {evaluation: accuracy [domains]}
-Evaluate = Callable[[Tree, Tree], dict[str, np.ndarray]]
+# (base, theta) -> {evaluation: {metric: value by domain [domains]}}
+Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
 
 
 def build_evaluate(
-  graph: Any,
+  foundation: Foundation,
   method: Any,
   axes: Axes,
   examples: Any,
+  lengths: Sequence[int] = (),
   *,
   batch_size: int = 128,
 ) -> Evaluate:
   """Builds the evaluation of every model that a method names.
 
   Args:
-    graph: Structure of the model.
+    foundation: The model.
     method: Says which allocations to evaluate and how to predict.
     axes: Axes of theta.
-    examples: Test data with `labels`, `domains`, `domain_names` and `read`.
+    examples: Test data, a `data.corpus.Corpus`.
+    lengths: Tokens to which texts are padded; they are read in order of
+      length, so that this costs little.
     batch_size: Examples at a time; the last batch is padded.
   """
-  num_domains = len(examples.domain_names)
+  rows = method.evaluations()
 
-  def count(name, base, theta, alloc, images, labels, domains):
-    local = selection.select(theta, axes, alloc)
-    model = merge(graph, base, local)
-    scores_BxK = method.predict(name, model, alloc, images)
-    hits_B = jnp.argmax(scores_BxK, -1) == labels
-    # A padded example bears a domain that does not exist; it falls away.
-    return jax.ops.segment_sum(hits_B.astype(jnp.int32), domains, num_domains)
+  def predict(name, base, theta, batch):
+    local = selection.select(theta, axes, rows[name])
+    model = foundation.assemble(base, local, rows[name])
+    scores = method.predict(name, model, rows[name], batch.inputs)
+    return method.task.predict(scores, batch)
 
-  count = jax.jit(count, static_argnums=0)
-  totals = np.bincount(examples.domains, minlength=num_domains)
+  predict = jax.jit(predict, static_argnums=0)
 
   def evaluate(base, theta):
-    hits: dict[str, Any] = dict.fromkeys(method.evaluations(), 0)
-    allocs: Mapping[str, Any] = jax.device_put(method.evaluations())
-    for batch in _batches(examples, batch_size, num_domains):
+    parts: dict[str, list[Any]] = {name: [] for name in rows}
+    order = []
+    for index, batch in _batches(examples, lengths, batch_size):
+      order.append(index)
       arrays = jax.device_put(batch)
-      for name, alloc in allocs.items():
-        hits[name] += count(name, base, theta, alloc, *arrays)
-    return {name: np.asarray(hit) / totals for name, hit in hits.items()}
+      for name in rows:
+        parts[name].append(predict(name, base, theta, arrays))
+    back = np.argsort(np.concatenate(order))
+
+    def collect(*pieces):
+      real = [p[: len(i)] for p, i in zip(pieces, order, strict=True)]
+      return np.concatenate(real)[back]
+
+    return {
+      name: examples.score(jax.tree.map(collect, *jax.device_get(part)))
+      for name, part in parts.items()
+    }
 
   return evaluate
 
 
-def _batches(examples, batch_size, padding_domain):
-  size = len(examples.labels)
-  for begin in range(0, size, batch_size):
-    index = np.arange(begin, min(begin + batch_size, size))
-    pad = (0, batch_size - len(index))
-    rows = np.pad(index, pad, mode='edge')
-    domains = np.pad(
-      examples.domains[index], pad, constant_values=padding_domain
-    )
-    yield examples.read(rows), examples.labels[rows], domains.astype(np.int32)
+def _batches(
+  examples: Any, lengths: Sequence[int], batch_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+  order = np.arange(len(examples))
+  if examples.lengths is not None:
+    order = np.argsort(examples.lengths, kind='stable')
+  for begin in range(0, len(order), batch_size):
+    index = order[begin : begin + batch_size]
+    rows = np.pad(index, (0, batch_size - len(index)), mode='edge')
+    length = 0
+    if examples.lengths is not None:
+      length = bucket(lengths, examples.lengths[rows])
+    valid = np.arange(batch_size) < len(index)
+    labels = examples.labels[rows]
+    yield index, Batch(examples.read(rows, length), labels, valid)

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 
-# For each axis the int32 indices [n] of one client.
-Row = Mapping[str, np.ndarray]
+# What one client holds along each axis: int32 indices [n], or a number n for
+# the first n.
+Row = Mapping[str, np.ndarray | int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +20,30 @@ class Signature:
   """What decides a client's program.
 
   Attributes:
-    amounts: For each selected axis how many indices the client holds.
-    exits: Held blocks (positions in the client's stack) that bear a
-      classifier of their own; () means the last one alone.
+    amounts: For each axis with indices of the client's own, how many.
+    prefix: For each axis of which it holds the beginning, how much.
+    length: Tokens of its texts; 0 for images.
   """
 
   amounts: tuple[tuple[str, int], ...]
-  exits: tuple[int, ...] = ()
+  prefix: tuple[tuple[str, int], ...] = ()
+  length: int = 0
+
+  @classmethod
+  def of(cls, row: Row, length: int = 0) -> 'Signature':
+    """Reads the signature off what a client holds."""
+    items = sorted(row.items())
+    amounts = tuple((a, len(n)) for a, n in items if not isinstance(n, int))
+    prefix = tuple((a, n) for a, n in items if isinstance(n, int))
+    return cls(amounts, prefix, length)
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """How much is held along each selected axis."""
+    return dict(self.amounts + self.prefix)
 
   def __getitem__(self, axis: str) -> int:
-    return dict(self.amounts)[axis]
+    return self.axes[axis]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Slab:
   Attributes:
     sig: Their signature.
     ids: Client ids int32 [C]; -1 pads.
-    alloc: For each selected axis int32 [C, n] indices.
+    alloc: For each axis of `sig.amounts` int32 [C, n] indices.
     weight: Aggregation weights float32 [C]; 0 pads.
   """
 
@@ -65,7 +80,7 @@ def cut_slabs(
     widths: Clients per slab for each signature.
   """
   slabs = []
-  for sig in sorted(set(sigs), key=lambda s: (s.amounts, s.exits)):
+  for sig in sorted(set(sigs), key=dataclasses.astuple):
     members = [i for i, s in enumerate(sigs) if s == sig]
     width = widths[sig]
     for begin in range(0, len(members), width):

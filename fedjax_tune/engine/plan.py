@@ -4,6 +4,7 @@ A plan is a function of (seed, round, client id) alone, so it can be made
 while the device computes the round before.
 """
 
+import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
@@ -16,8 +17,8 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.cohort import expected_share, sample_cohort
-from fedjax_tune.engine.group import Signature, Slab, cut_slabs
+from fedjax_tune.engine.cohort import sample_cohort
+from fedjax_tune.engine.group import Row, Signature, Slab, cut_slabs
 from fedjax_tune.randomness import host_rng
 
 
@@ -26,12 +27,31 @@ class Examples(Protocol):
 
   @property
   def labels(self) -> np.ndarray:
-    """Labels int [N]."""
+    """Labels [N] or, of text spans, [N, 2]."""
     ...
 
-  def read(self, indices: np.ndarray, /) -> np.ndarray:
-    """Returns images uint8 [n, h, w, 3]."""
+  @property
+  def lengths(self) -> np.ndarray | None:
+    """Tokens of each text int [N]; None of images."""
     ...
+
+  def read(self, indices: np.ndarray, length: int, /) -> Any:
+    """Returns what the model reads, leaves [n, ...]."""
+    ...
+
+
+class Member(NamedTuple):
+  """A client of a round's cohort.
+
+  Attributes:
+    client: Its id.
+    row: What it holds.
+    sig: How much that is.
+  """
+
+  client: int
+  row: Row
+  sig: Signature
 
 
 class Work(NamedTuple):
@@ -49,14 +69,14 @@ class RoundPlan(NamedTuple):
 
   Attributes:
     rnd: The round.
-    cohort: Client ids.
+    members: The cohort.
     works: The slabs.
     client_steps: Local steps of all clients together.
     owners: For each layer how many clients hold it, int [L].
   """
 
   rnd: int
-  cohort: list[int]
+  members: list[Member]
   works: list[Work]
   client_steps: int
   owners: np.ndarray
@@ -86,50 +106,67 @@ class Planner:
     sizes = [len(i) for i in self.indices]
     return batching.local_steps(self.experiment.local, sizes)
 
-  def widths(self) -> dict[Signature, int]:
-    """Returns for each signature the clients per slab.
+  @functools.cached_property
+  def rounds(self) -> list[list[Member]]:
+    """The members of every round."""
+    return [self.members(rnd) for rnd in range(self.experiment.rounds)]
 
-    `engine.slab`, or what a round is expected to bring: wider slabs would be
+  @functools.cached_property
+  def widths(self) -> dict[Signature, int]:
+    """For each signature that will occur the clients per slab.
+
+    `engine.slab`, or what a round brings on average: wider slabs would be
     padded, narrower ones are more calls.
     """
-    share = expected_share(
-      self.experiment.clients, self.domains, self.method.eligible()
-    )
-    expected: dict[Signature, float] = {}
-    for client in np.flatnonzero(share):
-      sig = self.method.signature(int(client))
-      expected[sig] = expected.get(sig, 0) + share[client]
+    counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
+    total: collections.Counter = sum(counts, collections.Counter())
+    present = collections.Counter(sig for count in counts for sig in count)
     fixed = self.experiment.engine.slab
-    return {s: fixed or max(1, round(n)) for s, n in expected.items()}
+    return {s: fixed or round(n / present[s]) for s, n in total.items()}
 
-  def plan(self, rnd: int) -> RoundPlan:
-    """Plans a round and puts its arrays on the device."""
+  def members(self, rnd: int) -> list[Member]:
+    """Returns who takes part in a round, and what each holds."""
     e = self.experiment
     cohort = sample_cohort(
       e.clients, self.domains, self.method.eligible(), e.seed, rnd
     )
     rows = self.method.allocate(rnd, cohort)
-    uniform = e.server.weighting == 'uniform'
-    weights = [1 if uniform else len(self.indices[k]) for k in cohort]
-    sigs = [self.method.signature(k) for k in cohort]
-    slabs = cut_slabs(cohort, sigs, rows, weights, self.widths())
-    layers = np.concatenate([row['layer'] for row in rows])
+    lengths = [self._length(k, rnd) for k in cohort]
+    sigs = map(Signature.of, rows, lengths)
+    return [Member(*m) for m in zip(cohort, rows, sigs, strict=True)]
+
+  def plan(self, rnd: int) -> RoundPlan:
+    """Plans a round and puts its arrays on the device."""
+    members = self.members(rnd)
+    uniform = self.experiment.server.weighting == 'uniform'
+    weights = [1 if uniform else len(self.indices[m.client]) for m in members]
+    clients, rows, sigs = zip(*members, strict=True)
+    slabs = cut_slabs(clients, sigs, rows, weights, self.widths)
+    layers = np.concatenate([_ids(row['layer']) for row in rows])
     return RoundPlan(
       rnd,
-      cohort,
+      members,
       [self._place(slab, rnd) for slab in slabs],
-      int(sum(self.steps[k] for k in cohort)),
+      int(sum(self.steps[k] for k in clients)),
       np.bincount(layers, minlength=self.method.depth),
     )
 
+  def _length(self, client: int, rnd: int) -> int:
+    """Returns the least length that holds all that the client will read."""
+    if self.examples.lengths is None:
+      return 0
+    drawn = self.examples.lengths[self._draw(client, rnd)[0]]
+    return batching.bucket(self.experiment.data.lengths, drawn)
+
   def _place(self, slab: Slab, rnd: int) -> Work:
-    clients = [self._client_batches(int(k), rnd) for k in slab.ids]
-    batches = Batch(*(np.stack(part) for part in zip(*clients, strict=True)))
+    length = slab.sig.length
+    clients = [self._batches(int(k), rnd, length) for k in slab.ids]
+    batches = jax.tree.map(lambda *parts: np.stack(parts), *clients)
     arrays = (slab.alloc, slab.weight, slab.ids, batches)
     return Work(slab, *jax.device_put(arrays))
 
-  def _client_batches(self, client: int, rnd: int) -> Batch:
-    """Reads a client's batches [S, B, ...], padded to the longest client's."""
+  def _draw(self, client: int, rnd: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a client's examples: their positions and which are real [S, B]."""
     cfg = self.experiment.local
     shape = (int(self.steps.max()), cfg.batch_size)
     rows, valid = np.zeros(shape, int), np.zeros(shape, bool)
@@ -138,10 +175,20 @@ class Planner:
       steps = int(self.steps[client])
       size = len(self.indices[client])
       rows[:steps], valid[:steps] = batching.draw_batches(cfg, size, steps, rng)
-    rows = self.indices[max(client, 0)][rows]
-    images = self.examples.read(rows.reshape(-1))
-    images = images.reshape(*shape, *images.shape[1:])
-    return Batch(images, self.examples.labels[rows].astype(np.int32), valid)
+    return self.indices[max(client, 0)][rows], valid
+
+  def _batches(self, client: int, rnd: int, length: int) -> Batch:
+    """Reads a client's batches [S, B, ...], padded to the longest client's."""
+    rows, valid = self._draw(client, rnd)
+    inputs = self.examples.read(rows.reshape(-1), length)
+    unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
+    return Batch(
+      jax.tree.map(unflatten, inputs), self.examples.labels[rows], valid
+    )
+
+
+def _ids(held: np.ndarray | int) -> np.ndarray:
+  return np.arange(held) if isinstance(held, int) else held
 
 
 def prefetch(

@@ -1,6 +1,6 @@
 """One round on the device: step each slab, add the sums, merge."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,11 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import allocation_shapes
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import RoundPlan
-from fedjax_tune.engine.server import ServerState, build_server_step
+from fedjax_tune.engine.server import (
+  ServerState,
+  build_reorder,
+  build_server_step,
+)
 from fedjax_tune.engine.step import Programs, Schedule, build_slab_step
 from fedjax_tune.foundation import Foundation
 from fedjax_tune.typing import Axes, Tree
@@ -52,23 +56,24 @@ class Engine:
     self.axes = axes
     self._server_opt = server_opt
     self.programs = Programs(
-      build_slab_step(foundation.graph, method, local_opt, axes, prox=prox)
+      build_slab_step(foundation.assemble, method, local_opt, axes, prox=prox)
     )
     self._server_step = jax.jit(build_server_step(method, server_opt))
+    self._reorder = jax.jit(build_reorder(method))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
     memory = self.method.init_memory(self.theta)
     opt_state = self._server_opt.init(self.theta)
-    state = ServerState(self.theta, opt_state, memory)
+    state = self._reorder(ServerState(self.theta, opt_state, memory))
     # Where the sums lie, too; else the first step compiles for itself alone.
     return jax.device_put(state, jax.local_devices()[0])
 
   def compile(
     self,
     widths: Mapping[Signature, int],
-    batches: Batch,
+    batches: Callable[[Signature], Batch],
     mode: str = 'auto',
     chunk: int = 1,
     devices: int = 1,
@@ -77,7 +82,7 @@ class Engine:
 
     Args:
       widths: Clients per slab of each signature.
-      batches: Shapes of one client's batches [S, B, ...].
+      batches: Gives the shapes of one client's batches [S, B, ...].
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
       devices: Among how many devices a slab may be split.
@@ -93,7 +98,7 @@ class Engine:
     }
     self._bases = {sig: copies[s.devices] for sig, s in schedules.items()}
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
-    selected = {axis for sig in widths for axis, _ in sig.amounts}
+    selected = {axis for sig in widths for axis in sig.axes}
     zero = jax.jit(
       lambda: selection.zero_sum(self.theta, self.axes, selected)
     )()
@@ -110,7 +115,7 @@ class Engine:
         allocation_shapes(sig, width),
         jax.ShapeDtypeStruct((width,), np.float32),
         jax.ShapeDtypeStruct((width,), np.int32),
-        jax.tree.map(lead, batches),
+        jax.tree.map(lead, batches(sig)),
         jax.random.key(0),
         scalar(np.float32),
         scalar(np.int32),
@@ -148,7 +153,7 @@ class Engine:
       totals[bucket] = self._add(totals[bucket], part)
       reports.append(jax.tree.map(jnp.sum, metrics))
     return (
-      self._server_step(state, totals),
+      self._reorder(self._server_step(state, totals)),
       jax.tree.map(lambda *xs: sum(xs), *reports),
     )
 

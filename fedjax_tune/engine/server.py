@@ -94,7 +94,7 @@ def build_server_step(
   """
 
   def step(state, totals):
-    update, memory = method.merge(totals, state.memory)
+    update, memory = method.merge(state.theta, totals, state.memory)
     grads = jax.tree.map(jnp.negative, update.delta)
     moves, opt_state = opt.update(grads, state.opt_state, state.theta)
     theta = optax.apply_updates(state.theta, moves)
@@ -114,3 +114,24 @@ def build_server_step(
     return ServerState(theta, opt_state, memory)
 
   return step
+
+
+def build_reorder(method: Any) -> Callable[[ServerState], ServerState]:
+  """Builds the step that lets a method reorder parameters between rounds.
+
+  What the server optimizer remembers of a parameter moves with it.
+  """
+
+  def reorder(state):
+    move = method.reorder(state.theta)
+    if move is None:
+      return state
+    like = jax.tree.structure(state.theta)
+    is_like = lambda tree: jax.tree.structure(tree) == like
+    carry = lambda tree: move(tree) if is_like(tree) else tree
+    theta, opt_state = jax.tree.map(
+      carry, (state.theta, state.opt_state), is_leaf=is_like
+    )
+    return ServerState(theta, opt_state, state.memory)
+
+  return reorder

@@ -18,9 +18,8 @@ import optax
 from fedjax_tune import selection
 from fedjax_tune.engine.client import client_update
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import merge
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Axes
+from fedjax_tune.typing import Allocation, Axes, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ SlabStep = Callable[..., tuple[GroupSum, dict[str, jax.Array]]]
 
 
 def build_slab_step(
-  graph: Any,
+  assemble: Callable[[Tree, Tree, Allocation], Any],
   method: Any,
   optimizer: optax.GradientTransformation,
   axes: Axes,
@@ -84,6 +83,13 @@ def build_slab_step(
   prox: float = 0.0,
 ) -> SlabStep:
   """Builds the program of a slab.
+
+  Args:
+    assemble: Builds a client's model, as `Foundation.assemble`.
+    method: Says what a client minimises.
+    optimizer: The clients', for learning rate 1.
+    axes: Axes of theta.
+    prox: FedProx coefficient.
 
   Returns:
     step(sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd)
@@ -99,9 +105,10 @@ def build_slab_step(
 
   def train(sig, base, theta, key, lr, rnd, alloc, client, batches):
     def objective(local, batch, step_key):
-      model = merge(graph, base, local)
+      model = assemble(base, method.view(sig, local, alloc), alloc)
       return method.loss(sig, model, alloc, batch, step_key, rnd)
 
+    alloc = {**alloc, **dict(sig.prefix)}
     start = selection.select(theta, axes, alloc)
     client_key = jax.random.fold_in(key, client)
     return client_update(
@@ -121,7 +128,8 @@ def build_slab_step(
         delta, metrics = jax.vmap(one)(alloc, ids, batches)
       real = weight > 0
       metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
-      total = selection.group_sum(theta, axes, alloc, delta, weight)
+      held = {**alloc, **dict(sig.prefix)}
+      total = selection.group_sum(theta, axes, held, delta, weight)
       return total, metrics
 
     if schedule.chunk == slab[1].shape[0]:

@@ -2,7 +2,7 @@
 
 from fedjax_tune.methods import depthfl, fedra, inclusivefl, uniform
 
-# name -> build(experiment, depth, budgets per client) -> Method
+# name -> build(experiment, size of each axis, budget of each client) -> Method
 BUILDERS = {
   'fedra': fedra.build,
   'all_large': uniform.build_all_large,

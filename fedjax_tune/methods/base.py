@@ -1,18 +1,18 @@
 """What a method decides, and the defaults that most of them share."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Row, Signature
+from fedjax_tune.foundation import Foundation
 from fedjax_tune.selection import GroupSum
+from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 
@@ -41,13 +41,28 @@ class Method:
     budgets: For each client how many blocks it can hold.
     seed: Seed of the run; the only source of the method's randomness besides
       the round and the client's id.
+    task: What is learned; set by `meet`.
   """
 
   depth: int
   budgets: tuple[int, ...]
   seed: int
+  task: Task = dataclasses.field(
+    default=Task('classification', 1), kw_only=True
+  )
 
   # -- before the first round
+
+  def meet(self, task: Task, present: np.ndarray | None) -> Self:
+    """Returns the method for a task and clients' data.
+
+    Args:
+      task: What is learned.
+      present: Which classes each client has, bool [clients, K]; None where
+        there are no classes.
+    """
+    del present
+    return dataclasses.replace(self, task=task)
 
   def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Adds what the method trains besides the model's own theta."""
@@ -62,18 +77,29 @@ class Method:
     """Says which clients may take part, bool [clients]."""
     return np.ones(len(self.budgets), bool)
 
+  def prepare(self, found: Foundation) -> Foundation:
+    """Returns the model as the method starts with it."""
+    return found
+
   # -- planning, on the host; a function of (seed, round, client) only
 
-  def signature(self, client: int) -> Signature:
-    """Returns how much a client holds."""
-    return Signature((('layer', self.budgets[client]),))
-
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
-    """Returns which indices each client of the cohort holds this round."""
+    """Returns what each client of the cohort holds this round.
+
+    Each row has 'layer'; how much a row holds is a program to compile.
+    """
     del rnd
-    return [{'layer': np.arange(self.budgets[k])} for k in cohort]
+    return [{'layer': self.budgets[k]} for k in cohort]
 
   # -- on the device
+
+  def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
+    """Returns a client's parameters as its model shall see them.
+
+    Gradients flow through it: what it stops does not train.
+    """
+    del sig, alloc
+    return local
 
   def loss(
     self,
@@ -89,7 +115,7 @@ class Method:
     Args:
       sig: The client's signature (static).
       model: The model around the client's selection.
-      alloc: The client's indices [n] along each selected axis.
+      alloc: What the client holds along each selected axis.
       batch: Examples [B].
       key: Key of this step, for dropout.
       rnd: The round, int32.
@@ -98,8 +124,20 @@ class Method:
       The mean loss, and metrics as sums: at least `loss`, `correct`, `count`.
     """
     del sig, rnd
-    logits_BxK = model(batch.image, alloc['layer'], key=key)
-    return cross_entropy(logits_BxK, batch)
+    return self.task.loss(self.outputs(model, batch.inputs, alloc, key), batch)
+
+  def outputs(
+    self,
+    model: Any,
+    inputs: Any,
+    alloc: Allocation,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns what the task reads: [B, K], or [B, T, 2] for spans."""
+    layers = layer_ids(alloc)
+    if self.task.kind == 'span':
+      return model.spans(inputs, layers, key=key)
+    return model(inputs, layers, key=key)
 
   def bucket(self, sig: Signature) -> Hashable:
     """Names the sum that a group's deltas are added to."""
@@ -107,24 +145,30 @@ class Method:
     return 'all'
 
   def merge(
-    self, totals: Mapping[Any, GroupSum], memory: Tree
+    self, theta: Tree, totals: Mapping[Any, GroupSum], memory: Tree
   ) -> tuple[Update, Tree]:
     """Turns the sums of a round into one update; coverage mean by default."""
+    del theta
     total = jax.tree.map(lambda *xs: sum(xs), *totals.values())
     return covered_mean(total), memory
 
+  def reorder(self, theta: Tree) -> Callable[[Tree], Tree] | None:
+    """Returns how to reorder trees shaped like theta before the next round."""
+    del theta
+    return None
+
   # -- evaluation
 
-  def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
+  def evaluations(self) -> dict[str, Row]:
     """Names the models to evaluate, as allocations; the first is *the* one."""
-    return {'full': {'layer': np.arange(self.depth)}}
+    return {'full': {'layer': self.depth}}
 
   def predict(
-    self, name: str, model: Any, alloc: Allocation, images: jax.Array
+    self, name: str, model: Any, alloc: Allocation, inputs: Any
   ) -> jax.Array:
-    """Returns scores [B, K] of the evaluation called `name`."""
+    """Returns the outputs of the evaluation called `name`."""
     del name
-    return model(images, alloc['layer'])
+    return self.outputs(model, inputs, alloc)
 
 
 def covered_mean(total: GroupSum) -> Update:
@@ -133,20 +177,7 @@ def covered_mean(total: GroupSum) -> Update:
   return Update(selection.coverage_mean(total), covered)
 
 
-def cross_entropy(
-  logits_BxK: jax.Array, batch: Batch
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean cross entropy over the valid examples, with metric sums."""
-  losses_B = optax.softmax_cross_entropy_with_integer_labels(
-    logits_BxK, batch.label
-  )
-  valid_B = batch.valid.astype(losses_B.dtype)
-  count = jnp.sum(valid_B)
-  loss_sum = jnp.sum(losses_B * valid_B)
-  hits_B = jnp.argmax(logits_BxK, -1) == batch.label
-  metrics = {
-    'loss': loss_sum,
-    'correct': jnp.sum(hits_B * valid_B),
-    'count': count,
-  }
-  return loss_sum / jnp.maximum(count, 1), metrics
+def layer_ids(alloc: Allocation) -> jax.Array | np.ndarray:
+  """Returns the ids of the held blocks, int [n]."""
+  held = alloc['layer']
+  return np.arange(held) if isinstance(held, int) else held

@@ -8,7 +8,7 @@ github.com/leondada/FedRA (client.py `train_depthfl`, models/structure.py,
 utils.py `evaluation_depthfl`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -99,12 +99,6 @@ class DepthFL(base.Method):
     head = jax.tree.unflatten(tree, stacked)
     return {**theta, 'head': head}, {**axes, 'head': names}
 
-  def signature(self, client: int) -> Signature:
-    """Returns how much a client holds, and where its classifiers stand."""
-    depth = self.budgets[client]
-    exits = self.exits(depth)
-    return Signature((('exit', len(exits)), ('layer', depth)), exits)
-
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns which indices each client of the cohort holds."""
     del rnd
@@ -120,24 +114,26 @@ class DepthFL(base.Method):
     rnd: jax.Array,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross entropies plus mutual distillation; metrics of the last exit."""
-    scores_ExBxK = _scores(model, batch.image, alloc, sig.exits, key)
-    over_exits = jax.vmap(base.cross_entropy, (0, None))
+    del sig
+    exits = self.exits(len(base.layer_ids(alloc)))
+    scores_ExBxK = _scores(model, batch.inputs, alloc, exits, key)
+    over_exits = jax.vmap(self.task.loss, (0, None))
     losses_E, metrics = over_exits(scores_ExBxK, batch)
     pull = distillation(scores_ExBxK, batch.valid)
     loss = jnp.sum(losses_E) + ramp(rnd, self.ramp_rounds) * pull
     return loss, jax.tree.map(lambda m: m[-1], metrics)
 
-  def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
+  def evaluations(self) -> dict[str, Row]:
     """Evaluates the mean of all classifiers' logits, and the last alone."""
     names = sorted(('ensemble', 'last'), key=lambda n: n != self.evaluate)
     return {name: self.allocation(self.eval_depth) for name in names}
 
   def predict(
-    self, name: str, model: Any, alloc: Allocation, images: jax.Array
+    self, name: str, model: Any, alloc: Allocation, inputs: Any
   ) -> jax.Array:
     """Returns scores [B, K] of the evaluation called `name`."""
-    exits = self.exits(len(alloc['layer']))
-    scores_ExBxK = _scores(model, images, alloc, exits)
+    exits = self.exits(len(base.layer_ids(alloc)))
+    scores_ExBxK = _scores(model, inputs, alloc, exits)
     return jnp.mean(scores_ExBxK, 0) if name == 'ensemble' else scores_ExBxK[-1]
 
 
@@ -202,12 +198,12 @@ def distillation(
 
 def _scores(
   model: Any,
-  images: jax.Array,
+  inputs: Any,
   alloc: Allocation,
   exits: tuple[int, ...],
   key: jax.Array | None = None,
 ) -> Float[Array, 'E B K']:
-  tokens_NxBxD = model.class_tokens(images, alloc['layer'], key=key)
+  tokens_NxBxD = model.class_tokens(inputs, base.layer_ids(alloc), key=key)
   return heads.scores(model, tokens_NxBxD[np.array(exits)])
 
 
@@ -219,13 +215,15 @@ _VARIANTS = {
 
 
 def build(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> DepthFL:
   """Builds DepthFL from an experiment."""
   options = experiment.depthfl
   variant, rounds, evaluate = _VARIANTS[options.variant]
   return variant(
-    depth=depth,
+    depth=sizes['layer'],
     budgets=budgets,
     seed=experiment.seed,
     ramp_rounds=options.ramp_rounds or rounds,

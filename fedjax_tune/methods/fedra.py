@@ -6,7 +6,7 @@ code is github.com/leondada/FedRA (server.py `get_para_range` and
 `agg_range_fill`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 import numpy as np
@@ -84,11 +84,13 @@ def _uncovered(rows: list[np.ndarray], depth: int) -> np.ndarray:
 
 
 def build(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> Fedra:
   """Builds FedRA from an experiment."""
   return Fedra(
-    depth=depth,
+    depth=sizes['layer'],
     budgets=budgets,
     seed=experiment.seed,
     coverage_repair=experiment.fedra.coverage_repair,

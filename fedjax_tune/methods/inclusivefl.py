@@ -104,11 +104,6 @@ class InclusiveFL(base.Method):
     zeros = lambda x: jnp.zeros((num, *x.shape[1:]), x.dtype)
     return jax.tree.map(zeros, theta['blocks'])
 
-  def signature(self, client: int) -> Signature:
-    """Returns how much a client holds."""
-    size = self.budgets[client]
-    return Signature((('layer', size), ('slot', size), ('tier', 1)))
-
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns which indices each client of the cohort holds."""
     del rnd
@@ -125,17 +120,17 @@ class InclusiveFL(base.Method):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross entropy of the size's own classifier."""
     del sig, rnd
-    return base.cross_entropy(_logits(model, batch.image, alloc, key), batch)
+    return self.task.loss(_logits(model, batch.inputs, alloc, key), batch)
 
   def bucket(self, sig: Signature) -> int:
     """Sums each size apart."""
     return sig['layer']
 
   def merge(
-    self, totals: Mapping[Any, GroupSum], memory: Tree
+    self, theta: Tree, totals: Mapping[Any, GroupSum], memory: Tree
   ) -> tuple[base.Update, Tree]:
     """Coverage mean, momentum distillation of the tops, and the next m."""
-    update, _ = super().merge(totals, memory)
+    update, _ = super().merge(theta, totals, memory)
 
     def distill(delta, larger):
       own = delta[self.depth :]
@@ -148,27 +143,27 @@ class InclusiveFL(base.Method):
       memory = _remember(memory, row, totals[larger], slots)
     return update._replace(delta={**update.delta, 'blocks': blocks}), memory
 
-  def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
+  def evaluations(self) -> dict[str, Row]:
     """Evaluates the model of every size, the largest first."""
     *smaller, largest = self.sizes
     names = {'full': largest} | {f'depth{size}': size for size in smaller}
     return {name: self.allocation(size) for name, size in names.items()}
 
   def predict(
-    self, name: str, model: Any, alloc: Allocation, images: jax.Array
+    self, name: str, model: Any, alloc: Allocation, inputs: Any
   ) -> jax.Array:
     """Returns the logits [B, K] of one size's model."""
     del name
-    return _logits(model, images, alloc)
+    return _logits(model, inputs, alloc)
 
 
 def _logits(
   model: Any,
-  images: jax.Array,
+  inputs: Any,
   alloc: Allocation,
   key: jax.Array | None = None,
 ) -> jax.Array:
-  tokens_NxBxD = model.class_tokens(images, alloc['layer'], key=key)
+  tokens_NxBxD = model.class_tokens(inputs, base.layer_ids(alloc), key=key)
   return heads.scores(model, tokens_NxBxD[-1:])[0]
 
 
@@ -187,7 +182,9 @@ def _remember(
 
 
 def build(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> base.Method:
   """Builds InclusiveFL from an experiment.
 
@@ -199,11 +196,11 @@ def build(
     ValueError: The published variant has no block adapters to distill.
   """
   if experiment.inclusivefl.variant == 'fedra_port':
-    return base.Method(depth, budgets, experiment.seed)
+    return base.Method(sizes['layer'], budgets, experiment.seed)
   if not experiment.lora.targets:
     raise ValueError(
       'method=inclusivefl with variant=published needs adapters in the '
       'blocks; lora.targets=() names none.'
     )
   beta = experiment.inclusivefl.beta
-  return InclusiveFL(depth, budgets, experiment.seed, beta)
+  return InclusiveFL(sizes['layer'], budgets, experiment.seed, beta)

@@ -5,11 +5,13 @@ AllLarge and AllSmall as FedRA's authors ran them (main.py, `samelayer12` and
 its definition here is the literature's.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import base
 
 
@@ -20,9 +22,9 @@ class AllSmall(base.Method):
   The server's model is that small one: later blocks are never run.
   """
 
-  def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
+  def evaluations(self) -> dict[str, Row]:
     """Evaluates the small model."""
-    return {'full': {'layer': np.arange(self.budgets[0])}}
+    return {'full': {'layer': self.budgets[0]}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,27 +37,38 @@ class ExclusiveFL(base.Method):
 
 
 def build_all_large(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> base.Method:
   """Builds FedAvg of full models, whatever the budgets: an upper bound."""
-  return base.Method(depth, (depth,) * len(budgets), experiment.seed)
+  return base.Method(
+    sizes['layer'], (sizes['layer'],) * len(budgets), experiment.seed
+  )
 
 
 def build_all_small(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> AllSmall:
   """Builds FedAvg of the smallest model."""
-  return AllSmall(depth, (min(budgets),) * len(budgets), experiment.seed)
+  return AllSmall(
+    sizes['layer'], (min(budgets),) * len(budgets), experiment.seed
+  )
 
 
 def build_exclusivefl(
-  experiment: config.Experiment, depth: int, budgets: tuple[int, ...]
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
 ) -> ExclusiveFL:
   """Builds FedAvg of the clients with budget = depth.
 
   Raises:
     ValueError: No client can hold the whole model.
   """
+  depth = sizes['layer']
   if depth not in budgets:
     raise ValueError(
       f'method=exclusivefl needs a client with budget {depth} (all blocks); '

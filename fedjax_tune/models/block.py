@@ -1,4 +1,4 @@
-"""A pre-norm transformer block, stacked over layers."""
+"""A transformer block, stacked over layers; its norms before or after."""
 
 from flax import nnx
 import jax
@@ -6,7 +6,7 @@ from jax import Array
 import jax.numpy as jnp
 
 from fedjax_tune.models import linear, primitives
-from fedjax_tune.models.sizes import Axes, ViTConfig
+from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
 # For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA.
 Adapters = dict[str, linear.Adapter]
@@ -38,40 +38,56 @@ class Keys:
 class Attention(nnx.Module):
   """Multi-head self-attention with separate q, k and v."""
 
-  def __init__(self, axes: Axes, adapters: Adapters, rngs: nnx.Rngs) -> None:
-    inner = (axes.heads, axes.head_dim)
+  def __init__(
+    self, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
+  ) -> None:
+    axes = Axes.of(config)
+    query, value = (axes.heads, axes.qk_dim), (axes.heads, axes.v_dim)
 
     def build(name, ins, outs):
       return linear.Linear(
         ins,
         outs,
         stack=(axes.layer,),
+        kind=kind(config),
         adapter=adapters.get(f'attn.{name}'),
         rngs=rngs,
       )
 
-    self.q = build('q', (axes.embed,), inner)
-    self.k = build('k', (axes.embed,), inner)
-    self.v = build('v', (axes.embed,), inner)
-    self.proj = build('proj', inner, (axes.embed,))
+    self.q = build('q', (axes.embed,), query)
+    self.k = build('k', (axes.embed,), query)
+    self.v = build('v', (axes.embed,), value)
+    self.proj = build('proj', value, (axes.embed,))
 
-  def __call__(self, x_BxTxD: Array, queries: int, keys: 'Keys') -> Array:
-    """Attends from the first `queries` tokens to all of them."""
+  def __call__(
+    self,
+    x_BxTxD: Array,
+    queries: int,
+    keys: 'Keys',
+    real_BxT: Array | None = None,
+  ) -> Array:
+    """Attends from the first `queries` tokens to all that are real."""
     q = self.q(x_BxTxD[:, :queries], keys('attn.q'))
     k = self.k(x_BxTxD, keys('attn.k'))
     v = self.v(x_BxTxD, keys('attn.v'))
-    return self.proj(primitives.attention(q, k, v), keys('attn.proj'))
+    mixed = primitives.attention(q, k, v, real_BxT)
+    return self.proj(mixed, keys('attn.proj'))
 
 
 class Mlp(nnx.Module):
   """Two linear maps with an exact GELU between."""
 
-  def __init__(self, axes: Axes, adapters: Adapters, rngs: nnx.Rngs) -> None:
+  def __init__(
+    self, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
+  ) -> None:
+    axes = Axes.of(config)
+
     def build(name, ins, outs):
       return linear.Linear(
         (ins,),
         (outs,),
         stack=(axes.layer,),
+        kind=kind(config),
         adapter=adapters.get(f'mlp.{name}'),
         rngs=rngs,
       )
@@ -86,27 +102,32 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-  """A pre-norm transformer block; as built, a stack of them."""
+  """A pre-norm block with LayerScale; as built, a stack of them."""
 
   def __init__(
     self, config: ViTConfig, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
-    axes = Axes.of(config)
-    stack = (axes.layer,)
-    self.norm1 = linear.LayerNorm(axes.embed, stack=stack, eps=config.eps)
-    self.attn = Attention(axes, adapters, rngs)
-    self.norm2 = linear.LayerNorm(axes.embed, stack=stack, eps=config.eps)
-    self.mlp = Mlp(axes, adapters, rngs)
+    axes, of = Axes.of(config), kind(config)
+    self.norm1 = _norm(config)
+    self.attn = Attention(config, adapters, rngs)
+    self.norm2 = _norm(config)
+    self.mlp = Mlp(config, adapters, rngs)
     if config.layer_scale:
       ones = jnp.ones((config.depth, config.embed))
       wide = (axes.layer, axes.embed)
-      self.scale1 = linear.variable(linear.Frozen, ones, wide)
-      self.scale2 = linear.variable(linear.Frozen, ones, wide)
+      self.scale1 = linear.variable(of, ones, wide)
+      self.scale2 = linear.variable(of, ones, wide)
 
-  def __call__(self, x_BxTxD: Array, queries: int, keys: 'Keys') -> Array:
+  def __call__(
+    self,
+    x_BxTxD: Array,
+    queries: int,
+    keys: 'Keys',
+    real_BxT: Array | None = None,
+  ) -> Array:
     """Updates the first `queries` tokens; the others only serve as keys."""
     x = x_BxTxD[:, :queries]
-    branch = self.attn(self.norm1(x_BxTxD), queries, keys)
+    branch = self.attn(self.norm1(x_BxTxD), queries, keys, real_BxT)
     x = x + self._scaled('scale1', branch)
     branch = self.mlp(self.norm2(x), keys)
     return x + self._scaled('scale2', branch)
@@ -114,3 +135,34 @@ class Block(nnx.Module):
   def _scaled(self, name: str, x: Array) -> Array:
     scale = getattr(self, name, None)
     return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+class PostNormBlock(nnx.Module):
+  """A block that normalises after each residual sum, as BERT's do."""
+
+  def __init__(
+    self, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
+  ) -> None:
+    self.attn = Attention(config, adapters, rngs)
+    self.norm1 = _norm(config)
+    self.mlp = Mlp(config, adapters, rngs)
+    self.norm2 = _norm(config)
+
+  def __call__(
+    self,
+    x_BxTxD: Array,
+    queries: int,
+    keys: 'Keys',
+    real_BxT: Array | None = None,
+  ) -> Array:
+    """Updates the first `queries` tokens; the others only serve as keys."""
+    branch = self.attn(x_BxTxD, queries, keys, real_BxT)
+    x = self.norm1(x_BxTxD[:, :queries] + branch)
+    return self.norm2(x + self.mlp(x, keys))
+
+
+def _norm(config: BlockSizes) -> linear.LayerNorm:
+  axes = Axes.of(config)
+  return linear.LayerNorm(
+    axes.embed, stack=(axes.layer,), eps=config.eps, kind=kind(config)
+  )

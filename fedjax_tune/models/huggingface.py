@@ -1,5 +1,6 @@
-"""Vision transformers from a local Hugging Face folder."""
+"""Models from a local Hugging Face folder."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -8,28 +9,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fedjax_tune.models import backbone, vit
-
-FAMILIES = ('vit', 'deit', 'dinov2')
-
-# What `transformers` takes where config.json is silent.
-_DEFAULTS = {
-  'hidden_act': 'gelu',
-  'mlp_ratio': 4,
-  'num_channels': 3,
-  'qkv_bias': True,
-  'use_swiglu_ffn': False,
-}
-# What this package's ViT computes; anything else would run, and be wrong.
-_SUPPORTED = {'hidden_act': 'gelu', 'num_channels': 3, 'use_swiglu_ffn': False}
+from fedjax_tune.models import backbone, hub_config, layouts
+from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
 
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
-  """Loads a ViT, DeiT or DINOv2 as `save_pretrained` wrote it.
+  """Loads a model of one of `layouts.FAMILIES` as `save_pretrained` wrote it.
 
   Tensors may carry the names of transformers 4 or 5, with or without the
-  prefix that a classification model puts before them, in one file or in
-  shards. DeiT's model has a distillation token beside the class token.
+  prefix that a model with a head puts before them, in one file or in shards.
+  DeiT's model has a distillation token beside the class token. The head is
+  left, and with it the dense map before RoBERTa's and DistilBERT's classifier.
 
   Args:
     folder: Holds `config.json` and `model.safetensors`, or
@@ -44,15 +34,17 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   folder = pathlib.Path(folder).expanduser()
   if not folder.is_dir():
     raise FileNotFoundError(f'weights={str(folder)!r} is not a folder.')
-  raw = _DEFAULTS | _read_json(folder / 'config.json')
-  config = _config(raw, folder)
-  tensors = _strip(_read_tensors(folder))
-  if not raw['qkv_bias']:
-    for layer in range(config.depth):
-      for part in ('attn.q', 'attn.k', 'attn.v'):
-        stem = backbone.block_stems(layer, part)[0]
-        tensors[f'{stem}.bias'] = np.zeros(config.embed, np.float32)
-  return backbone.assemble(tensors, config, str(folder))
+  raw = _read_json(folder / 'config.json')
+  config = hub_config.parse(raw, folder / 'config.json')
+  if isinstance(config, ViTConfig):
+    config = _with_statistics(config, folder / 'preprocessor_config.json')
+  tensors = _normalise(_read_tensors(folder))
+  if not raw.get('qkv_bias', True):
+    _add_biases(tensors, config)
+  loaded = backbone.assemble(tensors, config, str(folder))
+  if isinstance(config, TextConfig):
+    return dataclasses.replace(loaded, tokenizer=str(folder))
+  return loaded
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -67,65 +59,13 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _config(raw: dict[str, Any], folder: pathlib.Path) -> vit.ViTConfig:
-  """Translates config.json, and says what can't be."""
-  path = folder / 'config.json'
-  family = raw.get('model_type')
-  if family not in FAMILIES:
-    raise ValueError(
-      f'{path}: model_type={family!r} is not supported; it must be one of '
-      f'{", ".join(FAMILIES)}.'
-    )
-  for field, value in _SUPPORTED.items():
-    if raw[field] != value:
-      raise ValueError(
-        f'{path}: {field}={raw[field]!r} is not supported, only {value!r}.'
-      )
-
-  def integer(field: str) -> int:
-    value = raw.get(field)
-    if isinstance(value, list) and len(set(value)) == 1:  # a square [h, w]
-      value = value[0]
-    if type(value) is not int or value < 1:
-      raise ValueError(
-        f'{path}: {field}={value!r} must be a positive whole number.'
-      )
-    return value
-
-  embed, heads = integer('hidden_size'), integer('num_attention_heads')
-  if embed % heads:
-    raise ValueError(
-      f'{path}: hidden_size={embed} must be a multiple of '
-      f'num_attention_heads={heads}.'
-    )
-  dinov2 = family == 'dinov2'
-  ffn = embed * integer('mlp_ratio') if dinov2 else integer('intermediate_size')
-  mean, std = _statistics(folder, family)
-  return vit.ViTConfig(
-    depth=integer('num_hidden_layers'),
-    embed=embed,
-    heads=heads,
-    ffn=ffn,
-    patch=integer('patch_size'),
-    image_size=integer('image_size'),
-    num_prefix=2 if family == 'deit' else 1,
-    layer_scale=dinov2,
-    eps=raw.get('layer_norm_eps', 1e-6 if dinov2 else 1e-12),
-    mean=mean,
-    std=std,
-  )
-
-
-def _statistics(folder: pathlib.Path, family: str) -> tuple[tuple, tuple]:
-  """Finds the channel means and deviations the model was trained with."""
-  path = folder / 'preprocessor_config.json'
-  if path.is_file():
-    raw = _read_json(path)
-    if 'image_mean' in raw and 'image_std' in raw:
-      return tuple(raw['image_mean']), tuple(raw['image_std'])
-  if family == 'vit':
-    return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-  return backbone.IMAGENET_MEAN, backbone.IMAGENET_STD
+def _with_statistics(config: ViTConfig, path: pathlib.Path) -> ViTConfig:
+  """Puts in the channel statistics of a preprocessor, if there is one."""
+  raw = _read_json(path) if path.is_file() else {}
+  if 'image_mean' not in raw or 'image_std' not in raw:
+    return config
+  mean, std = tuple(raw['image_mean']), tuple(raw['image_std'])
+  return dataclasses.replace(config, mean=mean, std=std)
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -149,11 +89,22 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _strip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Removes the prefix that a classification model puts before names."""
+def _normalise(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Removes a head's prefix, and what TensorFlow called a LayerNorm's parts."""
 
-  def strip(name: str) -> str:
+  def rename(name: str) -> str:
     first, _, rest = name.partition('.')
-    return rest if first in FAMILIES else name
+    name = rest if first in layouts.FAMILIES else name
+    name = name.replace('LayerNorm.gamma', 'LayerNorm.weight')
+    return name.replace('LayerNorm.beta', 'LayerNorm.bias')
 
-  return {strip(name): value for name, value in tensors.items()}
+  return {rename(name): value for name, value in tensors.items()}
+
+
+def _add_biases(tensors: dict[str, np.ndarray], config: Config) -> None:
+  """Adds the biases of an attention without any, as zeros."""
+  for path, variable in backbone.pretrained_variables(config).items():
+    if path[-2:] in (('q', 'bias'), ('k', 'bias'), ('v', 'bias')):
+      place = layouts.place(config, path, variable)
+      for names in place.rows:
+        tensors[names[0]] = np.zeros(place.shape, np.float32)

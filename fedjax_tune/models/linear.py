@@ -63,7 +63,7 @@ class Linear(nnx.Module):
     self.num_ins = len(ins)
     self.adapter = adapter
     # U(+-1/sqrt(fan_in)) is torch's Linear default and, for A, peft's
-    # kaiming_uniform(a=sqrt(5)). Frozen weights are loaded afterwards.
+    # kaiming_uniform(a=sqrt(5)). Pretrained weights are loaded afterwards.
     bound = 1 / math.sqrt(math.prod(_sizes(ins)))
 
     def uniform(axes: tuple[Axis, ...]) -> Array:

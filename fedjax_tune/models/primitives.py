@@ -9,8 +9,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Bool, Float, UInt32
 import numpy as np
+
+# Added to the scores of padding; finite, so that a row of padding alone has
+# no NaN.
+_HIDDEN = -1e9
 
 
 def keep_mask(
@@ -134,22 +138,33 @@ def layer_norm(
 def attention(
   q_BxTxHxE: Float[Array, 'B T H E'],
   k_BxSxHxE: Float[Array, 'B S H E'],
-  v_BxSxHxE: Float[Array, 'B S H E'],
-) -> Float[Array, 'B T H E']:
+  v_BxSxHxV: Float[Array, 'B S H V'],
+  real_BxS: Bool[Array, 'B S'] | None = None,
+) -> Float[Array, 'B T H V']:
   """Softmax attention; T queries over S keys.
 
   Heads are moved next to the batch as one contiguous batch axis, behind a
   barrier, so that the batched products run on contiguous matrices.
+
+  Args:
+    q_BxTxHxE: Queries.
+    k_BxSxHxE: Keys.
+    v_BxSxHxV: Values; their width may be another than the keys'.
+    real_BxS: False marks padding, to which nothing attends.
   """
   B, T, H, E = q_BxTxHxE.shape
 
   def pack(x):
-    packed = jnp.moveaxis(x, 2, 1).reshape(B * H, x.shape[1], E)
+    packed = jnp.moveaxis(x, 2, 1).reshape(B * H, x.shape[1], x.shape[3])
     return jax.lax.optimization_barrier(packed)
 
-  q, k, v = pack(q_BxTxHxE), pack(k_BxSxHxE), pack(v_BxSxHxE)
+  q, k, v = pack(q_BxTxHxE), pack(k_BxSxHxE), pack(v_BxSxHxV)
   scores = jnp.einsum('nte,nse->nts', q, k) * np.asarray(E**-0.5, q.dtype)
-  weights = jax.nn.softmax(scores.astype(jnp.float32), -1).astype(q.dtype)
+  scores = scores.astype(jnp.float32)
+  if real_BxS is not None:
+    bias_BxS = jnp.where(real_BxS, 0.0, _HIDDEN)
+    scores = scores + jnp.repeat(bias_BxS, H, 0)[:, None]
+  weights = jax.nn.softmax(scores, -1).astype(q.dtype)
   out = jnp.einsum('nts,nse->nte', weights, v)
-  out = jax.lax.optimization_barrier(out).reshape(B, H, T, E)
+  out = jax.lax.optimization_barrier(out).reshape(B, H, T, -1)
   return jnp.moveaxis(out, 1, 2)

@@ -1,9 +1,42 @@
-"""The sizes of a vision transformer, and the axes that they give."""
+"""The sizes of transformers, and the axes that they give."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from flax import nnx
 
 from fedjax_tune.models import linear
+
+
+class BlockSizes(Protocol):
+  """What a stack of blocks is built from.
+
+  Attributes:
+    depth: Blocks.
+    embed: Model width.
+    heads: Attention heads; the head width is embed // heads.
+    ffn: Hidden width of the MLP.
+    eps: Of every LayerNorm.
+    full: Whether all parameters train, instead of adapters and head.
+  """
+
+  @property
+  def depth(self) -> int: ...
+  @property
+  def embed(self) -> int: ...
+  @property
+  def heads(self) -> int: ...
+  @property
+  def ffn(self) -> int: ...
+  @property
+  def eps(self) -> float: ...
+  @property
+  def full(self) -> bool: ...
+
+
+def kind(config: BlockSizes) -> type[nnx.Variable]:
+  """Returns the kind of the pretrained parameters."""
+  return nnx.Param if config.full else linear.Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +55,7 @@ class ViTConfig:
     layer_scale: Whether each residual branch has a learned scale.
     eps: Of every LayerNorm.
     num_classes: Outputs of the head.
+    full: Whether all parameters train, instead of adapters and head.
     mean: Channel means by which uint8 images are normalised, in [0, 1].
     std: Channel standard deviations likewise.
   """
@@ -36,6 +70,7 @@ class ViTConfig:
   layer_scale: bool = False
   eps: float = 1e-6
   num_classes: int = 0
+  full: bool = False
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -44,23 +79,85 @@ class ViTConfig:
     """Tokens of one image."""
     return self.num_prefix + (self.image_size // self.patch) ** 2
 
+  @property
+  def family(self) -> str:
+    """What Hugging Face calls this architecture."""
+    if self.num_prefix == 2:
+      return 'deit'
+    return 'dinov2' if self.layer_scale else 'vit'
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """Sizes of a text encoder: BERT, RoBERTa or DistilBERT.
+
+  Attributes:
+    depth: Blocks.
+    embed: Model width.
+    heads: Attention heads; the head width is embed // heads.
+    ffn: Hidden width of the MLP.
+    vocab: Tokens that it knows.
+    positions: Rows of the position table.
+    family: 'bert', 'roberta' or 'distilbert'.
+    types: Token types; 0 if it has none.
+    pad: The token that fills up a batch; nothing attends to it.
+    eps: Of every LayerNorm.
+    num_classes: Outputs of the head.
+    full: Whether all parameters train, instead of adapters and head.
+    span: Whether the head reads every token, instead of the first one pooled.
+  """
+
+  depth: int
+  embed: int
+  heads: int
+  ffn: int
+  vocab: int
+  positions: int
+  family: str = 'bert'
+  types: int = 2
+  pad: int = 0
+  eps: float = 1e-12
+  num_classes: int = 0
+  full: bool = False
+  span: bool = False
+
+  @property
+  def position_offset(self) -> int:
+    """Position of the first token; RoBERTa's rows up to `pad` are no token's."""
+    return self.pad + 1 if self.family == 'roberta' else 0
+
+  @property
+  def max_tokens(self) -> int:
+    """Tokens of the longest text."""
+    return self.positions - self.position_offset
+
+
+# Of any model.
+Config = ViTConfig | TextConfig
+
 
 class Axes(NamedTuple):
-  """The named axes of a ViT, with their sizes."""
+  """The named axes of a stack of blocks, with their sizes.
+
+  Queries and keys share `qk_dim`, values and the output projection `v_dim`:
+  the two may be selected apart.
+  """
 
   layer: linear.Axis
   embed: linear.Axis
   heads: linear.Axis
-  head_dim: linear.Axis
+  qk_dim: linear.Axis
+  v_dim: linear.Axis
   ffn: linear.Axis
 
   @classmethod
-  def of(cls, config: ViTConfig) -> 'Axes':
+  def of(cls, config: BlockSizes) -> 'Axes':
     """Reads the axes of a configuration."""
     return cls(
       ('layer', config.depth),
       ('embed', config.embed),
       ('heads', config.heads),
-      ('head_dim', config.embed // config.heads),
+      ('qk_dim', config.embed // config.heads),
+      ('v_dim', config.embed // config.heads),
       ('ffn', config.ffn),
     )

@@ -5,17 +5,16 @@ Blocks are stacked on a leading layer axis. A client that holds the blocks
 shared stack, from which the scan takes each block by its id.
 """
 
-from typing import Any
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear
+from fedjax_tune.models import linear, stack
 from fedjax_tune.models.block import Adapters, Block, Keys
 from fedjax_tune.models.sizes import ViTConfig as ViTConfig
+from fedjax_tune.models.sizes import kind
 
 
 class Embedding(nnx.Module):
@@ -29,16 +28,17 @@ class Embedding(nnx.Module):
     self.patch = linear.Linear(
       (('patch', config.patch**2 * 3),),
       (embed,),
+      kind=kind(config),
       adapter=adapters.get('embed.patch'),
       rngs=rngs,
     )
     prefix = (('prefix', config.num_prefix), embed)
     position = (('token', config.num_tokens), embed)
     self.prefix = linear.variable(
-      linear.Frozen, jnp.zeros((config.num_prefix, config.embed)), prefix
+      kind(config), jnp.zeros((config.num_prefix, config.embed)), prefix
     )
     self.position = linear.variable(
-      linear.Frozen, jnp.zeros((config.num_tokens, config.embed)), position
+      kind(config), jnp.zeros((config.num_tokens, config.embed)), position
     )
 
   def __call__(self, images: Array, key: jax.Array | None) -> Array:
@@ -60,20 +60,6 @@ class Embedding(nnx.Module):
     return tokens + self.position[...].astype(tokens.dtype)
 
 
-_VIEWS = frozenset(
-  {'dynamic_slice', 'gather', 'squeeze', 'reshape', 'convert_element_type'}
-)
-
-
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-  """Keeps all for the backward pass but the frozen weights that were taken.
-
-  Kept, there would be a copy for every held block and every client of a
-  `vmap`; taking them again is faster than writing and reading those copies.
-  """
-  return primitive.name not in _VIEWS
-
-
 class ViT(nnx.Module):
   """A vision transformer for classification by its class token."""
 
@@ -90,7 +76,7 @@ class ViT(nnx.Module):
     self.remat = remat
     self.embed = Embedding(config, adapters, rngs)
     self.blocks = Block(config, adapters, rngs)
-    self.norm = linear.LayerNorm(embed, eps=config.eps)
+    self.norm = linear.LayerNorm(embed, eps=config.eps, kind=kind(config))
     self.head = linear.Linear(
       (embed,), (('class', config.num_classes),), kind=nnx.Param, rngs=rngs
     )
@@ -140,27 +126,7 @@ class ViT(nnx.Module):
 
   def _run(self, images, layers_N, key, pool):
     """Runs the blocks; returns the tokens and the earlier class tokens."""
-    graph, local, base = nnx.split(self.blocks, nnx.Param, ...)
     x_BxTxD = self.embed(images, key)
-
-    def block_of(x, layer, local_block, queries):
-      # The frozen block is taken by its id inside the scan and inside the
-      # checkpoint: elsewhere, every held block would live at once.
-      base_block = jax.tree.map(lambda p: p[layer], base)
-      block = nnx.merge(graph, local_block, base_block)
-      return block(x, queries, Keys(key, layer))
-
-    save = jax.checkpoint_policies.nothing_saveable if self.remat else _is_kept
-    run: Any = jax.checkpoint(
-      block_of, static_argnums=3, policy=save, prevent_cse=False
+    return stack.run_blocks(
+      self.blocks, x_BxTxD, layers_N, key, pool=pool, remat=self.remat
     )
-
-    def body(x, inputs):
-      y = run(x, *inputs, x.shape[1])
-      return y, y[:, 0]
-
-    head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
-    x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head)
-    layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
-    queries = 1 if pool else x_BxTxD.shape[1]
-    return run(x_BxTxD, layer, block, queries), exits_MxBxD

@@ -1,0 +1,90 @@
+"""Rows of a text set as the arrays that a model and its task read."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from fedjax_tune.data import spans, tokens
+from fedjax_tune.data.text_sets import TextSet
+from fedjax_tune.scores import Questions
+from fedjax_tune.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TextExamples:
+  """N examples; of a set with spans the windows of its questions.
+
+  Attributes:
+    encoded: Their tokens.
+    labels: int32[N], float32[N] or int32[N, 4], see `tasks.Examples`.
+    groups: The natural client of each, str[N], where the set tells.
+    rows: The row that each was made of, int32[N].
+    questions: What predicted spans are judged by, else None.
+  """
+
+  encoded: tokens.Encoded
+  labels: np.ndarray
+  groups: np.ndarray | None
+  rows: np.ndarray
+  questions: Questions | None
+
+
+def make_task(entry: TextSet, num_classes: int) -> Task:
+  """Returns the task of a set; `num_classes` counts for classification."""
+  sizes = {'classification': num_classes, 'regression': 1, 'span': 2}
+  return Task(entry.kind, sizes[entry.kind], entry.metrics)
+
+
+def encode(
+  rows: Sequence[Mapping[str, Any]],
+  entry: TextSet,
+  tokenizer: tokenizers.Tokenizer,
+  max_length: int,
+  pad: int,
+) -> TextExamples:
+  """Encodes the rows of a set.
+
+  Args:
+    rows: Of a TFDS data source; text is bytes from disk, str from mock_data.
+    entry: The layout of the rows.
+    tokenizer: From `tokens.load`.
+    max_length: Tokens at most; longer texts are cut, contexts windowed.
+    pad: The model's padding token.
+
+  Raises:
+    ValueError: `max_length` is too small, or `pad` is a token of a text.
+  """
+  first = [' '.join(to_str(row[f]) for f in entry.first) for row in rows]
+  second = None
+  if entry.second:
+    second = [to_str(row[entry.second]) for row in rows]
+  groups = None
+  if entry.group:
+    groups = np.array([to_str(row[entry.group]) for row in rows])
+  if second is not None and entry.kind == 'span':
+    answers = [_read_answers(row['answers']) for row in rows]
+    encoded, labels, questions = spans.encode(
+      tokenizer, first, second, answers, max_length, pad
+    )
+    if groups is not None:
+      groups = groups[questions.question]
+    return TextExamples(encoded, labels, groups, questions.question, questions)
+  encoded = tokens.encode(tokenizer, first, second, max_length, pad)
+  dtype = np.float32 if entry.kind == 'regression' else np.int32
+  labels = np.array([row[entry.label] for row in rows], dtype)
+  rows_N = np.arange(len(rows), dtype=np.int32)
+  return TextExamples(encoded, labels, groups, rows_N, None)
+
+
+def to_str(text: Any) -> str:
+  """Returns a feature's text, be it bytes or str."""
+  return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def _read_answers(answers: Mapping[str, Any]) -> list[spans.Answer]:
+  # mock_data gives the two lists different lengths.
+  pairs = zip(answers['answer_start'], answers['text'], strict=False)
+  return [(int(start), to_str(text)) for start, text in pairs]

@@ -1,0 +1,86 @@
+"""Text sets of the TFDS catalogue, and ours: their fields, task and metrics."""
+
+from collections.abc import Container
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSet:
+  """Where a set keeps what.
+
+  Attributes:
+    first: Features of the text, joined by blanks; of a pair, its first part.
+    second: Feature of the pair's second part; '' if texts are single.
+    label: Feature; '' for spans, which have `answers`.
+    kind: Of the task.
+    metrics: Of the task, the primary one first; () takes the kind's.
+    test: The split with public labels that is evaluated.
+    group: Feature that names the example's natural client; '' if none does.
+  """
+
+  first: tuple[str, ...]
+  second: str = ''
+  label: str = 'label'
+  kind: str = 'classification'
+  metrics: tuple[str, ...] = ()
+  test: str = 'test'
+  group: str = ''
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """All the features that are read."""
+    last = self.label or 'answers'
+    return tuple(f for f in (*self.first, self.second, last, self.group) if f)
+
+
+def _glue(
+  first: str,
+  second: str = '',
+  *,
+  kind: str = 'classification',
+  metrics: tuple[str, ...] = (),
+  test: str = 'validation',
+) -> TextSet:
+  # The labels of GLUE's test splits are kept secret.
+  return TextSet((first,), second, 'label', kind, metrics, test)
+
+
+_F1 = ('accuracy', 'f1')
+_PLAIN = TextSet(('text',))
+_SQUAD = TextSet(
+  ('question',), 'context', '', 'span', test='validation', group='title'
+)
+
+# GLUE (arXiv 1804.07461) with the metrics of its table 1; RaFFM's authors
+# report Matthews' correlation for CoLA and Pearson's for STS-B.
+TEXT_SETS = {
+  'glue/cola': _glue('sentence', metrics=('matthews', 'accuracy')),
+  'glue/sst2': _glue('sentence'),
+  'glue/mrpc': _glue('sentence1', 'sentence2', metrics=_F1),
+  'glue/qqp': _glue('question1', 'question2', metrics=_F1),
+  'glue/stsb': _glue('sentence1', 'sentence2', kind='regression'),
+  'glue/mnli': _glue('premise', 'hypothesis', test='validation_matched'),
+  'glue/qnli': _glue('question', 'sentence'),
+  'glue/rte': _glue('sentence1', 'sentence2'),
+  'glue/wnli': _glue('sentence1', 'sentence2'),
+  'squad': _SQUAD,
+  'squad/v1.1': _SQUAD,
+  'squad/v2.0': _SQUAD,
+  'ag_news_subset': TextSet(('title', 'description')),
+  'imdb_reviews': _PLAIN,
+  'movie_reviews': _PLAIN,
+  'newsgroups': _PLAIN,
+  'friends': TextSet(('text',), group='group'),
+}
+
+
+def find(name: str, features: Container[str]) -> TextSet | None:
+  """Returns the layout of a set, or None if it is not known to hold text.
+
+  Args:
+    name: Of the set, as in the configuration.
+    features: Its features; a set that is not listed above counts as text if it
+      has `text` and `label`.
+  """
+  known = TEXT_SETS.get(name, _PLAIN)
+  return known if all(f in features for f in known.features) else None

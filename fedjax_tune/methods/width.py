@@ -1,0 +1,229 @@
+"""Clients of different width: HeteroFL, FedRolex, Federated Dropout.
+
+Each holds a share of every hidden axis, its rate; what it holds of them is
+the beginning, a rolling window, or random. The server averages each
+coordinate over those who held it.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.group import Row, Signature
+from fedjax_tune.methods import base
+from fedjax_tune.randomness import host_rng
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Allocation, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Width(base.Method):
+  """A prefix of every axis, as large as the client's rate.
+
+  Attributes:
+    sizes: For each narrowed axis its full size.
+    rates: Shares; clients take them in turn, by their number.
+  """
+
+  sizes: Mapping[str, int]
+  rates: tuple[float, ...]
+
+  def rate(self, client: int) -> float:
+    """Returns the share of every axis that a client holds."""
+    return self.rates[client % len(self.rates)]
+
+  def amounts(self, client: int) -> dict[str, int]:
+    """Returns how much a client holds of each narrowed axis."""
+    rate = self.rate(client)
+    return {axis: math.ceil(rate * n) for axis, n in self.sizes.items()}
+
+  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
+    """Returns what each client of the cohort holds."""
+    return [
+      {'layer': self.depth}
+      | {
+        axis: amount
+        if amount == self.sizes[axis]
+        else self.choose(rnd, k, axis, amount)
+        for axis, amount in self.amounts(k).items()
+      }
+      for k in cohort
+    ]
+
+  def choose(
+    self, rnd: int, client: int, axis: str, amount: int
+  ) -> np.ndarray | int:
+    """Returns which part of an axis a client holds."""
+    del rnd, client, axis
+    return amount
+
+
+@dataclasses.dataclass(frozen=True)
+class HeteroFL(Width):
+  """HeteroFL: nested prefixes, scaled activations, masked cross entropy.
+
+  Diao, Ding, Tarokh, "HeteroFL: Computation and Communication Efficient
+  Federated Learning for Heterogeneous Clients", ICLR 2021, arXiv 2010.01264;
+  the authors' code is github.com/diaoenmao/HeteroFL-... (fed.py,
+  models/transformer.py, modules/modules.py `Scaler`).
+
+  Attention is sliced within each head, not across heads. The mean over holders
+  is uniform (`server.weighting='uniform'`).
+
+  Attributes:
+    scaler: While training, the output of every linear map of the embedding
+      and the blocks is divided by the rate; written here as a division of its
+      kernel and bias, the same numbers.
+    masked_loss: While training, logits of classes that a client lacks are 0.
+    present: Which classes each client has, bool [clients, K].
+  """
+
+  scaler: bool = True
+  masked_loss: bool = True
+  present: tuple[tuple[bool, ...], ...] = ()
+
+  def meet(self, task: Task, present: np.ndarray | None) -> 'HeteroFL':
+    """Notes which classes each client has, for the masked loss."""
+    known = () if present is None else tuple(map(tuple, present.tolist()))
+    return dataclasses.replace(self, task=task, present=known)
+
+  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
+    """Adds which classes the client has; the key names no axis."""
+    rows = super().allocate(rnd, cohort)
+    if not self.masked_loss or not self.present:
+      return rows
+    return [
+      {**row, 'present': np.asarray(self.present[k], np.int32)}
+      for row, k in zip(rows, cohort, strict=True)
+    ]
+
+  def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
+    """Divides the linear maps of a narrow client by its rate."""
+    del alloc
+    rate = max(sig.axes[a] / n for a, n in self.sizes.items())
+    if not self.scaler or rate == 1:
+      return local
+
+    def divide(path, leaf):
+      names = [str(getattr(p, 'key', p)) for p in path]
+      is_linear = names[0] in ('embed', 'blocks') and 'norm' not in names[-2]
+      scaled = is_linear and names[-1] in _SCALED
+      return leaf / rate if scaled else leaf
+
+    return jax.tree.map_with_path(divide, local)
+
+  def loss(
+    self,
+    sig: Signature,
+    model: Any,
+    alloc: Allocation,
+    batch: Batch,
+    key: jax.Array,
+    rnd: jax.Array,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross entropy in which absent classes have logit 0."""
+    del sig, rnd
+    scores = self.outputs(model, batch.inputs, alloc, key)
+    if 'present' in alloc:
+      scores = jnp.where(jnp.asarray(alloc['present']) > 0, scores, 0)
+    return self.task.loss(scores, batch)
+
+
+_SCALED = ('kernel', 'bias', 'position', 'prefix')
+
+
+@dataclasses.dataclass(frozen=True)
+class FedRolex(Width):
+  """FedRolex: a window that rolls by one in each round.
+
+  Alam, Liu, Yan, Zhang, "FedRolex: Model-Heterogeneous Federated Learning with
+  Rolling Sub-Model Extraction", NeurIPS 2022, arXiv 2212.01548; the authors'
+  code is github.com/AIoT-MLSys-Lab/FedRolex. All clients of a round share the
+  roll, so the narrower of two windows lies within the wider.
+  """
+
+  def choose(
+    self, rnd: int, client: int, axis: str, amount: int
+  ) -> np.ndarray | int:
+    """Returns the window, from position `rnd` on, around the end."""
+    del client
+    return (np.arange(amount) + rnd) % self.sizes[axis]
+
+
+@dataclasses.dataclass(frozen=True)
+class FederatedDropout(Width):
+  """Federated Dropout: random units, new for each client and round.
+
+  Caldas, Konecny, McMahan, Talwalkar, "Expanding the Reach of Federated
+  Learning by Reducing Client Resource Requirements", arXiv 1812.07210. One
+  draw an axis serves all layers and heads: units of different layers have
+  nothing to do with each other, so the draw is as random as one a layer.
+  """
+
+  def choose(
+    self, rnd: int, client: int, axis: str, amount: int
+  ) -> np.ndarray | int:
+    """Returns distinct random indices, sorted."""
+    rng = host_rng('allocation', self.seed, rnd, client)
+    order = {a: rng.permutation(n) for a, n in sorted(self.sizes.items())}
+    return np.sort(order[axis][:amount])
+
+
+def build_heterofl(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> HeteroFL:
+  """Builds HeteroFL from an experiment."""
+  options = experiment.width
+  return HeteroFL(
+    *common(experiment, sizes, budgets),
+    scaler=options.scaler,
+    masked_loss=options.masked_loss,
+  )
+
+
+def build_fedrolex(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> FedRolex:
+  """Builds FedRolex from an experiment."""
+  return FedRolex(*common(experiment, sizes, budgets))
+
+
+def build_federated_dropout(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> FederatedDropout:
+  """Builds Federated Dropout from an experiment."""
+  return FederatedDropout(*common(experiment, sizes, budgets))
+
+
+def common(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
+  """Returns what every method of this kind is made of.
+
+  Raises:
+    ValueError: An axis that the model does not have.
+  """
+  options = experiment.width
+  if unknown := set(options.axes) - set(sizes) | {'layer'} & set(options.axes):
+    raise ValueError(
+      f'width.axes={options.axes}: {sorted(unknown)[0]!r} must be one of'
+      f' {", ".join(a for a in sizes if a != "layer")}.'
+    )
+  narrowed = {axis: sizes[axis] for axis in options.axes}
+  depth = sizes['layer']
+  return depth, budgets, experiment.seed, narrowed, options.rates

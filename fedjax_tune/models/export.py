@@ -1,0 +1,222 @@
+"""From parameters, of a subnetwork too, to a standalone Hugging Face folder."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import shutil
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+import safetensors.numpy
+
+from fedjax_tune.models import backbone, hub_config, layouts
+from fedjax_tune.models.sizes import Config, ViTConfig
+from fedjax_tune.typing import Tree
+
+_TOKENIZER_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'vocab.txt',
+  'vocab.json',
+  'merges.txt',
+)
+
+# Axes that no client selects.
+_FIXED = frozenset({'vocab', 'token', 'type', 'patch', 'prefix'})
+
+_Flat = dict[layouts.Path, np.ndarray]
+_AxisNames = dict[layouts.Path, tuple[str, ...]]
+
+
+def fuse(base: Tree, theta: Tree, scale: float) -> Tree:
+  """Puts a model's two trees together, its adapters folded into the kernels.
+
+  Args:
+    base: Frozen parameters.
+    theta: Trained parameters.
+    scale: alpha / rank of the adapters.
+
+  Returns:
+    Float32 parameters without `lora_a` and `lora_b`: kernels are W + scale A B.
+  """
+  flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(theta)
+  flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+  for path in [path for path in flat if path[-1] == 'lora_a']:
+    a, b = flat.pop(path), flat.pop((*path[:-1], 'lora_b'))
+    kernel = flat[*path[:-1], 'kernel']
+    stack = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]
+    rank = a.shape[-1]
+    step = a.reshape(*stack, -1, rank) @ b.reshape(*stack, rank, -1)
+    flat[*path[:-1], 'kernel'] = kernel + np.float32(scale) * step.reshape(
+      kernel.shape
+    )
+  return traverse_util.unflatten_dict(flat)
+
+
+def save_huggingface(
+  folder: str | pathlib.Path,
+  config: Config,
+  params: Tree,
+  label_names: Sequence[str],
+  tokenizer: str | pathlib.Path | None = None,
+) -> Config:
+  """Writes a folder that `transformers` loads, with its head.
+
+  The parameters may be narrower than `config` says, along 'layer', 'embed',
+  'heads', 'qk_dim', 'v_dim' and 'ffn'. Hugging Face's classes know one width
+  of a head, hidden_size // num_attention_heads, so what they can't express is
+  filled up, without a change of what the model computes:
+
+  - heads with zeros, up to that width, and by heads of zeros; queries are
+    multiplied by the root of the widths' ratio, as scores are divided by it;
+  - if all heads together are wider than the model, the model by copies of each
+    of its channels, of which a reader takes the mean: LayerNorm's mean and
+    variance don't notice;
+  - DINOv2's MLP with zeros, up to a multiple of the model's width, and its
+    head with zeros for the mean of the patches, which it reads too.
+
+  Args:
+    folder: Made if missing.
+    config: The model from which the parameters were taken.
+    params: All of them, adapters folded in (`fuse`).
+    label_names: One for each output of the head.
+    tokenizer: A folder whose tokenizer is copied.
+
+  Returns:
+    The sizes that were written.
+
+  Raises:
+    ValueError: Parameters are missing, too many, or don't fit together, or
+      there is not one label for each output.
+  """
+  flat, axes, sizes = _check(config, params)
+  if len(label_names) != sizes['class']:
+    raise ValueError(
+      f'label_names={list(label_names)} must have one name for each of the '
+      f'{sizes["class"]} outputs of the head.'
+    )
+  flat, config = _fill(flat, axes, sizes, config)
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  metadata = {'format': 'pt'}
+  path = folder / 'model.safetensors'
+  safetensors.numpy.save_file(_tensors(flat, config), path, metadata)
+  _write_json(folder / 'config.json', hub_config.render(config, label_names))
+  if isinstance(config, ViTConfig):
+    _write_json(
+      folder / 'preprocessor_config.json', hub_config.preprocessor(config)
+    )
+  for name in _TOKENIZER_FILES if tokenizer else ():
+    source = pathlib.Path(str(tokenizer)) / name
+    if source.exists():
+      shutil.copyfile(source, folder / name)
+  return config
+
+
+def _check(
+  config: Config, params: Tree
+) -> tuple[_Flat, _AxisNames, dict[str, int]]:
+  """Returns the parameters by path, their axes, and the sizes of these."""
+  flat = traverse_util.flatten_dict(params)
+  flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+  variables = backbone.variables(config)
+  if odd := sorted(flat.keys() ^ variables.keys()):
+    has = 'must have' if odd[0] in variables else 'must not have'
+    raise ValueError(
+      f'params {has} {"/".join(odd[0])}, for a model of family {config.family}.'
+    )
+  axes = {p: tuple(v.get_metadata('axes')) for p, v in variables.items()}
+  sizes: dict[str, int] = {}
+  for path, names in axes.items():
+    shape, own = flat[path].shape, variables[path].shape
+    for dim, name in enumerate(names[: len(shape)]):
+      sizes.setdefault(name, own[dim] if name in _FIXED else shape[dim])
+    want = tuple(sizes.get(name, own[i]) for i, name in enumerate(names))
+    if shape != want:
+      raise ValueError(
+        f'params: {"/".join(path)} has shape {shape}; its axes '
+        f'{", ".join(names)} must have sizes {want}.'
+      )
+  return flat, axes, sizes
+
+
+def _fill(
+  flat: _Flat, axes: _AxisNames, sizes: dict[str, int], config: Config
+) -> tuple[_Flat, Config]:
+  """Fills up what Hugging Face can't express; see `save_huggingface`."""
+  width = max(sizes['qk_dim'], sizes['v_dim'])
+  copies, heads = _find_heads(sizes['embed'], sizes['heads'], width)
+  embed = copies * sizes['embed']
+  wide = embed // heads
+  ffn = sizes['ffn']
+  if config.family == 'dinov2':
+    ffn = math.ceil(ffn / embed) * embed
+  targets = {'heads': heads, 'qk_dim': wide, 'v_dim': wide, 'ffn': ffn}
+  ratio = math.sqrt(wide / sizes['qk_dim'])
+  filled = {}
+  for path, leaf in flat.items():
+    if path[:-1] == ('blocks', 'attn', 'q'):
+      leaf = leaf * np.float32(ratio)
+    pads = [
+      (0, targets.get(name, size) - size)
+      for name, size in zip(axes[path], leaf.shape, strict=True)
+    ]
+    filled[path] = _copy_channels(np.pad(leaf, pads), axes[path], copies)
+  config = dataclasses.replace(
+    config,
+    depth=sizes['layer'],
+    embed=embed,
+    heads=heads,
+    ffn=ffn,
+    num_classes=sizes['class'],
+  )
+  return filled, config
+
+
+def _find_heads(embed: int, heads: int, width: int) -> tuple[int, int]:
+  """Returns the least copies of channels, and then heads, that fit.
+
+  >>> _find_heads(384, 12, 24)  # Heads of width 32.
+  (1, 12)
+  >>> _find_heads(192, 12, 32)  # As wide together as two copies.
+  (2, 12)
+  """
+  for copies in itertools.count(1):
+    for number in range(heads, copies * embed // width + 1):
+      if copies * embed % number == 0:
+        return copies, number
+  raise AssertionError('unreachable')
+
+
+def _copy_channels(
+  leaf: np.ndarray, names: tuple[str, ...], copies: int
+) -> np.ndarray:
+  """Repeats the model's channels; a kernel that reads them takes the mean."""
+  for dim, name in enumerate(names):
+    if name == 'embed' and copies > 1:
+      leaf = np.concatenate([leaf] * copies, axis=dim)
+      # Every parameter that writes channels has them last.
+      leaf = leaf if dim == len(names) - 1 else leaf / np.float32(copies)
+  return leaf
+
+
+def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
+  tensors = {}
+  for path, variable in backbone.variables(config).items():
+    place = layouts.place(config, path, variable)
+    prefix = '' if layouts.is_head(config, path) else f'{config.family}.'
+    values = place.pack(flat[path])
+    if config.family == 'dinov2' and path == ('head', 'kernel'):
+      values = [np.concatenate([v, np.zeros_like(v)], axis=1) for v in values]
+    for names, value in zip(place.rows, values, strict=True):
+      tensors[prefix + names[0]] = value
+  return tensors
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + '\n')

@@ -1,0 +1,217 @@
+"""config.json of Hugging Face's models, read and written."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from fedjax_tune.models import backbone, layouts
+from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+
+_TEXT = ('bert', 'roberta', 'distilbert')
+
+# What this package's models compute, which is also what `transformers` takes
+# where config.json is silent; anything else would run, and be wrong.
+_SUPPORTED_IMAGE = {
+  'hidden_act': 'gelu',
+  'num_channels': 3,
+  'use_swiglu_ffn': False,
+}
+_SUPPORTED_TEXT = {
+  'hidden_act': 'gelu',
+  'position_embedding_type': 'absolute',
+  'is_decoder': False,
+  'add_cross_attention': False,
+}
+# What DistilBERT calls the fields of BERT.
+_DISTILBERT_FIELDS = {
+  'activation': 'hidden_act',
+  'dim': 'hidden_size',
+  'n_layers': 'num_hidden_layers',
+  'n_heads': 'num_attention_heads',
+  'hidden_dim': 'intermediate_size',
+}
+_PADDING = {'bert': 0, 'roberta': 1, 'distilbert': 0}
+# What `transformers` calls the model with a head of each family.
+_CLASSES = {
+  'vit': 'ViTForImageClassification',
+  'deit': 'DeiTForImageClassification',
+  'dinov2': 'Dinov2ForImageClassification',
+  'bert': 'BertForSequenceClassification',
+  'roberta': 'RobertaForSequenceClassification',
+  'distilbert': 'DistilBertForSequenceClassification',
+}
+
+
+def parse(raw: dict[str, Any], path: pathlib.Path) -> Config:
+  """Translates config.json.
+
+  Args:
+    raw: What it holds.
+    path: Begins every message.
+
+  Raises:
+    ValueError: A field is missing, or of a model that is not supported.
+  """
+  family = raw.get('model_type')
+  if family not in layouts.FAMILIES:
+    raise ValueError(
+      f'{path}: model_type={family!r} is not supported; it must be one of '
+      f'{", ".join(layouts.FAMILIES)}.'
+    )
+  if family in _TEXT:
+    return _text_config(raw, family, path)
+  return _image_config(raw, family, path)
+
+
+def _image_config(
+  raw: dict[str, Any], family: str, path: pathlib.Path
+) -> ViTConfig:
+  _check_supported(raw, _SUPPORTED_IMAGE, path)
+  sizes = _block_sizes(raw, path)
+  dinov2 = family == 'dinov2'
+  if dinov2:
+    raw = {'mlp_ratio': 4} | raw
+    sizes['ffn'] = sizes['embed'] * _integer(raw, 'mlp_ratio', path)
+  else:
+    sizes['ffn'] = _integer(raw, 'intermediate_size', path)
+  mean, std = backbone.IMAGENET_MEAN, backbone.IMAGENET_STD
+  if family == 'vit':
+    mean = std = (0.5, 0.5, 0.5)
+  return ViTConfig(
+    **sizes,
+    patch=_integer(raw, 'patch_size', path),
+    image_size=_integer(raw, 'image_size', path),
+    num_prefix=2 if family == 'deit' else 1,
+    layer_scale=dinov2,
+    eps=raw.get('layer_norm_eps', 1e-6 if dinov2 else 1e-12),
+    mean=mean,
+    std=std,
+  )
+
+
+def _text_config(
+  raw: dict[str, Any], family: str, path: pathlib.Path
+) -> TextConfig:
+  distilbert = family == 'distilbert'
+  if distilbert:
+    # Its code has no other epsilon, and no types.
+    raw = raw | {'layer_norm_eps': 1e-12, 'type_vocab_size': 0}
+    for theirs, ours in _DISTILBERT_FIELDS.items():
+      raw |= {ours: raw[theirs]} if theirs in raw else {}
+  raw = {'type_vocab_size': 2, 'pad_token_id': _PADDING[family]} | raw
+  _check_supported(raw, _SUPPORTED_TEXT, path)
+  config = TextConfig(
+    **_block_sizes(raw, path),
+    ffn=_integer(raw, 'intermediate_size', path),
+    vocab=_integer(raw, 'vocab_size', path),
+    positions=_integer(raw, 'max_position_embeddings', path),
+    family=family,
+    types=_integer(raw, 'type_vocab_size', path, least=0),
+    pad=_integer(raw, 'pad_token_id', path, least=0),
+    eps=raw.get('layer_norm_eps', 1e-12),
+  )
+  if config.pad >= config.vocab:
+    raise ValueError(
+      f'{path}: pad_token_id={config.pad} must be below vocab_size='
+      f'{config.vocab}.'
+    )
+  return config
+
+
+def _check_supported(
+  raw: dict[str, Any], supported: dict[str, Any], path: pathlib.Path
+) -> None:
+  for field, value in supported.items():
+    if raw.get(field, value) != value:
+      raise ValueError(
+        f'{path}: {field}={raw[field]!r} is not supported, only {value!r}.'
+      )
+
+
+def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """Reads the sizes that every family has."""
+  embed = _integer(raw, 'hidden_size', path)
+  heads = _integer(raw, 'num_attention_heads', path)
+  if embed % heads:
+    raise ValueError(
+      f'{path}: hidden_size={embed} must be a multiple of '
+      f'num_attention_heads={heads}.'
+    )
+  wide = raw.get('head_dim', embed // heads)
+  if wide != embed // heads:
+    raise ValueError(
+      f'{path}: head_dim={wide} is not supported, only hidden_size // '
+      f'num_attention_heads = {embed // heads}.'
+    )
+  if raw.get('pruned_heads'):
+    raise ValueError(
+      f'{path}: pruned_heads={raw["pruned_heads"]} is not supported.'
+    )
+  depth = _integer(raw, 'num_hidden_layers', path)
+  return {'depth': depth, 'embed': embed, 'heads': heads}
+
+
+def _integer(
+  raw: dict[str, Any], field: str, path: pathlib.Path, least: int = 1
+) -> int:
+  value = raw.get(field)
+  if isinstance(value, list) and len(set(value)) == 1:  # A square [h, w].
+    value = value[0]
+  if type(value) is not int or value < least:
+    rule = 'positive' if least else 'non-negative'
+    raise ValueError(
+      f'{path}: {field}={value!r} must be a {rule} whole number.'
+    )
+  return value
+
+
+def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
+  """Returns the config.json of a model with its head."""
+  name = _CLASSES[config.family]
+  common = {
+    'model_type': config.family,
+    'architectures': [name],
+    'id2label': {str(i): label for i, label in enumerate(label_names)},
+    'label2id': {label: i for i, label in enumerate(label_names)},
+    'hidden_act': 'gelu',
+    'hidden_size': config.embed,
+    'num_hidden_layers': config.depth,
+    'num_attention_heads': config.heads,
+    'intermediate_size': config.ffn,
+    'layer_norm_eps': config.eps,
+  }
+  if isinstance(config, ViTConfig):
+    common |= {'image_size': config.image_size, 'patch_size': config.patch}
+    if config.family == 'dinov2':
+      del common['intermediate_size']
+      common['mlp_ratio'] = config.ffn // config.embed
+      common['use_mask_token'] = False
+    return common
+  if config.span:
+    name = name.replace('SequenceClassification', 'QuestionAnswering')
+    common['architectures'] = [name]
+  common |= {
+    'vocab_size': config.vocab,
+    'max_position_embeddings': config.positions,
+    'pad_token_id': config.pad,
+  }
+  if config.family == 'distilbert':
+    renamed = {ours: theirs for theirs, ours in _DISTILBERT_FIELDS.items()}
+    del common['layer_norm_eps']
+    return {renamed.get(k, k): value for k, value in common.items()}
+  return common | {'type_vocab_size': config.types}
+
+
+def preprocessor(config: ViTConfig) -> dict[str, Any]:
+  """Returns preprocessor_config.json."""
+  side = config.image_size
+  return {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_resize': True,
+    'size': {'height': side, 'width': side},
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': list(config.mean),
+    'image_std': list(config.std),
+  }

@@ -1,0 +1,74 @@
+"""Runs a selection of stacked blocks, one after another."""
+
+from typing import Any
+
+from flax import nnx
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_tune.models.block import Keys
+
+_VIEWS = frozenset(
+  {'dynamic_slice', 'gather', 'squeeze', 'reshape', 'convert_element_type'}
+)
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+  """Keeps all for the backward pass but the frozen weights that were taken.
+
+  Kept, there would be a copy for every held block and every client of a
+  `vmap`; taking them again is faster than writing and reading those copies.
+  """
+  return primitive.name not in _VIEWS
+
+
+def run_blocks(
+  blocks: nnx.Module,
+  x_BxTxD: Float[Array, 'B T D'],
+  layers_N: Int[Array, ' N'],
+  key: jax.Array | None,
+  real_BxT: Bool[Array, 'B T'] | None = None,
+  *,
+  pool: bool,
+  remat: bool,
+) -> tuple[Float[Array, 'B Q D'], Float[Array, 'M B D']]:
+  """Runs the blocks `layers_N` of a stack.
+
+  Args:
+    blocks: Trainable leaves are those of the held blocks [N, ...], frozen
+      ones those of the whole model [L, ...].
+    x_BxTxD: Tokens.
+    layers_N: Ids of the held blocks, in the order to run them.
+    key: Turns dropout on.
+    real_BxT: False marks padding.
+    pool: Whether the last block updates the first token alone: nothing reads
+      the others.
+    remat: Recompute each block in the backward pass.
+
+  Returns:
+    The tokens after the last block (Q is 1 if pooled, else T), and the first
+    token after each block before it (M = N - 1).
+  """
+  graph, local, base = nnx.split(blocks, nnx.Param, ...)
+
+  def block_of(x, layer, local_block, queries):
+    # The frozen block is taken by its id inside the scan and inside the
+    # checkpoint: elsewhere, every held block would live at once.
+    base_block = jax.tree.map(lambda p: p[layer], base)
+    block = nnx.merge(graph, local_block, base_block)
+    return block(x, queries, Keys(key, layer), real_BxT)
+
+  save = jax.checkpoint_policies.nothing_saveable if remat else _is_kept
+  run: Any = jax.checkpoint(
+    block_of, static_argnums=3, policy=save, prevent_cse=False
+  )
+
+  def body(x, inputs):
+    y = run(x, *inputs, x.shape[1])
+    return y, y[:, 0]
+
+  head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
+  x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head)
+  layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
+  queries = 1 if pool else x_BxTxD.shape[1]
+  return run(x_BxTxD, layer, block, queries), exits_MxBxD

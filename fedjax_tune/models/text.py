@@ -1,0 +1,159 @@
+"""BERT, RoBERTa and DistilBERT, running any selection of their blocks.
+
+The three differ in their embedding, and in what stands between the first
+token and the head. Blocks are stacked and selected as in `vit.py`.
+"""
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from fedjax_tune.models import linear, stack
+from fedjax_tune.models.block import Adapters, PostNormBlock
+from fedjax_tune.models.sizes import TextConfig as TextConfig
+from fedjax_tune.models.sizes import kind
+from fedjax_tune.typing import Tokens
+
+
+class Embedding(nnx.Module):
+  """Sums of word, position and type, normalised."""
+
+  def __init__(self, config: TextConfig) -> None:
+    self.config = config
+
+    def table(name: str, rows: int) -> nnx.Variable:
+      axes = ((name, rows), ('embed', config.embed))
+      return linear.variable(
+        kind(config), jnp.zeros((rows, config.embed)), axes
+      )
+
+    self.word = table('vocab', config.vocab)
+    self.position = table('token', config.positions)
+    if config.types:
+      self.type = table('type', config.types)
+    self.norm = linear.LayerNorm(
+      ('embed', config.embed), eps=config.eps, kind=kind(config)
+    )
+
+  def __call__(self, inputs: Tokens, real_BxT: Bool[Array, 'B T']) -> Array:
+    """Maps token numbers to tokens [B, T, D].
+
+    Raises:
+      ValueError: The texts are longer than the model's positions.
+    """
+    longest = self.config.max_tokens
+    if inputs.ids.shape[1] > longest:
+      raise ValueError(
+        f'inputs.ids has {inputs.ids.shape[1]} tokens; the model has positions '
+        f'for {longest}.'
+      )
+    # A number beyond a table gives NaN, which no loss overlooks.
+    x_BxTxD = jnp.take(self.word[...], inputs.ids, axis=0)
+    if self.config.types:
+      x_BxTxD += jnp.take(self.type[...], inputs.types, axis=0)
+    return self.norm(x_BxTxD + self._positions(real_BxT))
+
+  def _positions(self, real_BxT: Array) -> Array:
+    """Returns the positions' vectors; RoBERTa counts real tokens only."""
+    if self.config.family != 'roberta':
+      return self.position[: real_BxT.shape[1]]
+    number_BxT = jnp.cumsum(real_BxT, axis=1) * real_BxT + self.config.pad
+    return jnp.take(self.position[...], number_BxT, axis=0)
+
+
+class TextEncoder(nnx.Module):
+  """A text encoder with Hugging Face's head for texts, or for spans.
+
+  BERT's pooler is pretrained; the dense map before RoBERTa's and DistilBERT's
+  classifier is new, and therefore trains with the head.
+  """
+
+  def __init__(
+    self,
+    config: TextConfig,
+    adapters: Adapters | None = None,
+    *,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+  ) -> None:
+    embed = ('embed', config.embed)
+    self.config = config
+    self.remat = remat
+    self.embed = Embedding(config)
+    self.blocks = PostNormBlock(config, adapters or {}, rngs)
+    if not config.span:
+      new = config.family != 'bert'
+      self.pooler = linear.Linear(
+        (embed,),
+        (embed,),
+        kind=nnx.Param if new else kind(config),
+        rngs=rngs,
+      )
+    self.head = linear.Linear(
+      (embed,), (('class', config.num_classes),), kind=nnx.Param, rngs=rngs
+    )
+
+  def tokens(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B T D']:
+    """Returns all tokens after the selected blocks."""
+    return self._run(inputs, layers_N, key, pool=False)[0]
+
+  def class_tokens(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'N B D']:
+    """Returns the first token after each selected block, ready for the head.
+
+    Args:
+      inputs: Texts [B, T].
+      layers_N: Ids of the blocks to run, in this order.
+      key: Turns dropout on.
+    """
+    last_Bx1xD, exits_MxBxD = self._run(inputs, layers_N, key, pool=True)
+    return self._pool(jnp.concatenate([exits_MxBxD, last_Bx1xD[None, :, 0]]))
+
+  def spans(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B T K']:
+    """Returns the head's outputs for every token."""
+    tokens_BxTxD = self.tokens(inputs, layers_N, key=key)
+    return self.head(tokens_BxTxD.astype(jnp.float32))
+
+  def __call__(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B K'] | Float[Array, 'B T K']:
+    """Returns the logits after the selected blocks; of spans for each token."""
+    if self.config.span:
+      return self.spans(inputs, layers_N, key=key)
+    last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
+    return self.head(self._pool(last_Bx1xD[:, 0]).astype(jnp.float32))
+
+  def _pool(self, x: Array) -> Array:
+    act = jax.nn.relu if self.config.family == 'distilbert' else jnp.tanh
+    return act(self.pooler(x))
+
+  def _run(self, inputs, layers_N, key, pool):
+    """Runs the blocks; returns the tokens and the earlier first tokens."""
+    real_BxT = inputs.ids != self.config.pad
+    x_BxTxD = self.embed(inputs, real_BxT)
+    return stack.run_blocks(
+      self.blocks, x_BxTxD, layers_N, key, real_BxT, pool=pool, remat=self.remat
+    )

@@ -1,0 +1,226 @@
+"""Exported folders: what transformers (torch) makes of them is what we do."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fedjax_tune import foundation, selection
+from fedjax_tune.models import backbone, export, huggingface, linear, sizes
+from fedjax_tune.typing import Tokens
+
+_DEPTH = 3
+_TEXT = sizes.TextConfig(_DEPTH, 16, 4, 24, vocab=40, positions=12)
+_IMAGE = sizes.ViTConfig(_DEPTH, 16, 4, 32, patch=4, image_size=8)
+_CONFIGS: dict[str, Any] = {
+  'bert': _TEXT,
+  'roberta': dataclasses.replace(_TEXT, family='roberta', types=1, pad=1),
+  'distilbert': dataclasses.replace(_TEXT, family='distilbert', types=0),
+  'vit': _IMAGE,
+  'deit': dataclasses.replace(_IMAGE, num_prefix=2),
+  'dinov2': dataclasses.replace(_IMAGE, layer_scale=True),
+}
+_LABELS = ('x', 'y', 'z')
+_TOKENIZER = ('tokenizer.json', 'vocab.txt')
+
+
+@functools.cache
+def _model(
+  family: str, *, span: bool = False, full: bool = True
+) -> tuple[Any, foundation.Foundation]:
+  """A model of noise; with LoRA unless all of it trains."""
+  outputs = 2 if span else 3
+  changes: dict[str, Any] = {'num_classes': outputs, 'full': full}
+  changes |= {'span': True} if span else {}
+  config = dataclasses.replace(_CONFIGS[family], **changes)
+  targets = ('attn.q', 'attn.proj', 'mlp.fc2', 'embed.patch')
+  adapters = dict.fromkeys(targets, linear.Adapter(2, 1.5, 0.0))
+  model = backbone.build_model(
+    config, {} if full else adapters, rngs=nnx.Rngs(0)
+  )
+  found = foundation.split(model, _DEPTH)
+  rng = np.random.default_rng(0)
+  noise = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
+  return config, dataclasses.replace(
+    found,
+    theta=jax.tree.map(noise, found.theta),
+    base=jax.tree.map(noise, found.base),
+  )
+
+
+def _inputs(config: Any) -> Any:
+  rng = np.random.default_rng(1)
+  if isinstance(config, sizes.ViTConfig):
+    return rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+  ids = rng.integers(2, 40, (2, 8)).astype(np.int32)
+  ids[1, 5:] = config.pad
+  types = (np.arange(8) > 3) * (config.types > 1) * np.ones((2, 1))
+  return Tokens(ids, types.astype(np.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(graph, params, inputs):
+  layers = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
+  return nnx.merge(graph, nnx.State(params))(inputs, layers)
+
+
+def _torch_logits(folder: Any, config: Any) -> np.ndarray:
+  inputs = _inputs(config)
+  if isinstance(config, sizes.ViTConfig):
+    auto = transformers.AutoModelForImageClassification
+    kwargs = {'pixel_values': inputs.transpose(0, 3, 1, 2)}
+  else:
+    auto = transformers.AutoModelForSequenceClassification
+    if config.span:
+      auto = transformers.AutoModelForQuestionAnswering
+    mask = (inputs.ids != config.pad).astype(np.int64)
+    kwargs = {'input_ids': inputs.ids, 'attention_mask': mask}
+    if config.types:
+      kwargs['token_type_ids'] = inputs.types
+  model, info = auto.from_pretrained(folder, output_loading_info=True)
+  assert not any(info.values()), info
+  with torch.no_grad():
+    out = model.eval()(**{k: torch.tensor(v) for k, v in kwargs.items()})
+  if 'start_logits' in out:
+    return np.stack([out.start_logits, out.end_logits], -1)
+  return out.logits.numpy()
+
+
+def _assert_export(folder: Any, config: Any, graph: Any, params: Any) -> Any:
+  """Exports, and compares what torch computes with what we do."""
+  labels = _LABELS[: config.num_classes]
+  written = export.save_huggingface(folder, config, params, labels)
+  got = _torch_logits(folder, config)
+  want = np.asarray(_apply(graph, params, _inputs(config)))
+  if getattr(config, 'span', False):
+    real = _inputs(config).ids != config.pad
+    got, want = got[real], want[real]
+  assert want.std() > 0.1
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  return written
+
+
+@pytest.mark.parametrize('family', _CONFIGS)
+def test_a_whole_model(tmp_path, family):
+  config, found = _model(family)
+  written = _assert_export(tmp_path, config, found.graph, found.theta)
+  raw = json.loads((tmp_path / 'config.json').read_text())
+  assert raw['id2label'] == {'0': 'x', '1': 'y', '2': 'z'}
+  # It can be loaded here again: the same sizes, the same parameters.
+  assert written == config
+  loaded = huggingface.load_huggingface(tmp_path)
+  want = dataclasses.replace(config, num_classes=0, full=False)
+  assert loaded.config == want
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    loaded.params,
+    {name: found.theta[name] for name in loaded.params},
+  )
+
+
+# Narrower along each axis: what is cut, and the sizes that are written.
+_CUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+  'depth and ffn': ({'layer': 2, 'ffn': 13}, {'depth': 2, 'embed': 16}),
+  'qk_dim': ({'qk_dim': 3}, {'embed': 16, 'heads': 4}),
+  'qk_dim and v_dim': ({'qk_dim': 2, 'v_dim': 3}, {'embed': 16, 'heads': 4}),
+  'heads': ({'heads': 3}, {'embed': 16, 'heads': 4}),
+  'embed and v_dim': (
+    {'embed': 12, 'qk_dim': 3, 'v_dim': 3},
+    {'embed': 12, 'heads': 4},
+  ),
+  # The heads are as wide together as two copies of the model.
+  'embed': ({'embed': 10, 'layer': 2}, {'embed': 20, 'heads': 4}),
+}
+
+
+@pytest.mark.parametrize('family', ['bert', 'distilbert', 'vit', 'dinov2'])
+@pytest.mark.parametrize('case', _CUTS)
+def test_a_subnetwork(tmp_path, family, case):
+  cut, sizes_written = _CUTS[case]
+  config, found = _model(family)
+  held = {name: np.arange(n) for name, n in cut.items()}
+  params = selection.select(found.theta, found.axes, held)
+  written = _assert_export(tmp_path, config, found.graph, params)
+  got = {name: getattr(written, name) for name in sizes_written}
+  assert got == sizes_written
+  if 'ffn' in cut:
+    assert written.ffn == (16 if family == 'dinov2' else 13)
+
+
+@pytest.mark.parametrize('family', ['bert', 'roberta', 'distilbert'])
+def test_spans(tmp_path, family):
+  config, found = _model(family, span=True)
+  held = {'ffn': np.arange(9), 'embed': np.arange(14)}
+  params = selection.select(found.theta, found.axes, held)
+  _assert_export(tmp_path, config, found.graph, params)
+
+
+@pytest.mark.parametrize('family', ['roberta', 'dinov2'])
+def test_adapters_are_folded_in(tmp_path, family):
+  config, found = _model(family, full=False)
+  held = {'qk_dim': np.arange(3), 'ffn': np.arange(16)}
+  theta = selection.select(found.theta, found.axes, held)
+  base = selection.select(found.base, found.base_axes, held)
+  fused = export.fuse(base, theta, 1.5)
+  _, full = _model(family)
+  _assert_export(tmp_path, config, full.graph, fused)
+  layers = jnp.arange(_DEPTH)
+  want = found.merge(base, theta)(_inputs(config), layers)
+  got = _apply(full.graph, fused, _inputs(config))
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_the_tokenizer_and_the_statistics_come_along(tmp_path):
+  source, folder = tmp_path / 'source', tmp_path / 'folder'
+  source.mkdir()
+  for name in _TOKENIZER:
+    (source / name).write_text(name)
+  config, found = _model('bert')
+  export.save_huggingface(folder, config, found.theta, _LABELS, source)
+  copied = {path.name for path in folder.iterdir()}
+  assert copied == {'config.json', 'model.safetensors', *_TOKENIZER}
+
+  config, found = _model('vit')
+  config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3))
+  export.save_huggingface(folder, config, found.theta, _LABELS)
+  assert huggingface.load_huggingface(folder).config.mean == (0.1, 0.2, 0.3)
+
+
+def _without_norm(params):
+  return params | {'embed': params['embed'] | {'norm': {}}}
+
+
+def _narrow_pooler(params):
+  kernel = params['pooler']['kernel'][:, :15]
+  return params | {'pooler': params['pooler'] | {'kernel': kernel}}
+
+
+def _several_heads(params):
+  return params | {
+    'head': jax.tree.map(lambda x: x[None][[0] * 4], params['head'])
+  }
+
+
+@pytest.mark.parametrize(
+  ('change', 'labels', 'message'),
+  [
+    (lambda p: p, ('x', 'y'), r"label_names=\['x', 'y'\].*3 outputs"),
+    (_without_norm, _LABELS, 'must have embed/norm/bias'),
+    (lambda p: p | {'lora_a': np.zeros(3)}, _LABELS, 'must not have lora_a'),
+    (_narrow_pooler, _LABELS, r'pooler/kernel.*\(16, 15\).*\(16, 16\)'),
+    (_several_heads, _LABELS, r'head/bias.*\(4, 3\).*class.*\(4,\)'),
+  ],
+)
+def test_bad_input(tmp_path, change, labels, message):
+  config, found = _model('bert')
+  with pytest.raises(ValueError, match=message):
+    export.save_huggingface(tmp_path, config, change(found.theta), labels)
+  assert not list(tmp_path.iterdir())
