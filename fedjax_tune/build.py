@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_tune import config, foundation, validate
+from fedjax_tune import config, foundation, tasks, validate
 from fedjax_tune.data import corpus, fetch, partition
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS
@@ -75,7 +75,7 @@ def build(experiment: config.Experiment) -> Setup:
     data_dir(experiment.data),
     experiment.data.image_size,
   )
-  widths = axis_sizes(weights.config)
+  widths = axis_sizes(weights.config, experiment.data)
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
   method = BUILDERS[experiment.method](experiment, widths, budgets)
@@ -86,7 +86,7 @@ def build(experiment: config.Experiment) -> Setup:
   )
   parts = partition.partition(clients, train)
   method = method.meet(train.task, parts.present(train))
-  model = build_foundation(experiment, weights, train.task.num_outputs)
+  model = build_foundation(experiment, weights, train.task)
   model = method.prepare(model)
   theta, axes = method.init(model.theta, model.axes)
   planner = Planner(experiment, method, train, parts.indices, parts.domains)
@@ -121,11 +121,15 @@ def data_dir(cfg: config.Data) -> str:
 def build_foundation(
   experiment: config.Experiment,
   weights: pretrained.Pretrained,
-  num_outputs: int,
+  task: tasks.Task,
 ) -> foundation.Foundation:
   """Builds the model, with its adapters, around pretrained weights."""
   full = experiment.model.tune == 'full'
-  cfg = dataclasses.replace(weights.config, num_classes=num_outputs, full=full)
+  cfg = dataclasses.replace(
+    weights.config, num_classes=task.num_outputs, full=full
+  )
+  if isinstance(cfg, sizes.TextConfig):
+    cfg = dataclasses.replace(cfg, span=task.kind == 'span')
   if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
     mean, std = NORMALIZATIONS[experiment.data.normalization]
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
@@ -145,9 +149,12 @@ def build_foundation(
   )
 
 
-def axis_sizes(cfg: sizes.Config) -> dict[str, int]:
-  """Returns the size of each axis along which a client can be narrower."""
-  return dict(sizes.Axes.of(cfg))
+def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
+  """Returns the size of each axis, of an example too ('token', 'patch')."""
+  axes = dict(sizes.Axes.of(cfg))
+  if isinstance(cfg, sizes.ViTConfig):
+    return {**axes, 'token': cfg.num_tokens, 'patch': cfg.patch**2 * 3}
+  return {**axes, 'token': max(data.lengths), 'patch': 0}
 
 
 def adapters(cfg: config.Lora) -> dict[str, linear.Adapter]:

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal['cohort', 'allocation', 'repair', 'batches']
-_PURPOSES = ('cohort', 'allocation', 'repair', 'batches')
+Purpose = Literal['cohort', 'allocation', 'repair', 'batches', 'roles']
+_PURPOSES = ('cohort', 'allocation', 'repair', 'batches', 'roles')
 
 
 def host_rng(

@@ -104,7 +104,12 @@ def zero_sum(theta: Tree, axes: Axes, selected: Collection[str]) -> GroupSum:
 
 
 def group_sum(
-  theta: Tree, axes: Axes, alloc: Allocation, delta: Tree, weight: jax.Array
+  theta: Tree,
+  axes: Axes,
+  alloc: Allocation,
+  delta: Tree,
+  weight: jax.Array,
+  selected: Collection[str] = (),
 ) -> GroupSum:
   """Sums weighted deltas and weights over the clients of a group.
 
@@ -114,12 +119,13 @@ def group_sum(
     alloc: For each selected axis indices [C, n], or the number n of all.
     delta: Deltas of the clients' selections, leaves [C, ...].
     weight: Weights [C]; 0 for padding.
+    selected: Axes along which other groups select; `den` has their size, too.
   """
 
   def weighted(x):
     return x * weight.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
 
-  like = coverage_like(theta, axes, alloc)
+  like = coverage_like(theta, axes, {*alloc, *selected})
   own, prefix = split_allocation(alloc)
   hold = lambda w, rows: _held(like, axes, {**rows, **prefix}, w)
   held = jax.vmap(hold)(weight, own)

@@ -81,6 +81,7 @@ def _graph() -> _Graph:
 
 def test_config_is_read_off_the_tensors(graph, tmp_path):
   config = dinov2_onnx.load_dinov2_onnx(graph.save(tmp_path / 'm.onnx')).config
+  assert isinstance(config, vit.ViTConfig)
   assert (config.depth, config.embed, config.heads) == (2, 64, 1)
   assert (config.ffn, config.patch, config.image_size) == (6, 2, 6)
   assert config.layer_scale
@@ -166,7 +167,9 @@ def test_tokens_equal_onnxruntime():
   want = np.asarray(session.run([output], {'input_image': images})[0])
 
   loaded = pretrained.load_pretrained('dinov2_vits14', '', image_size=224)
-  model = foundation.split(vit.ViT(loaded.config, rngs=nnx.Rngs(0)), 12)
+  model = foundation.split(
+    backbone.build_model(loaded.config, rngs=nnx.Rngs(0)), 12
+  )
   model = model.merge(jax.device_put(loaded.params), model.theta)
   images, layers = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.arange(12)
   np.testing.assert_allclose(model.tokens(images, layers), want, atol=1e-4)

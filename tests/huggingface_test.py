@@ -92,7 +92,9 @@ def _assert_parity(
   want = want.numpy()
 
   loaded = pretrained.load_pretrained(str(folder), '', image_size)
-  split = foundation.split(vit.ViT(loaded.config, rngs=nnx.Rngs(0)), 3)
+  split = foundation.split(
+    backbone.build_model(loaded.config, rngs=nnx.Rngs(0)), 3
+  )
 
   @jax.jit
   def run(base, images, layers):
@@ -151,10 +153,13 @@ def test_params_are_float32_and_fit_the_model(tmp_path, family):
 
 
 def test_statistics_come_from_the_preprocessor(folder):
-  assert huggingface.load_huggingface(folder).config.mean == (0.5,) * 3
+  config = huggingface.load_huggingface(folder).config
+  assert isinstance(config, vit.ViTConfig)
+  assert config.mean == (0.5,) * 3
   statistics = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6]}
   (folder / 'preprocessor_config.json').write_text(json.dumps(statistics))
   config = huggingface.load_huggingface(folder).config
+  assert isinstance(config, vit.ViTConfig)
   assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 

@@ -267,7 +267,7 @@ def test_adjoint(case, data):
     if axis in sizes
   }
   x = tiny.noise(theta, data.draw(st.integers(0, 99)))
-  dispatch, collect = _adjoint_pair(case)
+  dispatch, collect = _adjoint_pair(case, sig)
   there = dispatch(x, alloc)
   y = tiny.noise(there, data.draw(st.integers(0, 99)))
   np.testing.assert_allclose(
@@ -276,13 +276,11 @@ def test_adjoint(case, data):
 
 
 @functools.cache
-def _adjoint_pair(case):
-  theta, axes = case.run.theta, case.run.axes
-  one = lambda x, alloc: selection.select(x, axes, alloc)
-  return (
-    jax.jit(jax.vmap(one, (None, 0))),
-    jax.jit(lambda alloc, y: selection.scatter_sum(theta, axes, alloc, y)),
-  )
+def _adjoint_pair(case, sig):
+  theta, axes, prefix = case.run.theta, case.run.axes, dict(sig.prefix)
+  one = lambda x, own: selection.select(x, axes, {**own, **prefix})
+  back = lambda own, y: selection.scatter_sum(theta, axes, {**own, **prefix}, y)
+  return jax.jit(jax.vmap(one, (None, 0), axis_size=3)), jax.jit(back)
 
 
 def _vdot(x, y):
@@ -348,6 +346,10 @@ def _totals(run, cohort, rows):
 
 
 _FULL = {'budgets': (tiny.DEPTH,) * 4}
+_WHOLE = {
+  'width': {'rates': (1.0,)},
+  'raffm': {'embed': (1.0,), 'layers': (1.0,)},
+}
 
 
 @functools.cache
@@ -362,7 +364,7 @@ def _fedavg():
   [n for n in tiny.CASES if n not in ('all_large', 'depthfl:fedra_port')],
 )
 def test_everything_selected_everywhere_is_fedavg(name):
-  run = tiny.run(tiny.experiment(name, clients=_FULL))
+  run = tiny.run(tiny.experiment(name, clients=_FULL, **_WHOLE))
   got = jax.tree.map(
     lambda a, b: a.reshape(b.shape), run.rounds(2).theta, _fedavg()
   )

@@ -27,13 +27,18 @@ from fedjax_tune.typing import Axes, Tree
 DEPTH = 4
 CLASSES = 3
 BUDGETS = (4, 3, 2, 2)
+# Axes that a stack does not have.
+_HEADS = ('heads', 'qk_dim', 'v_dim', 'ffn')
 # Pixels of an image's side.
 STACK_SIZE, VIT_SIZE = 4, 16
 
 _VARIANTS = {
   'inclusivefl': ('published', 'fedra_port'),
   'depthfl': ('published', 'fedra_port'),
+  'raffm': ('random', 'sandwich'),
 }
+# The field that a variant is; 'variant' where the method's section has it.
+_FIELDS = {'raffm': 'sampling'}
 # Every method of the registry, in every variant: 'fedra', 'depthfl:published'.
 CASES = [
   ':'.join(filter(None, (name, variant)))
@@ -182,7 +187,14 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     ),
   )
   if variant:
-    getattr(e, name).variant = variant
+    setattr(getattr(e, name), _FIELDS.get(name, 'variant'), variant)
+  e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
+  e.raffm.space, e.raffm.embed, e.raffm.layers = (
+    'custom',
+    (1.0, 0.5),
+    (1.0, 0.5),
+  )
+  e.raffm.priority = 'none'
   for section, fields in changes.items():
     if not isinstance(fields, dict):
       setattr(e, section, fields)
@@ -246,7 +258,8 @@ def run(
   """Builds a run of an experiment; on the stack unless told otherwise."""
   found = found or stack(e.lora.dropout)
   budgets = e.clients.budgets
-  method = BUILDERS[e.method](e, {'layer': DEPTH}, budgets)
+  sizes = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
+  method = BUILDERS[e.method](e, sizes, budgets)
   method = method.meet(Task('classification', CLASSES), None)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if 'norm' in found.base else STACK_SIZE

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from fedjax_tune import foundation, selection
-from fedjax_tune.models import huggingface, linear, vit
+from fedjax_tune.models import backbone, huggingface, linear, vit
 
 _KEY = jax.random.key(5)
 
@@ -189,7 +189,7 @@ def test_lora_is_pefts(tmp_path, targets, rank, alpha):
   weights = huggingface.load_huggingface(str(tmp_path))
   adapter = linear.Adapter(rank, alpha / rank, 0.0)
   found = foundation.split(
-    vit.ViT(
+    backbone.build_model(
       weights.config, dict.fromkeys(targets, adapter), rngs=tiny.nnx.Rngs(0)
     ),
     depth=3,

@@ -36,7 +36,7 @@ class Engine:
     foundation: The model.
     theta: What is trained, at the start.
     axes: Axes of `theta`.
-    programs: The slab programs, one per signature.
+    programs: The slab programs, one per signature; there once compiled.
   """
 
   def __init__(
@@ -55,11 +55,10 @@ class Engine:
     self.theta = theta
     self.axes = axes
     self._server_opt = server_opt
-    self.programs = Programs(
-      build_slab_step(foundation.assemble, method, local_opt, axes, prox=prox)
-    )
+    self._local_opt = local_opt
+    self._prox = prox
     self._server_step = jax.jit(build_server_step(method, server_opt))
-    self._reorder = jax.jit(build_reorder(method))
+    self._reorder = jax.jit(build_reorder(method, axes))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
   def init(self) -> ServerState:
@@ -122,6 +121,15 @@ class Engine:
       )
       return jax.tree.map(_placed, self._shardings[sig], shapes)
 
+    step = build_slab_step(
+      self.foundation.assemble,
+      self.method,
+      self._local_opt,
+      self.axes,
+      prox=self._prox,
+      selected=selected,
+    )
+    self.programs = Programs(step)
     self.programs.compile(schedules, arguments)
 
   def round(

@@ -9,7 +9,7 @@ import optax
 
 from fedjax_tune import config
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import Axes, Tree
 
 
 class ServerState(NamedTuple):
@@ -116,14 +116,16 @@ def build_server_step(
   return step
 
 
-def build_reorder(method: Any) -> Callable[[ServerState], ServerState]:
+def build_reorder(
+  method: Any, axes: Axes
+) -> Callable[[ServerState], ServerState]:
   """Builds the step that lets a method reorder parameters between rounds.
 
   What the server optimizer remembers of a parameter moves with it.
   """
 
   def reorder(state):
-    move = method.reorder(state.theta)
+    move = method.reorder(state.theta, axes)
     if move is None:
       return state
     like = jax.tree.structure(state.theta)

@@ -4,7 +4,7 @@
 once per signature, ahead of time and side by side.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import concurrent.futures
 import dataclasses
 import math
@@ -81,6 +81,7 @@ def build_slab_step(
   axes: Axes,
   *,
   prox: float = 0.0,
+  selected: Collection[str] = (),
 ) -> SlabStep:
   """Builds the program of a slab.
 
@@ -90,6 +91,7 @@ def build_slab_step(
     optimizer: The clients', for learning rate 1.
     axes: Axes of theta.
     prox: FedProx coefficient.
+    selected: Axes along which any client of the run selects.
 
   Returns:
     step(sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd)
@@ -129,7 +131,7 @@ def build_slab_step(
       real = weight > 0
       metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
       held = {**alloc, **dict(sig.prefix)}
-      total = selection.group_sum(theta, axes, held, delta, weight)
+      total = selection.group_sum(theta, axes, held, delta, weight, selected)
       return total, metrics
 
     if schedule.chunk == slab[1].shape[0]:

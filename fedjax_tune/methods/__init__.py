@@ -1,6 +1,14 @@
 """The methods, by name. A new one is a file and a line here."""
 
-from fedjax_tune.methods import depthfl, fedra, inclusivefl, uniform
+from fedjax_tune.methods import (
+  depthfl,
+  fedra,
+  fjord,
+  inclusivefl,
+  raffm,
+  uniform,
+  width,
+)
 
 # name -> build(experiment, size of each axis, budget of each client) -> Method
 BUILDERS = {
@@ -10,4 +18,9 @@ BUILDERS = {
   'exclusivefl': uniform.build_exclusivefl,
   'inclusivefl': inclusivefl.build,
   'depthfl': depthfl.build,
+  'raffm': raffm.build,
+  'heterofl': width.build_heterofl,
+  'fedrolex': width.build_fedrolex,
+  'fjord': fjord.build,
+  'federated_dropout': width.build_federated_dropout,
 }

@@ -134,10 +134,7 @@ class Method:
     key: jax.Array | None = None,
   ) -> jax.Array:
     """Returns what the task reads: [B, K], or [B, T, 2] for spans."""
-    layers = layer_ids(alloc)
-    if self.task.kind == 'span':
-      return model.spans(inputs, layers, key=key)
-    return model(inputs, layers, key=key)
+    return model(inputs, layer_ids(alloc), key=key)
 
   def bucket(self, sig: Signature) -> Hashable:
     """Names the sum that a group's deltas are added to."""
@@ -152,9 +149,9 @@ class Method:
     total = jax.tree.map(lambda *xs: sum(xs), *totals.values())
     return covered_mean(total), memory
 
-  def reorder(self, theta: Tree) -> Callable[[Tree], Tree] | None:
+  def reorder(self, theta: Tree, axes: Axes) -> Callable[[Tree], Tree] | None:
     """Returns how to reorder trees shaped like theta before the next round."""
-    del theta
+    del theta, axes
     return None
 
   # -- evaluation

@@ -11,7 +11,7 @@ utils.py `evaluation_depthfl`).
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from fedjax_tune import config
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.methods import base, heads
+from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 
@@ -77,6 +78,11 @@ class DepthFL(base.Method):
     """Returns the blocks and classifiers of a prefix."""
     exits = np.arange(len(self.exits(depth)))
     return {'layer': np.arange(depth), 'exit': exits}
+
+  def meet(self, task: Task, present: np.ndarray | None) -> Self:
+    """Returns the method for a task, which must have classes."""
+    heads.require_classes('depthfl', task)
+    return super().meet(task, present)
 
   def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Adds classifiers before the model's own, each drawn independently.

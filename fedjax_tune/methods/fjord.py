@@ -7,8 +7,7 @@ NeurIPS 2021, arXiv 2102.13451.
 
 from collections.abc import Mapping
 import dataclasses
-import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,9 @@ from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import width
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation
+
+# Apart from the keys of dropout, which are those of full models.
+_DRAW = int.from_bytes(b'draw')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +40,17 @@ class Fjord(width.Width):
 
   distill: bool = False
 
-  def meet(self, task: Task, present: Any) -> 'Fjord':
+  def meet(self, task: Task, present: Any) -> Self:
     """Refuses to distill where there are no classes.
 
     Raises:
       ValueError: `width.distill` without classes.
     """
-    del present
     if self.distill and task.kind != 'classification':
       raise ValueError(
         f'width.distill=True needs classes; the task is a {task.kind}.'
       )
-    return dataclasses.replace(self, task=task)
+    return super().meet(task, present)
 
   def loss(
     self,
@@ -62,13 +63,12 @@ class Fjord(width.Width):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of the width that this step draws."""
     del rnd
-    widest = max(sig.axes[a] / n for a, n in self.sizes.items())
+    widest = self.rate_of(sig)
     rates = sorted({r for r in self.rates if r <= widest})
-    draw, key = jax.random.split(key)
+    draw = jax.random.fold_in(key, _DRAW)
 
     def train(rate):
-      amounts = {a: math.ceil(rate * n) for a, n in self.sizes.items()}
-      narrow = foundation.narrow(model, amounts)
+      narrow = foundation.narrow(model, self.amounts(rate))
       scores = self.outputs(narrow, batch.inputs, alloc, key)
       if not self.distill or rate == rates[-1]:
         return self.task.loss(scores, batch)
@@ -77,9 +77,7 @@ class Fjord(width.Width):
       return loss + _divergence(scores, own, batch.valid), metrics
 
     branches = [lambda rate=rate: train(rate) for rate in rates]
-    return jax.lax.switch(
-      jax.random.randint(draw, (), 0, len(rates)), branches
-    )
+    return jax.lax.switch(jax.random.randint(draw, (), 0, len(rates)), branches)
 
 
 def _divergence(

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_tune.tasks import Task
+
 
 def scores(
   model: Any, tokens_ExBxD: Float[Array, 'E B D']
@@ -14,3 +16,12 @@ def scores(
   tokens_ExBxD = tokens_ExBxD.astype(jnp.float32)
   logits_ExBxK = jnp.einsum('ebd,edk->ebk', tokens_ExBxD, kernel_ExDxK)
   return logits_ExBxK + bias_ExK[:, None]
+
+
+def require_classes(name: str, task: Task) -> None:
+  """Raises a ValueError for tasks that classifiers after blocks can't learn."""
+  if task.kind != 'classification':
+    raise ValueError(
+      f'method={name} has several classifiers; the task of the data set is'
+      f' {task.kind!r}, not classification.'
+    )

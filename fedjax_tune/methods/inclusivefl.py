@@ -9,7 +9,7 @@ the authors' code is github.com/Rachelxuan11/InclusiveFL (server.py
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.methods import base, heads
 from fedjax_tune.selection import GroupSum
+from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 
@@ -78,6 +79,11 @@ class InclusiveFL(base.Method):
       'slot': self.slots(size),
       'tier': np.array([self.sizes.index(size)]),
     }
+
+  def meet(self, task: Task, present: np.ndarray | None) -> Self:
+    """Returns the method for a task, which must have classes."""
+    heads.require_classes('inclusivefl', task)
+    return super().meet(task, present)
 
   def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Adds a top per smaller size and a head per size, as copies."""

@@ -8,7 +8,7 @@ coordinate over those who held it.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,14 @@ class Width(base.Method):
     """Returns the share of every axis that a client holds."""
     return self.rates[client % len(self.rates)]
 
-  def amounts(self, client: int) -> dict[str, int]:
-    """Returns how much a client holds of each narrowed axis."""
-    rate = self.rate(client)
+  def amounts(self, rate: float) -> dict[str, int]:
+    """Returns how much of each narrowed axis is held at a rate."""
     return {axis: math.ceil(rate * n) for axis, n in self.sizes.items()}
+
+  def rate_of(self, sig: Signature) -> float:
+    """Returns the rate of a signature's clients."""
+    held = {axis: sig.axes[axis] for axis in self.sizes}
+    return next(r for r in self.rates if self.amounts(r) == held)
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns what each client of the cohort holds."""
@@ -52,7 +56,7 @@ class Width(base.Method):
         axis: amount
         if amount == self.sizes[axis]
         else self.choose(rnd, k, axis, amount)
-        for axis, amount in self.amounts(k).items()
+        for axis, amount in self.amounts(self.rate(k)).items()
       }
       for k in cohort
     ]
@@ -89,7 +93,7 @@ class HeteroFL(Width):
   masked_loss: bool = True
   present: tuple[tuple[bool, ...], ...] = ()
 
-  def meet(self, task: Task, present: np.ndarray | None) -> 'HeteroFL':
+  def meet(self, task: Task, present: np.ndarray | None) -> Self:
     """Notes which classes each client has, for the masked loss."""
     known = () if present is None else tuple(map(tuple, present.tolist()))
     return dataclasses.replace(self, task=task, present=known)
@@ -107,7 +111,7 @@ class HeteroFL(Width):
   def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
     """Divides the linear maps of a narrow client by its rate."""
     del alloc
-    rate = max(sig.axes[a] / n for a, n in self.sizes.items())
+    rate = self.rate_of(sig)
     if not self.scaler or rate == 1:
       return local
 

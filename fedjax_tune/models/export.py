@@ -45,7 +45,9 @@ def fuse(base: Tree, theta: Tree, scale: float) -> Tree:
     Float32 parameters without `lora_a` and `lora_b`: kernels are W + scale A B.
   """
   flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(theta)
-  flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+  flat: dict[layouts.Path, Any] = {
+    path: np.asarray(leaf, np.float32) for path, leaf in flat.items()
+  }
   for path in [path for path in flat if path[-1] == 'lora_a']:
     a, b = flat.pop(path), flat.pop((*path[:-1], 'lora_b'))
     kernel = flat[*path[:-1], 'kernel']

@@ -1,0 +1,182 @@
+"""RaFFM as the code of the paper's time ran it: full shapes, masked gradients.
+
+github.com/yusx-swapp/fedlib, demo/RaFFM/utils/sme.py. Every client computes
+with all weights; in its subnetwork's complement gradients are zero, layer by
+layer. Nothing is saved: it is here to be compared. Biases, values, norms and
+embeddings always train, and weight decay moves masked weights too, as there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.engine.group import Row
+from fedjax_tune.randomness import host_rng
+from fedjax_tune.typing import Allocation, Tree
+
+# Draws one layer's mask, bool of the given shape.
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """How the kernel of one linear map is masked.
+
+  Attributes:
+    dims: Names of the kernel's axes that the mask spans, beside 'layer'.
+    draw: Draws a layer's mask over them.
+  """
+
+  dims: tuple[str, ...]
+  draw: Draw
+
+
+def _first(counts: Sequence[int]) -> Draw:
+  """The first c of the last axis, c one of `counts` cut to the axis."""
+
+  def draw(rng, shape):
+    count = rng.choice(counts)
+    return np.broadcast_to(np.arange(shape[-1]) < count, shape)
+
+  return draw
+
+
+def _first_of_heads(rng: np.random.Generator, shape: tuple) -> np.ndarray:
+  """The first floor((384 + 64 i) / 768 of a head), i = 0..5."""
+  share = (384 + 64 * rng.integers(6)) / 768
+  return np.arange(shape[-1]) < int(share * shape[-1])
+
+
+def _random_share(rng: np.random.Generator, shape: tuple) -> np.ndarray:
+  """A random subset, of 60, 70, 80, 85 or 90 %."""
+  size = int(np.prod(shape))
+  count = int(rng.choice([0.6, 0.7, 0.8, 0.85, 0.9]) * size)
+  return (rng.permutation(size) < count).reshape(shape)
+
+
+_QK = _first(range(32, 81, 4))
+_ROWS = _first((128, 256, 320, 428, 512, 728, 1024, 2048, 3072))
+_BERT_QK = {path: Masked(('qk_dim',), _QK) for path in ('attn.q', 'attn.k')}
+
+# Preset -> linear map of a block -> its mask. Counts are the authors', made
+# for a width of 768 and heads of 64.
+PRESETS: dict[str, dict[str, Masked]] = {
+  'paper_bert': _BERT_QK
+  | {
+    'attn.proj': Masked(('embed',), _ROWS),
+    'mlp.fc1': Masked(('ffn',), _ROWS),
+    'mlp.fc2': Masked(('embed',), _ROWS),
+  },
+  'paper_distilbert': _BERT_QK | {'mlp.fc1': Masked(('ffn',), _ROWS)},
+  'paper_vit': {
+    'attn.q': Masked(('qk_dim',), _first_of_heads),
+    'attn.k': Masked(('qk_dim',), _first_of_heads),
+    'attn.proj': Masked(('heads', 'v_dim'), _random_share),
+    'mlp.fc1': Masked(('embed',), _random_share),
+    'mlp.fc2': Masked(('ffn',), _random_share),
+  },
+}
+
+# The axes of each kernel inside a block, after 'layer'.
+_KERNELS = {
+  'attn.q': ('embed', 'heads', 'qk_dim'),
+  'attn.k': ('embed', 'heads', 'qk_dim'),
+  'attn.proj': ('heads', 'v_dim', 'embed'),
+  'mlp.fc1': ('embed', 'ffn'),
+  'mlp.fc2': ('ffn', 'embed'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+  """Full models of which each client trains a part.
+
+  The queries' and keys' masks of a layer are one draw; a client of each round
+  trains everything.
+
+  Attributes:
+    sizes: Size of each axis of the model.
+    preset: A key of `PRESETS`.
+  """
+
+  sizes: Mapping[str, int]
+  preset: str
+
+  def allocate(self, seed: int, rnd: int, cohort: Sequence[int]) -> list[Row]:
+    """Returns for each client the masks of its kernels, int32 [L, ...]."""
+    roles = host_rng('roles', seed, rnd).permutation(len(cohort))
+    return [
+      {'layer': self.sizes['layer']} | self._masks(seed, rnd, k, full=not role)
+      for k, role in zip(cohort, roles, strict=True)
+    ]
+
+  def _masks(
+    self, seed: int, rnd: int, client: int, *, full: bool
+  ) -> dict[str, np.ndarray]:
+    rng = host_rng('allocation', seed, rnd, client)
+    found: dict[str, np.ndarray] = {}
+    for path, masked in PRESETS[self.preset].items():
+      shape = tuple(self.sizes[name] for name in masked.dims)
+      layers = [masked.draw(rng, shape) for _ in range(self.sizes['layer'])]
+      found[path] = np.stack(layers).astype(np.int32)
+      if full:
+        found[path] = np.ones_like(found[path])
+    found['attn.k'] = found['attn.q']
+    return {f'mask.{path}': mask for path, mask in found.items()}
+
+  def smallest(self) -> Row:
+    """Returns the full model: no client's is smaller."""
+    return {'layer': self.sizes['layer']}
+
+  def view(self, local: Tree, alloc: Allocation) -> Tree:
+    """Stops the gradients outside a client's masks."""
+    blocks = local['blocks']
+    for path, masked in PRESETS[self.preset].items():
+      mask = jnp.asarray(alloc[f'mask.{path}'])
+      blocks = _stop(blocks, path.split('.'), mask, masked.dims)
+    return {**local, 'blocks': blocks}
+
+
+def _stop(
+  blocks: Tree, path: list[str], mask: jax.Array, dims: tuple[str, ...]
+) -> Tree:
+  module, name = path
+  linear: Any = blocks[module][name]
+  kernel = linear['kernel']
+  names = ('layer', *_KERNELS[f'{module}.{name}'])
+  kept = ('layer', *dims)
+  shape = [
+    n if a in kept else 1 for n, a in zip(kernel.shape, names, strict=True)
+  ]
+  trains = mask.reshape(shape) > 0
+  kernel = jnp.where(trains, kernel, jax.lax.stop_gradient(kernel))
+  masked = {**linear, 'kernel': kernel}
+  return {**blocks, module: {**blocks[module], name: masked}}
+
+
+def build(
+  experiment: config.Experiment, sizes: Mapping[str, int], num_clients: int
+) -> Masks:
+  """Builds the masks that an experiment asks for.
+
+  Raises:
+    ValueError: The preset is none of this mode, or not all parameters train.
+  """
+  del num_clients
+  preset = experiment.raffm.space
+  if preset not in PRESETS:
+    raise ValueError(
+      f'raffm.space={preset!r} must be one of {", ".join(PRESETS)} where'
+      " raffm.mode='mask'."
+    )
+  if experiment.model.tune != 'full':
+    raise ValueError(
+      f"model.tune={experiment.model.tune!r} must be 'full' where"
+      " raffm.mode='mask': frozen weights have no gradients to mask."
+    )
+  return Masks(sizes, preset)

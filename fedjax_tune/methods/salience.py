@@ -1,0 +1,106 @@
+"""Salient parameter prioritization: channels in the order of their L1 norm.
+
+RaFFM (arXiv 2310.00247, section 3; the authors' code is
+github.com/yusx-swapp/RaFFM, raffm/param_prioritization.py). Reordering a
+hidden axis, wherever it occurs, changes no output, so that the first channels
+can be the salient ones and a subnetwork is a prefix.
+
+The authors reorder the channels of queries and keys, jointly and inside each
+head. The wider scopes are this package's: values with the output projection,
+and the MLP's hidden units; both change no output either. What a block reads
+and writes ('embed') is never reordered. Rotary position codes tie a channel to
+a frequency, so models that have them are not served; none of this package's
+loaders reads one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fedjax_tune.typing import Axes, Tree
+
+# For each reordered axis, and each layer (and head), which channel comes where.
+Order = Mapping[str, Int[Array, '...']]
+
+# scope -> axis -> the kernels whose channels it ranks, by path in a block.
+SCOPES: dict[str, dict[str, tuple[str, ...]]] = {
+  'none': {},
+  'qk': {'qk_dim': ('attn.q', 'attn.k')},
+}
+SCOPES['qk+vo'] = {**SCOPES['qk'], 'v_dim': ('attn.v', 'attn.proj')}
+SCOPES['qk+vo+ffn'] = {**SCOPES['qk+vo'], 'ffn': ('mlp.fc1', 'mlp.fc2')}
+
+# The axes along which an order has a row of its own.
+_ROWS = ('layer', 'heads')
+
+
+def rank(blocks: Tree, axes: Axes, scope: str) -> Order:
+  """Ranks channels by salience, the most salient first.
+
+  The salience of a channel is the mean, over the axis' two kernels, of the L1
+  norm of its weights; biases do not count.
+
+  Args:
+    blocks: Stacked blocks with their kernels.
+    axes: Axes of `blocks`.
+    scope: A key of `SCOPES`.
+
+  Returns:
+    For each axis int [L, n], or [L, H, n] for those inside heads.
+  """
+  order = {}
+  for axis, paths in SCOPES[scope].items():
+    scores = [
+      _norms(_at(blocks, p)['kernel'], _at(axes, p)['kernel'], axis)
+      for p in paths
+    ]
+    order[axis] = jnp.argsort(-sum(scores) / len(scores), axis=-1, stable=True)
+  return order
+
+
+def _at(tree: Tree, path: str) -> Tree:
+  for name in path.split('.'):
+    tree = tree[name]
+  return tree
+
+
+def _norms(
+  kernel: Array, names: tuple[str, ...], axis: str
+) -> Float[Array, '...']:
+  rows = (*_ROWS, axis)
+  others = [d for d, name in enumerate(names) if name not in rows]
+  kept = [name for name in names if name in rows]
+  norms = jnp.sum(jnp.abs(kernel), axis=tuple(others))
+  return norms.transpose([kept.index(name) for name in rows if name in kept])
+
+
+def reorder(tree: Tree, axes: Axes, order: Order) -> Tree:
+  """Reorders every leaf along the axes that are ranked, wherever they occur.
+
+  Args:
+    tree: Parameters, or anything shaped like them.
+    axes: Its axes.
+    order: From `rank`.
+  """
+
+  def move(leaf: Any, names: tuple[str, ...]) -> Any:
+    for dim, name in enumerate(names):
+      if name in order:
+        rows = [n for n in (*_ROWS, name) if n in names]
+        index = order[name]
+        # The leaf may lack rows: those of a head, say, in a plain vector.
+        shape = [leaf.shape[d] if n in rows else 1 for d, n in enumerate(names)]
+        index = index.transpose(_to(rows, names)).reshape(shape)
+        leaf = jnp.take_along_axis(leaf, index, axis=dim)
+    return leaf
+
+  return jax.tree.map(move, tree, axes)
+
+
+def _to(rows: list[str], names: tuple[str, ...]) -> list[int]:
+  """Returns the transposition of an order's rows into a leaf's."""
+  there = [n for n in names if n in rows]
+  return [rows.index(n) for n in there]
