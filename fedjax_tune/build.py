@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_tune import config, foundation, tasks, validate
+from fedjax_tune import config, devices, foundation, tasks, validate
 from fedjax_tune.data import corpus, fetch, partition
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS
@@ -39,7 +39,9 @@ class Setup:
     partition: Whose examples are whose.
     budgets: Blocks that each client can hold.
     sizes: Size of each axis along which clients may differ.
+    devices: What each client computes with; () leaves it open.
     planner: Plans the rounds.
+    tokenizer: Folder of a text model's tokenizer, else None.
   """
 
   experiment: config.Experiment
@@ -52,7 +54,9 @@ class Setup:
   partition: partition.Partition
   budgets: tuple[int, ...]
   sizes: dict[str, int]
+  devices: tuple[devices.Device, ...]
   planner: Planner
+  tokenizer: str | None
 
 
 def build(experiment: config.Experiment) -> Setup:
@@ -78,6 +82,9 @@ def build(experiment: config.Experiment) -> Setup:
   widths = axis_sizes(weights.config, experiment.data)
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
+  hardware = ()
+  if clients.devices:
+    hardware = devices.assign(clients.devices, len(domains))
   method = BUILDERS[experiment.method](experiment, widths, budgets)
   train, test = corpus.load(
     experiment.data,
@@ -101,7 +108,9 @@ def build(experiment: config.Experiment) -> Setup:
     parts,
     budgets,
     widths,
+    hardware,
     planner,
+    weights.tokenizer,
   )
 
 
@@ -180,6 +189,11 @@ def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
     sgd = optax.sgd(1.0, momentum=cfg.momentum or None)
     parts.append(optax.adam(1.0) if cfg.optimizer == 'adam' else sgd)
   return optax.chain(*parts)
+
+
+def learning_rate(cfg: config.Local, rnd: int) -> float:
+  """Returns the clients' learning rate in a round."""
+  return cfg.lr * cfg.decay ** (rnd // cfg.decay_every)
 
 
 def _overlay(tree: Tree, params: Tree, place: Callable[[Any], Any]) -> Tree:

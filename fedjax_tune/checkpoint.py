@@ -77,12 +77,13 @@ class Checkpoints:
     leaves = {k: np.array(v) for k, v in _flat(state).items() if np.size(v)}
     self._manager.save(rounds, args=ocp.args.StandardSave(leaves), force=True)
 
-  def restore(self, template: Tree) -> Tree:
+  def restore(self, template: Tree, *, part: bool = False) -> Tree:
     """Reads the newest checkpoint.
 
     Args:
       template: A state with the structure, shapes and dtypes of the saved one,
         such as a fresh run's.
+      part: Whether the template may lack some of what was saved.
 
     Returns:
       The saved state.
@@ -99,7 +100,7 @@ class Checkpoints:
     leaves = self._manager.restore(rounds, args=ocp.args.StandardRestore())
     saved = {key: _form(leaf) for key, leaf in leaves.items()}
     wanted = {key: _form(leaf) for key, leaf in fresh.items() if np.size(leaf)}
-    for key in {**saved, **wanted}:
+    for key in wanted if part else {**saved, **wanted}:
       if saved.get(key) != wanted.get(key):
         raise ValueError(
           f'Checkpoint {rounds} in {self._manager.directory} has {key}: '

@@ -48,6 +48,8 @@ class Data:
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
     num_classes: Keep labels below this number; 0 keeps all.
+    test_examples: How many test examples of each domain to evaluate, evenly
+      spread over it; 0 takes all.
     lengths: Tokens to which texts are padded, ascending; longer ones are cut
       at the last. Each is a program of its own.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
@@ -59,6 +61,7 @@ class Data:
   image_size: int = 56
   domains: tuple[str, ...] = ()
   num_classes: int = 0
+  test_examples: int = 0
   lengths: tuple[int, ...] = (32, 64, 128)
   normalization: str = ''
 
@@ -68,18 +71,20 @@ class Clients:
   """Who the clients are: their data, their budgets, who takes part.
 
   Attributes:
-    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'domain',
+    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'k_shot' (`shots`
+      examples of each class, with replacement where they run out), 'domain',
       'domain_dirichlet' (Dirichlet over labels inside each domain), or
       'natural' (each of the largest groups that the set names, such as
       speakers, is a client).
     count: Number of clients; with a domain partition, clients per domain.
     alpha: Concentration of the Dirichlet and quantity partitions.
     classes_per_client: Of the pathological partition.
+    shots: Examples of each class that a client of the k_shot partition has.
     min_examples: Least number of examples of any client.
     divide_objects: Give each object (a name shared by images of several
       domains) to the clients of one domain only.
     budgets: Transformer blocks that a client can hold, one number per client
-      or per domain.
+      or per domain; () for the whole model on every client.
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
     devices: What hardware the clients are: one of the settings of RaFFM's
@@ -91,6 +96,7 @@ class Clients:
   count: int = 1
   alpha: float = 0.5
   classes_per_client: int = 2
+  shots: int = 12
   min_examples: int = 10
   divide_objects: bool = False
   budgets: tuple[int, ...] = (12, 10, 8, 6, 4, 3)
@@ -112,7 +118,8 @@ class Local:
       batches plus one, as FedRA's authors do (main.py, client.py).
     clip_norm: Largest global gradient norm; 0 turns clipping off.
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
-    decay: The learning rate of round t is lr * decay**t.
+    decay: The learning rate of round t is lr * decay**(t // decay_every).
+    decay_every: Rounds from one decay to the next.
   """
 
   optimizer: str = 'sgd'
@@ -126,6 +133,7 @@ class Local:
   equal_steps: bool = True
   prox: float = 0.0
   decay: float = 1.0
+  decay_every: int = 1
 
 
 @dataclasses.dataclass
@@ -265,6 +273,35 @@ class Raffm:
 
 
 @dataclasses.dataclass
+class Prunefl:
+  """PruneFL; the defaults are RaFFM's.
+
+  Attributes:
+    keep: Share of the weights that stay in the MLP and in attention's output.
+    threshold: Magnitude that weights of queries, keys, values and of the
+      classifier must exceed; 0 keeps all.
+  """
+
+  keep: float = 0.8
+  threshold: float = 1e-2
+
+
+@dataclasses.dataclass
+class Prism:
+  """PriSM; the defaults are RaFFM's, `power` is that of PriSM's code.
+
+  Attributes:
+    keep: Share of each MLP map's orthogonal kernels that a client gets.
+    power: They are drawn with p ~ s^power, s their singular values.
+    frob_decay: Coefficient of the Frobenius decay of the MLP's maps.
+  """
+
+  keep: float = 0.8
+  power: float = 1.0
+  frob_decay: float = 2e-4
+
+
+@dataclasses.dataclass
 class Experiment:
   """Everything that defines a run; equal experiments give equal runs."""
 
@@ -285,3 +322,5 @@ class Experiment:
   depthfl: Depthfl = dataclasses.field(default_factory=Depthfl)
   width: Width = dataclasses.field(default_factory=Width)
   raffm: Raffm = dataclasses.field(default_factory=Raffm)
+  prunefl: Prunefl = dataclasses.field(default_factory=Prunefl)
+  prism: Prism = dataclasses.field(default_factory=Prism)

@@ -16,9 +16,10 @@ class Estimate:
   """Cost of one client.
 
   Attributes:
-    params: Parameters of the blocks, which is where subnetworks differ.
+    params: Parameters of the blocks, LayerScale apart.
     flops: Floating-point operations of one local step.
-    memory: Bytes: weights, gradients, two moments, and activations.
+    memory: Bytes of the blocks: weights, where they train also gradients and
+      two moments, and activations. Embedding tables come on top.
   """
 
   params: int
@@ -54,7 +55,9 @@ def client(
   passes = 3 if full else 2
   flops = passes * (forward - attention) + 3 * attention
   flops += (2 if full else 1) * embedding
-  params = L * per_block
+  # Biases of the six linear maps, and two norms.
+  vectors = 2 * query + value + sizes['ffn'] + 6 * D
+  params = L * (per_block + vectors)
   state = 4 if full else 1
   activations = (
     batch_size * T * L * (8 * D + 2 * (query + value) + 3 * sizes['ffn'])

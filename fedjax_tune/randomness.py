@@ -4,8 +4,10 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal['cohort', 'allocation', 'repair', 'batches', 'roles']
-_PURPOSES = ('cohort', 'allocation', 'repair', 'batches', 'roles')
+Purpose = Literal[
+  'cohort', 'allocation', 'repair', 'batches', 'roles', 'deploy'
+]
+_PURPOSES = ('cohort', 'allocation', 'repair', 'batches', 'roles', 'deploy')
 
 
 def host_rng(

@@ -77,7 +77,7 @@ class Run:
   ) -> tuple[server.ServerState, dict[str, Any], int]:
     """Returns state, meter and first round, from a checkpoint if there is."""
     meter: dict[str, Any] = dict.fromkeys(
-      ('uplink', 'downlink', 'flops'), np.int64(0)
+      ('uplink', 'downlink', 'flops', 'simulated_us'), np.int64(0)
     )
     fresh = {'state': self.engine.init(), 'meter': meter}
     done = saved.latest_round()
@@ -89,13 +89,28 @@ class Run:
   def charge(
     self, meter: dict[str, Any], members: Sequence[Member]
   ) -> dict[str, Any]:
-    """Adds what a round's clients moved and computed to the running sums."""
+    """Adds what a round's clients moved and computed to the running sums.
+
+    On simulated devices a round takes as long as its slowest client: receive,
+    compute, send.
+    """
     moved = flops = 0
+    seconds = [0.0]
     for member in members:
       cost = self.costs[member.sig]
+      work = cost.flops * int(self.setup.planner.steps[member.client])
       moved += cost.theta_bytes
-      flops += cost.flops * int(self.setup.planner.steps[member.client])
-    added = {'uplink': moved, 'downlink': moved, 'flops': flops}
+      flops += work
+      if self.setup.devices:
+        device = self.setup.devices[member.client]
+        transfer = 1 / device.uplink + 1 / device.downlink
+        seconds.append(work / device.flops + cost.theta_bytes * transfer)
+    added = {
+      'uplink': moved,
+      'downlink': moved,
+      'flops': flops,
+      'simulated_us': round(1e6 * max(seconds)),
+    }
     return {name: np.int64(meter[name] + n) for name, n in added.items()}
 
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
@@ -150,5 +165,5 @@ def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
     if axis != 'layer' and amount < sizes.get(axis, 0):
       parts.append(f'{axis} {amount}')
   if sig.length:
-    parts.append(f'{sig.length} tokens')
+    parts.append(f'{sig.length} tok')
   return ', '.join(parts)

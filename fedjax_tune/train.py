@@ -63,7 +63,7 @@ def train(
     ):
       for plan in prefetch(setup.planner.plan, rounds):
         begin = time.perf_counter()
-        lr = experiment.local.lr * experiment.local.decay**plan.rnd
+        lr = building.learning_rate(experiment.local, plan.rnd)
         state, sums = run.engine.round(state, plan, key, lr)
         sums = jax.device_get(sums)
         seconds = time.perf_counter() - begin
@@ -103,6 +103,7 @@ def round_record(
     'cost/uplink_bytes': int(meter['uplink']),
     'cost/downlink_bytes': int(meter['downlink']),
     'cost/train_flops': int(meter['flops']),
+    'time/simulated_s': int(meter['simulated_us']) / 1e6,
     'coverage/layers': plan.owners,
   }
 
@@ -161,4 +162,5 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
     'uplink_bytes': last['cost/uplink_bytes'],
     'downlink_bytes': last['cost/downlink_bytes'],
     'train_flops': last['cost/train_flops'],
+    'simulated_s': last['time/simulated_s'],
   }

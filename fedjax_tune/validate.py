@@ -8,7 +8,7 @@ import math
 import typing
 from typing import Any, NamedTuple
 
-from fedjax_tune import config
+from fedjax_tune import config, devices
 
 
 class _Rule(NamedTuple):
@@ -39,7 +39,14 @@ _SHARE = _rule(lambda x: 0 <= x <= 1, 'must lie in [0, 1]')
 _DECAY = _rule(lambda x: 0 < x <= 1, 'must lie in (0, 1]')
 _NAMED = _rule(bool, 'must not be empty')
 
-_WITHOUT_DOMAINS = ('iid', 'dirichlet', 'pathological', 'quantity', 'natural')
+_WITHOUT_DOMAINS = (
+  'iid',
+  'dirichlet',
+  'pathological',
+  'quantity',
+  'k_shot',
+  'natural',
+)
 # For a tuple the rule is about each element.
 _RULES = {
   'rounds': _at_least(1),
@@ -60,15 +67,18 @@ _RULES = {
   'data.domains': _NAMED,
   'data.num_classes': _at_least(0),
   'data.normalization': _one_of('', 'imagenet', 'clip', 'half'),
+  'data.test_examples': _at_least(0),
   'data.lengths': _at_least(8),
   'clients.partition': _one_of(*_WITHOUT_DOMAINS, 'domain', 'domain_dirichlet'),
   'clients.count': _at_least(1),
   'clients.alpha': _POSITIVE,
   'clients.classes_per_client': _at_least(1),
+  'clients.shots': _at_least(1),
   'clients.min_examples': _at_least(1),
   'clients.budgets': _at_least(1),
   'clients.cohort': _one_of('one_per_domain', 'uniform'),
   'clients.cohort_size': _at_least(1),
+  'clients.devices': _one_of('', *devices.SETTINGS),
   'clients.seed': _at_least(0),
   'local.optimizer': _one_of('sgd', 'adam', 'adamw'),
   'local.lr': _POSITIVE,
@@ -80,6 +90,7 @@ _RULES = {
   'local.epochs': _at_least(1),
   'local.prox': _at_least(0),
   'local.decay': _DECAY,
+  'local.decay_every': _at_least(1),
   'server.optimizer': _one_of(
     'fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad'
   ),
@@ -97,6 +108,24 @@ _RULES = {
   'depthfl.variant': _one_of('published', 'fedra_port'),
   'depthfl.ramp_rounds': _at_least(0),
   'depthfl.evaluate': _one_of('', 'ensemble', 'last'),
+  'width.rates': _DECAY,
+  'width.axes': _one_of('embed', 'heads', 'qk_dim', 'v_dim', 'ffn'),
+  'raffm.mode': _one_of('slice', 'mask'),
+  'raffm.head_dim': _DECAY,
+  'raffm.heads': _DECAY,
+  'raffm.ffn': _DECAY,
+  'raffm.embed': _DECAY,
+  'raffm.layers': _DECAY,
+  'raffm.sampling': _one_of('random', 'sandwich', 'resource'),
+  'raffm.deadline_s': _POSITIVE,
+  'raffm.priority': _one_of('none', 'qk', 'qk+vo', 'qk+vo+ffn'),
+  'raffm.reorder': _one_of('every_round', 'once'),
+  'raffm.aggregation': _one_of('mean', 'coverage', 'zero_filled'),
+  'prunefl.keep': _DECAY,
+  'prunefl.threshold': _at_least(0),
+  'prism.keep': _DECAY,
+  'prism.power': _at_least(0),
+  'prism.frob_decay': _at_least(0),
 }
 
 
@@ -119,6 +148,7 @@ def validate(experiment: config.Experiment, methods: Collection[str]) -> None:
           text = rule.text(value)
           stop = '' if text.endswith('?') else '.'
           problems.append(f'{place}={value!r} {text}{stop}')
+    problems += _empty(experiment)
     problems += _disagreements(experiment.clients)
   if problems:
     raise ValueError('\n'.join(problems))
@@ -164,10 +194,21 @@ def _describe(kind: Any) -> str:
   return f'of type {kind if typing.get_origin(kind) else kind.__name__}'
 
 
+def _empty(experiment: config.Experiment) -> Iterator[str]:
+  """Yields tuples that need an element, or an order."""
+  lengths = experiment.data.lengths
+  if not lengths or list(lengths) != sorted(set(lengths)):
+    yield f'data.lengths={lengths} must be ascending, and at least one.'
+  for name in ('rates', 'axes'):
+    if not getattr(experiment.width, name):
+      yield f'width.{name}=() must not be empty.'
+  for name in ('head_dim', 'heads', 'ffn', 'embed', 'layers'):
+    if not getattr(experiment.raffm, name):
+      yield f'raffm.{name}=() must not be empty.'
+
+
 def _disagreements(cfg: config.Clients) -> Iterator[str]:
   """Yields what is wrong about fields together."""
-  if not cfg.budgets:
-    yield 'clients.budgets=() must not be empty.'
   if cfg.partition not in _WITHOUT_DOMAINS:
     return
   where = f'with clients.partition={cfg.partition!r}'

@@ -7,6 +7,8 @@ Reads weights and data, divides the data, and compiles, which is where the
 memory is known from; it trains nothing and writes nothing.
 """
 
+from typing import Any
+
 from absl import flags
 import jax
 from ml_collections import config_flags
@@ -48,7 +50,9 @@ def overview(run: Run) -> rich_table.Table:
 
 def totals(run: Run) -> dict[str, int]:
   """Returns what all rounds will move and compute, as summary.json has it."""
-  meter = {'uplink': 0, 'downlink': 0, 'flops': 0}
+  meter: dict[str, Any] = dict.fromkeys(
+    ('uplink', 'downlink', 'flops', 'simulated_us'), 0
+  )
   for members in run.setup.planner.rounds:
     meter = run.charge(meter, members)
   return {name: int(value) for name, value in meter.items()}

@@ -7,7 +7,10 @@ import json
 import pathlib
 from typing import Any
 
-from fedjax_tune.report import metrics, plots, tables
+from fedjax_tune.report import metrics, plots, tables, targets
+
+# Full models on every client, which others are compared with.
+_BASELINE = 'all_large'
 
 
 def write_results(
@@ -28,14 +31,22 @@ def write_results(
   lines = [json.dumps(summary) + '\n' for summary in summaries]
   metrics.write_text(workdir / 'results.jsonl', ''.join(lines))
   metrics.write_text(workdir / 'results.csv', _csv(summaries))
-  metrics.write_text(
-    workdir / 'results.md', tables.comparison_markdown(summaries)
-  )
-  curves: dict[str, list[plots.Curve]] = {}
+  runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
   for summary in summaries:
     label, seed = summary['label'], summary['seed']
-    curve = _curve(workdir / label / f'seed{seed}')
-    curves.setdefault(label, []).append(curve)
+    rows = metrics.read_metrics(workdir / label / f'seed{seed}')
+    runs.setdefault(label, {})[seed] = rows
+  text = tables.comparison_markdown(summaries)
+  if _BASELINE in runs:
+    text += (
+      f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
+      ' for itself:\n\n' + targets.target_markdown(runs, _BASELINE)
+    )
+  metrics.write_text(workdir / 'results.md', text)
+  curves = {
+    label: [_curve(rows) for rows in by_seed.values()]
+    for label, by_seed in runs.items()
+  }
   plots.plot_comparison(curves, workdir / 'comparison.png')
   return summaries
 
@@ -75,11 +86,11 @@ def _flatten(summary: dict[str, Any]) -> dict[str, Any]:
   return flat
 
 
-def _curve(workdir: pathlib.Path) -> plots.Curve:
+def _curve(rows: Sequence[dict[str, Any]]) -> plots.Curve:
   """Accuracy against rounds done; a null reads as NaN."""
   pairs = [
     (row['round'] + 1, row['eval/accuracy'])
-    for row in metrics.read_metrics(workdir)
+    for row in rows
     if 'eval/accuracy' in row
   ]
   rounds = [rnd for rnd, _ in pairs]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config, tasks
-from fedjax_tune.data import corpus, partition
+from fedjax_tune.data import corpus, partition, rules
 
 _DOMAINS, _CLASSES = 3, 4
 
@@ -45,7 +45,7 @@ def _clients(kind: str, **fields) -> config.Clients:
 
 @settings(max_examples=60, deadline=None)
 @given(
-  kind=st.sampled_from(sorted(partition.RULES)),
+  kind=st.sampled_from(sorted(set(rules.RULES) - {'k_shot'})),
   count=st.integers(1, 6),
   alpha=st.sampled_from([1e-3, 0.1, 1.0, 100.0]),
   seed=st.integers(0, 10**6),
@@ -72,7 +72,7 @@ def test_every_partition_is_disjoint_complete_and_large_enough(
       assert domain == -1
 
 
-@pytest.mark.parametrize('kind', sorted(partition.RULES))
+@pytest.mark.parametrize('kind', sorted(rules.RULES))
 def test_seed_decides_everything(kind):
   data = _corpus()
 
@@ -82,6 +82,38 @@ def test_seed_decides_everything(kind):
 
   assert draw(1) == draw(1)
   assert draw(1) != draw(2)
+
+
+def test_k_shot_is_balanced_and_repeats_only_what_runs_out():
+  data = _corpus()
+  made = partition.partition(_clients('k_shot', shots=2), data)
+  for rows in made.indices:
+    assert np.bincount(data.labels[rows]).tolist() == [2] * _CLASSES
+  every = np.concatenate(made.indices)
+  assert len(set(every)) == len(every)
+  many = partition.partition(_clients('k_shot', shots=40), data)
+  assert many.sizes().tolist() == [40 * _CLASSES] * 3
+  counts = np.bincount(np.concatenate(many.indices), minlength=len(data))
+  for label in range(_CLASSES):
+    spread = counts[data.labels == label]
+    assert spread.max() - spread.min() <= 1
+
+
+def test_natural_clients_are_the_largest_groups():
+  data = _corpus(objects=True)
+  groups = np.array(['a'] * 50 + ['b'] * 10 + ['c'] * 40 + ['d'] * 20)
+  data = dataclasses.replace(data, groups=groups)
+  made = partition.partition(_clients('natural'), data)
+  owned = [set(groups[rows]) for rows in made.indices]
+  assert owned == [{'a'}, {'c'}, {'d'}]
+  assert made.sizes().tolist() == [50, 40, 20]
+  with pytest.raises(ValueError, match='clients.count=3: only 2 groups have'):
+    partition.partition(_clients('natural', min_examples=30), data)
+
+
+def test_no_budgets_are_full_budgets():
+  domains = partition.client_domains(_clients('iid'), 3)
+  assert partition.expand_budgets((), domains, 12).tolist() == [12] * 3
 
 
 def test_domain_clients_come_in_domain_order():
@@ -222,7 +254,6 @@ def test_budgets_are_per_client_or_per_domain():
     ((0, 6, 3), r'clients.budgets=\(0, 6, 3\): 0 is not from 1 to 12'),
     ((13, 6, 3), r'13 is not from 1 to 12'),
     ((12, 6), r'has 2 numbers, must have 6 .*client\) or 3 \(one per domain'),
-    ((), r'has 0 numbers'),
   ],
 )
 def test_bad_budgets_are_refused(budgets, message):

@@ -20,9 +20,9 @@ from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import BUILDERS
-from fedjax_tune.models import linear, vit
+from fedjax_tune.models import linear, sizes, text, vit
 from fedjax_tune.tasks import Task
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Axes, Tokens, Tree
 
 DEPTH = 4
 CLASSES = 3
@@ -111,10 +111,10 @@ TARGETS = ('attn.proj', 'mlp.fc2', 'embed.patch')
 
 def vit_config(**changes: Any) -> vit.ViTConfig:
   """Returns the sizes of a tiny ViT."""
-  sizes = vit.ViTConfig(
+  shape = vit.ViTConfig(
     DEPTH, 16, 2, 32, patch=8, image_size=VIT_SIZE, num_classes=CLASSES
   )
-  return dataclasses.replace(sizes, **changes)
+  return dataclasses.replace(shape, **changes)
 
 
 @functools.cache
@@ -128,8 +128,31 @@ def vit_foundation(
   """Returns a noisy ViT."""
   lora = linear.Adapter(rank=2, scale=2.0, dropout=dropout)
   adapters = dict.fromkeys(targets, lora)
-  sizes = vit_config(**changes)
-  return _split(vit.ViT(sizes, adapters, remat=remat, rngs=nnx.Rngs(0)))
+  shape = vit_config(**changes)
+  return _split(vit.ViT(shape, adapters, remat=remat, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def text_foundation(
+  *, targets: tuple[str, ...] = (), **changes: Any
+) -> foundation.Foundation:
+  """Returns a noisy BERT."""
+  lora = linear.Adapter(rank=2, scale=2.0, dropout=0.0)
+  shape = text.TextConfig(
+    DEPTH, 16, 2, 32, vocab=20, positions=12, num_classes=CLASSES
+  )
+  shape = dataclasses.replace(shape, **changes)
+  adapters = dict.fromkeys(targets, lora)
+  return _split(text.TextEncoder(shape, adapters, rngs=nnx.Rngs(0)))
+
+
+def texts(size: int, length: int = 8, *, seed: int = 3) -> Tokens:
+  """Returns random texts, of which all but the first are padded."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(1, 20, (size, length)).astype(np.int32)
+  ids[1:, -2:] = 0
+  types = (np.arange(length) >= length // 2).astype(np.int32)
+  return Tokens(jnp.asarray(ids), jnp.asarray(np.tile(types, (size, 1))))
 
 
 def examples(
@@ -258,11 +281,14 @@ def run(
   """Builds a run of an experiment; on the stack unless told otherwise."""
   found = found or stack(e.lora.dropout)
   budgets = e.clients.budgets
-  sizes = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
-  method = BUILDERS[e.method](e, sizes, budgets)
+  is_vit = 'norm' in {**found.base, **found.theta}
+  widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
+  if is_vit:
+    widths = dict(sizes.Axes.of(vit_config()))
+  method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
   theta, axes = method.init(found.theta, found.axes)
-  size = VIT_SIZE if 'norm' in found.base else STACK_SIZE
+  size = VIT_SIZE if is_vit else STACK_SIZE
   data = examples(12 * len(budgets), size)
   clients = len(budgets)
   indices = tuple(np.array_split(np.arange(12 * clients), clients))

@@ -183,11 +183,15 @@ def _load_images(
     stored.append(source)
     first = len(where)
     # The images are left where they are: together they may exceed memory.
-    for record, row in enumerate(sources.iterate(cfg, builder, source)):
-      if _is_kept(cfg, row['label']):
-        labels.append(row['label'])
-        names.append(text.to_str(row.get('name', '')))
-        where.append((i, record))
+    kept = [
+      (record, row['label'], text.to_str(row.get('name', '')))
+      for record, row in enumerate(sources.iterate(cfg, builder, source))
+      if _is_kept(cfg, row['label'])
+    ]
+    for record, label, name in _spread(cfg, kept, split):
+      labels.append(label)
+      names.append(name)
+      where.append((i, record))
     _check_size(cfg, domain, split, len(where) - first)
   where_Nx2 = np.array(where)
   images = Stored(stored, where_Nx2, cfg.image_size)
@@ -231,6 +235,7 @@ def _load_texts(
       for row in sources.iterate(cfg, builder, source)
       if not has_classes or _is_kept(cfg, row[entry.label])
     ]
+    kept = _spread(cfg, kept, split)
     _check_size(cfg, domain, split, len(kept))
     rows += kept
     where += [i] * len(kept)
@@ -251,6 +256,14 @@ def _load_texts(
     lengths=examples.encoded.lengths,
     questions=examples.questions,
   )
+
+
+def _spread(cfg: config.Data, rows: list[Any], split: str) -> list[Any]:
+  """Returns as many rows as are asked for, evenly spread over all."""
+  wanted = 0 if split == 'train' else cfg.test_examples
+  if not 0 < wanted < len(rows):
+    return rows
+  return [rows[i * len(rows) // wanted] for i in range(wanted)]
 
 
 def _is_kept(cfg: config.Data, label: Any) -> bool:

@@ -5,19 +5,13 @@ partitions have one pool; the domain partitions have one pool for each domain.
 All of it is NumPy and a function of the configuration's seed.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
 
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data import rules
 from fedjax_tune.data.corpus import Corpus
-
-_DRAWS = 100  # Of the Dirichlet rule, before the best draw is repaired.
-
-# Takes labels [n] of a pool; returns one array of positions for each client.
-Parts = list[np.ndarray]
-Rule = Callable[[np.ndarray, config.Clients, np.random.Generator], Parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +48,15 @@ class Partition:
 def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
   """Divides the examples of a corpus among clients.
 
-  Examples are dealt out completely and to one client each; with
-  `divide_objects` an object's images in other domains are left out.
+  Examples are dealt out completely and to one client each, but for k_shot and
+  natural; with `divide_objects` an object's images in other domains are left
+  out.
 
   Raises:
     ValueError: What is asked for is impossible; names the field and the rule.
   """
   _check(cfg)
-  if not corpus.class_names and cfg.partition in _BY_LABEL:
+  if not corpus.class_names and cfg.partition in rules.BY_LABEL:
     raise ValueError(
       f'clients.partition={cfg.partition!r} needs classes, which the data set'
       ' does not have.'
@@ -70,7 +65,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     domains = client_domains(cfg, len(corpus.domain_names))
     return Partition(_natural(cfg, corpus), domains)
   by_domain = cfg.partition.startswith('domain')
-  rule = RULES[cfg.partition]
+  rule = rules.RULES[cfg.partition]
   if cfg.divide_objects:
     owners = _divide_objects(cfg, corpus)
   else:
@@ -101,7 +96,8 @@ def expand_budgets(
   """Returns the budget of each client, int32[C].
 
   Args:
-    budgets: One number per client, or one per domain, in blocks.
+    budgets: One number per client, or one per domain, in blocks; () for the
+      whole model on every client.
     domains: Each client's domain, from `client_domains`.
     depth: Blocks of the whole model.
 
@@ -115,7 +111,7 @@ def expand_budgets(
         f'clients.budgets={budgets}: {budget} is not from 1 to {depth}, the'
         " model's depth"
       )
-  each = np.array(budgets, np.int32)
+  each = np.array(budgets or [depth] * len(domains), np.int32)
   num_domains = int(domains.max()) + 1
   if len(each) == len(domains):
     return each
@@ -126,117 +122,6 @@ def expand_budgets(
     f'clients.budgets={budgets}: has {len(each)} numbers, must have'
     f' {len(domains)} (one per client){per_domain}'
   )
-
-
-def _iid(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  return np.array_split(rng.permutation(len(labels)), cfg.count)
-
-
-def _dirichlet(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  """Label skew as FedRA's authors draw it (datasets/DomainNet.py, partition).
-
-  Each class is cut by proportions from Dir(alpha), where clients that already
-  hold their even share get nothing. They draw until the smallest client has
-  enough; here the best of a bounded number of draws is repaired instead.
-  """
-  best: Parts = []
-  for _ in range(_DRAWS):
-    parts = _draw_dirichlet(labels, cfg, rng)
-    if not best or min(map(len, parts)) > min(map(len, best)):
-      best = parts
-    if min(map(len, best)) >= cfg.min_examples:
-      return best
-  return _repair(best, cfg.min_examples)
-
-
-def _draw_dirichlet(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
-  sizes = np.zeros(cfg.count, int)
-  for label in np.unique(labels):
-    members = rng.permutation(np.flatnonzero(labels == label))
-    share = rng.dirichlet(np.full(cfg.count, cfg.alpha))
-    share = np.where(sizes < len(labels) / cfg.count, share, 0.0)
-    if not share.sum() > 0:  # A tiny alpha left nothing to those still open.
-      share[np.argmin(sizes)] = 1.0
-    cuts = np.cumsum(share / share.sum()) * len(members)
-    for part, piece in zip(
-      parts, np.split(members, cuts.astype(int)[:-1]), strict=True
-    ):
-      part.append(piece)
-    sizes = np.array([sum(map(len, part)) for part in parts])
-  return [np.concatenate(part) for part in parts]
-
-
-def _repair(parts: Parts, least: int) -> Parts:
-  """Moves examples one by one from the largest client to those too small."""
-  pools = [part.tolist() for part in parts]
-  for pool in pools:
-    while len(pool) < least:
-      pool.append(max(pools, key=len).pop())
-  return [np.array(pool, int) for pool in pools]
-
-
-def _pathological(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  """Each client holds just k classes (after arXiv 1602.05629, section 3)."""
-  classes = rng.permutation(np.unique(labels))
-  slots, k = cfg.count * cfg.classes_per_client, len(classes)
-  if not slots / cfg.count <= k <= slots:
-    raise ValueError(
-      f'clients.classes_per_client={cfg.classes_per_client}: must be at most'
-      f' the number of classes, {k}, and give all of them to'
-      f' {cfg.count} clients'
-    )
-  # Dealt out in turn: neighbouring slots, a client's, never hold one class
-  # twice, and each class has holders.
-  parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
-  clients = rng.permutation(cfg.count)
-  for i, label in enumerate(classes):
-    holders = clients[np.arange(i, slots, k) // cfg.classes_per_client]
-    members = rng.permutation(np.flatnonzero(labels == label))
-    for client, piece in zip(
-      holders, np.array_split(members, len(holders)), strict=True
-    ):
-      parts[client].append(piece)
-  smallest = min(sum(map(len, part)) for part in parts)
-  if smallest < cfg.min_examples:
-    raise ValueError(
-      f'clients.min_examples={cfg.min_examples}: a client whose'
-      f' {cfg.classes_per_client} classes are small holds only {smallest}'
-    )
-  return [np.concatenate(part) for part in parts]
-
-
-def _quantity(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  """Sizes by Dir(alpha) on top of the least size; labels iid."""
-  share = rng.dirichlet(np.full(cfg.count, cfg.alpha))
-  if not np.isfinite(share).all():
-    share = np.eye(cfg.count)[rng.integers(cfg.count)]
-  spare = len(labels) - cfg.count * cfg.min_examples
-  ends = np.round(np.cumsum(share) * spare).astype(int)
-  ends += cfg.min_examples * np.arange(1, cfg.count + 1)
-  return np.split(rng.permutation(len(labels)), ends[:-1])
-
-
-RULES: Mapping[str, Rule] = {
-  'iid': _iid,
-  'dirichlet': _dirichlet,
-  'pathological': _pathological,
-  'quantity': _quantity,
-  'domain': _iid,
-  'domain_dirichlet': _dirichlet,
-}
-
-_BY_LABEL = ('dirichlet', 'pathological', 'domain_dirichlet')
 
 
 def _natural(cfg: config.Clients, corpus: Corpus) -> tuple[np.ndarray, ...]:
@@ -283,9 +168,10 @@ def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
 
 
 def _check(cfg: config.Clients) -> None:
-  if cfg.partition not in RULES:
+  if cfg.partition not in (*rules.RULES, 'natural'):
     raise ValueError(
-      f'clients.partition={cfg.partition!r}: must be one of {", ".join(RULES)}'
+      f'clients.partition={cfg.partition!r}: must be one of'
+      f' {", ".join([*rules.RULES, "natural"])}'
     )
   for field in ('count', 'min_examples', 'classes_per_client'):
     if getattr(cfg, field) < 1:

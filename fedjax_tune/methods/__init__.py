@@ -5,6 +5,8 @@ from fedjax_tune.methods import (
   fedra,
   fjord,
   inclusivefl,
+  prism,
+  prunefl,
   raffm,
   uniform,
   width,
@@ -23,4 +25,6 @@ BUILDERS = {
   'fedrolex': width.build_fedrolex,
   'fjord': fjord.build,
   'federated_dropout': width.build_federated_dropout,
+  'prunefl': prunefl.build,
+  'prism': prism.build,
 }

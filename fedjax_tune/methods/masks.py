@@ -4,6 +4,7 @@ github.com/yusx-swapp/fedlib, demo/RaFFM/utils/sme.py. Every client computes
 with all weights; in its subnetwork's complement gradients are zero, layer by
 layer. Nothing is saved: it is here to be compared. Biases, values, norms and
 embeddings always train, and weight decay moves masked weights too, as there.
+Unlike there, all of BERT's pooler trains as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,10 @@ class Masks:
   preset: str
 
   def allocate(self, seed: int, rnd: int, cohort: Sequence[int]) -> list[Row]:
-    """Returns for each client the masks of its kernels, int32 [L, ...]."""
+    """Returns for each client the masks of its kernels.
+
+    Flat, since a signature knows the length of an allocation alone.
+    """
     roles = host_rng('roles', seed, rnd).permutation(len(cohort))
     return [
       {'layer': self.sizes['layer']} | self._masks(seed, rnd, k, full=not role)
@@ -123,7 +127,7 @@ class Masks:
     for path, masked in PRESETS[self.preset].items():
       shape = tuple(self.sizes[name] for name in masked.dims)
       layers = [masked.draw(rng, shape) for _ in range(self.sizes['layer'])]
-      found[path] = np.stack(layers).astype(np.int32)
+      found[path] = np.stack(layers).astype(np.int32).reshape(-1)
       if full:
         found[path] = np.ones_like(found[path])
     found['attn.k'] = found['attn.q']
@@ -165,9 +169,15 @@ def build(
   """Builds the masks that an experiment asks for.
 
   Raises:
-    ValueError: The preset is none of this mode, or not all parameters train.
+    ValueError: The preset is none of this mode, not all parameters train, or
+      masks are to fit devices, on which they save nothing.
   """
   del num_clients
+  if experiment.raffm.sampling == 'resource':
+    raise ValueError(
+      "raffm.sampling='resource' must be 'random' or 'sandwich' where"
+      " raffm.mode='mask': every client computes with the full model."
+    )
   preset = experiment.raffm.space
   if preset not in PRESETS:
     raise ValueError(

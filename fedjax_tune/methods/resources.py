@@ -64,6 +64,6 @@ def _largest(
       f'raffm.deadline_s={experiment.raffm.deadline_s}: {device.name} fits no'
       ' subnetwork of the space; the smallest takes'
       f' {least.flops * experiment.local.steps / device.flops:.3g} s and'
-      f' {least.memory / 2**20:.0f} MiB.'
+      f' {least.memory / 2**20:.0f} MiB of its {device.memory / 2**20:.0f}.'
     )
   return max(fitting, key=lambda shares: work[shares].params)

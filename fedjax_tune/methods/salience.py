@@ -91,7 +91,7 @@ def reorder(tree: Tree, axes: Axes, order: Order) -> Tree:
       if name in order:
         rows = [n for n in (*_ROWS, name) if n in names]
         index = order[name]
-        # The leaf may lack rows: those of a head, say, in a plain vector.
+        # One order serves the whole extent of the other axes.
         shape = [leaf.shape[d] if n in rows else 1 for d, n in enumerate(names)]
         index = index.transpose(_to(rows, names)).reshape(shape)
         leaf = jnp.take_along_axis(leaf, index, axis=dim)

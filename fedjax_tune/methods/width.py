@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any, Self
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.methods import base
 from fedjax_tune.randomness import host_rng
 from fedjax_tune.tasks import Task
-from fedjax_tune.typing import Allocation, Tree
+from fedjax_tune.typing import Allocation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +83,9 @@ class HeteroFL(Width):
   is uniform (`server.weighting='uniform'`).
 
   Attributes:
-    scaler: While training, the output of every linear map of the embedding
-      and the blocks is divided by the rate; written here as a division of its
-      kernel and bias, the same numbers.
+    scaler: While training, the output of every embedding and linear map but
+      the head's is divided by the rate; written here as a division of its
+      parameters, frozen ones and adapters too, the same numbers.
     masked_loss: While training, logits of classes that a client lacks are 0.
     present: Which classes each client has, bool [clients, K].
   """
@@ -108,21 +109,6 @@ class HeteroFL(Width):
       for row, k in zip(rows, cohort, strict=True)
     ]
 
-  def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
-    """Divides the linear maps of a narrow client by its rate."""
-    del alloc
-    rate = self.rate_of(sig)
-    if not self.scaler or rate == 1:
-      return local
-
-    def divide(path, leaf):
-      names = [str(getattr(p, 'key', p)) for p in path]
-      is_linear = names[0] in ('embed', 'blocks') and 'norm' not in names[-2]
-      scaled = is_linear and names[-1] in _SCALED
-      return leaf / rate if scaled else leaf
-
-    return jax.tree.map_with_path(divide, local)
-
   def loss(
     self,
     sig: Signature,
@@ -132,15 +118,36 @@ class HeteroFL(Width):
     key: jax.Array,
     rnd: jax.Array,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy in which absent classes have logit 0."""
-    del sig, rnd
+    """Cross entropy of the scaled model; absent classes have logit 0."""
+    del rnd
+    rate = self.rate_of(sig)
+    if self.scaler and rate != 1:
+      model = _scaled(model, rate)
     scores = self.outputs(model, batch.inputs, alloc, key)
     if 'present' in alloc:
       scores = jnp.where(jnp.asarray(alloc['present']) > 0, scores, 0)
     return self.task.loss(scores, batch)
 
 
-_SCALED = ('kernel', 'bias', 'position', 'prefix')
+# What the outputs of linear maps and embeddings are linear in.
+_SCALED = frozenset(
+  {'kernel', 'bias', 'lora_b', 'prefix', 'position', 'word', 'type'}
+)
+
+
+def _scaled(model: Any, rate: float) -> Any:
+  """Returns the model with HeteroFL's Scaler behind its linear maps."""
+  graph, state = nnx.split(model)
+
+  def divide(path, variable):
+    *modules, name = path
+    is_scaled = modules[0] != 'head' and 'norm' not in modules[-1]
+    if not is_scaled or name not in _SCALED:
+      return variable
+    return variable.replace(variable[...] / rate)
+
+  flat = [(path, divide(path, v)) for path, v in nnx.to_flat_state(state)]
+  return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 @dataclasses.dataclass(frozen=True)

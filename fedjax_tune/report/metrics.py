@@ -2,7 +2,8 @@
 
 Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `time/client_steps_per_s`, `time/round_s`, the running sums
-`cost/uplink_bytes`, `cost/downlink_bytes` and `cost/train_flops`, and
+`cost/uplink_bytes`, `cost/downlink_bytes`, `cost/train_flops` and
+`time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
 `eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
 """

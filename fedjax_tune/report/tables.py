@@ -51,7 +51,7 @@ def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
 
 def cost_markdown(rows: Sequence[ClassCost]) -> str:
   """The cost of each class of clients, as a Markdown table."""
-  return _markdown(*_cost_cells(rows))
+  return markdown(*_cost_cells(rows))
 
 
 def comparison_table(
@@ -83,7 +83,7 @@ def comparison_table(
 
 def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
   """The same as a Markdown table."""
-  return _markdown(*_comparison_cells(summaries))
+  return markdown(*_comparison_cells(summaries))
 
 
 def human_bytes(count: float | int) -> str:
@@ -119,11 +119,11 @@ def _scaled(value: float | int, base: float, units: Sequence[str]) -> str:
   # 3 digits round 999.96 up to 1000, hence the margin.
   while abs(value) >= 0.9995 * base and power < len(units) - 1:
     value, power = value / base, power + 1
-  return f'{_digits(value)} {units[power]}'
+  return f'{digits(value)} {units[power]}'
 
 
-def _digits(value: float | int) -> str:
-  """Three significant digits, without an exponent or trailing zeros."""
+def digits(value: float | int) -> str:
+  """Formats three significant digits, without an exponent or trailing zeros."""
   if not math.isfinite(value):
     return '-'
   if abs(value) >= 100:
@@ -176,7 +176,7 @@ def _comparison_row(
 ) -> list[str]:
   def mean(key: str, per: str | None = None, unit: float | int = 1) -> str:
     values = [_number(r[key]) / (r[per] if per else 1) / unit for r in runs]
-    return _digits(float(np.mean(values)))
+    return digits(float(np.mean(values)))
 
   by_domain = [[_domains(r).get(d) for r in runs] for d in domains]
   return [
@@ -222,7 +222,8 @@ def _rich(
     show_edge=False,
     pad_edge=False,
   )
-  table.add_column(header[0], style='bold', overflow='fold')
+  least = min(14, max(len(row[0]) for row in cells))
+  table.add_column(header[0], style='bold', overflow='fold', min_width=least)
   for i, name in enumerate(header[1:], 1):
     # Headers break at words to leave the width to numbers, which stay whole.
     words = name.replace('_', ' ')
@@ -234,7 +235,8 @@ def _rich(
   return table
 
 
-def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  """Formats a Markdown table; all columns but the first are numbers."""
   widths = [
     max(map(len, column)) for column in zip(header, *cells, strict=True)
   ]

@@ -1,0 +1,278 @@
+"""The model of a finished run, and subnetworks of it as folders of their own.
+
+A subnetwork is the first so many of each axis; `subnetworks.py` says how many.
+What comes first may be chosen after training, too: salience reorders hidden
+channels (RaFFM, arXiv 2310.00247), which changes no output of the whole model.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+import safetensors
+
+from fedjax_tune import build, checkpoint, config, foundation, selection
+from fedjax_tune.engine import evaluate, server
+from fedjax_tune.engine.group import Row
+from fedjax_tune.methods import base, salience
+from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.report import metrics
+from fedjax_tune.typing import Tree
+
+# params -> {subnetwork: {metric: value by domain}}
+Evaluate = Callable[[Tree], dict[str, dict[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A finished run's model: one tree of parameters, adapters folded in.
+
+  Attributes:
+    setup: What the run was made of.
+    config: The model's sizes.
+    model: Its structure; `theta` has all parameters, in float32.
+    sizes: Size of each axis along which it can be cut.
+  """
+
+  setup: build.Setup
+  config: sizes.Config
+  model: foundation.Foundation
+  sizes: Mapping[str, int]
+
+  @property
+  def params(self) -> Tree:
+    """All parameters."""
+    return self.model.theta
+
+  def held(self, row: Row) -> dict[str, int]:
+    """Returns how much a subnetwork has of every axis."""
+    return {axis: int(row.get(axis, n)) for axis, n in self.sizes.items()}
+
+  def num_params(self, row: Row) -> int:
+    """Counts a subnetwork's parameters, embedding and head included."""
+    held = self.held(row)
+
+    def count(leaf, names):
+      pairs = zip(names, leaf.shape, strict=True)
+      return math.prod(held.get(name, n) for name, n in pairs)
+
+    return sum(
+      jax.tree.leaves(jax.tree.map(count, self.params, self.model.axes))
+    )
+
+  def rank(self, scope: str) -> salience.Order:
+    """Ranks hidden channels; `scope` is a key of `salience.SCOPES`."""
+    return salience.rank(
+      self.params['blocks'], self.model.axes['blocks'], scope
+    )
+
+  def reorder(self, order: salience.Order) -> Tree:
+    """Returns the parameters with their hidden channels in another order."""
+    return salience.reorder(self.params, self.model.axes, order)
+
+
+def load_run(
+  workdir: str | os.PathLike[str], test_examples: int = 0
+) -> Trained:
+  """Loads a finished run, with its data.
+
+  Args:
+    workdir: The run's folder.
+    test_examples: How many test examples of each domain to keep; 0 leaves it
+      to the run's `data.test_examples`.
+
+  Raises:
+    FileNotFoundError: There is no run, or its data or weights are gone.
+    ValueError: The run is not finished, or its result is not one plain model.
+  """
+  workdir = pathlib.Path(workdir)
+  experiment = _read_experiment(workdir)
+  experiment.data.test_examples = test_examples or experiment.data.test_examples
+  setup = build.build(experiment)
+  _check_plain(setup)
+  # Nothing that only training reads: optimizer, memory, what was spent.
+  template = {'state': server.ServerState(setup.theta, (), ())}
+  with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
+    theta = saved.restore(template, part=True)['state'].theta
+  return _assemble(setup, theta)
+
+
+def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
+  found = []
+  for name in ('config.json', 'summary.json'):
+    path = workdir / name
+    if not path.exists():
+      what = 'has no run' if name == 'config.json' else 'is not a finished run'
+      raise FileNotFoundError(f'workdir={workdir} {what}: no {name}.')
+    found.append(json.loads(path.read_text()))
+  fields, summary = found
+  experiment = config.Experiment()
+  _fill(experiment, fields)
+  if summary['rounds'] < experiment.rounds:
+    raise ValueError(
+      f'workdir={workdir} is not a finished run: {summary["rounds"]} of'
+      f' {experiment.rounds} rounds; go on with launch.train --resume.'
+    )
+  return experiment
+
+
+def _fill(section: Any, fields: Mapping[str, Any]) -> None:
+  """Sets fields read from JSON; unknown ones are found by validation."""
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      _fill(getattr(section, name), value)
+    else:
+      value = tuple(value) if isinstance(value, list) else value
+      setattr(section, name, value)
+
+
+def _check_plain(setup: build.Setup) -> None:
+  """Refuses methods that train more than the model has."""
+  found, method = setup.foundation, setup.experiment.method
+  shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+  same = setup.axes == found.axes and shapes(setup.theta) == shapes(found.theta)
+  if not same or type(setup.method).predict is not base.Method.predict:
+    raise ValueError(
+      f'method={method!r} does not end with one plain model (it has other'
+      ' classifiers, blocks or factors besides); it cannot be deployed.'
+    )
+
+
+def _assemble(setup: build.Setup, theta: Tree) -> Trained:
+  """Folds the adapters in, and drops what the method's model does not use."""
+  found, lora = setup.foundation, setup.experiment.lora
+  trained: Any = found.merge(found.base, theta)
+  cfg = dataclasses.replace(trained.config, full=True)
+  shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
+  whole = foundation.split(shapes, cfg.depth)
+  # The first is *the* model: AllSmall's, for one, has fewer blocks.
+  row = next(iter(setup.method.evaluations().values()))
+  params = export.fuse(found.base, theta, lora.alpha / lora.rank)
+  params = jax.device_put(selection.select(params, whole.axes, row))
+  amounts = dict(sizes.Axes.of(cfg)) | {a: int(n) for a, n in row.items()}
+  return Trained(
+    setup,
+    dataclasses.replace(cfg, depth=amounts['layer']),
+    dataclasses.replace(whole, theta=params, depth=amounts['layer']),
+    amounts,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subnetworks(base.Method):
+  """Evaluates the subnetworks of given names."""
+
+  rows: Mapping[str, Row] = dataclasses.field(kw_only=True)
+
+  def evaluations(self) -> dict[str, Row]:
+    return dict(self.rows)
+
+
+def build_evaluate(trained: Trained, rows: Mapping[str, Row]) -> Evaluate:
+  """Builds the evaluation of subnetworks on the run's test data.
+
+  Args:
+    trained: The run.
+    rows: Subnetworks by name.
+
+  Returns:
+    A function of parameters; other orders of them share its programs.
+  """
+  setup = trained.setup
+  rows = {name: trained.held(row) for name, row in rows.items()}
+  method = _Subnetworks(
+    trained.model.depth, (), 0, task=setup.test.task, rows=rows
+  )
+  run = evaluate.build_evaluate(
+    trained.model,
+    method,
+    trained.model.axes,
+    setup.test,
+    setup.experiment.data.lengths,
+  )
+  return lambda params: run({}, params)
+
+
+def score(found: Mapping[str, np.ndarray]) -> float:
+  """Returns the primary metric, mean over the domains, as runs report it."""
+  return float(np.mean(next(iter(found.values()))))
+
+
+def write(
+  trained: Trained,
+  row: Row,
+  folder: str | os.PathLike[str],
+  scope: str = 'none',
+) -> dict[str, Any]:
+  """Evaluates a subnetwork and writes it as a folder of its own.
+
+  Args:
+    trained: The run.
+    row: How much of each axis to keep, from the first on.
+    folder: Gets model, tokenizer, and `deploy.json`; made if missing.
+    scope: What salience reorders before, a key of `salience.SCOPES`; 'none'
+      cuts as the run left the parameters.
+
+  Returns:
+    What `deploy.json` holds.
+
+  Raises:
+    FileExistsError: The folder has a `config.json` that is not from here.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / 'config.json').exists() and not (folder / _RECORD).exists():
+    raise FileExistsError(
+      f'out={folder} has a config.json of something else; choose another.'
+    )
+  held, setup = trained.held(row), trained.setup
+  params = trained.reorder(trained.rank(scope))
+  names = {'full': trained.sizes, 'subnetwork': held}
+  found = build_evaluate(trained, names)(params)
+  labels = setup.test.class_names or [
+    f'LABEL_{i}' for i in range(setup.test.task.num_outputs)
+  ]
+  export.save_huggingface(
+    folder,
+    trained.config,
+    selection.select(params, trained.model.axes, held),
+    labels,
+    setup.tokenizer,
+  )
+  count, whole = trained.num_params(held), trained.num_params({})
+  domains = setup.test.domain_names
+  by_domain = next(iter(found['subnetwork'].values()))
+  record = {
+    'method': setup.experiment.method,
+    'subnetwork': held,
+    'priority': scope,
+    'parameters': count,
+    'share': count / whole,
+    'full_parameters': whole,
+    'metric': setup.test.task.primary,
+    'accuracy': score(found['subnetwork']),
+    'accuracy_by_domain': dict(zip(domains, by_domain, strict=True)),
+    'full_accuracy': score(found['full']),
+    'test_examples': len(setup.test),
+  } | _file_size(folder / 'model.safetensors')
+  metrics.write_json(folder / _RECORD, record)
+  return record
+
+
+_RECORD = 'deploy.json'
+
+
+def _file_size(path: pathlib.Path) -> dict[str, int]:
+  """Counts what was written; filling up to Hugging Face's sizes included."""
+  with safetensors.safe_open(path, 'numpy') as file:
+    shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+  return {
+    'file_parameters': sum(map(math.prod, shapes)),
+    'file_bytes': path.stat().st_size,
+  }

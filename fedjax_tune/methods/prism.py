@@ -1,0 +1,163 @@
+"""PriSM, the baseline of RaFFM: clients train some orthogonal kernels.
+
+Niu, Prakash, Kundu, Lee, Avestimehr, "Overcoming Resource Constraints in
+Federated Learning: Large Models Can Be Trained with only Weak Clients", TMLR
+2023, arXiv 2208.13141; the authors' code is github.com/yuehniu/modeldecomp-fl
+(fl/server_orth_drop_v2.py, utils/nn_transformer.py, utils/frob.py), of which
+RaFFM's is a part (github.com/yusx-swapp/RaFFM,
+experiments/comparison_baselines/PriSM, prism_fl.py).
+
+What is certain: both MLP maps of each block become U V by the SVD, attention
+stays as it is; RaFFM states keep = 0.8 and the decay 2e-4. What is not: RaFFM
+released the model but not the server that draws kernels, its forward pass has
+all of them, and its script stops at an undefined name. Here the server is that
+of PriSM's authors; keep = 1 is what RaFFM's released forward pass computes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import numpy as np
+
+from fedjax_tune import config, foundation
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.group import Row, Signature
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.methods import base
+from fedjax_tune.models import factored
+from fedjax_tune.randomness import host_rng
+from fedjax_tune.typing import Allocation, Axes, Tree
+
+# Factored linear map of the MLP -> axis of its kernels.
+_KERNELS = {'fc1': 'fc1_kernel', 'fc2': 'fc2_kernel'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prism(base.Method):
+  """FedAvg of models whose MLP maps lack random kernels.
+
+  Each client gets `keep` of the kernels of each map, drawn without replacement
+  with p ~ s^power, s their singular values; the server averages each kernel
+  over those who held it, and before the next round makes the kernels
+  orthogonal again. Clients compute with, receive and send what they hold.
+
+  Two simplifications, since rounds are planned on the host and ahead: layers
+  share a draw (kernel i is the i-th largest of each), and s is that of the
+  pretrained weights, averaged over layers.
+
+  Attributes:
+    keep: Share of each map's kernels that a client gets.
+    power: How much larger kernels are preferred.
+    frob_decay: Coefficient a of the penalty a/2 ||U V||^2 of each map.
+    spectra: For each axis of kernels their singular values; `prepare` notes
+      them.
+  """
+
+  keep: float
+  power: float
+  frob_decay: float
+  spectra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def prepare(self, found: Foundation) -> Foundation:
+    """Factors the MLP of every block."""
+    model = found.merge(found.base, found.theta)
+    mlp = model.blocks.mlp
+    for name, axis in _KERNELS.items():
+      part = factored.Factored(getattr(mlp, name), axis)
+      setattr(mlp, name, part)
+      # A column of U is as long as the root of its singular value.
+      singular = jnp.sum(part.u[...] ** 2, axis=1)
+      self.spectra[axis] = np.asarray(jnp.mean(singular, 0), np.float64)
+    return foundation.split(model, found.depth)
+
+  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
+    """Returns the kernels of each client of the cohort."""
+    return [{'layer': self.depth} | self._draw(rnd, k) for k in cohort]
+
+  def _draw(self, rnd: int, client: int) -> dict[str, np.ndarray | int]:
+    rng, held = host_rng('allocation', self.seed, rnd, client), {}
+    for axis, singular in self.spectra.items():
+      amount = math.ceil(self.keep * len(singular))
+      odds = np.maximum(singular / singular[0], 1e-9) ** self.power
+      drawn = rng.choice(
+        len(singular), amount, replace=False, p=odds / odds.sum()
+      )
+      whole = amount == len(singular)
+      held[axis] = amount if whole else np.sort(drawn)
+    return held
+
+  def loss(
+    self,
+    sig: Signature,
+    model: Any,
+    alloc: Allocation,
+    batch: Batch,
+    key: jax.Array,
+    rnd: jax.Array,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Adds the penalty of what the client holds; metrics are the task's."""
+    loss, metrics = super().loss(sig, model, alloc, batch, key, rnd)
+    if self.spectra:
+      maps = [getattr(model.blocks.mlp, name) for name in _KERNELS]
+      squares = [squared_norm(m.u[...], m.v[...]) for m in maps]
+      loss += self.frob_decay / 2 * sum(squares)
+    return loss, metrics
+
+  def reorder(self, theta: Tree, axes: Axes) -> Callable[[Tree], Tree] | None:
+    """Makes the kernels orthogonal, the largest first; the map stays."""
+    del theta, axes
+    return _decompose if self.spectra else None
+
+
+def squared_norm(u_LxDxR: Array, v_LxRxF: Array) -> jax.Array:
+  """Returns the sum over layers of ||U V||^2, Frobenius."""
+  inner = jnp.einsum('ldr,lds->lrs', u_LxDxR, u_LxDxR)
+  return jnp.einsum('lrs,lrf,lsf->', inner, v_LxRxF, v_LxRxF)
+
+
+def _decompose(theta: Tree) -> Tree:
+  blocks = theta['blocks']
+  mlp = dict(blocks['mlp'])
+  for name in _KERNELS:
+    u, v = factored.decompose(mlp[name]['u'] @ mlp[name]['v'])
+    mlp[name] = {**mlp[name], 'u': u, 'v': v}
+  return {**theta, 'blocks': {**blocks, 'mlp': mlp}}
+
+
+def build(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> Prism:
+  """Builds PriSM from an experiment; every client holds all blocks.
+
+  Raises:
+    ValueError: Not all parameters train, or the server optimizer remembers
+      them, while kernels are new in each round.
+  """
+  tune, optimizer = experiment.model.tune, experiment.server.optimizer
+  if tune != 'full':
+    raise ValueError(
+      f"model.tune={tune!r} must be 'full' where method='prism': it factors the"
+      ' weights that train.'
+    )
+  if optimizer != 'fedavg':
+    raise ValueError(
+      f"server.optimizer={optimizer!r} must be 'fedavg' where method='prism':"
+      ' kernels are new in each round.'
+    )
+  depth = sizes['layer']
+  options = experiment.prism
+  return Prism(
+    depth,
+    (depth,) * len(budgets),
+    experiment.seed,
+    keep=options.keep,
+    power=options.power,
+    frob_decay=options.frob_decay,
+  )

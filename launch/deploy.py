@@ -1,0 +1,136 @@
+r"""Cuts a subnetwork out of a finished run, or compares many.
+
+  python -m launch.deploy --workdir=DIR --budget=0.7 [--out=FOLDER]
+  python -m launch.deploy --workdir=DIR --space=head_dim=0.5,ffn=0.4
+  python -m launch.deploy --workdir=DIR --curve [--budget=0.7] [--samples=100]
+
+The first two evaluate the subnetwork on the run's test data and write it as a
+Hugging Face folder, with `deploy.json` about it. A budget is a share of the
+parameters (up to 1), or a number of them; it takes the largest subnetwork
+within. The third evaluates random subnetworks of many sizes, or of one budget,
+with and without prioritization, and writes curve.json, .md and .png, or
+box.json, .md and .png.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from fedjax_tune import deploy, subnetworks
+from fedjax_tune.methods import salience
+from fedjax_tune.report import metrics, scaling, tables
+from launch import start
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of a finished run.', required=True
+)
+_BUDGET = flags.DEFINE_float(
+  'budget', None, 'Parameters: a share of all (up to 1), or their number.'
+)
+_SPACE = flags.DEFINE_string('space', None, 'FIELD=SHARE,... to keep.')
+_OUT = flags.DEFINE_string('out', None, 'Results; DIR/deployed by default.')
+_CURVE = flags.DEFINE_bool('curve', False, 'Compare random subnetworks.')
+_SAMPLES = flags.DEFINE_integer(
+  'samples', 100, 'How many to compare.', lower_bound=1
+)
+_PRIORITY = flags.DEFINE_enum(
+  'priority',
+  'qk+vo+ffn',
+  list(salience.SCOPES),
+  "What salience reorders before cutting; 'none' cuts as trained.",
+)
+_TEST_EXAMPLES = flags.DEFINE_integer(
+  'test_examples', 0, 'Of each domain; 0 is what the run took.', lower_bound=0
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the comparison.', lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+  """Loads the run and does one of the two."""
+  start.reject_arguments(argv)
+  _check_flags()
+  console = rich_console.Console()
+  with console.status('Reading the run and its data'):
+    trained = deploy.load_run(_WORKDIR.value, _TEST_EXAMPLES.value)
+  start.cache_programs(trained.setup.experiment)
+  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / 'deployed')
+  if _CURVE.value:
+    _compare(trained, out, console)
+  else:
+    _extract(trained, out, console)
+
+
+def _check_flags() -> None:
+  given = [
+    name
+    for name, value in (('budget', _BUDGET.value), ('space', _SPACE.value))
+    if value is not None
+  ]
+  if _CURVE.value and 'space' in given:
+    raise ValueError('--curve takes --budget, or neither; not --space.')
+  if _CURVE.value and _PRIORITY.value == 'none':
+    raise ValueError('--priority=none leaves --curve nothing to compare.')
+  if not _CURVE.value and len(given) != 1:
+    raise ValueError('one of --budget, --space and --curve must be given.')
+
+
+def _extract(
+  trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
+) -> None:
+  if _SPACE.value is not None:
+    row = subnetworks.parse(_SPACE.value, trained)
+  else:
+    row = subnetworks.largest(_BUDGET.value, trained)
+  with console.status('Evaluating and writing'):
+    record = deploy.write(trained, row, out, _PRIORITY.value)
+  cut = ', '.join(
+    f'{axis} {n} of {trained.sizes[axis]}'
+    for axis, n in record['subnetwork'].items()
+    if n < trained.sizes[axis]
+  )
+  console.print(
+    f'{tables.human_count(record["parameters"])} of'
+    f' {tables.human_count(record["full_parameters"])} parameters'
+    f' ({record["share"]:.1%}): {cut or "the full model"}\n'
+    f'{record["metric"]} {record["accuracy"]:.1%}, of the full model'
+    f' {record["full_accuracy"]:.1%}\n'
+    f'{tables.human_bytes(record["file_bytes"])} in {out}',
+    highlight=False,
+  )
+
+
+def _compare(
+  trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
+) -> None:
+  seed, budget = _SEED.value, _BUDGET.value
+  drawn = subnetworks.draw(trained, _SAMPLES.value, seed, budget)
+  # The full model comes last.
+  drawn.append((trained.num_params({}), trained.sizes))
+  *points, full = rich_progress.track(
+    subnetworks.measure(trained, drawn, seed, _PRIORITY.value),
+    'Subnetworks',
+    total=len(drawn),
+    console=console,
+  )
+  name = 'curve' if budget is None else 'box'
+  plot = scaling.plot_curve if budget is None else scaling.plot_box
+  table = scaling.scaling_markdown(points, full)
+  record = {
+    'metric': trained.setup.test.task.primary,
+    'priority': _PRIORITY.value,
+    'test_examples': len(trained.setup.test),
+    'full': dataclasses.asdict(full),
+    'subnetworks': [dataclasses.asdict(point) for point in points],
+  }
+  metrics.write_json(out / f'{name}.json', record)
+  metrics.write_text(out / f'{name}.md', table)
+  plot(points, full, record['metric'], out / f'{name}.png')
+  console.print(table, highlight=False)
+  console.print(f'{name}.json, {name}.md and {name}.png are in {out}')
+
+
+if __name__ == '__main__':
+  start.run(main)

@@ -1,0 +1,386 @@
+"""Subnetworks of finished runs: what is written is what was evaluated."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import flagsaver
+import jax
+from matplotlib import image
+import numpy as np
+import pytest
+import tiny
+import tiny_text
+import torch
+import transformers
+
+from fedjax_tune import (
+  checkpoint,
+  config,
+  deploy,
+  foundation,
+  selection,
+  subnetworks,
+  tasks,
+  train,
+)
+from fedjax_tune.data import corpus
+from fedjax_tune.methods import salience
+from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.report import scaling
+from fedjax_tune.typing import Tokens
+from launch import deploy as command
+
+_WIDEST = 'qk+vo+ffn'
+_TEXT = sizes.TextConfig(2, 16, 2, 24, vocab=100, positions=16)
+
+
+def _image_experiment(folder, method, **changes):
+  return tiny.experiment(
+    method,
+    rounds=1,
+    model={'weights': 'random:vit_test', 'tune': 'full'},
+    # Read from memory, see `_loaded`.
+    data={
+      'name': 'domainnet',
+      'domains': ('clipart', 'real'),
+      'data_dir': str(folder),
+      'image_size': tiny.VIT_SIZE,
+    },
+    local={'lr': 0.3, 'clip_norm': 0.0},
+    **changes,
+  )
+
+
+def _texts(num, seed):
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(5, _TEXT.vocab, (num, 16)).astype(np.int32)
+  lengths = rng.integers(4, 17, num).astype(np.int32)
+  ids[np.arange(16) >= lengths[:, None]] = _TEXT.pad
+  return corpus.Corpus(
+    labels=rng.integers(3, size=num).astype(np.int32),
+    domains=np.zeros(num, np.int32),
+    groups=None,
+    domain_names=('a',),
+    class_names=('x', 'y', 'z'),
+    inputs=Tokens(ids, np.zeros_like(ids)),
+    task=tasks.Task('classification', 3),
+    lengths=lengths,
+  )
+
+
+def _text_experiment(folder):
+  """LoRA on every map of a BERT of noise, with a tokenizer."""
+  weights = tiny_text.write_bert(folder / 'bert')
+  rng = np.random.default_rng(0)
+  full = dataclasses.replace(_TEXT, num_classes=3)
+  shapes = backbone.variables(full)
+  noise = {p: 0.3 * rng.normal(size=v.shape) for p, v in shapes.items()}
+  params = export.traverse_util.unflatten_dict(noise)
+  export.save_huggingface(weights, full, params, 'xyz', None)
+  return tiny.experiment(
+    'all_large',
+    rounds=1,
+    model={'weights': str(weights)},
+    lora={'targets': ('attn.q', 'attn.proj', 'mlp.fc2'), 'patch_embed': False},
+    data={
+      'name': 'imdb_reviews', 'data_dir': str(folder), 'lengths': (8, 16),
+    },
+    clients={'budgets': (2,) * 4},
+    local={'lr': 0.3},
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('deploy')
+
+
+@pytest.fixture(scope='module')
+def patch():
+  with pytest.MonkeyPatch.context() as patch:
+    images = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
+    patch.setattr(
+      corpus,
+      'load',
+      lambda cfg, *_: (
+        images if cfg.name == 'domainnet' else (_texts(24, 1), _texts(20, 2))
+      ),
+    )
+    patch.setattr(corpus, 'domain_names', lambda cfg: cfg.domains or ('a',))
+    yield patch
+
+
+@pytest.fixture(scope='module', params=['raffm', 'text'])
+def run(request, folder, patch):
+  """A finished run, and where it is."""
+  del patch
+  if request.param == 'text':
+    experiment = _text_experiment(folder)
+  else:
+    raffm = {'embed': (1.0,), 'layers': (1.0,), 'ffn': (1.0, 0.5)}
+    experiment = _image_experiment(folder, 'raffm', raffm=raffm)
+  workdir = folder / request.param
+  summary = train.train(experiment, str(workdir))
+  return deploy.load_run(workdir), workdir, summary
+
+
+def _outputs(trained, params, row):
+  """Our logits on the test data."""
+  row = trained.held(row)
+  model = trained.model.merge(
+    {}, selection.select(params, trained.model.axes, row)
+  )
+  inputs = jax.tree.map(np.asarray, trained.setup.test.inputs)
+  return np.asarray(model(inputs, np.arange(row['layer'])))
+
+
+def _torch_outputs(trained, folder):
+  inputs, cfg = trained.setup.test.inputs, trained.config
+  if isinstance(cfg, sizes.TextConfig):
+    auto = transformers.AutoModelForSequenceClassification
+    mask = (inputs.ids != cfg.pad).astype(np.int64)
+    kwargs = {'input_ids': inputs.ids, 'attention_mask': mask}
+  else:
+    auto = transformers.AutoModelForImageClassification
+    said = json.loads((folder / 'preprocessor_config.json').read_text())
+    pixels = inputs * said['rescale_factor'] - np.array(said['image_mean'])
+    pixels = pixels / np.array(said['image_std'])
+    pixels = pixels.astype(np.float32).transpose(0, 3, 1, 2)
+    kwargs = {'pixel_values': pixels}
+  model = auto.from_pretrained(folder).eval()
+  with torch.no_grad():
+    out = model(**{k: torch.tensor(v) for k, v in kwargs.items()})
+  return out.logits.numpy()
+
+
+@pytest.mark.parametrize(
+  ('space', 'scope'),
+  [('ffn=1', 'none'), ('head_dim=0.5,ffn=0.4', _WIDEST), ('heads=0.5', 'qk')],
+)
+def test_torch_computes_the_same(run, tmp_path, space, scope):
+  trained, _, _ = run
+  row = subnetworks.parse(space, trained)
+  record = deploy.write(trained, row, tmp_path, scope)
+  want = _outputs(trained, trained.reorder(trained.rank(scope)), row)
+  assert want.std() > 0.01
+  np.testing.assert_allclose(_torch_outputs(trained, tmp_path), want, atol=1e-4)
+  # What is reported is what these logits are worth.
+  hits = want.argmax(-1) == trained.setup.test.labels
+  domains = trained.setup.test.domains
+  means = [hits[domains == d].mean() for d in np.unique(domains)]
+  assert record['accuracy'] == pytest.approx(np.mean(means))
+  assert record['accuracy_by_domain'] == pytest.approx(
+    dict(zip(trained.setup.test.domain_names, means, strict=True))
+  )
+  held = selection.select(
+    trained.params, trained.model.axes, record['subnetwork']
+  )
+  assert record['parameters'] == foundation.num_params(held)
+  assert record['file_parameters'] >= record['parameters']
+  assert json.loads((tmp_path / 'deploy.json').read_text()) == record
+
+
+def test_the_whole_budget_is_the_run(run, tmp_path):
+  trained, _, summary = run
+  row = subnetworks.largest(1, trained)
+  assert row == trained.sizes
+  record = deploy.write(trained, row, tmp_path, _WIDEST)
+  assert record['accuracy'] == pytest.approx(summary['accuracy'])
+  assert record['full_accuracy'] == record['accuracy']
+  assert record['share'] == 1
+  assert record['file_parameters'] == record['full_parameters']
+  if trained.setup.tokenizer:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer('the book')['input_ids'][0] == 2  # [CLS]
+
+
+def test_orders_change_nothing_but_what_comes_first(run):
+  trained, _, _ = run
+  want = _outputs(trained, trained.params, {})
+  order = trained.rank(_WIDEST)
+  rng = np.random.default_rng(0)
+  mixed = {a: rng.permuted(np.asarray(o), axis=-1) for a, o in order.items()}
+  for params in (trained.reorder(order), trained.reorder(mixed)):
+    np.testing.assert_allclose(_outputs(trained, params, {}), want, atol=1e-4)
+  half = {'ffn': trained.sizes['ffn'] // 2}
+  cut = _outputs(trained, trained.reorder(mixed), half)
+  assert np.abs(cut - want).max() > 1e-3
+
+
+def test_budgets(run):
+  trained, _, _ = run
+  whole = trained.num_params({})
+  assert whole == foundation.num_params(trained.params)
+  if trained.setup.experiment.method == 'raffm':
+    # What the run has trained, where that fits.
+    half = trained.held({'ffn': trained.sizes['ffn'] // 2})
+    for budget in (0.99, trained.num_params(half)):
+      assert subnetworks.largest(budget, trained) == half
+  limit = trained.num_params(subnetworks.parse('head_dim=.5,ffn=.5', trained))
+  row = subnetworks.largest(limit, trained)
+  assert trained.num_params(row) == limit
+  assert trained.num_params(subnetworks.largest(limit - 1, trained)) < limit
+
+
+@pytest.mark.parametrize(('budget', 'levels'), [(None, 7), (0.8, 1)])
+def test_draws_use_their_budget(run, budget, levels):
+  trained, _, _ = run
+  drawn = subnetworks.draw(trained, 21, 3, budget)
+  assert drawn == subnetworks.draw(trained, 21, 3, budget)
+  assert len({limit for limit, _ in drawn}) == levels
+  assert len({tuple(row.items()) for _, row in drawn}) > 7
+  for limit, row in drawn:
+    assert 0.98 * limit <= trained.num_params(row) <= limit
+
+
+@pytest.mark.parametrize(('budget', 'name'), [(None, 'curve'), (0.8, 'box')])
+def test_comparison(run, tmp_path, budget, name):
+  trained, workdir, summary = run
+  out = tmp_path / 'out'
+  values = {
+    'workdir': str(workdir), 'curve': True, 'samples': 3, 'budget': budget,
+    'out': str(out), 'test_examples': 0,
+  }  # fmt: skip
+  with flagsaver.flagsaver(**values):
+    command.main(['deploy'])
+  found = json.loads((out / f'{name}.json').read_text())
+  orders = ['by salience', 'as trained', 'random order']
+  assert found['full']['accuracy'] == pytest.approx(
+    dict.fromkeys(orders, summary['accuracy'])
+  )
+  assert len(found['subnetworks']) == 3
+  first = found['subnetworks'][0]
+  params = trained.reorder(trained.rank(_WIDEST))
+  alone = deploy.build_evaluate(trained, {'x': first['subnetwork']})(params)
+  assert first['accuracy']['by salience'] == deploy.score(alone['x'])
+  assert (out / f'{name}.md').read_text().startswith('| parameters')
+  assert image.imread(out / f'{name}.png')[..., :3].std() > 0.01
+
+
+def test_salient_channels_come_first():
+  """A planted channel stays in every subnetwork of its MLP, and only so."""
+  found = tiny.vit_foundation()
+  blocks, axes = found.base['blocks'], found.base_axes['blocks']
+  kernel = np.array(blocks['mlp']['fc1']['kernel'])
+  kernel[..., -1] += 100
+  blocks = blocks | {
+    'mlp': blocks['mlp'] | {'fc1': blocks['mlp']['fc1'] | {'kernel': kernel}}
+  }
+  order = salience.rank(blocks, axes, _WIDEST)
+  moved = salience.reorder(blocks, axes, order)
+  assert np.all(np.abs(moved['mlp']['fc1']['kernel'][..., 0]).mean() > 50)
+
+
+def test_scaling_table():
+  points = [
+    scaling.Point(2000, {}, 1990, 0.2, {'a': 0.5, 'b': 0.25}),
+    scaling.Point(1000, {}, 1000, 0.1, {'a': 0.5, 'b': 0.5}),
+    scaling.Point(2000, {}, 2000, 0.2, {'a': 0.7, 'b': 0.25}),
+  ]
+  full = scaling.Point(10000, {}, 10000, 1.0, {'a': 0.8, 'b': 0.8})
+  lines = scaling.scaling_markdown(points, full).splitlines()
+  cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
+  assert cells[0] == ['parameters', 'share %', 'subnetworks', 'a', 'b']
+  assert cells[2:] == [
+    ['1 k', '10.0', '1', '50.0', '50.0'],
+    ['2 k', '20.0', '2', '60.0 ± 14.1', '25.0 ± 0.0'],
+    ['10 k', '100', '1', '80.0', '80.0'],
+  ]
+
+
+@pytest.mark.parametrize('case', ['inclusivefl', 'depthfl'])
+def test_other_than_plain_models_are_refused(case, folder, patch, tmp_path):
+  del patch
+  experiment = _image_experiment(folder, case)
+  fields = dataclasses.asdict(experiment)
+  checkpoint.experiment_guard(tmp_path, fields, resume=False)
+  (tmp_path / 'summary.json').write_text('{"rounds": 1}')
+  with pytest.raises(ValueError, match=f'method={case!r} does not end with'):
+    deploy.load_run(tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):
+  del patch
+  experiment = _image_experiment(folder, 'all_small')
+  summary = train.train(experiment, str(tmp_path))
+  trained = deploy.load_run(tmp_path)
+  assert trained.sizes['layer'] == 2
+  record = deploy.write(trained, {}, tmp_path / 'out', _WIDEST)
+  assert record['accuracy'] == pytest.approx(summary['accuracy'])
+  assert json.loads((tmp_path / 'out/config.json').read_text())[
+    'num_hidden_layers'
+  ] == (2)
+
+
+@pytest.mark.parametrize(
+  ('act', 'message'),
+  [
+    (lambda t: subnetworks.largest(0.01, t), 'budget=0.01 must be at least'),
+    (lambda t: subnetworks.largest(-1, t), 'budget=-1 must be above 0'),
+    (lambda t: subnetworks.parse('width=0.5', t), "'width' must be one of"),
+    (lambda t: subnetworks.parse('ffn=1,ffn=1', t), 'each at most once'),
+    (lambda t: subnetworks.parse('ffn=2', t), r'ffn=2 must be a share in \(0'),
+    (lambda t: subnetworks.parse('ffn', t), 'ffn must be a share'),
+    (lambda t: subnetworks.draw(t, 2, 0, 1e9), 'no subnetwork has 98%'),
+    (lambda t: subnetworks.draw(t, 2, 0, 10), 'no subnetwork has 98%'),
+  ],
+)
+def test_bad_sizes(run, act, message):
+  with pytest.raises(ValueError, match=message):
+    act(run[0])
+
+
+def test_other_folders_are_left_alone(run):
+  trained, workdir, _ = run
+  before = (workdir / 'config.json').read_text()
+  with pytest.raises(FileExistsError, match='config.json of something else'):
+    deploy.write(trained, {}, workdir)
+  assert (workdir / 'config.json').read_text() == before
+
+
+def test_runs_that_are_none(tmp_path):
+  with pytest.raises(FileNotFoundError, match='has no run: no config.json'):
+    deploy.load_run(tmp_path)
+  fields = dataclasses.asdict(config.Experiment(rounds=5))
+  checkpoint.experiment_guard(tmp_path, fields, resume=False)
+  with pytest.raises(FileNotFoundError, match='not a finished run'):
+    deploy.load_run(tmp_path)
+  (tmp_path / 'summary.json').write_text('{"rounds": 3}')
+  with pytest.raises(ValueError, match='3 of 5 rounds'):
+    deploy.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({}, 'one of --budget, --space and --curve'),
+    ({'budget': 0.5, 'space': 'ffn=1'}, 'one of --budget, --space and --curve'),
+    ({'curve': True, 'space': 'ffn=1'}, 'not --space'),
+    ({'curve': True, 'priority': 'none'}, 'nothing to compare'),
+  ],
+)
+def test_flags(values, message, tmp_path):
+  with (
+    flagsaver.flagsaver(workdir=str(tmp_path), **values),
+    pytest.raises(ValueError, match=message),
+  ):
+    command.main(['deploy'])
+
+
+def test_command_says_one_line(tmp_path):
+  line = [sys.executable, '-m', 'launch.deploy', f'--workdir={tmp_path}']
+  done = subprocess.run(
+    [*line, '--budget=0.5'],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr == (
+    f'error: workdir={tmp_path} has no run: no config.json.\n'
+  )

@@ -1,0 +1,104 @@
+"""The closed form of a client's cost against the traced program."""
+
+import functools
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from fedjax_tune import build, config, estimate, foundation, selection
+from fedjax_tune.engine import cost
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.methods import base, spaces
+from fedjax_tune.models import backbone, linear, sizes
+from fedjax_tune.typing import Tokens
+
+_BATCH, _TOKENS = 4, 64
+_LORA = dict.fromkeys(
+  ('attn.q', 'attn.k', 'attn.v'), linear.Adapter(16, 1.0, 0.1)
+)
+# Of head width, heads, MLP, model width and depth.
+_SHARES = [
+  (1.0, 1.0, 1.0, 1.0, 1.0),
+  (1.0, 1.0, 5 / 12, 1.0, 1.0),
+  (0.5, 0.5, 0.5, 1.0, 1.0),
+  (1.0, 1.0, 0.3, 0.75, 1.0),
+  (0.5, 0.5, 0.5, 0.5, 0.5),
+]
+
+
+def _config(kind, *, full):
+  """Half of a base model's width, half of its depth."""
+  if kind == 'vit':
+    return sizes.ViTConfig(
+      6, 384, 6, 1536, patch=16, image_size=128, num_classes=10, full=full
+    )
+  return sizes.TextConfig(
+    6, 384, 6, 1536, vocab=3000, positions=128, num_classes=4, full=full
+  )
+
+
+def _batch(kind):
+  shape = lambda *s, t=np.int32: jax.ShapeDtypeStruct((_BATCH, *s), t)
+  inputs = Tokens(shape(_TOKENS), shape(_TOKENS))
+  if kind == 'vit':
+    inputs = shape(128, 128, 3, t=np.uint8)
+  return Batch(inputs, shape(), shape(t=np.bool_))
+
+
+@functools.cache
+def _foundation(kind, *, full):
+  """The model in shapes alone."""
+  shape = _config(kind, full=full)
+  adapters = {} if full else _LORA
+  model = nnx.eval_shape(
+    lambda: backbone.build_model(shape, adapters, rngs=nnx.Rngs(0))
+  )
+  return foundation.split(model, shape.depth)
+
+
+def _both(kind, shares, *, full):
+  """Returns the estimate, the exact cost, and what the client holds."""
+  shape = _config(kind, full=full)
+  all_sizes = build.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
+  row = spaces.row_of(shares, all_sizes)
+  found = _foundation(kind, full=full)
+  method = base.Method(shape.depth, (shape.depth,), 0)
+  exact = cost.client_cost(
+    found, method, found.theta, found.axes, Signature.of(row), _batch(kind)
+  )
+  return (
+    estimate.client({**all_sizes, **row}, batch_size=_BATCH, full=full),
+    exact,
+    row,
+  )
+
+
+@pytest.mark.parametrize('shares', _SHARES)
+@pytest.mark.parametrize('kind', ['vit', 'bert'])
+def test_full_tuning_costs_what_its_program_counts(kind, shares):
+  guess, exact, row = _both(kind, shares, full=True)
+  assert guess.flops == pytest.approx(exact.flops, rel=0.05)
+  found = _foundation(kind, full=True)
+  held = jax.eval_shape(
+    lambda blocks: selection.select(blocks, found.axes['blocks'], row),
+    found.theta['blocks'],
+  )
+  assert guess.params == foundation.num_params(held)
+
+
+# Adapters are left out: rank 16 of 384 on three maps of six.
+@pytest.mark.parametrize('shares', _SHARES)
+@pytest.mark.parametrize('kind', ['vit', 'bert'])
+def test_adapters_are_a_tenth_at_most(kind, shares):
+  guess, exact, _ = _both(kind, shares, full=False)
+  assert 0.9 < guess.flops / exact.flops < 1
+
+
+def test_a_narrower_model_costs_less_of_everything():
+  full, narrow = (_both('bert', s, full=True)[0] for s in _SHARES[:2])
+  assert narrow.params < full.params
+  assert narrow.flops < full.flops
+  assert narrow.memory < full.memory

@@ -1,0 +1,385 @@
+"""RaFFM: who holds what, how it is averaged, and the paper-era masks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from fedjax_tune import config, selection
+from fedjax_tune.methods import masks, raffm, slices, spaces
+from fedjax_tune.randomness import host_rng
+
+_SIZES = {
+  'layer': 12,
+  'embed': 768,
+  'heads': 12,
+  'qk_dim': 64,
+  'v_dim': 64,
+  'ffn': 3072,
+}
+_SPACE = spaces.Space(
+  head_dim=(1.0, 0.5),
+  heads=(1.0, 0.75),
+  ffn=(1.0, 0.6, 0.3),
+  embed=(1.0, 0.9),
+  layers=(1.0, 0.5),
+)
+_SMALLEST = {
+  'layer': 6,
+  'embed': 691,
+  'heads': 9,
+  'qk_dim': 32,
+  'v_dim': 32,
+  'ffn': 922,
+}
+
+
+def _slices(space=_SPACE, *, sandwich=True):
+  return slices.Slices(_SIZES, space, sandwich)
+
+
+def _full(row):
+  return row == {'layer': 12}
+
+
+# -- extraction
+
+
+def _slow_row(rng):
+  """Draws a subnetwork field by field, and lists what it holds."""
+  head, heads, ffn, embed, layers = (
+    rng.choice(shares)
+    for shares in (
+      _SPACE.head_dim,
+      _SPACE.heads,
+      _SPACE.ffn,
+      _SPACE.embed,
+      _SPACE.layers,
+    )
+  )
+  row = {'layer': round(12 * layers)}
+  if head < 1:
+    row |= {'qk_dim': round(64 * head), 'v_dim': round(64 * head)}
+  if heads < 1:
+    row['heads'] = round(12 * heads)
+  if ffn < 1:
+    row['ffn'] = round(3072 * ffn)
+  if embed < 1:
+    row['embed'] = round(768 * embed)
+  return row
+
+
+@pytest.mark.parametrize('sandwich', [False, True])
+def test_extraction_is_its_slow_twin(sandwich):
+  cohort, extraction = [3, 8, 21, 40, 77], _slices(sandwich=sandwich)
+  for rnd in range(20):
+    roles = host_rng('roles', 5, rnd).permutation(len(cohort))
+    want = []
+    for client, role in zip(cohort, roles, strict=True):
+      if role == 0:
+        want.append({'layer': 12})
+      elif role == 1 and sandwich:
+        want.append(_SMALLEST)
+      else:
+        want.append(_slow_row(host_rng('allocation', 5, rnd, client)))
+    assert extraction.allocate(5, rnd, cohort) == want
+  assert extraction.smallest() == _SMALLEST
+
+
+def test_who_has_the_full_and_the_smallest_model_is_uniformly_random():
+  # Nothing that is drawn is full or smallest, so the two show.
+  fine = tuple(np.linspace(0.3, 0.9, 50))
+  extraction = _slices(spaces.Space(ffn=fine, heads=(0.75, 0.5)))
+  cohort, rounds = [2, 5, 6, 11, 13], 500
+  full, smallest = np.zeros((2, 5))
+  for rnd in range(rounds):
+    rows = extraction.allocate(0, rnd, cohort)
+    full += [_full(row) for row in rows]
+    smallest += [row == extraction.smallest() for row in rows]
+  assert full.sum() == rounds
+  # 100 each, with a deviation of 9; one draw in a hundred is the smallest.
+  assert np.all(abs(full - 100) < 40)
+  assert np.all(abs(smallest - 103) < 40)
+
+
+def test_an_allocation_is_a_function_of_seed_round_and_cohort():
+  cohort = list(range(10, 20))
+  extraction = _slices()
+  first = extraction.allocate(1, 7, cohort)
+  extraction.allocate(1, 8, cohort)
+  assert _slices().allocate(1, 7, cohort) == first
+  assert extraction.allocate(1, 8, cohort) != first
+  assert extraction.allocate(2, 7, cohort) != first
+
+
+def test_every_subnetwork_is_drawn():
+  rng = np.random.default_rng(0)
+  assert {_SPACE.draw(rng) for _ in range(600)} == set(_SPACE.choices())
+  assert len(_SPACE.choices()) == 48
+
+
+def test_released_spaces_are_the_authors_sizes():
+  sizes = {
+    name: [spaces.row_of(c, _SIZES) for c in space.choices()]
+    for name, space in spaces.SPACES.items()
+  }
+  of = lambda name, axis: {r.get(axis, _SIZES[axis]) for r in sizes[name]}
+  assert of('released', 'ffn') == {3072, 1920, 1280}
+  assert of('released', 'embed') == {768}
+  assert of('ofm_bert', 'ffn') == {3072, 960, 600}
+  assert of('ofm_bert', 'embed') == {768, 600}
+  assert of('ofm_vit', 'ffn') == {3072, 1280, 960}
+  assert of('ofm_vit', 'embed') == {768, 648}
+  for name in sizes:
+    assert of(name, 'qk_dim') == {64}
+
+
+# -- aggregation
+
+_AXES = {'head': {'bias': ('class',)}, 'w': ('layer', 'ffn')}
+# Nobody holds w[3], nor w[2, 4].
+_ROWS = ({'layer': 3, 'ffn': 4}, {'layer': 2}, {'layer': 3, 'ffn': 1})
+_WEIGHTS = (1.0, 2.0, 5.0)
+
+
+def _theta():
+  start = {'head': {'bias': jnp.zeros(3)}, 'w': jnp.zeros((4, 5))}
+  return tiny.noise(start, 0, 1.0)
+
+
+def _method(aggregation):
+  return raffm.Raffm(
+    4, (4,), 0, _slices(), 'none', True, aggregation=aggregation
+  )
+
+
+def _merge(aggregation, theta, rows, deltas, weights):
+  """Merges what clients of these rows changed, by their full-shape deltas."""
+  total = selection.zero_sum(theta, _AXES, ['layer', 'ffn'])
+  for row, delta, weight in zip(rows, deltas, weights, strict=True):
+    held = selection.select(delta, _AXES, row)
+    lead = jax.tree.map(lambda x: x[None], held)
+    part = selection.group_sum(
+      theta, _AXES, row, lead, jnp.full(1, weight), ['layer', 'ffn']
+    )
+    total = jax.tree.map(jnp.add, total, part)
+  update, _ = _method(aggregation).merge(theta, {'all': total}, ())
+  apply = lambda w, d, c: jnp.where(c, w + d, w)
+  return jax.tree.map(apply, theta, update.delta, update.covered)
+
+
+def _slow_merge(aggregation, w, holds, deltas, weights):
+  """The three rules of the notes' section 3.5, on full shapes."""
+  ones = np.asarray(weights)
+  local = [w + hold * delta for hold, delta in zip(holds, deltas, strict=True)]
+  if aggregation == 'mean':
+    return sum(o * x for o, x in zip(ones, local, strict=True)) / ones.sum()
+  padded = [o * h * x for o, h, x in zip(ones, holds, local, strict=True)]
+  if aggregation == 'zero_filled':
+    return sum(padded) / ones.sum()
+  count = sum(o * h for o, h in zip(ones, holds, strict=True))
+  return np.where(count > 0, sum(padded) / np.maximum(count, 1), w)
+
+
+@pytest.mark.parametrize('aggregation', ['mean', 'coverage', 'zero_filled'])
+def test_each_rule_is_its_slow_twin(aggregation):
+  theta = _theta()
+  deltas = [tiny.noise(theta, seed) for seed in (1, 2, 3)]
+  got = _merge(aggregation, theta, _ROWS, deltas, _WEIGHTS)
+  for leaf in ('head', 'w'):
+    w, *changes = (
+      np.asarray(tree[leaf]['bias'] if leaf == 'head' else tree[leaf])
+      for tree in (theta, *deltas)
+    )
+    holds = [np.ones(3)] * 3
+    if leaf == 'w':
+      holds = [np.zeros((4, 5)) for _ in _ROWS]
+      for hold, row in zip(holds, _ROWS, strict=True):
+        hold[: row['layer'], : row.get('ffn', 5)] = 1
+    want = _slow_merge(aggregation, w, holds, changes, _WEIGHTS)
+    merged = got[leaf]['bias'] if leaf == 'head' else got[leaf]
+    np.testing.assert_allclose(merged, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_never_moves_what_nobody_trains():
+  theta = _theta()
+  deltas = [tiny.noise(theta, seed) for seed in (1, 2, 3)]
+  got = _merge('mean', theta, _ROWS, deltas, _WEIGHTS)
+  trained = np.zeros((4, 5), bool)
+  trained[:3, :4] = trained[:2] = True
+  np.testing.assert_array_equal(np.asarray(got['w'] != theta['w']), trained)
+
+
+def test_if_all_are_full_the_mean_is_the_coverage_mean():
+  theta = _theta()
+  deltas = [tiny.noise(theta, seed) for seed in (1, 2, 3)]
+  args = (theta, [{'layer': 4}] * 3, deltas, _WEIGHTS)
+  tiny.assert_close(_merge('mean', *args), _merge('coverage', *args), rtol=1e-6)
+
+
+def test_only_zero_filled_shrinks_what_few_hold():
+  theta = jax.tree.map(lambda x: jnp.full_like(x, 1.2), _theta())
+  rows = [{'layer': 4}] + [{'layer': 3}] * 9
+  still = [jax.tree.map(jnp.zeros_like, theta)] * 10
+  got = _merge('zero_filled', theta, rows, still, [1.0] * 10)
+  np.testing.assert_allclose(got['w'][3], 0.12, rtol=1e-6)
+  np.testing.assert_allclose(got['w'][:3], 1.2, rtol=1e-6)
+  for name in ('mean', 'coverage'):
+    tiny.assert_equal(_merge(name, theta, rows, still, [1.0] * 10), theta)
+  assert config.Raffm().aggregation == 'mean'
+  built = raffm.build(tiny.experiment('raffm'), _SIZES, (12,) * 4)
+  assert built.aggregation == 'mean'
+
+
+# -- rounds of a vision transformer, all of whose parameters train
+
+_ROUND = {
+  'model': {'tune': 'full'},
+  'local': {'weight_decay': 0.0},
+  'clients': {'budgets': (tiny.DEPTH,) * 4},
+  'engine': {'slab': 4},
+}
+
+
+def _vit_run(case, **options):
+  found = tiny.vit_foundation(targets=(), full=True)
+  e = tiny.experiment(case, **_ROUND, raffm=options)
+  return tiny.run(e, found)
+
+
+def test_full_everywhere_is_fedavg():
+  got = _vit_run('raffm', embed=(1.0,), layers=(1.0,)).rounds(1)
+  want = _vit_run('all_large').rounds(1)
+  tiny.assert_close(got.theta, want.theta, rtol=1e-4, atol=1e-6)
+
+
+def test_masked_gradients_move_what_the_mask_admits():
+  run = _vit_run(
+    'raffm', mode='mask', space='paper_vit', embed=(1.0,), layers=(1.0,)
+  )
+  plan = run.planner.plan(0)
+  (work,) = plan.works
+  is_full = [all(np.all(x) for x in m.row.values()) for m in plan.members]
+  assert sum(is_full) == 1
+
+  def move(member):
+    """Trains this client of the cohort alone."""
+    weight = (work.slab.ids == member.client).astype(np.float32)
+    alone = plan._replace(works=[work._replace(weight=jnp.asarray(weight))])
+    start = run.engine.init()
+    end, _ = run.engine.round(start, alone, jax.random.key(0), 0.1)
+    changed = lambda a, b: np.asarray(a != b)
+    return jax.tree.map(changed, end.theta, start.theta)
+
+  one = plan.members[is_full.index(False)]
+  blocks = move(one)['blocks']
+  for path, masked in masks.PRESETS['paper_vit'].items():
+    module, name = path.split('.')
+    kernel = blocks[module][name]['kernel']
+    dims = run.axes['blocks'][module][name]['kernel']
+    shape = [
+      n if a in ('layer', *masked.dims) else 1
+      for a, n in zip(dims, kernel.shape, strict=True)
+    ]
+    admits = np.reshape(one.row[f'mask.{path}'], shape) > 0
+    assert not admits.all()
+    assert not np.any(kernel & ~admits)
+    assert np.all(kernel | ~admits)
+  for module, name in (('attn', 'v'), ('attn', 'proj'), ('mlp', 'fc1')):
+    assert np.all(blocks[module][name]['bias'])
+  everything = move(plan.members[is_full.index(True)])
+  kernels = [
+    m['kernel']
+    for part in ('attn', 'mlp')
+    for m in everything['blocks'][part].values()
+  ]
+  assert all(map(np.all, kernels))
+
+
+def _mask_counts(preset, path, shape):
+  """Returns the masks of many clients and layers, and how much each admits."""
+  extraction = masks.Masks({**_SIZES, 'layer': 4}, preset)
+  rows = [r for t in range(6) for r in extraction.allocate(0, t, range(12))]
+  found = [np.reshape(row[f'mask.{path}'], (4, -1)) for row in rows]
+  partly = np.concatenate([m for m in found if not m.all()])
+  assert sum(m.all() for m in found) >= 6
+  assert partly.shape[1] == shape
+  return partly, set(partly.sum(1).tolist())
+
+
+@pytest.mark.parametrize('preset', ['paper_bert', 'paper_distilbert'])
+def test_text_masks_are_prefixes_of_the_authors_sizes(preset):
+  rows = {128, 256, 320, 428, 512, 728, 768}
+  ffn = rows - {768} | {1024, 2048, 3072}
+  want = {
+    'attn.q': (64, set(range(32, 65, 4))),
+    'attn.k': (64, set(range(32, 65, 4))),
+    'mlp.fc1': (3072, ffn),
+  }
+  if preset == 'paper_bert':
+    want |= {'attn.proj': (768, rows), 'mlp.fc2': (768, rows)}
+  assert set(masks.PRESETS[preset]) == set(want)
+  for path, (size, counts) in want.items():
+    drawn, sums = _mask_counts(preset, path, size)
+    assert sums == counts
+    assert np.all(np.diff(drawn) <= 0)
+
+
+def test_vision_masks_are_the_authors():
+  heads = {32, 37, 42, 48, 53, 58}
+  drawn, sums = _mask_counts('paper_vit', 'attn.q', 64)
+  assert sums == heads
+  assert np.all(np.diff(drawn) <= 0)
+  for path, size in (('attn.proj', 768), ('mlp.fc1', 768), ('mlp.fc2', 3072)):
+    drawn, sums = _mask_counts('paper_vit', path, size)
+    assert sums == {int(r * size) for r in (0.6, 0.7, 0.8, 0.85, 0.9)}
+    # Inputs at random: not the same ones, nor the first ones.
+    assert np.ptp(drawn.mean(0)) < 0.4
+    assert abs(drawn.mean() - 0.77) < 0.05
+
+
+def test_queries_and_keys_share_a_mask_and_layers_do_not():
+  (row,) = [
+    r
+    for r in masks.Masks(_SIZES, 'paper_bert').allocate(0, 0, [4, 9])
+    if not np.all(r['mask.attn.q'])
+  ]
+  np.testing.assert_array_equal(row['mask.attn.q'], row['mask.attn.k'])
+  assert len(set(row['mask.attn.q'].reshape(12, 64).sum(1))) > 1
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (
+      {'mode': 'mask', 'space': 'released'},
+      r"raffm\.space='released' must be one of paper_bert",
+    ),
+    (
+      {'mode': 'mask', 'space': 'paper_vit', 'tune': 'lora'},
+      r"model\.tune='lora' must be 'full'",
+    ),
+    (
+      {'mode': 'mask', 'space': 'paper_vit', 'sampling': 'resource'},
+      r"raffm\.sampling='resource' must be",
+    ),
+    ({'space': 'paper_vit'}, r"raffm\.space='paper_vit' must be one of rel"),
+    (
+      {'space': 'released', 'ffn': (1.0, 0.5)},
+      r"raffm\.space='released' must be 'custom'",
+    ),
+  ],
+)
+def test_contradictions_are_refused(options, message):
+  e = config.Experiment(method='raffm')
+  options = dict(options)
+  e.model.tune = options.pop('tune', 'full')
+  e.raffm = dataclasses.replace(e.raffm, **options)
+  with pytest.raises(ValueError, match=message):
+    raffm.build(e, _SIZES, (12,) * 4)
