@@ -51,7 +51,9 @@ def get_config(name: str = 'sst2') -> config.Experiment:
 def _text(name: str) -> config.Experiment:
   squad = name.startswith('squad')
   lengths = (128, 256, 384) if squad else (32, 64, 128)
-  experiment = _common(config.Data(name=name, lengths=lengths))
+  experiment = _common(
+    config.Data(name=name, lengths=lengths), 'bert-base-uncased'
+  )
   experiment.rounds = 100 if squad else 50
   experiment.local = config.Local(
     optimizer='adamw',
@@ -69,7 +71,9 @@ def _text(name: str) -> config.Experiment:
 
 
 def _image(name: str) -> config.Experiment:
-  experiment = _common(config.Data(name=name, image_size=224))
+  experiment = _common(
+    config.Data(name=name, image_size=224), 'vit-base-patch16-224'
+  )
   experiment.clients.partition = 'k_shot'
   experiment.rounds = 100
   experiment.local = config.Local(
@@ -87,10 +91,10 @@ def _image(name: str) -> config.Experiment:
   return experiment
 
 
-def _common(data: config.Data) -> config.Experiment:
+def _common(data: config.Data, weights: str) -> config.Experiment:
   return config.Experiment(
     method='raffm',
-    model=config.Model(weights='', tune='full'),
+    model=config.Model(weights=weights, tune='full'),
     data=data,
     clients=config.Clients(
       partition='iid',

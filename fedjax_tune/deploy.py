@@ -149,7 +149,7 @@ def _assemble(setup: build.Setup, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.foundation, setup.experiment.lora
   trained: Any = found.merge(found.base, theta)
-  cfg = dataclasses.replace(trained.config, full=True)
+  cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
   whole = foundation.split(shapes, cfg.depth)
   # The first is *the* model: AllSmall's, for one, has fewer blocks.

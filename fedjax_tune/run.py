@@ -126,7 +126,7 @@ class Run:
       record[f'{prefix}/accuracy'] = float(np.mean(by_domain))
       if i == 0:
         for metric, values in zip(list(metrics)[1:], others, strict=True):
-          record[f'eval/metric/{metric}'] = float(np.mean(values))
+          record[f'metric/{metric}'] = float(np.mean(values))
         names = self.setup.test.domain_names
         for domain, value in zip(names, by_domain, strict=True):
           record[f'eval/accuracy/{domain}'] = float(value)

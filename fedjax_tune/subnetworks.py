@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import deploy
@@ -179,7 +180,10 @@ def measure(
   salient, whole = trained.reorder(order), trained.num_params({})
   for i, (budget, row) in enumerate(drawn):
     rng = host_rng('deploy', seed, i, 0)
-    mixed = {a: rng.permuted(np.asarray(o), axis=-1) for a, o in order.items()}
+    mixed = {
+      a: jnp.asarray(rng.permuted(np.asarray(o), axis=-1))
+      for a, o in order.items()
+    }
     params = {
       'by salience': salient,
       'as trained': trained.params,

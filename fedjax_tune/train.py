@@ -152,9 +152,9 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
     'other_accuracies': others,
     'metric': run.setup.train.task.primary,
     'other_metrics': {
-      name.removeprefix('eval/metric/'): value
+      name.removeprefix('metric/'): value
       for name, value in last.items()
-      if name.startswith('eval/metric/')
+      if name.startswith('metric/')
     },
     'train_loss': last['train/loss'],
     'client_steps_per_s': float(np.median(rates)),

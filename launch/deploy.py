@@ -80,10 +80,10 @@ def _check_flags() -> None:
 def _extract(
   trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
-  if _SPACE.value is not None:
-    row = subnetworks.parse(_SPACE.value, trained)
-  else:
+  if _BUDGET.value is not None:
     row = subnetworks.largest(_BUDGET.value, trained)
+  else:
+    row = subnetworks.parse(_SPACE.value or '', trained)
   with console.status('Evaluating and writing'):
     record = deploy.write(trained, row, out, _PRIORITY.value)
   cut = ', '.join(

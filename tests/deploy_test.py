@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from absl.testing import flagsaver
+from flax import nnx
 import jax
 from matplotlib import image
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 from fedjax_tune import (
+  build,
   checkpoint,
   config,
   deploy,
@@ -27,7 +29,7 @@ from fedjax_tune import (
   train,
 )
 from fedjax_tune.data import corpus
-from fedjax_tune.methods import salience
+from fedjax_tune.engine import evaluate, server
 from fedjax_tune.models import backbone, export, sizes
 from fedjax_tune.report import scaling
 from fedjax_tune.typing import Tokens
@@ -106,24 +108,47 @@ def patch():
       corpus,
       'load',
       lambda cfg, *_: (
-        images if cfg.name == 'domainnet' else (_texts(24, 1), _texts(20, 2))
+        images if cfg.name == 'domainnet' else (_texts(48, 1), _texts(20, 2))
       ),
     )
     patch.setattr(corpus, 'domain_names', lambda cfg: cfg.domains or ('a',))
     yield patch
 
 
+def _finish(experiment, workdir):
+  """Leaves what a run leaves, but for noise instead of training."""
+  fields = dataclasses.asdict(experiment)
+  checkpoint.experiment_guard(workdir, fields, resume=False)
+  setup = build.build(experiment)
+  theta = tiny.noise(setup.theta, 1)
+  state = server.ServerState(
+    theta, server.optimizer(experiment.server).init(theta), ()
+  )
+  with checkpoint.Checkpoints(workdir, 1) as saved:
+    saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})
+  run = evaluate.build_evaluate(
+    setup.foundation, setup.method, setup.axes, setup.test, (8, 16)
+  )
+  found = next(iter(run(setup.foundation.base, theta).values()))
+  summary = {'rounds': 1, 'accuracy': deploy.score(found)}
+  (workdir / 'summary.json').write_text(json.dumps(summary))
+  return summary
+
+
 @pytest.fixture(scope='module', params=['raffm', 'text'])
 def run(request, folder, patch):
   """A finished run, and where it is."""
   del patch
+  workdir = folder / request.param
   if request.param == 'text':
-    experiment = _text_experiment(folder)
+    summary = _finish(_text_experiment(folder), workdir)
   else:
     raffm = {'embed': (1.0,), 'layers': (1.0,), 'ffn': (1.0, 0.5)}
-    experiment = _image_experiment(folder, 'raffm', raffm=raffm)
-  workdir = folder / request.param
-  summary = train.train(experiment, str(workdir))
+    # A cohort of one holds the full model: one program.
+    experiment = _image_experiment(
+      folder, 'raffm', raffm=raffm, clients={'cohort_size': 1}
+    )
+    summary = train.train(experiment, str(workdir))
   return deploy.load_run(workdir), workdir, summary
 
 
@@ -134,7 +159,10 @@ def _outputs(trained, params, row):
     {}, selection.select(params, trained.model.axes, row)
   )
   inputs = jax.tree.map(np.asarray, trained.setup.test.inputs)
-  return np.asarray(model(inputs, np.arange(row['layer'])))
+  graph, state = nnx.split(model)
+  layers = np.arange(row['layer'])
+  run = jax.jit(lambda state: nnx.merge(graph, state)(inputs, layers))
+  return np.asarray(run(state))
 
 
 def _torch_outputs(trained, folder):
@@ -203,11 +231,12 @@ def test_orders_change_nothing_but_what_comes_first(run):
   order = trained.rank(_WIDEST)
   rng = np.random.default_rng(0)
   mixed = {a: rng.permuted(np.asarray(o), axis=-1) for a, o in order.items()}
-  for params in (trained.reorder(order), trained.reorder(mixed)):
-    np.testing.assert_allclose(_outputs(trained, params, {}), want, atol=1e-4)
   half = {'ffn': trained.sizes['ffn'] // 2}
-  cut = _outputs(trained, trained.reorder(mixed), half)
-  assert np.abs(cut - want).max() > 1e-3
+  cut = _outputs(trained, trained.params, half)
+  for params in (trained.reorder(order), trained.reorder(mixed)):
+    off = np.abs(_outputs(trained, params, {}) - want).max()
+    assert off < 1e-4
+    assert np.abs(_outputs(trained, params, half) - cut).max() > 10 * off
 
 
 def test_budgets(run):
@@ -260,20 +289,6 @@ def test_comparison(run, tmp_path, budget, name):
   assert image.imread(out / f'{name}.png')[..., :3].std() > 0.01
 
 
-def test_salient_channels_come_first():
-  """A planted channel stays in every subnetwork of its MLP, and only so."""
-  found = tiny.vit_foundation()
-  blocks, axes = found.base['blocks'], found.base_axes['blocks']
-  kernel = np.array(blocks['mlp']['fc1']['kernel'])
-  kernel[..., -1] += 100
-  blocks = blocks | {
-    'mlp': blocks['mlp'] | {'fc1': blocks['mlp']['fc1'] | {'kernel': kernel}}
-  }
-  order = salience.rank(blocks, axes, _WIDEST)
-  moved = salience.reorder(blocks, axes, order)
-  assert np.all(np.abs(moved['mlp']['fc1']['kernel'][..., 0]).mean() > 50)
-
-
 def test_scaling_table():
   points = [
     scaling.Point(2000, {}, 1990, 0.2, {'a': 0.5, 'b': 0.25}),
@@ -305,15 +320,13 @@ def test_other_than_plain_models_are_refused(case, folder, patch, tmp_path):
 
 def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):
   del patch
-  experiment = _image_experiment(folder, 'all_small')
-  summary = train.train(experiment, str(tmp_path))
+  summary = _finish(_image_experiment(folder, 'all_small'), tmp_path)
   trained = deploy.load_run(tmp_path)
   assert trained.sizes['layer'] == 2
   record = deploy.write(trained, {}, tmp_path / 'out', _WIDEST)
   assert record['accuracy'] == pytest.approx(summary['accuracy'])
-  assert json.loads((tmp_path / 'out/config.json').read_text())[
-    'num_hidden_layers'
-  ] == (2)
+  written = json.loads((tmp_path / 'out/config.json').read_text())
+  assert written['num_hidden_layers'] == 2
 
 
 @pytest.mark.parametrize(
@@ -337,13 +350,13 @@ def test_bad_sizes(run, act, message):
 def test_other_folders_are_left_alone(run):
   trained, workdir, _ = run
   before = (workdir / 'config.json').read_text()
-  with pytest.raises(FileExistsError, match='config.json of something else'):
+  with pytest.raises(FileExistsError, match='of something else'):
     deploy.write(trained, {}, workdir)
   assert (workdir / 'config.json').read_text() == before
 
 
 def test_runs_that_are_none(tmp_path):
-  with pytest.raises(FileNotFoundError, match='has no run: no config.json'):
+  with pytest.raises(FileNotFoundError, match='has no run: no config'):
     deploy.load_run(tmp_path)
   fields = dataclasses.asdict(config.Experiment(rounds=5))
   checkpoint.experiment_guard(tmp_path, fields, resume=False)

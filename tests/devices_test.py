@@ -128,7 +128,7 @@ def test_raffm_holds_what_fits_in_every_round():
     ({'local': {'steps': 0}}, r'local\.steps=0 must be at least 1'),
     (
       {'raffm': {'deadline_s': 0.5}},
-      r'raffm\.deadline_s=0\.5: rpi\d fits no .* [\d.]+ s and \d+ MiB of its \d',
+      r'raffm\.deadline_s=0\.5: rpi4 fits no .* [\d.]+ s and \d+ MiB of its \d',
     ),
   ],
 )

@@ -1,6 +1,7 @@
 """The closed form of a client's cost against the traced program."""
 
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -16,9 +17,7 @@ from fedjax_tune.models import backbone, linear, sizes
 from fedjax_tune.typing import Tokens
 
 _BATCH, _TOKENS = 4, 64
-_LORA = dict.fromkeys(
-  ('attn.q', 'attn.k', 'attn.v'), linear.Adapter(16, 1.0, 0.1)
-)
+_TARGETS: tuple[str, ...] = ('attn.q', 'attn.k', 'attn.v')
 # Of head width, heads, MLP, model width and depth.
 _SHARES = [
   (1.0, 1.0, 1.0, 1.0, 1.0),
@@ -41,18 +40,21 @@ def _config(kind, *, full):
 
 
 def _batch(kind):
-  shape = lambda *s, t=np.int32: jax.ShapeDtypeStruct((_BATCH, *s), t)
+  def shape(*lead: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((_BATCH, *lead), dtype)
+
   inputs = Tokens(shape(_TOKENS), shape(_TOKENS))
   if kind == 'vit':
-    inputs = shape(128, 128, 3, t=np.uint8)
-  return Batch(inputs, shape(), shape(t=np.bool_))
+    inputs = shape(128, 128, 3, dtype=np.uint8)
+  return Batch(inputs, shape(), shape(dtype=np.bool_))
 
 
 @functools.cache
 def _foundation(kind, *, full):
   """The model in shapes alone."""
   shape = _config(kind, full=full)
-  adapters = {} if full else _LORA
+  lora = linear.Adapter(16, 1.0, 0.1)
+  adapters = dict.fromkeys(() if full else _TARGETS, lora)
   model = nnx.eval_shape(
     lambda: backbone.build_model(shape, adapters, rngs=nnx.Rngs(0))
   )

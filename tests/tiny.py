@@ -4,6 +4,7 @@
 in a third of a ViT's time, and the engine knows neither.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -85,18 +86,32 @@ def noise(tree: Tree, seed: int, scale: float = 0.2) -> Tree:
   """Adds normal noise, so that no bias, adapter or position is trivial."""
   leaves, treedef = jax.tree.flatten(tree)
   rng = np.random.default_rng(seed)
-  noisy = [x + scale * jnp.asarray(_normal(rng, x.shape)) for x in leaves]
-  return jax.tree.unflatten(treedef, noisy)
 
+  # In NumPy: on the device each shape would be a program of its own.
+  def add(x):
+    normal = rng.normal(size=x.shape).astype(np.float32)
+    return jnp.asarray(np.asarray(x) + np.float32(scale) * normal)
 
-def _normal(rng, shape):
-  return rng.normal(size=shape).astype(np.float32)
+  return jax.tree.unflatten(treedef, [add(x) for x in leaves])
 
 
 def _split(model: nnx.Module) -> foundation.Foundation:
   found = foundation.split(model, DEPTH)
   return dataclasses.replace(
     found, theta=noise(found.theta, 1), base=noise(found.base, 2)
+  )
+
+
+def _draw(build_model: Callable[[], nnx.Module]) -> foundation.Foundation:
+  """Draws all parameters here: the model's own draw compiles for seconds."""
+  found = foundation.split(nnx.eval_shape(build_model), DEPTH)
+
+  def start(path, shape):
+    return np.full(shape.shape, path[-1].key == 'scale', np.float32)
+
+  draw = lambda tree, seed: noise(jax.tree.map_with_path(start, tree), seed)
+  return dataclasses.replace(
+    found, theta=draw(found.theta, 1), base=draw(found.base, 2)
   )
 
 
@@ -129,7 +144,8 @@ def vit_foundation(
   lora = linear.Adapter(rank=2, scale=2.0, dropout=dropout)
   adapters = dict.fromkeys(targets, lora)
   shape = vit_config(**changes)
-  return _split(vit.ViT(shape, adapters, remat=remat, rngs=nnx.Rngs(0)))
+  make = lambda: vit.ViT(shape, adapters, remat=remat, rngs=nnx.Rngs(0))
+  return _draw(make) if shape.full else _split(make())
 
 
 @functools.cache
@@ -143,7 +159,7 @@ def text_foundation(
   )
   shape = dataclasses.replace(shape, **changes)
   adapters = dict.fromkeys(targets, lora)
-  return _split(text.TextEncoder(shape, adapters, rngs=nnx.Rngs(0)))
+  return _draw(lambda: text.TextEncoder(shape, adapters, rngs=nnx.Rngs(0)))
 
 
 def texts(size: int, length: int = 8, *, seed: int = 3) -> Tokens:
@@ -218,6 +234,9 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     (1.0, 0.5),
   )
   e.raffm.priority = 'none'
+  if name in ('prunefl', 'prism'):
+    # A stack has nothing to prune but its head, and nothing to factor.
+    e.model.tune, e.prunefl.threshold = 'full', 0.0
   for section, fields in changes.items():
     if not isinstance(fields, dict):
       setattr(e, section, fields)
@@ -295,6 +314,24 @@ def run(
   domains = np.sort(np.arange(clients) % 2)
   planner = plan.Planner(e, method, data, indices, domains)
   return Run(e, found, method, theta, axes, planner)
+
+
+def vit_run(case: str, **options: Any) -> Run:
+  """Returns a run of a ViT, all of whose parameters train.
+
+  Args:
+    case: A method, or method:variant.
+    **options: Fields of the section `raffm`.
+  """
+  e = experiment(
+    case,
+    model={'tune': 'full'},
+    local={'weight_decay': 0.0},
+    clients={'budgets': (DEPTH,) * 4},
+    engine={'slab': 4},
+    raffm=options,
+  )
+  return run(e, vit_foundation(targets=(), full=True))
 
 
 def signature(method: Any, client: int, rnd: int = 0) -> Signature:

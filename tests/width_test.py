@@ -45,9 +45,13 @@ def _held(method, found, client, rnd=0):
 
 
 def _loss(method, found, client, batch, key=_KEY):
-  sig, row, model = _held(method, found, client)
-  run = lambda batch: method.loss(sig, model, row, batch, key, jnp.int32(0))
-  return float(jax.jit(run)(batch)[0])
+
+  def run(theta, base):
+    view = dataclasses.replace(found, theta=theta, base=base)
+    sig, row, model = _held(method, view, client)
+    return method.loss(sig, model, row, batch, key, jnp.int32(0))[0]
+
+  return float(jax.jit(run)(found.theta, found.base))
 
 
 def _cross_entropy(logits_BxK, batch):
@@ -101,7 +105,8 @@ def test_heterofl_divides_what_linear_maps_give(scaler):
 
 @pytest.mark.parametrize('full', [True, False])
 def test_heterofl_divides_the_activations_of_a_text_model(monkeypatch, full):
-  found = tiny.text_foundation(full=full, targets=() if full else ('mlp.fc1',))
+  tuned = {'full': True} if full else {'targets': ('mlp.fc1',)}
+  found = tiny.text_foundation(**tuned)
   valid = jnp.ones(3, bool)
   batch = Batch(tiny.texts(3), jnp.asarray([0, 1, 2]), valid)
   got = _loss(_method('heterofl', _WIDE), found, 0, batch)

@@ -43,7 +43,7 @@ def fit(
     )
     for shares in space.choices()
   }
-  found = {d.name: _largest(d, work, experiment) for d in set(each)}
+  found = {d.name: _largest(d, work, experiment) for d in dict.fromkeys(each)}
   return tuple(found[device.name] for device in each)
 
 

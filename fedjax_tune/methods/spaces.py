@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.group import Row
 
 # Field of a space -> the axes that shrink with it.
 AXES = {
@@ -81,7 +80,9 @@ def make_space(options: config.Raffm) -> Space:
   return SPACES[options.space]
 
 
-def row_of(shares: tuple[float, ...], sizes: Mapping[str, int]) -> Row:
+def row_of(
+  shares: tuple[float, ...], sizes: Mapping[str, int]
+) -> dict[str, int]:
   """Returns what a subnetwork holds; of each axis at least one index."""
   row = {'layer': sizes['layer']}
   for axis, share in _by_axis(shares):

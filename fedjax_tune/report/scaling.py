@@ -85,16 +85,14 @@ def plot_curve(
         'o', ms=3.5, mew=0, alpha=0.35, color=color,
       )  # fmt: skip
       means = [
-        [np.mean([p.parameters for p in g]) for g in groups.values()],
-        [
-          100 * np.mean([p.accuracy[order] for p in g]) for g in groups.values()
-        ],
+        (
+          np.mean([p.parameters for p in group]),
+          np.mean([100 * p.accuracy[order] for p in group]),
+        )
+        for group in groups.values()
       ]
-      ax.plot(
-        [*means[0], full.parameters],
-        [*means[1], 100 * full.accuracy[order]],
-        color=color, lw=2.2, label=order,
-      )  # fmt: skip
+      line = np.array([*means, (full.parameters, 100 * full.accuracy[order])])
+      ax.plot(*line.T, color=color, lw=2.2, label=order)
     # All orders meet in the full model.
     best = 100 * next(iter(full.accuracy.values()))
     ax.plot(full.parameters, best, 'o', ms=6, color=figure.INK, zorder=5)

@@ -1,0 +1,114 @@
+"""The masks of RaFFM's paper-era code: what they admit, and what moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from fedjax_tune.methods import masks
+
+_SIZES = {
+  'layer': 4,
+  'embed': 768,
+  'heads': 12,
+  'qk_dim': 64,
+  'v_dim': 64,
+  'ffn': 3072,
+}
+
+
+def test_masked_gradients_move_what_the_mask_admits():
+  run = tiny.vit_run(
+    'raffm', mode='mask', space='paper_vit', embed=(1.0,), layers=(1.0,)
+  )
+  plan = run.planner.plan(0)
+  (work,) = plan.works
+  is_full = [all(np.all(x) for x in m.row.values()) for m in plan.members]
+  assert sum(is_full) == 1
+
+  def move(member):
+    """Trains this client of the cohort alone."""
+    weight = (work.slab.ids == member.client).astype(np.float32)
+    alone = plan._replace(works=[work._replace(weight=jnp.asarray(weight))])
+    start = run.engine.init()
+    end, _ = run.engine.round(start, alone, jax.random.key(0), 0.1)
+    changed = lambda a, b: np.asarray(a != b)
+    return jax.tree.map(changed, end.theta, start.theta)
+
+  one = plan.members[is_full.index(False)]
+  blocks = move(one)['blocks']
+  for path, masked in masks.PRESETS['paper_vit'].items():
+    module, name = path.split('.')
+    kernel = blocks[module][name]['kernel']
+    dims = run.axes['blocks'][module][name]['kernel']
+    shape = [
+      n if a in ('layer', *masked.dims) else 1
+      for a, n in zip(dims, kernel.shape, strict=True)
+    ]
+    admits = np.reshape(one.row[f'mask.{path}'], shape) > 0
+    assert not admits.all()
+    assert not np.any(kernel & ~admits)
+    assert np.all(kernel | ~admits)
+  for module, name in (('attn', 'v'), ('attn', 'proj'), ('mlp', 'fc1')):
+    assert np.all(blocks[module][name]['bias'])
+  everything = move(plan.members[is_full.index(True)])
+  kernels = [
+    m['kernel']
+    for part in ('attn', 'mlp')
+    for m in everything['blocks'][part].values()
+  ]
+  assert all(map(np.all, kernels))
+
+
+def _mask_counts(preset, path, shape):
+  """Returns the masks of many clients and layers, and how much each admits."""
+  extraction = masks.Masks(_SIZES, preset)
+  rows = [r for t in range(6) for r in extraction.allocate(0, t, range(12))]
+  found = [np.reshape(row[f'mask.{path}'], (4, -1)) for row in rows]
+  partly = np.concatenate([m for m in found if not m.all()])
+  assert sum(m.all() for m in found) >= 6
+  assert partly.shape[1] == shape
+  return partly, set(partly.sum(1).tolist())
+
+
+@pytest.mark.parametrize('preset', ['paper_bert', 'paper_distilbert'])
+def test_text_masks_are_prefixes_of_the_authors_sizes(preset):
+  rows = {128, 256, 320, 428, 512, 728, 768}
+  ffn = rows - {768} | {1024, 2048, 3072}
+  want = {
+    'attn.q': (64, set(range(32, 65, 4))),
+    'attn.k': (64, set(range(32, 65, 4))),
+    'mlp.fc1': (3072, ffn),
+  }
+  if preset == 'paper_bert':
+    want |= {'attn.proj': (768, rows), 'mlp.fc2': (768, rows)}
+  assert set(masks.PRESETS[preset]) == set(want)
+  for path, (size, counts) in want.items():
+    drawn, sums = _mask_counts(preset, path, size)
+    assert sums == counts
+    assert np.all(np.diff(drawn) <= 0)
+
+
+def test_vision_masks_are_the_authors():
+  heads = {32, 37, 42, 48, 53, 58}
+  drawn, sums = _mask_counts('paper_vit', 'attn.q', 64)
+  assert sums == heads
+  assert np.all(np.diff(drawn) <= 0)
+  for path, size in (('attn.proj', 768), ('mlp.fc1', 768), ('mlp.fc2', 3072)):
+    drawn, sums = _mask_counts('paper_vit', path, size)
+    assert sums == {int(r * size) for r in (0.6, 0.7, 0.8, 0.85, 0.9)}
+    # Inputs at random: not the same ones, nor the first ones.
+    assert np.ptp(drawn.mean(0)) < 0.4
+    assert abs(drawn.mean() - 0.77) < 0.05
+
+
+def test_queries_and_keys_share_a_mask_and_layers_do_not():
+  (row,) = [
+    r
+    for r in masks.Masks(_SIZES, 'paper_bert').allocate(0, 0, [4, 9])
+    if not np.all(r['mask.attn.q'])
+  ]
+  queries = np.asarray(row['mask.attn.q'])
+  np.testing.assert_array_equal(queries, row['mask.attn.k'])
+  assert len(set(queries.reshape(4, 64).sum(1))) > 1

@@ -1,0 +1,129 @@
+"""RaFFM's experiment files, end to end on made-up data."""
+
+import importlib
+
+from flax import nnx
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny_text
+
+from fedjax_tune import config, foundation, train
+from fedjax_tune.models import backbone, export, sizes
+
+_AUTHORS = importlib.import_module('experiments.raffm_authors')
+_METRICS = {
+  'cola': 'matthews',
+  'stsb': 'pearson',
+  'squad1': 'f1',
+  'squad2': 'f1',
+}
+_OTHERS = ('sst2', 'mrpc', 'qqp', 'qnli', 'rte', 'cola', 'squad2')
+
+
+@pytest.fixture(scope='module')
+def bert(tmp_path_factory):
+  """A folder of a tiny BERT with its tokenizer."""
+  folder = tmp_path_factory.mktemp('bert')
+  words = tiny_text.write_bert(folder / 'words')
+  cfg = sizes.TextConfig(
+    depth=2,
+    embed=16,
+    heads=2,
+    ffn=24,
+    vocab=128,
+    positions=32,
+    family='bert',
+    num_classes=2,
+    full=True,
+  )
+  model = backbone.build_model(cfg, rngs=nnx.Rngs(0))
+  split = foundation.split(model, cfg.depth)
+  export.save_huggingface(
+    folder / 'model', cfg, split.theta, ['no', 'yes'], tokenizer=str(words)
+  )
+  return str(folder / 'model')
+
+
+def _shrink(experiment):
+  """Keeps the setting; two clients take one step of a tiny model."""
+  experiment.rounds = 1
+  experiment.data.lengths = (32,)
+  experiment.data.image_size = 16
+  experiment.data.test_examples = 10
+  experiment.clients.count = 4
+  experiment.clients.cohort_size = 2
+  experiment.clients.shots = 1
+  experiment.clients.min_examples = 1
+  experiment.local.batch_size = 4
+  experiment.local.steps = 1
+  return experiment
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'mnli',
+    'stsb',
+    'squad1',
+    *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS),
+  ],
+)
+def test_text_runs_a_round(name, bert, tmp_path):
+  experiment = _shrink(_AUTHORS.get_config(name))
+  experiment.model.weights = bert
+  with tfds.testing.mock_data(num_examples=40):
+    summary = train.train(experiment, str(tmp_path))
+  assert summary['metric'] == _METRICS.get(name, 'accuracy')
+  # Of two clients one has the full model, the other the smallest.
+  assert summary['compiles'] == 2
+  assert np.isfinite(summary['train_loss'])
+  assert set(summary['other_accuracies']) == {'smallest'}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cifar10',
+    *(
+      pytest.param(n, marks=pytest.mark.slow)
+      for n in ('cifar100', 'flowers102')
+    ),
+  ],
+)
+def test_images_run_a_round(name, tmp_path):
+  experiment = _shrink(_AUTHORS.get_config(name))
+  experiment.model.weights = 'random:vit_test'
+  with tfds.testing.mock_data(num_examples=60):
+    summary = train.train(experiment, str(tmp_path))
+  assert summary['compiles'] == 2
+  assert np.isfinite(summary['train_loss'])
+
+
+def test_every_set_is_the_authors():
+  for name in ('sst2', 'mrpc', 'mnli', 'qqp', 'qnli', 'stsb', 'rte', 'cola'):
+    e = _AUTHORS.get_config(name)
+    assert e.data.name == f'glue/{name}'
+    assert (e.local.optimizer, e.local.lr, e.local.epochs) == ('adamw', 2e-5, 3)
+    assert (e.local.weight_decay, e.local.batch_size) == (0.01, 24)
+    assert e.rounds == 50
+  e = _AUTHORS.get_config('cifar100')
+  assert (e.local.optimizer, e.local.lr, e.local.epochs) == ('adam', 3e-5, 5)
+  assert (e.clients.partition, e.clients.shots) == ('k_shot', 12)
+  for name in ('rte', 'squad2', 'flowers102'):
+    e = _AUTHORS.get_config(name)
+    assert (e.clients.count, e.clients.cohort_size) == (100, 10)
+    assert (e.local.decay, e.local.decay_every) == (0.98, 5)
+    assert e.raffm == config.Raffm()
+  with pytest.raises(ValueError, match=r"SET='imdb' must be one of sst2, "):
+    _AUTHORS.get_config('imdb')
+
+
+def test_reviews_and_emoji_are_one_comparison():
+  reviews, emoji = (
+    importlib.import_module(f'experiments.{name}').get_config()
+    for name in ('raffm_reviews', 'raffm_emoji')
+  )
+  assert (reviews.clients.count, reviews.clients.cohort_size) == (100, 10)
+  assert reviews.clients.alpha == emoji.clients.alpha == 0.5
+  assert reviews.width == emoji.width
