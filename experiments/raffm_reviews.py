@@ -23,7 +23,7 @@ def get_config() -> config.Experiment:
     rounds=30,
     eval_every=5,
     model=config.Model(weights='minilm_l6', tune='full'),
-    data=config.Data(name='movie_reviews', lengths=(32, 64), test_examples=500),
+    data=config.Data(name='movie_reviews', lengths=(48,), test_examples=400),
     clients=config.Clients(
       partition='dirichlet',
       count=100,

@@ -59,9 +59,9 @@ class Trained:
     """Counts a subnetwork's parameters, embedding and head included."""
     held = self.held(row)
 
-    def count(leaf, names):
+    def count(leaf: Any, names: tuple[str, ...]) -> int:
       pairs = zip(names, leaf.shape, strict=True)
-      return math.prod(held.get(name, n) for name, n in pairs)
+      return math.prod(held[name] if name in held else n for name, n in pairs)
 
     return sum(
       jax.tree.leaves(jax.tree.map(count, self.params, self.model.axes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,10 @@ from fedjax_tune.report import scaling
 # own; the two together, as one alone would be cut to nothing.
 _STEPS = 64
 # Of the same shares: the budgets of a curve.
-_LEVELS = tuple(k / 8 for k in range(1, 8))
+_LEVELS = tuple(k / 8 for k in range(2, 8))
+# Least share of the width of heads in a draw: with less, little works in any
+# order.
+_LEAST = 1 / 4
 # A subnetwork at a budget uses at least this share of it.
 _USED = 0.98
 
@@ -108,12 +112,14 @@ def draw(
 ) -> list[tuple[int, Row]]:
   """Draws random subnetworks: widths of queries and keys, values, and MLP.
 
+  Heads keep at least a quarter of their width.
+
   Args:
     trained: The run.
     samples: How many.
     seed: Of the draw.
     budget: All use it to at least 98 %; None spreads them evenly over the
-      budgets of seven models that are narrowed evenly, by eighths.
+      budgets of six models that are narrowed evenly, by eighths.
 
   Returns:
     For each its budget in parameters, and how much it has of each axis.
@@ -128,7 +134,7 @@ def draw(
   choices = [_at_budget(limit, trained) for limit in limits]
   if not all(choices):
     raise ValueError(
-      f'budget={budget}: no subnetwork has {_USED:.0%} to 100% of'
+      f'budget={budget}: no subnetwork to compare has {_USED:.0%} to 100% of'
       f' {limits[0]} parameters; the full model has {trained.num_params({})}.'
     )
   drawn = []
@@ -143,7 +149,10 @@ def draw(
 def _at_budget(limit: int, trained: deploy.Trained) -> list[Row]:
   """Lists subnetworks that use a budget, one for each pair of head widths."""
   sizes, found = trained.sizes, []
-  widths = (range(1, sizes[a] + 1) for a in ('qk_dim', 'v_dim'))
+  widths = (
+    range(math.ceil(_LEAST * sizes[axis]), sizes[axis] + 1)
+    for axis in ('qk_dim', 'v_dim')
+  )
   one, two = (trained.num_params({'ffn': n}) for n in (1, 2))
   for query, value in itertools.product(*widths):
     row = {'qk_dim': query, 'v_dim': value, 'ffn': 1}

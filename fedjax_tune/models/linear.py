@@ -16,6 +16,10 @@ class Frozen(nnx.Variable):
   """A parameter of the foundation model that no client trains."""
 
 
+class Tuned(nnx.Param):
+  """A parameter of the foundation model that clients train."""
+
+
 # One axis of a parameter: its name and its size.
 Axis = tuple[str, int]
 
@@ -72,7 +76,8 @@ class Linear(nnx.Module):
         rngs.params(), shape, minval=-bound, maxval=bound
       )
 
-    fill = uniform if kind is not Frozen else lambda a: jnp.zeros(_sizes(a))
+    new = kind not in (Frozen, Tuned)
+    fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
     self.bias = variable(kind, fill(stack + outs), stack + outs)
     if adapter:

@@ -36,7 +36,7 @@ class BlockSizes(Protocol):
 
 def kind(config: BlockSizes) -> type[nnx.Variable]:
   """Returns the kind of the pretrained parameters."""
-  return nnx.Param if config.full else linear.Frozen
+  return linear.Tuned if config.full else linear.Frozen
 
 
 @dataclasses.dataclass(frozen=True)

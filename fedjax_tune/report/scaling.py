@@ -78,9 +78,12 @@ def plot_curve(
   with mpl.rc_context(figure.STYLE):
     fig = figure.new_figure(4.2)
     ax = fig.subplots()
-    for order, color in zip(points[0].accuracy, figure.COLORS, strict=False):
+    # Side by side, so that all can be seen.
+    beside = 0.004 * (full.parameters - min(groups))
+    for i, order in enumerate(points[0].accuracy):
+      color = figure.COLORS[i]
       ax.plot(
-        [p.parameters for p in points],
+        [p.parameters + (i - 1) * beside for p in points],
         [100 * p.accuracy[order] for p in points],
         'o', ms=3.5, mew=0, alpha=0.35, color=color,
       )  # fmt: skip
@@ -107,7 +110,7 @@ def plot_curve(
     ax.xaxis.set_major_formatter(lambda x, _: tables.human_count(x))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=7))
     ax.legend(
-      title='channels kept: first', alignment='left', frameon=False,
+      title='channels kept first', alignment='left', frameon=False,
       loc='upper left', bbox_to_anchor=(1.01, 1.0),
     )  # fmt: skip
     fig.savefig(path)
