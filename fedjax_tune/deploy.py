@@ -60,8 +60,9 @@ class Trained:
     held = self.held(row)
 
     def count(leaf: Any, names: tuple[str, ...]) -> int:
-      pairs = zip(names, leaf.shape, strict=True)
-      return math.prod(held[name] if name in held else n for name, n in pairs)
+      shape: tuple[int, ...] = leaf.shape
+      pairs = zip(names, shape, strict=True)
+      return math.prod(held.get(name, n) for name, n in pairs)
 
     return sum(
       jax.tree.leaves(jax.tree.map(count, self.params, self.model.axes))

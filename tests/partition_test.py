@@ -107,7 +107,7 @@ def test_natural_clients_are_the_largest_groups():
   owned = [set(groups[rows]) for rows in made.indices]
   assert owned == [{'a'}, {'c'}, {'d'}]
   assert made.sizes().tolist() == [50, 40, 20]
-  with pytest.raises(ValueError, match='clients.count=3: only 2 groups have'):
+  with pytest.raises(ValueError, match=r'clients\.count=3: only 2 groups have'):
     partition.partition(_clients('natural', min_examples=30), data)
 
 
