@@ -96,8 +96,8 @@ def test_the_base_of_these_tests_is_good():
 def test_empty_domain(refuse, monkeypatch):
   load = corpus.load
 
-  def without_sketches(cfg):
-    train_set, test_set = load(cfg)
+  def without_sketches(*args):
+    train_set, test_set = load(*args)
     domains = train_set.domains % 5
     return dataclasses.replace(train_set, domains=domains), test_set
 
@@ -168,9 +168,9 @@ def test_packaged_weights_that_are_cut_short(tmp_path, refuse):
     ({}, FileNotFoundError, r'model.weights=.*config.json is missing'),
     ({'config.json': '{'}, ValueError, r'config.json is not valid JSON'),
     (
-      {'config.json': '{"model_type": "bert"}'},
+      {'config.json': '{"model_type": "t5"}'},
       ValueError,
-      r"config.json: model_type='bert' is not supported",
+      r"config.json: model_type='t5' is not supported",
     ),
   ],
 )

@@ -43,19 +43,21 @@ def _parse(file, *overrides):
 
 @pytest.mark.parametrize('name', _NAMES)
 def test_experiment_is_valid_and_takes_flags(name):
-  validate.validate(_get(name), BUILDERS)
+  plain = _get(name)
+  validate.validate(plain, BUILDERS)
+  budgets = plain.clients.budgets and (2, 1)
   experiment = _parse(
     f'{name}.py',
     '--config.method=all_small',
     '--config.rounds=7',
     '--config.seed=3',
-    '--config.clients.budgets=(2,1)',
+    f'--config.clients.budgets={budgets}',
     '--config.lora.patch_embed=false',
   )
   assert isinstance(experiment, config.Experiment)
   assert experiment.method == 'all_small'
   assert (experiment.rounds, experiment.seed) == (7, 3)
-  assert experiment.clients.budgets == (2, 1)
+  assert experiment.clients.budgets == budgets
   assert experiment.lora.patch_embed is False
   validate.validate(experiment, BUILDERS)
 

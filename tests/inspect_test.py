@@ -45,6 +45,7 @@ def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
     'uplink': summary['uplink_bytes'],
     'downlink': summary['downlink_bytes'],
     'flops': summary['train_flops'],
+    'simulated_us': 0,
   }
   assert metrics.read_metrics(tmp_path)[-1]['cost/uplink_bytes'] > 0
 

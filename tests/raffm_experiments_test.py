@@ -1,14 +1,17 @@
 """RaFFM's experiment files, end to end on made-up data."""
 
 import importlib
+import math
 
 from flax import nnx
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tiny_text
 
-from fedjax_tune import config, foundation, train
+from fedjax_tune import config, foundation, selection, train
+from fedjax_tune.methods import spaces
 from fedjax_tune.models import backbone, export, sizes
 
 _AUTHORS = importlib.import_module('experiments.raffm_authors')
@@ -119,11 +122,27 @@ def test_every_set_is_the_authors():
     _AUTHORS.get_config('imdb')
 
 
-def test_reviews_and_emoji_are_one_comparison():
-  reviews, emoji = (
-    importlib.import_module(f'experiments.{name}').get_config()
-    for name in ('raffm_reviews', 'raffm_emoji')
-  )
-  assert (reviews.clients.count, reviews.clients.cohort_size) == (100, 10)
-  assert reviews.clients.alpha == emoji.clients.alpha == 0.5
-  assert reviews.width == emoji.width
+_MINILM = sizes.TextConfig(6, 384, 12, 1536, 30522, 512, 'bert', full=True)
+_DINOV2 = sizes.ViTConfig(12, 384, 6, 1536, 14, 42, layer_scale=True, full=True)
+
+
+@pytest.mark.parametrize(
+  ('name', 'cfg'), [('raffm_reviews', _MINILM), ('raffm_emoji', _DINOV2)]
+)
+def test_baselines_hold_as_much_as_raffm(name, cfg):
+  experiment = importlib.import_module(f'experiments.{name}').get_config()
+  model = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
+  split = foundation.split(model, cfg.depth)
+  axes = dict(sizes.Axes.of(cfg))
+
+  def params(row):
+    cut = lambda theta: selection.select(theta, split.axes, row)
+    return foundation.num_params(jax.eval_shape(cut, split.theta))
+
+  shares = spaces.SPACES['released'].ffn
+  rates = experiment.width.rates
+  assert len(rates) == len(shares)
+  for share, rate in zip(shares, rates, strict=True):
+    slim = {a: math.ceil(rate * axes[a]) for a in experiment.width.axes}
+    want = params({'ffn': round(share * axes['ffn'])})
+    assert params(slim) == pytest.approx(want, rel=0.025)

@@ -69,7 +69,7 @@ def _train(folder, name, *, resume=False, stop=None):
 
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(corpus, 'load', lambda _: data)
+    patch.setattr(corpus, 'load', lambda *_: data)
     patch.setattr(checkpoint.Checkpoints, 'save', keep)
     patch.setattr(train.Run, 'charge', count)
     workdir = str(folder / name)
@@ -186,7 +186,7 @@ def test_resuming_a_finished_run_changes_nothing(folder, whole):
   before = (folder / 'whole/metrics.jsonl').read_text()
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(corpus, 'load', lambda _: data)
+    patch.setattr(corpus, 'load', lambda *_: data)
     workdir = str(folder / 'whole')
     summary = train.train(_experiment(folder), workdir, resume=True)
   assert summary == whole[1]

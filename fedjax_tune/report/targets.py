@@ -61,7 +61,8 @@ def target_markdown(
     baseline: The label to compare with.
 
   Returns:
-    A Markdown table of means over the seeds that got there.
+    A Markdown table of means over the seeds that got there; 'times faster'
+    compares simulated times seed by seed.
   """
   goals = {
     seed: SHARE * rows[-1]['eval/accuracy']
@@ -72,32 +73,40 @@ def target_markdown(
     'simulated h', 'times faster',
   ]  # fmt: skip
   found = {
-    label: [
-      spent_until(rows, goals[seed])
+    label: {
+      seed: spent_until(rows, goals[seed])
       for seed, rows in by_seed.items()
       if seed in goals
-    ]
+    }
     for label, by_seed in runs.items()
   }
-  own = _mean(found[baseline], 'simulated_s')
+  own = found[baseline]
   cells = []
-  for label, spent in found.items():
-    there = [s for s in spent if s]
-    time = _mean(there, 'simulated_s')
+  for label, by_seed in found.items():
+    there = [spent for spent in by_seed.values() if spent]
+    pairs = [(own[seed], spent) for seed, spent in by_seed.items()]
+    faster = [
+      a.simulated_s / b.simulated_s
+      for a, b in pairs
+      if a and b and b.simulated_s
+    ]
     cells.append(
       [
         label,
-        f'{len(there)} of {len(spent)}',
-        tables.digits(_mean(there, 'rounds')),
-        tables.digits(_mean(there, 'moved_bytes') / 1e9),
-        tables.digits(_mean(there, 'flops') / 1e12),
-        tables.digits(time / 3600) if time else '-',
-        tables.digits(own / time) if time else '-',
+        f'{len(there)} of {len(by_seed)}',
+        *(
+          _mean([getattr(spent, field) / unit for spent in there])
+          for field, unit in _UNITS.items()
+        ),
+        _mean(faster),
       ]
     )
   return tables.markdown(header, cells)
 
 
-def _mean(spent: Sequence[Spent | None], field: str) -> float:
-  values = [getattr(s, field) for s in spent if s]
-  return float(np.mean(values)) if values else float('nan')
+# Field of `Spent` -> the unit of its column.
+_UNITS = {'rounds': 1, 'moved_bytes': 1e9, 'flops': 1e12, 'simulated_s': 3600}
+
+
+def _mean(values: Sequence[float]) -> str:
+  return tables.digits(float(np.mean(values))) if values else '-'
