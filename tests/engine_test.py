@@ -130,7 +130,8 @@ def test_a_plan_counts_owners_and_steps():
   run = tiny.run(tiny.experiment())
   planned = run.planner.plan(0)
   rows = [member.row for member in planned.members]
-  owners = [sum(n in row['layer'] for row in rows) for n in range(tiny.DEPTH)]
+  held = [np.asarray(row['layer']) for row in rows]
+  owners = [sum(n in layers for layers in held) for n in range(tiny.DEPTH)]
   assert list(planned.owners) == owners
   assert planned.client_steps == 4 * 2
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -109,7 +110,7 @@ def test_slots_by_hand():
 @pytest.mark.parametrize('budgets', [(4, 3, 2), (1, 2), (3, 3), (4, 1, 2, 3)])
 def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
   method = _method(budgets)
-  rows = method.allocate(5, range(len(budgets)))
+  rows: Any = method.allocate(5, range(len(budgets)))
   tops = {}
   for k, row in enumerate(rows):
     c = budgets[k]

@@ -145,4 +145,4 @@ def test_baselines_hold_as_much_as_raffm(name, cfg):
   for share, rate in zip(shares, rates, strict=True):
     slim = {a: math.ceil(rate * axes[a]) for a in experiment.width.axes}
     want = params({'ffn': round(share * axes['ffn'])})
-    assert params(slim) == pytest.approx(want, rel=0.025)
+    assert params(slim) == pytest.approx(want, rel=0.03)

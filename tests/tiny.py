@@ -36,10 +36,7 @@ STACK_SIZE, VIT_SIZE = 4, 16
 _VARIANTS = {
   'inclusivefl': ('published', 'fedra_port'),
   'depthfl': ('published', 'fedra_port'),
-  'raffm': ('random', 'sandwich'),
 }
-# The field that a variant is; 'variant' where the method's section has it.
-_FIELDS = {'raffm': 'sampling'}
 # Every method of the registry, in every variant: 'fedra', 'depthfl:published'.
 CASES = [
   ':'.join(filter(None, (name, variant)))
@@ -226,7 +223,7 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     ),
   )
   if variant:
-    setattr(getattr(e, name), _FIELDS.get(name, 'variant'), variant)
+    getattr(e, name).variant = variant
   e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
   e.raffm.space, e.raffm.embed, e.raffm.layers = (
     'custom',

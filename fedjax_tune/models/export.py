@@ -105,9 +105,9 @@ def save_huggingface(
   flat, config = _fill(flat, axes, sizes, config)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  metadata = {'format': 'pt'}
-  path = folder / 'model.safetensors'
-  safetensors.numpy.save_file(_tensors(flat, config), path, metadata)
+  # Not save_file: what that writes, nobody else may read.
+  written = safetensors.numpy.save(_tensors(flat, config), {'format': 'pt'})
+  (folder / 'model.safetensors').write_bytes(written)
   _write_json(folder / 'config.json', hub_config.render(config, label_names))
   if isinstance(config, ViTConfig):
     _write_json(
