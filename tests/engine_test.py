@@ -129,7 +129,7 @@ def test_weights(weighting):
 def test_a_plan_counts_owners_and_steps():
   run = tiny.run(tiny.experiment())
   planned = run.planner.plan(0)
-  rows = [member.row for member in planned.members]
+  rows = run.method.allocate(0, [m.client for m in planned.members])
   held = [np.asarray(row['layer']) for row in rows]
   owners = [sum(n in layers for layers in held) for n in range(tiny.DEPTH)]
   assert list(planned.owners) == owners

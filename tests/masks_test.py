@@ -24,20 +24,22 @@ def test_masked_gradients_move_what_the_mask_admits():
   )
   plan = run.planner.plan(0)
   (work,) = plan.works
-  is_full = [all(np.all(x) for x in m.row.values()) for m in plan.members]
+  clients = [member.client for member in plan.members]
+  rows = run.method.allocate(0, clients)
+  is_full = [all(np.all(x) for x in row.values()) for row in rows]
   assert sum(is_full) == 1
 
-  def move(member):
+  def move(client):
     """Trains this client of the cohort alone."""
-    weight = (work.slab.ids == member.client).astype(np.float32)
+    weight = (work.slab.ids == client).astype(np.float32)
     alone = plan._replace(works=[work._replace(weight=jnp.asarray(weight))])
     start = run.engine.init()
     end, _ = run.engine.round(start, alone, jax.random.key(0), 0.1)
     changed = lambda a, b: np.asarray(a != b)
     return jax.tree.map(changed, end.theta, start.theta)
 
-  one = plan.members[is_full.index(False)]
-  blocks = move(one)['blocks']
+  one = is_full.index(False)
+  blocks = move(clients[one])['blocks']
   for path, masked in masks.PRESETS['paper_vit'].items():
     module, name = path.split('.')
     kernel = blocks[module][name]['kernel']
@@ -46,13 +48,13 @@ def test_masked_gradients_move_what_the_mask_admits():
       n if a in ('layer', *masked.dims) else 1
       for a, n in zip(dims, kernel.shape, strict=True)
     ]
-    admits = np.reshape(one.row[f'mask.{path}'], shape) > 0
+    admits = np.reshape(rows[one][f'mask.{path}'], shape) > 0
     assert not admits.all()
     assert not np.any(kernel & ~admits)
     assert np.all(kernel | ~admits)
   for module, name in (('attn', 'v'), ('attn', 'proj'), ('mlp', 'fc1')):
     assert np.all(blocks[module][name]['bias'])
-  everything = move(plan.members[is_full.index(True)])
+  everything = move(clients[is_full.index(True)])
   kernels = [
     m['kernel']
     for part in ('attn', 'mlp')

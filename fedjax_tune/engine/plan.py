@@ -45,12 +45,10 @@ class Member(NamedTuple):
 
   Attributes:
     client: Its id.
-    row: What it holds.
-    sig: How much that is.
+    sig: How much it holds.
   """
 
   client: int
-  row: Row
   sig: Signature
 
 
@@ -109,7 +107,7 @@ class Planner:
   @functools.cached_property
   def rounds(self) -> list[list[Member]]:
     """The members of every round."""
-    return [self.members(rnd) for rnd in range(self.experiment.rounds)]
+    return [self._cohort(rnd)[0] for rnd in range(self.experiment.rounds)]
 
   @functools.cached_property
   def widths(self) -> dict[Signature, int]:
@@ -124,23 +122,12 @@ class Planner:
     fixed = self.experiment.engine.slab
     return {s: fixed or round(n / present[s]) for s, n in total.items()}
 
-  def members(self, rnd: int) -> list[Member]:
-    """Returns who takes part in a round, and what each holds."""
-    e = self.experiment
-    cohort = sample_cohort(
-      e.clients, self.domains, self.method.eligible(), e.seed, rnd
-    )
-    rows = self.method.allocate(rnd, cohort)
-    lengths = [self._length(k, rnd) for k in cohort]
-    sigs = map(Signature.of, rows, lengths)
-    return [Member(*m) for m in zip(cohort, rows, sigs, strict=True)]
-
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
-    members = self.members(rnd)
+    members, rows = self._cohort(rnd)
     uniform = self.experiment.server.weighting == 'uniform'
     weights = [1 if uniform else len(self.indices[m.client]) for m in members]
-    clients, rows, sigs = zip(*members, strict=True)
+    clients, sigs = zip(*members, strict=True)
     slabs = cut_slabs(clients, sigs, rows, weights, self.widths)
     layers = np.concatenate([_ids(row['layer']) for row in rows])
     return RoundPlan(
@@ -150,6 +137,17 @@ class Planner:
       int(sum(self.steps[k] for k in clients)),
       np.bincount(layers, minlength=self.method.depth),
     )
+
+  def _cohort(self, rnd: int) -> tuple[list[Member], list[Row]]:
+    """Returns who takes part in a round, and what each holds."""
+    e = self.experiment
+    cohort = sample_cohort(
+      e.clients, self.domains, self.method.eligible(), e.seed, rnd
+    )
+    rows = self.method.allocate(rnd, cohort)
+    lengths = [self._length(k, rnd) for k in cohort]
+    sigs = map(Signature.of, rows, lengths)
+    return list(map(Member, cohort, sigs)), rows
 
   def _length(self, client: int, rnd: int) -> int:
     """Returns the least length that holds all that the client will read."""

@@ -76,8 +76,8 @@ class HeteroFL(Width):
 
   Diao, Ding, Tarokh, "HeteroFL: Computation and Communication Efficient
   Federated Learning for Heterogeneous Clients", ICLR 2021, arXiv 2010.01264;
-  the authors' code is github.com/diaoenmao/HeteroFL-... (fed.py,
-  models/transformer.py, modules/modules.py `Scaler`).
+  the authors' code is the repository of that title of github.com/diaoenmao
+  (fed.py, models/transformer.py, modules/modules.py `Scaler`).
 
   Attention is sliced within each head, not across heads. The mean over holders
   is uniform (`server.weighting='uniform'`).
