@@ -38,9 +38,10 @@ _SAMPLES = flags.DEFINE_integer(
 )
 _PRIORITY = flags.DEFINE_enum(
   'priority',
-  'qk+vo+ffn',
+  None,
   list(salience.SCOPES),
-  "What salience reorders before cutting; 'none' cuts as trained.",
+  "What salience reorders before cutting; 'none', the default, cuts as trained;"
+  ' --curve compares qk+vo+ffn.',
 )
 _TEST_EXAMPLES = flags.DEFINE_integer(
   'test_examples', 0, 'Of each domain; 0 is what the run took.', lower_bound=0
@@ -85,7 +86,7 @@ def _extract(
   else:
     row = subnetworks.parse(_SPACE.value or '', trained)
   with console.status('Evaluating and writing'):
-    record = deploy.write(trained, row, out, _PRIORITY.value)
+    record = deploy.write(trained, row, out, _PRIORITY.value or 'none')
   cut = ', '.join(
     f'{axis} {n} of {trained.sizes[axis]}'
     for axis, n in record['subnetwork'].items()
@@ -106,11 +107,12 @@ def _compare(
   trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
   seed, budget = _SEED.value, _BUDGET.value
+  priority = _PRIORITY.value or 'qk+vo+ffn'
   drawn = subnetworks.draw(trained, _SAMPLES.value, seed, budget)
   # The full model comes last.
   drawn.append((trained.num_params({}), trained.sizes))
   *points, full = rich_progress.track(
-    subnetworks.measure(trained, drawn, seed, _PRIORITY.value),
+    subnetworks.measure(trained, drawn, seed, priority),
     'Subnetworks',
     total=len(drawn),
     console=console,
@@ -120,7 +122,7 @@ def _compare(
   table = scaling.scaling_markdown(points, full)
   record = {
     'metric': trained.setup.test.task.primary,
-    'priority': _PRIORITY.value,
+    'priority': priority,
     'test_examples': len(trained.setup.test),
     'full': dataclasses.asdict(full),
     'subnetworks': [dataclasses.asdict(point) for point in points],
