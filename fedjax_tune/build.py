@@ -95,6 +95,7 @@ def build(experiment: config.Experiment) -> Setup:
   method = method.meet(train.task, parts.present(train))
   model = build_foundation(experiment, weights, train.task)
   model = method.prepare(model)
+  method = method.study(model)
   theta, axes = method.init(model.theta, model.axes)
   planner = Planner(experiment, method, train, parts.indices, parts.domains)
   return Setup(
