@@ -19,7 +19,15 @@ from fedjax_tune.report import tables
 
 
 class Run:
-  """A setup with its engine, its costs and its evaluation."""
+  """A setup with its engine, its costs and its evaluation.
+
+  Attributes:
+    setup: What the run is made of.
+    engine: Its rounds, compiled.
+    widths: For each signature that will occur the clients per slab.
+    batch_shapes: Likewise the shapes of the batches [S, B, ...] of one client.
+    costs: Likewise what a client costs.
+  """
 
   def __init__(self, setup: build.Setup) -> None:
     e = setup.experiment
@@ -34,9 +42,10 @@ class Run:
       prox=e.local.prox,
     )
     self.widths = setup.planner.widths
+    self.batch_shapes = {sig: self._batch_shapes(sig) for sig in self.widths}
     self.engine.compile(
       self.widths,
-      self.batch_shapes,
+      self.batch_shapes.__getitem__,
       e.engine.mode,
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
@@ -50,17 +59,16 @@ class Run:
         sig,
         jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-          self.batch_shapes(sig),
+          shapes,
         ),
       )
-      for sig in self.widths
+      for sig, shapes in self.batch_shapes.items()
     }
     self._evaluate = build_evaluate(
       setup.foundation, setup.method, setup.axes, setup.test, e.data.lengths
     )
 
-  def batch_shapes(self, sig: Signature) -> Batch:
-    """Returns the shapes of the batches [S, B, ...] of one client."""
+  def _batch_shapes(self, sig: Signature) -> Batch:
     cfg, train = self.setup.experiment.local, self.setup.train
     lead = (int(self.setup.planner.steps.max()), cfg.batch_size)
 
@@ -119,18 +127,20 @@ class Run:
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
     results = self._evaluate(self.setup.foundation.base, state.theta)
-    record = {}
-    for i, (name, metrics) in enumerate(results.items()):
-      prefix = 'eval' if i == 0 else f'eval/{name}'
-      by_domain, *others = metrics.values()
-      record[f'{prefix}/accuracy'] = float(np.mean(by_domain))
-      if i == 0:
-        for metric, values in zip(list(metrics)[1:], others, strict=True):
-          record[f'metric/{metric}'] = float(np.mean(values))
-        names = self.setup.test.domain_names
-        for domain, value in zip(names, by_domain, strict=True):
-          record[f'eval/accuracy/{domain}'] = float(value)
-    return record
+    primary, mean = self.setup.test.task.primary, lambda x: float(np.mean(x))
+    main, *others = results
+    by_domain = results[main][primary]
+    domains = zip(self.setup.test.domain_names, by_domain, strict=True)
+    return (
+      {'eval/accuracy': mean(by_domain)}
+      | {
+        f'metric/{m}': mean(x) for m, x in results[main].items() if m != primary
+      }
+      | {f'eval/accuracy/{domain}': float(x) for domain, x in domains}
+      | {
+        f'eval/{name}/accuracy': mean(results[name][primary]) for name in others
+      }
+    )
 
   def class_costs(self) -> list[tables.ClassCost]:
     """Returns what a client of each class costs, largest first."""
