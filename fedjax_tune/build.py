@@ -82,9 +82,7 @@ def build(experiment: config.Experiment) -> Setup:
   widths = axis_sizes(weights.config, experiment.data)
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
-  hardware = ()
-  if clients.devices:
-    hardware = devices.assign(clients.devices, len(domains))
+  hardware = devices.assign(clients.devices, len(domains))
   method = BUILDERS[experiment.method](experiment, widths, budgets)
   train, test = corpus.load(
     experiment.data,
