@@ -18,7 +18,7 @@ from fedjax_tune.typing import Axes, Tree
 
 # Channel means and standard deviations, in [0, 1].
 NORMALIZATIONS = {
-  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'imagenet': (backbone.IMAGENET_MEAN, backbone.IMAGENET_STD),
   'clip': ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
   'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
