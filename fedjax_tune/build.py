@@ -33,7 +33,7 @@ from fedjax_tune.typing import Axes, Tree
 
 # Channel means and standard deviations, in [0, 1].
 NORMALIZATIONS = {
-  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'imagenet': (backbone.IMAGENET_MEAN, backbone.IMAGENET_STD),
   'clip': ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
   'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
@@ -61,7 +61,7 @@ class Setup:
   """
 
   experiment: config.Experiment
-  foundation: foundation.Foundation | federation.Federation
+  foundation: foundation.Models
   method: Any
   theta: Tree
   axes: Axes
@@ -97,9 +97,7 @@ def build(experiment: config.Experiment) -> Setup:
   depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
-  hardware = ()
-  if clients.devices:
-    hardware = devices.assign(clients.devices, len(domains))
+  hardware = devices.assign(clients.devices, len(domains))
   method = BUILDERS[experiment.method](experiment, widths | depths, budgets)
   readers = tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers)
@@ -110,6 +108,7 @@ def build(experiment: config.Experiment) -> Setup:
   else:
     model = build_foundation(experiment, weights, train.task)
     model = method.prepare(model)
+    method = method.study(model)
   theta, axes = method.init(model.theta, model.axes)
   planner = Planner(
     experiment, method, train, parts.indices, parts.domains, readers

@@ -155,6 +155,7 @@ def _check_plain(setup: build.Setup) -> None:
 def _assemble(setup: build.Setup, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.foundation, setup.experiment.lora
+  assert isinstance(found, foundation.Foundation)
   trained: Any = found.merge(found.base, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))

@@ -101,17 +101,14 @@ class Federation:
     """Builds the model that a client of a tier runs; see `Foundation`."""
     name = self._name(alloc)
     tier, sites = self.tiers[name], self.sites[name]
-    own = traverse_util.flatten_dict(local[name])
-    axes = traverse_util.flatten_dict(tier.axes)
-    own = {path: leaf[0] for path, leaf in own.items()}
-    if not sites.every_block:
-      own = {
-        path: sites.spread(leaf) if axes[path][0] == 'layer' else leaf
-        for path, leaf in own.items()
-      }
-    shared = traverse_util.flatten_dict(local['shared'])
-    shared = {path: sites.spread(leaf) for path, leaf in shared.items()}
-    theta = traverse_util.unflatten_dict(own | shared)
+    axes = _flat(tier.axes)
+    leaves = {}
+    for path, leaf in _flat(local[name]).items():
+      apart = axes[path][0] == 'layer' and not sites.every_block
+      leaves[path] = sites.spread(leaf[0]) if apart else leaf[0]
+    for path, leaf in _flat(local['shared']).items():
+      leaves[path] = sites.spread(leaf)
+    theta = traverse_util.unflatten_dict(leaves)
     return tier.assemble(base[name], theta, {'layer': tier.depth})
 
   def _name(self, alloc: Allocation) -> str:
@@ -154,10 +151,10 @@ def federate(
     )
   num = sites or least
   places = {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
-  theta, axes = {'shared': {}}, {'shared': {}}
+  theta: dict[str, Any] = {'shared': {}}
+  axes: dict[str, Any] = {'shared': {}}
   for name, tier in tiers.items():
-    leaves = traverse_util.flatten_dict(tier.theta)
-    names = traverse_util.flatten_dict(tier.axes)
+    leaves, names = _flat(tier.theta), _flat(tier.axes)
     own = [path for path in leaves if path[-1] not in shared]
     theta[name] = {p: places[name].own(leaves[p], names[p]) for p in own}
     axes[name] = {
@@ -166,11 +163,16 @@ def federate(
     }
     for path in leaves.keys() - set(own):
       # The largest model's, so that every smaller one has a part of it.
-      leaf = leaves[path][:num]
-      if path not in theta['shared'] or leaf.size > theta['shared'][path].size:
+      leaf, largest = leaves[path][:num], theta['shared'].get(path)
+      if largest is None or leaf.size > largest.size:
         theta['shared'][path] = leaf
         axes['shared'][path] = (SITE, *names[path][1:])
   nest = lambda tree: {
-    k: traverse_util.unflatten_dict(v) for k, v in tree.items()
+    part: traverse_util.unflatten_dict(tree[part]) for part in tree
   }
   return Federation(tiers, places, nest(theta), nest(axes))
+
+
+def _flat(tree: Tree) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of a nested dict by path; a leaf is no dict."""
+  return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]

@@ -2,13 +2,45 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 import jax
 
 from fedjax_tune import selection
 from fedjax_tune.typing import Allocation, Axes, Tree
+
+
+class Models(Protocol):
+  """What the engine asks of a model, or of the models of a federation."""
+
+  @property
+  def theta(self) -> Tree:
+    """What clients train, at the start."""
+    ...
+
+  @property
+  def axes(self) -> Axes:
+    """For each leaf of `theta` the names of its axes."""
+    ...
+
+  @property
+  def base(self) -> Tree:
+    """What they do not train."""
+    ...
+
+  @property
+  def depth(self) -> int:
+    """Blocks of the deepest model."""
+    ...
+
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client."""
+    ...
+
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+    """Builds the model that a client runs."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

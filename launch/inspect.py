@@ -74,7 +74,7 @@ def memory(run: Run) -> dict[str, int]:
     'model': size(setup.foundation.base) + size(setup.theta),
     'batches': 2
     * sum(
-      width * size(run.batch_shapes(sig)) for sig, width in run.widths.items()
+      width * size(run.batch_shapes[sig]) for sig, width in run.widths.items()
     ),
     'step': max(scratch),
   }

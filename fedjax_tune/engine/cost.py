@@ -11,7 +11,7 @@ from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.foundation import Models
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -34,7 +34,7 @@ class Cost:
 
 
 def client_cost(
-  foundation: Foundation,
+  foundation: Models,
   method: Any,
   theta: Tree,
   axes: Axes,

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_tune import selection
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.foundation import Models
 from fedjax_tune.typing import Axes, Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}
@@ -17,7 +17,7 @@ Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
 
 
 def build_evaluate(
-  foundation: Foundation,
+  foundation: Models,
   method: Any,
   axes: Axes,
   examples: Mapping[str, Any],

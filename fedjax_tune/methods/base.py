@@ -87,6 +87,11 @@ class Method:
     """Returns the model as the method starts with it."""
     return found
 
+  def study(self, found: Foundation) -> Self:
+    """Returns the method for the model that `prepare` returned."""
+    del found
+    return self
+
   # -- planning, on the host; a function of (seed, round, client) only
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:

@@ -89,10 +89,10 @@ class Raffm(base.Method):
     self, theta: Tree, totals: Mapping[Any, GroupSum], memory: Tree
   ) -> tuple[base.Update, Tree]:
     """Averages by the rule of `aggregation`."""
-    update, memory = super().merge(theta, totals, memory)
+    (total,) = totals.values()  # All clients' deltas go to one sum.
+    update = base.covered_mean(total)
     if self.aggregation == 'coverage':
       return update, memory
-    total = jax.tree.map(lambda *xs: sum(xs), *totals.values())
     # Everyone holds all of the head's bias.
     everyone = jnp.max(total.den['head']['bias'])
     mean = lambda num: num / everyone
