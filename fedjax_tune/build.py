@@ -79,7 +79,9 @@ def build(experiment: config.Experiment) -> Setup:
     data_dir(experiment.data),
     experiment.data.image_size,
   )
-  widths = axis_sizes(weights.config, experiment.data)
+  widths = axis_sizes(
+    with_trained(weights.config, experiment.model), experiment.data
+  )
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
   hardware = ()
@@ -133,9 +135,10 @@ def build_foundation(
   task: tasks.Task,
 ) -> foundation.Foundation:
   """Builds the model, with its adapters, around pretrained weights."""
-  full = experiment.model.tune == 'full'
+  tune = experiment.model.tune
   cfg = dataclasses.replace(
-    weights.config, num_classes=task.num_outputs, full=full
+    with_trained(weights.config, experiment.model),
+    num_classes=task.num_outputs,
   )
   if isinstance(cfg, sizes.TextConfig):
     cfg = dataclasses.replace(cfg, span=task.kind == 'span')
@@ -144,10 +147,12 @@ def build_foundation(
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
   model = backbone.build_model(
     cfg,
-    {} if full else adapters(experiment.lora),
+    adapters(experiment.lora) if tune == 'lora' else {},
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
+  if tune == 'bitfit':
+    foundation.release(model, lambda name: name == 'bias')
   split = foundation.split(model, cfg.depth)
   dtype = experiment.model.dtype
   place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
@@ -158,12 +163,25 @@ def build_foundation(
   )
 
 
+def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
+  """Returns the sizes of a model with what `model.tune` trains."""
+  num = model.prompt_tokens
+  return dataclasses.replace(
+    cfg,
+    full=model.tune == 'full',
+    prompts=num if model.tune == 'prompt' else 0,
+    prefixes=num if model.tune == 'prefix' else 0,
+  )
+
+
 def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
   """Returns the size of each axis, of an example too ('token', 'patch')."""
-  axes = dict(sizes.Axes.of(cfg))
+  tokens, patch = max(data.lengths), 0
   if isinstance(cfg, sizes.ViTConfig):
-    return {**axes, 'token': cfg.num_tokens, 'patch': cfg.patch**2 * 3}
-  return {**axes, 'token': max(data.lengths), 'patch': 0}
+    tokens, patch = cfg.num_tokens, cfg.patch**2 * 3
+  tokens += cfg.prompts
+  seen = {'token': tokens, 'key': tokens + cfg.prefixes, 'patch': patch}
+  return dict(sizes.Axes.of(cfg)) | seen
 
 
 def adapters(cfg: config.Lora) -> dict[str, linear.Adapter]:
