@@ -93,7 +93,9 @@ def build(experiment: config.Experiment) -> Setup:
   _check_cohort(clients, len(domains))
   found = tiers.load(experiment, data_dir(experiment.data))
   weights = found[0].weights
-  widths = axis_sizes(weights.config, experiment.data)
+  widths = axis_sizes(
+    with_trained(weights.config, experiment.model), experiment.data
+  )
   depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
@@ -191,9 +193,10 @@ def build_foundation(
   task: tasks.Task,
 ) -> foundation.Foundation:
   """Builds the model, with its adapters, around pretrained weights."""
-  full = experiment.model.tune == 'full'
+  tune = experiment.model.tune
   cfg = dataclasses.replace(
-    weights.config, num_classes=task.num_outputs, full=full
+    with_trained(weights.config, experiment.model),
+    num_classes=task.num_outputs,
   )
   if isinstance(cfg, sizes.TextConfig):
     cfg = dataclasses.replace(cfg, span=task.kind == 'span')
@@ -206,6 +209,8 @@ def build_foundation(
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
+  if tune == 'bitfit':
+    foundation.release(model, lambda name: name == 'bias')
   split = foundation.split(model, cfg.depth)
   dtype = experiment.model.dtype
   place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
@@ -216,12 +221,25 @@ def build_foundation(
   )
 
 
+def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
+  """Returns the sizes of a model with what `model.tune` trains."""
+  num = model.prompt_tokens
+  return dataclasses.replace(
+    cfg,
+    full=model.tune == 'full',
+    prompts=num if model.tune == 'prompt' else 0,
+    prefixes=num if model.tune == 'prefix' else 0,
+  )
+
+
 def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
   """Returns the size of each axis, of an example too ('token', 'patch')."""
-  axes = dict(sizes.Axes.of(cfg))
+  tokens, patch = max(data.lengths), 0
   if isinstance(cfg, sizes.ViTConfig):
-    return {**axes, 'token': cfg.num_tokens, 'patch': cfg.patch**2 * 3}
-  return {**axes, 'token': max(data.lengths), 'patch': 0}
+    tokens, patch = cfg.num_tokens, cfg.patch**2 * 3
+  tokens += cfg.prompts
+  seen = {'token': tokens, 'key': tokens + cfg.prefixes, 'patch': patch}
+  return dict(sizes.Axes.of(cfg)) | seen
 
 
 def adapters(experiment: config.Experiment) -> block.Adapters:

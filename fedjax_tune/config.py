@@ -13,17 +13,23 @@ class Model:
   """The foundation model.
 
   Attributes:
-    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6'), a random
-      preset ('random:vit_tiny'), or the path of a Hugging Face folder.
+    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3'), a
+      random preset ('random:vit_tiny'), or the path of a Hugging Face folder.
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
-    tune: 'lora' (adapters and head), 'full' (every parameter), or 'adapter'
-      (bottlenecks behind sublayers, section `fedadapter`).
+    tune: What trains with the head: 'lora' (adapters), 'adapter' (bottlenecks
+      behind sublayers, section `fedadapter`), 'bitfit' (every bias,
+      arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
+      2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
+      arXiv 2101.00190), or 'full' (every parameter).
+    prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
+      take 1 to 200.
   """
 
   weights: str = 'dinov2_vits14'
   tune: str = 'lora'
+  prompt_tokens: int = 10
   dtype: str = 'float32'
   remat: bool = False
 

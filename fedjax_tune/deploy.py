@@ -95,6 +95,11 @@ def load_run(
   """
   workdir = pathlib.Path(workdir)
   experiment = _read_experiment(workdir)
+  if (tune := experiment.model.tune) in ('prompt', 'prefix'):
+    raise ValueError(
+      f'model.tune={tune!r} does not end with one plain model (its trained'
+      ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
+    )
   experiment.data.test_examples = test_examples or experiment.data.test_examples
   setup = build.build(experiment)
   _check_plain(setup)

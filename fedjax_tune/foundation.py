@@ -1,6 +1,6 @@
 """A foundation model, split once into what is trained and what is not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 
 from fedjax_tune import selection
+from fedjax_tune.models import linear
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 
@@ -97,6 +98,20 @@ def split(model: nnx.Module, depth: int) -> Foundation:
     base_axes=_axes(base),
     depth=depth,
   )
+
+
+def release(model: nnx.Module, trains: Callable[[str], bool]) -> None:
+  """Turns frozen parameters of a model, in place, into trained ones.
+
+  Args:
+    model: Whose parameters name their axes.
+    trains: Says by its name ('bias') whether a parameter is to train.
+  """
+  for _, module in nnx.iter_modules(model):
+    for name, held in list(vars(module).items()):
+      if isinstance(held, linear.Frozen) and trains(name):
+        axes = held.get_metadata('axes')
+        setattr(module, name, linear.Tuned(held[...], axes=axes))
 
 
 def _axes(state: Any) -> Axes:

@@ -54,7 +54,10 @@ _RULES = {
   'eval_every': _at_least(1),
   'checkpoint_every': _at_least(1),
   'model.weights': _NAMED,
-  'model.tune': _one_of('lora', 'full', 'adapter'),
+  'model.tune': _one_of(
+    'lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'
+  ),
+  'model.prompt_tokens': _at_least(1),
   'model.dtype': _one_of('float32', 'bfloat16'),
   'lora.rank': _at_least(1),
   'lora.alpha': _POSITIVE,

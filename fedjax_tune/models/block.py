@@ -7,7 +7,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from fedjax_tune.models import linear, primitives
+from fedjax_tune.models import linear, primitives, prompts
 from fedjax_tune.models.adapter import FedAdapter
 from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
@@ -63,6 +63,7 @@ class Attention(nnx.Module):
     self.k = build('k', (axes.embed,), query)
     self.v = build('v', (axes.embed,), value)
     self.proj = build('proj', value, (axes.embed,))
+    self.prefix = prompts.Prefix(config, rngs) if config.prefixes else None
 
   def __call__(
     self,
@@ -75,6 +76,8 @@ class Attention(nnx.Module):
     q = self.q(x_BxTxD[:, :queries], keys('attn.q'))
     k = self.k(x_BxTxD, keys('attn.k'))
     v = self.v(x_BxTxD, keys('attn.v'))
+    if self.prefix is not None:
+      k, v, real_BxT = self.prefix(k, v, real_BxT)
     mixed = primitives.attention(q, k, v, real_BxT)
     return self.proj(mixed, keys('attn.proj'))
 
