@@ -79,6 +79,7 @@ def build(experiment: config.Experiment) -> Setup:
     data_dir(experiment.data),
     experiment.data.image_size,
   )
+  _check_targets(experiment, weights.config)
   widths = axis_sizes(weights.config, experiment.data)
   budgets = partition.expand_budgets(clients.budgets, domains, widths['layer'])
   budgets = tuple(int(b) for b in budgets)
@@ -89,7 +90,7 @@ def build(experiment: config.Experiment) -> Setup:
   train, test = corpus.load(
     experiment.data,
     weights.tokenizer,
-    weights.config.pad if isinstance(weights.config, sizes.TextConfig) else 0,
+    0 if isinstance(weights.config, sizes.ViTConfig) else weights.config.pad,
   )
   parts = partition.partition(clients, train)
   method = method.meet(train.task, parts.present(train))
@@ -120,6 +121,18 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
       f'clients.cohort_size={cfg.cohort_size} must be at most {num_clients}, '
       'the number of clients.'
     )
+
+
+def _check_targets(experiment: config.Experiment, cfg: sizes.Config) -> None:
+  if experiment.model.tune == 'full':
+    return
+  known = backbone.linear_maps(cfg)
+  for i, target in enumerate(experiment.lora.targets):
+    if target not in known:
+      raise ValueError(
+        f'lora.targets[{i}]={target!r} must be one of {", ".join(known)}, the '
+        f'linear maps of model.weights={experiment.model.weights!r}.'
+      )
 
 
 def data_dir(cfg: config.Data) -> str:
@@ -160,7 +173,7 @@ def build_foundation(
 
 def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
   """Returns the size of each axis, of an example too ('token', 'patch')."""
-  axes = dict(sizes.Axes.of(cfg))
+  axes = sizes.axis_sizes(cfg)
   if isinstance(cfg, sizes.ViTConfig):
     return {**axes, 'token': cfg.num_tokens, 'patch': cfg.patch**2 * 3}
   return {**axes, 'token': max(data.lengths), 'patch': 0}

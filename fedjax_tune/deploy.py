@@ -157,7 +157,7 @@ def _assemble(setup: build.Setup, theta: Tree) -> Trained:
   row = next(iter(setup.method.evaluations().values()))
   params = export.fuse(found.base, theta, lora.alpha / lora.rank)
   params = jax.device_put(selection.select(params, whole.axes, row))
-  amounts = dict(sizes.Axes.of(cfg)) | {a: int(n) for a, n in row.items()}
+  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
   return Trained(
     setup,
     dataclasses.replace(cfg, depth=amounts['layer']),

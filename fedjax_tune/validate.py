@@ -60,7 +60,15 @@ _RULES = {
   'lora.alpha': _POSITIVE,
   'lora.dropout': _FRACTION,
   'lora.targets': _one_of(
-    'attn.q', 'attn.k', 'attn.v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'mlp.fc1',
+    'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
   ),
   'data.name': _NAMED,
   'data.image_size': _at_least(1),

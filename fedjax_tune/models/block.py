@@ -23,6 +23,9 @@ class Keys:
     'attn.proj',
     'mlp.fc1',
     'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
   )
 
   def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
