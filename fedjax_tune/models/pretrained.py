@@ -6,7 +6,13 @@ import pathlib
 from flax import traverse_util
 
 from fedjax_tune.data import fetch
-from fedjax_tune.models import backbone, dinov2_onnx, huggingface, positions
+from fedjax_tune.models import (
+  backbone,
+  dinov2_onnx,
+  huggingface,
+  llama_gguf,
+  positions,
+)
 from fedjax_tune.models.sizes import (
   Config,
   DecoderConfig,
@@ -16,7 +22,7 @@ from fedjax_tune.models.sizes import (
 
 Pretrained = backbone.Pretrained
 
-PACKAGED = ('dinov2_vits14', 'minilm_l6')
+PACKAGED = ('dinov2_vits14', 'minilm_l6', 'smollm2_135m')
 # depth, embed, heads, ffn, patch; the last three as in arXiv 2012.12877.
 _IMAGE = {
   'random:vit_test': (4, 16, 2, 32, 8),
@@ -82,6 +88,8 @@ def _load_packaged(name: str, data_dir: str | pathlib.Path) -> Pretrained:
   data_dir = data_dir or fetch.default_data_dir()
   if name == 'minilm_l6':
     return huggingface.load_huggingface(fetch.fetch_minilm(data_dir))
+  if name == 'smollm2_135m':
+    return llama_gguf.load_gguf(fetch.fetch_smollm2(data_dir))
   return dinov2_onnx.load_dinov2_onnx(fetch.fetch_dinov2(data_dir))
 
 
