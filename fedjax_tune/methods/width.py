@@ -230,10 +230,13 @@ def common(
     ValueError: An axis that the model does not have.
   """
   options = experiment.width
-  if unknown := set(options.axes) - set(sizes) | {'layer'} & set(options.axes):
+  known = [
+    a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
+  ]
+  if unknown := set(options.axes) - set(known):
     raise ValueError(
       f'width.axes={options.axes}: {sorted(unknown)[0]!r} must be one of'
-      f' {", ".join(a for a in sizes if a != "layer")}.'
+      f' {", ".join(known)}, the axes along which this model is cut.'
     )
   narrowed = {axis: sizes[axis] for axis in options.axes}
   depth = sizes['layer']

@@ -151,8 +151,6 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
   common = {
     'model_type': config.family,
     'architectures': [name],
-    'id2label': {str(i): label for i, label in enumerate(label_names)},
-    'label2id': {label: i for i, label in enumerate(label_names)},
     'hidden_act': 'gelu',
     'hidden_size': config.embed,
     'num_hidden_layers': config.depth,
@@ -160,6 +158,11 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
     'intermediate_size': config.ffn,
     'layer_norm_eps': config.eps,
   }
+  if label_names:
+    common |= {
+      'id2label': {str(i): label for i, label in enumerate(label_names)},
+      'label2id': {label: i for i, label in enumerate(label_names)},
+    }
   if isinstance(config, ViTConfig):
     common |= {'image_size': config.image_size, 'patch_size': config.patch}
     if config.family == 'dinov2':

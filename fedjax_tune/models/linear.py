@@ -80,9 +80,8 @@ class Linear(nnx.Module):
     new = kind not in (Frozen, Tuned)
     fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
-    self.bias: Any = None
-    if bias:
-      self.bias = variable(kind, fill(stack + outs), stack + outs)
+    biases = variable(kind, fill(stack + outs), stack + outs) if bias else None
+    self.bias: Any = biases
     if adapter:
       rank = (('rank', adapter.rank),)
       axes_a, axes_b = stack + ins + rank, stack + rank + outs
