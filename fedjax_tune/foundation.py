@@ -49,6 +49,10 @@ class Foundation:
     held = selection.select(base, self.base_axes, others)
     return self.merge(held, local)
 
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client, its blocks too."""
+    return selection.select(base, self.base_axes, alloc)
+
 
 def split(model: nnx.Module, depth: int) -> Foundation:
   """Splits a model by variable type: `nnx.Param` trains, the rest does not."""
@@ -74,6 +78,16 @@ def _axes(state: Any) -> Axes:
 def num_params(tree: Tree) -> int:
   """Counts the parameters of a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
+  """Returns a model of the first parameters along each axis that is named."""
+  return dataclasses.replace(
+    found,
+    theta=selection.select(found.theta, found.axes, amounts),
+    base=selection.select(found.base, found.base_axes, amounts),
+    depth=amounts.get('layer', found.depth),
+  )
 
 
 def narrow(model: Any, amounts: Mapping[str, int]) -> Any:

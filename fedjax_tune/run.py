@@ -55,8 +55,12 @@ class Run:
       )
       for sig in self.widths
     }
+    tests = {
+      name: setup.test.view(setup.readers.get(name, 0))
+      for name in setup.method.evaluations()
+    }
     self._evaluate = build_evaluate(
-      setup.foundation, setup.method, setup.axes, setup.test, e.data.lengths
+      setup.foundation, setup.method, setup.axes, tests, e.data.lengths
     )
 
   def batch_shapes(self, sig: Signature) -> Batch:
@@ -119,17 +123,22 @@ class Run:
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
     results = self._evaluate(self.setup.foundation.base, state.theta)
-    record = {}
-    for i, (name, metrics) in enumerate(results.items()):
-      prefix = 'eval' if i == 0 else f'eval/{name}'
-      by_domain, *others = metrics.values()
-      record[f'{prefix}/accuracy'] = float(np.mean(by_domain))
-      if i == 0:
-        for metric, values in zip(list(metrics)[1:], others, strict=True):
-          record[f'metric/{metric}'] = float(np.mean(values))
-        names = self.setup.test.domain_names
-        for domain, value in zip(names, by_domain, strict=True):
-          record[f'eval/accuracy/{domain}'] = float(value)
+    weights = self.setup.method.headline()
+    # Values by domain of each metric, the primary one first.
+    (_, by_domain), *others = {
+      metric: sum(w * results[name][metric] for name, w in weights.items())
+      for metric in self.setup.test.task.metrics
+    }.items()
+    record = {'eval/accuracy': float(np.mean(by_domain))}
+    for metric, values in others:
+      record[f'metric/{metric}'] = float(np.mean(values))
+    names = self.setup.test.domain_names
+    for domain, value in zip(names, by_domain, strict=True):
+      record[f'eval/accuracy/{domain}'] = float(value)
+    for name, metrics in results.items():
+      if weights != {name: 1.0}:
+        primary, *_ = metrics.values()
+        record[f'eval/{name}/accuracy'] = float(np.mean(primary))
     return record
 
   def class_costs(self) -> list[tables.ClassCost]:
@@ -162,6 +171,8 @@ def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
   """Names what a class of clients holds: '6 layers, ffn 512'."""
   parts = [f'{sig["layer"]} layers']
   for axis, amount in sig.axes.items():
+    if amount and axis.startswith('tier:'):
+      parts = [axis.removeprefix('tier:'), *parts]
     if axis != 'layer' and amount < sizes.get(axis, 0):
       parts.append(f'{axis} {amount}')
   if sig.length:

@@ -8,7 +8,12 @@ from jaxtyping import Float
 import numpy as np
 
 from fedjax_tune.models import linear, primitives
-from fedjax_tune.models.block import Adapters, Keys
+from fedjax_tune.models.block import (
+  Adapters,
+  Keys,
+  adapted,
+  add_fedadapters,
+)
 from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 
 
@@ -106,14 +111,17 @@ class DecoderBlock(nnx.Module):
     self.attn = Attention(config, adapters, rngs)
     self.norm2 = norm(config, (Axes.of(config).layer,))
     self.mlp = Mlp(config, adapters, rngs)
+    add_fedadapters(self, config, adapters, rngs)
 
   def __call__(
     self, x_BxTxD: Array, queries: int, keys: Keys, real_BxT: Array
   ) -> Array:
     """Updates the first `queries` tokens; the others only serve as keys."""
-    branch = self.attn(self.norm1(x_BxTxD), queries, keys, real_BxT)
-    x = x_BxTxD[:, :queries] + branch
-    return x + self.mlp(self.norm2(x), keys)
+    x, read = x_BxTxD[:, :queries], self.norm1(x_BxTxD)
+    branch = self.attn(read, queries, keys, real_BxT)
+    x = x + adapted(self, 'attn', read[:, :queries], branch)
+    read = self.norm2(x)
+    return x + adapted(self, 'mlp', read, self.mlp(read, keys))
 
 
 def norm(
