@@ -13,8 +13,9 @@ class Model:
   """The foundation model.
 
   Attributes:
-    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3'), a
-      random preset ('random:vit_tiny'), or the path of a Hugging Face folder.
+    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
+      'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
+      Hugging Face folder.
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
@@ -97,6 +98,8 @@ class Data:
 
   Attributes:
     name: 'emoji_styles', 'domainnet', 'nico', or any prepared TFDS set.
+    task: '' learns what the set has labels for; 'next_token' (of a decoder)
+      to predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
@@ -110,6 +113,7 @@ class Data:
   """
 
   name: str = 'emoji_styles'
+  task: str = ''
   data_dir: str = ''
   image_size: int = 56
   domains: tuple[str, ...] = ()

@@ -169,7 +169,7 @@ def _assemble(setup: build.Setup, theta: Tree) -> Trained:
   row = next(iter(setup.method.evaluations().values()))
   params = export.fuse(found.base, theta, lora.alpha / lora.rank)
   params = jax.device_put(selection.select(params, whole.axes, row))
-  amounts = dict(sizes.Axes.of(cfg)) | {a: int(n) for a, n in row.items()}
+  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
   return Trained(
     setup,
     dataclasses.replace(cfg, depth=amounts['layer']),
@@ -248,9 +248,9 @@ def write(
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  labels = setup.test.class_names or [
-    f'LABEL_{i}' for i in range(setup.test.task.num_outputs)
-  ]
+  task = setup.test.task
+  outputs = 0 if task.kind == 'next_token' else task.num_outputs
+  labels = setup.test.class_names or [f'LABEL_{i}' for i in range(outputs)]
   export.save_huggingface(
     folder,
     trained.config,

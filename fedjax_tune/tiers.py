@@ -57,7 +57,10 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
       found[name] = _load(
         experiment, data_dir, cfg.weights[i], name, depth, width
       )
-  if len({type(tier.weights.config) for tier in found.values()}) > 1:
+  reads_images = {
+    isinstance(tier.weights.config, sizes.ViTConfig) for tier in found.values()
+  }
+  if len(reads_images) > 1:
     raise ValueError(
       f'tiers.weights={cfg.weights} must all read images, or all read text.'
     )
@@ -89,12 +92,13 @@ def _load(
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
   """Numbers the tokenizers of the tiers, by name; 0 where texts are alike."""
-  known: list[str] = []
+  known: list[tuple[str, int]] = []
   found = {}
   for tier in tiers:
     folder = tier.weights.tokenizer
     text = '' if folder is None else tokens.load(folder).to_str()
-    if text not in known:
-      known.append(text)
-    found[tier.name] = known.index(text)
+    reader = text, getattr(tier.weights.config, 'pad', 0)
+    if reader not in known:
+      known.append(reader)
+    found[tier.name] = known.index(reader)
   return found

@@ -183,6 +183,12 @@ class Method:
     return self.outputs(model, inputs, alloc)
 
 
+def refuse_decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
+  """Raises a ValueError where the model has rotary positions."""
+  if 'rotary' in sizes:
+    raise ValueError(f'{field} does not serve a decoder: {why}.')
+
+
 def covered_mean(total: GroupSum) -> Update:
   """Averages each coordinate over its holders; nobody's stay."""
   covered = jax.tree.map(lambda d: d > 0, total.den)

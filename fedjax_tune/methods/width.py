@@ -230,6 +230,14 @@ def common(
 ) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
   """Returns what every method of this kind is made of."""
   options = experiment.width
+  known = [
+    a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
+  ]
+  if unknown := set(options.axes) - set(known):
+    raise ValueError(
+      f'width.axes={options.axes}: {sorted(unknown)[0]!r} must be one of'
+      f' {", ".join(known)}, the axes along which this model is cut.'
+    )
   narrowed = {axis: sizes[axis] for axis in options.axes}
   depth = sizes['layer']
   return depth, budgets, experiment.seed, narrowed, options.rates
