@@ -95,6 +95,11 @@ def load_run(
   """
   workdir = pathlib.Path(workdir)
   experiment = _read_experiment(workdir)
+  if (tune := experiment.model.tune) in ('prompt', 'prefix'):
+    raise ValueError(
+      f'model.tune={tune!r} does not end with one plain model (its trained'
+      ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
+    )
   experiment.data.test_examples = test_examples or experiment.data.test_examples
   setup = build.build(experiment)
   _check_plain(setup)
@@ -135,8 +140,14 @@ def _fill(section: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _check_plain(setup: build.Setup) -> None:
-  """Refuses methods that train more than the model has."""
+  """Refuses what no Hugging Face folder can hold."""
   found, method = setup.foundation, setup.experiment.method
+  tune = setup.experiment.model.tune
+  if tune not in ('lora', 'full'):
+    raise ValueError(
+      f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
+      ' adds has no place in a Hugging Face folder.'
+    )
   shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
   same = setup.axes == found.axes and shapes(setup.theta) == shapes(found.theta)
   if not same or type(setup.method).predict is not base.Method.predict:
@@ -149,6 +160,7 @@ def _check_plain(setup: build.Setup) -> None:
 def _assemble(setup: build.Setup, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.foundation, setup.experiment.lora
+  assert isinstance(found, foundation.Foundation)
   trained: Any = found.merge(found.base, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
@@ -195,7 +207,7 @@ def build_evaluate(trained: Trained, rows: Mapping[str, Row]) -> Evaluate:
     trained.model,
     method,
     trained.model.axes,
-    setup.test,
+    dict.fromkeys(rows, setup.test),
     setup.experiment.data.lengths,
   )
   return lambda params: run({}, params)

@@ -64,8 +64,12 @@ class Run:
       )
       for sig, shapes in self.batch_shapes.items()
     }
+    tests = {
+      name: setup.test.view(setup.readers.get(name, 0))
+      for name in setup.method.evaluations()
+    }
     self._evaluate = build_evaluate(
-      setup.foundation, setup.method, setup.axes, setup.test, e.data.lengths
+      setup.foundation, setup.method, setup.axes, tests, e.data.lengths
     )
 
   def _batch_shapes(self, sig: Signature) -> Batch:
@@ -127,18 +131,24 @@ class Run:
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
     results = self._evaluate(self.setup.foundation.base, state.theta)
-    primary, mean = self.setup.test.task.primary, lambda x: float(np.mean(x))
-    main, *others = results
-    by_domain = results[main][primary]
-    domains = zip(self.setup.test.domain_names, by_domain, strict=True)
+    weights = self.setup.method.headline()
+    mean = lambda x: float(np.mean(x))
+    primary, *others = self.setup.test.task.metrics
+    # Values by domain of the models that count together.
+    main = {
+      metric: np.add.reduce(
+        [w * results[n][metric] for n, w in weights.items()]
+      )
+      for metric in (primary, *others)
+    }
+    domains = zip(self.setup.test.domain_names, main[primary], strict=True)
+    apart = [name for name in results if weights != {name: 1.0}]
     return (
-      {'eval/accuracy': mean(by_domain)}
-      | {
-        f'metric/{m}': mean(x) for m, x in results[main].items() if m != primary
-      }
+      {'eval/accuracy': mean(main[primary])}
+      | {f'metric/{m}': mean(main[m]) for m in others}
       | {f'eval/accuracy/{domain}': float(x) for domain, x in domains}
       | {
-        f'eval/{name}/accuracy': mean(results[name][primary]) for name in others
+        f'eval/{name}/accuracy': mean(results[name][primary]) for name in apart
       }
     )
 
@@ -172,6 +182,8 @@ def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
   """Names what a class of clients holds: '6 layers, ffn 512'."""
   parts = [f'{sig["layer"]} layers']
   for axis, amount in sig.axes.items():
+    if amount and axis.startswith('tier:'):
+      parts = [axis.removeprefix('tier:'), *parts]
     if axis != 'layer' and amount < sizes.get(axis, 0):
       parts.append(f'{axis} {amount}')
   if sig.length:

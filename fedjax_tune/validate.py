@@ -54,7 +54,10 @@ _RULES = {
   'eval_every': _at_least(1),
   'checkpoint_every': _at_least(1),
   'model.weights': _NAMED,
-  'model.tune': _one_of('lora', 'full'),
+  'model.tune': _one_of(
+    'lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'
+  ),
+  'model.prompt_tokens': _at_least(1),
   'model.dtype': _one_of('float32', 'bfloat16'),
   'lora.rank': _at_least(1),
   'lora.alpha': _POSITIVE,
@@ -62,6 +65,17 @@ _RULES = {
   'lora.targets': _one_of(
     'attn.q', 'attn.k', 'attn.v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'
   ),
+  'fedadapter.rank': _at_least(1),
+  'fedadapter.branches': _at_least(1),
+  'fedadapter.after': _one_of('mlp', 'attn'),
+  'fedadapter.core': _one_of('mlp', 'linear'),
+  'fedadapter.gating': _one_of('static', 'token', 'uniform'),
+  'fedadapter.placement': _one_of('sequential', 'parallel'),
+  'fedadapter.scale': _POSITIVE,
+  'tiers.weights': _NAMED,
+  'tiers.depth': _at_least(0),
+  'tiers.width': _DECAY,
+  'tiers.joins': _at_least(0),
   'data.name': _NAMED,
   'data.image_size': _at_least(1),
   'data.domains': _NAMED,
@@ -126,6 +140,11 @@ _RULES = {
   'prism.keep': _DECAY,
   'prism.power': _at_least(0),
   'prism.frob_decay': _at_least(0),
+  'heterotune.reading': _one_of('nested', 'own', 'width'),
+  'heterotune.branches': _at_least(1),
+  'heterotune.foreign': _one_of('frozen', 'trained'),
+  'heterotune.sites': _at_least(0),
+  'heterotune.cmga': _one_of('off', 'pairwise', 'mean'),
 }
 
 

@@ -127,7 +127,11 @@ def _finish(experiment, workdir):
   with checkpoint.Checkpoints(workdir, 1) as saved:
     saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})
   run = evaluate.build_evaluate(
-    setup.foundation, setup.method, setup.axes, setup.test, (8, 16)
+    setup.foundation,
+    setup.method,
+    setup.axes,
+    dict.fromkeys(setup.method.evaluations(), setup.test),
+    (8, 16),
   )
   found = next(iter(run(setup.foundation.base, theta).values()))
   summary = {'rounds': 1, 'accuracy': deploy.score(found)}

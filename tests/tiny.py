@@ -292,9 +292,11 @@ class Run:
 
 
 def run(
-  e: config.Experiment, found: foundation.Foundation | None = None
+  e: config.Experiment,
+  found: foundation.Foundation | None = None,
+  data: corpus.Corpus | None = None,
 ) -> Run:
-  """Builds a run of an experiment; on the stack unless told otherwise."""
+  """Builds a run; of the stack on random images unless told otherwise."""
   found = found or stack(e.lora.dropout)
   budgets = e.clients.budgets
   is_vit = 'norm' in {**found.base, **found.theta}
@@ -305,7 +307,7 @@ def run(
   method = method.meet(Task('classification', CLASSES), None)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if is_vit else STACK_SIZE
-  data = examples(12 * len(budgets), size)
+  data = data or examples(12 * len(budgets), size)
   clients = len(budgets)
   indices = tuple(np.array_split(np.arange(12 * clients), clients))
   domains = np.sort(np.arange(clients) % 2)

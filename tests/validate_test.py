@@ -17,6 +17,8 @@ _BROKEN = [
   ('eval_every', 0, 'must be at least 1.'),
   ('checkpoint_every', 0, 'must be at least 1.'),
   ('model.weights', '', 'must not be empty.'),
+  ('model.tune', 'promt', "must be one of 'lora', 'bitfit', 'prompt', 'pre"),
+  ('model.prompt_tokens', 0, 'must be at least 1.'),
   ('model.dtype', 'float16', "must be one of 'float32', 'bfloat16'; did you"),
   ('lora.rank', 0, 'must be at least 1.'),
   ('lora.alpha', 0.0, 'must be above 0.'),

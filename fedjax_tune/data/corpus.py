@@ -5,7 +5,7 @@ the array_record format works, without TensorFlow. A set with domains is one
 TFDS config a domain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -39,6 +39,7 @@ class Corpus:
     task: What is learned.
     lengths: Tokens of each example, int32[N]; None of images.
     questions: What predicted spans are judged by; else None.
+    others: The same examples as other tokenizers have them.
   """
 
   labels: np.ndarray
@@ -50,6 +51,23 @@ class Corpus:
   task: Task
   lengths: np.ndarray | None = None
   questions: Questions | None = None
+  others: 'tuple[Corpus, ...]' = ()
+
+  def seen_as(self, others: 'Sequence[Corpus]') -> 'Corpus':
+    """Adds the views of other tokenizers.
+
+    Raises:
+      ValueError: Spans lie in windows, and each tokenizer has its own.
+    """
+    if others and self.task.kind == 'span':
+      raise ValueError(
+        'tiers.weights must have one tokenizer where the task is to find spans.'
+      )
+    return dataclasses.replace(self, others=tuple(others))
+
+  def view(self, reader: int) -> 'Corpus':
+    """Returns the examples as one of the tokenizers has them."""
+    return (self, *self.others)[reader]
 
   def __len__(self) -> int:
     return len(self.labels)

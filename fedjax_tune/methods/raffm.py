@@ -67,9 +67,11 @@ class Raffm(base.Method):
 
     Frozen kernels stay as `prepare` left them, as in the authors' fl_vit_peft.
     """
-    if not self.every_round or 'norm1' not in theta['blocks']:
+    blocks = theta.get('blocks', {})
+    trains = 'kernel' in blocks.get('mlp', {}).get('fc1', {})
+    if not self.every_round or not trains:
       return None
-    order = salience.rank(theta['blocks'], axes['blocks'], self.scope)
+    order = salience.rank(blocks, axes['blocks'], self.scope)
     return lambda tree: salience.reorder(tree, axes, order)
 
   # -- clients

@@ -133,6 +133,8 @@ class HeteroFL(Width):
 # What the outputs of linear maps and embeddings are linear in.
 _SCALED = frozenset(
   {'kernel', 'bias', 'lora_b', 'prefix', 'position', 'word', 'type'}
+  # Trained tokens stand beside those outputs.
+  | {'prompt', 'key', 'value'}
 )
 
 

@@ -18,6 +18,7 @@ class BlockSizes(Protocol):
     ffn: Hidden width of the MLP.
     eps: Of every LayerNorm.
     full: Whether all parameters train, instead of adapters and head.
+    prefixes: Trained keys and values of each block.
   """
 
   @property
@@ -32,6 +33,8 @@ class BlockSizes(Protocol):
   def eps(self) -> float: ...
   @property
   def full(self) -> bool: ...
+  @property
+  def prefixes(self) -> int: ...
 
 
 def kind(config: BlockSizes) -> type[nnx.Variable]:
@@ -58,6 +61,8 @@ class ViTConfig:
     full: Whether all parameters train, instead of adapters and head.
     mean: Channel means by which uint8 images are normalised, in [0, 1].
     std: Channel standard deviations likewise.
+    prompts: Trained tokens behind the prefix tokens.
+    prefixes: Trained keys and values of each block.
   """
 
   depth: int
@@ -73,6 +78,8 @@ class ViTConfig:
   full: bool = False
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  prompts: int = 0
+  prefixes: int = 0
 
   @property
   def num_tokens(self) -> int:
@@ -105,6 +112,8 @@ class TextConfig:
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
     span: Whether the head reads every token, instead of the first one pooled.
+    prompts: Trained tokens behind the first one.
+    prefixes: Trained keys and values of each block.
   """
 
   depth: int
@@ -120,6 +129,8 @@ class TextConfig:
   num_classes: int = 0
   full: bool = False
   span: bool = False
+  prompts: int = 0
+  prefixes: int = 0
 
   @property
   def position_offset(self) -> int:
