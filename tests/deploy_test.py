@@ -310,7 +310,8 @@ def test_scaling_table():
     scaling.Point(2000, {}, 2000, 0.2, {'a': 0.7, 'b': 0.25}),
   ]
   full = scaling.Point(10000, {}, 10000, 1.0, {'a': 0.8, 'b': 0.8})
-  lines = scaling.scaling_markdown(points, full).splitlines()
+  compared = scaling.Comparison(points, full, 'accuracy')
+  lines = scaling.scaling_markdown(compared).splitlines()
   cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
   assert cells[0] == ['parameters', 'share %', 'subnetworks', 'a', 'b']
   assert cells[2:] == [
