@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 import jax
@@ -10,6 +10,38 @@ import jax
 from fedjax_tune import selection
 from fedjax_tune.models import linear
 from fedjax_tune.typing import Allocation, Axes, Tree
+
+
+class Models(Protocol):
+  """What the engine asks of a model, or of the models of a federation."""
+
+  @property
+  def theta(self) -> Tree:
+    """What clients train, at the start."""
+    ...
+
+  @property
+  def axes(self) -> Axes:
+    """For each leaf of `theta` the names of its axes."""
+    ...
+
+  @property
+  def base(self) -> Tree:
+    """What they do not train."""
+    ...
+
+  @property
+  def depth(self) -> int:
+    """Blocks of the deepest model."""
+    ...
+
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client."""
+    ...
+
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+    """Builds the model that a client runs."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +82,10 @@ class Foundation:
     held = selection.select(base, self.base_axes, others)
     return self.merge(held, local)
 
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client, its blocks too."""
+    return selection.select(base, self.base_axes, alloc)
+
 
 def split(model: nnx.Module, depth: int) -> Foundation:
   """Splits a model by variable type: `nnx.Param` trains, the rest does not."""
@@ -89,6 +125,16 @@ def _axes(state: Any) -> Axes:
 def num_params(tree: Tree) -> int:
   """Counts the parameters of a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
+  """Returns a model of the first parameters along each axis that is named."""
+  return dataclasses.replace(
+    found,
+    theta=selection.select(found.theta, found.axes, amounts),
+    base=selection.select(found.base, found.base_axes, amounts),
+    depth=amounts.get('layer', found.depth),
+  )
 
 
 def narrow(model: Any, amounts: Mapping[str, int]) -> Any:

@@ -109,9 +109,16 @@ def test_element_is_named(path, value, line):
   assert _problems(**{path: value}) == [line]
 
 
-def test_adapter_target_is_known():
-  (line,) = _problems(**{'lora.targets': ('attn.proj', 'mlp.fc3')})
-  assert line.startswith("lora.targets[1]='mlp.fc3' must be one of 'attn.q', ")
+@pytest.mark.parametrize(
+  ('path', 'value', 'says'),
+  [
+    ('lora.targets', ('attn.proj', 'mlp.fc3'), "'mlp.fc3' must be one of 'att"),
+    ('width.axes', ('embed', 'layer'), "'layer' must be one of 'embed', "),
+  ],
+)
+def test_element_is_known(path, value, says):
+  (line,) = _problems(**{path: value})
+  assert line.startswith(f'{path}[1]={says}')
 
 
 def test_unknown_field_is_named_with_the_nearest():

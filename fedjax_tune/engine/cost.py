@@ -11,7 +11,7 @@ from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.foundation import Models
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -34,7 +34,7 @@ class Cost:
 
 
 def client_cost(
-  foundation: Foundation,
+  foundation: Models,
   method: Any,
   theta: Tree,
   axes: Axes,
@@ -52,11 +52,15 @@ def client_cost(
     batch: Shapes of one local batch.
   """
   own, prefix = allocation_shapes(sig), dict(sig.prefix)
-  hold = lambda tree, names: jax.eval_shape(
-    lambda t, a: selection.select(t, names, {**a, **prefix}), tree, own
+  local, held = jax.eval_shape(
+    lambda theta, base, own: (
+      selection.select(theta, axes, {**own, **prefix}),
+      foundation.held(base, {**own, **prefix}),
+    ),
+    theta,
+    foundation.base,
+    own,
   )
-  local = hold(theta, axes)
-  held = hold(foundation.base, foundation.base_axes)
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   def gradient(local, base, own, batch, key):

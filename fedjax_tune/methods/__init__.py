@@ -4,6 +4,7 @@ from fedjax_tune.methods import (
   depthfl,
   fedra,
   fjord,
+  heterotune,
   inclusivefl,
   prism,
   prunefl,
@@ -27,4 +28,5 @@ BUILDERS = {
   'federated_dropout': width.build_federated_dropout,
   'prunefl': prunefl.build,
   'prism': prism.build,
+  'heterotune': heterotune.build,
 }
