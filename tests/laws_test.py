@@ -42,12 +42,14 @@ class Case:
     """The gradient of a local step, for the slow twin."""
     run = self.run
 
+    frozen = run.engine.base(run.engine.init())
+
     def gradient(sig, local, own, batch, key, rnd):
       alloc = {**own, **dict(sig.prefix)}
 
       def objective(local):
         view = run.method.view(sig, local, alloc)
-        model = run.foundation.assemble(run.foundation.base, view, alloc)
+        model = run.foundation.assemble(frozen, view, alloc)
         return run.method.loss(sig, model, alloc, batch, key, rnd)
 
       return jax.grad(objective, has_aux=True)(local)
@@ -79,12 +81,15 @@ def test_every_method_is_here():
 
 
 def _slow_client(case, sig, row, batches, client, rnd):
-  """Trains one client; returns its delta and its summed metrics."""
+  """Trains one client; returns what it sends, its factor, its metrics."""
   run, cfg = case.run, case.run.experiment.local
   index = tiny.held(run.theta, run.axes, row)
   start = jax.tree.map(lambda x, at: np.asarray(x)[at], run.theta, index)
-  local, velocity = start, jax.tree.map(np.zeros_like, start)
   key = jax.random.fold_in(jax.random.fold_in(case.key, rnd), client)
+  memory = run.method.init_memory(run.theta)
+  draw = jax.random.fold_in(key, np.uint32(2**32 - 1))
+  start = jax.device_get(run.method.begin(sig, start, row, memory, draw))
+  local, velocity = start, jax.tree.map(np.zeros_like, start)
   own, _ = selection.split_allocation(row)
   total = {}
   for s in range(len(batches.valid)):
@@ -102,16 +107,19 @@ def _slow_client(case, sig, row, batches, client, rnd):
     velocity = jax.tree.map(push, velocity, grads, local)
     local = jax.tree.map(lambda w, v: w - cfg.lr * v, local, velocity)
     total = {name: total.get(name, 0) + m for name, m in metrics.items()}
-  return jax.tree.map(np.subtract, local, start), total
+  delta = jax.tree.map(np.subtract, local, start)
+  sent = run.method.upload(sig, start, delta, row)
+  return sent, float(run.method.weigh(sig, start, delta)), total
 
 
 def _slow_sum(run, rows, deltas, weights, selected):
   """Adds coordinate by coordinate, as `selection.group_sum` defines."""
-  zero = selection.zero_sum(run.theta, run.axes, selected)
+  like, axes = run.method.sums(run.theta, run.axes)
+  zero = selection.zero_sum(like, axes, selected)
   num, den = jax.tree.map(np.array, zero)
   for row, delta, weight in zip(rows, deltas, weights, strict=True):
     for sums, parts in ((num, delta), (den, None)):
-      index = tiny.held(sums, run.axes, row)
+      index = tiny.held(sums, axes, row)
       for at, total, part in zip(
         jax.tree.leaves(index, is_leaf=lambda x: isinstance(x, tuple)),
         jax.tree.leaves(sums),
@@ -144,8 +152,9 @@ def test_a_round_is_its_slow_twin(case):
       )
       for i, row in enumerate(rows)
     ]
-    deltas, metrics = zip(*clients, strict=True)
-    part = _slow_sum(run, rows, deltas, work.slab.weight[: len(rows)], selected)
+    sent, factors, metrics = zip(*clients, strict=True)
+    weights = work.slab.weight[: len(rows)] * np.array(factors)
+    part = _slow_sum(run, rows, sent, weights, selected)
     bucket = run.method.bucket(work.slab.sig)
     old = totals.get(bucket)
     totals[bucket] = jax.tree.map(np.add, old, part) if old else part
@@ -193,6 +202,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     step.Schedule(chunk),
     run.foundation.base,
     run.theta,
+    run.method.init_memory(run.theta),
     alloc,
     weights[at],
     ids[at],
@@ -201,7 +211,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     np.float32(0.1),
     np.int32(0),
   )
-  deltas, reports = zip(
+  sent, factors, reports = zip(
     *[
       _slow_client(
         case, sig, rows[i], jax.tree.map(lambda x, i=i: x[i], batches), k, 0
@@ -210,7 +220,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     ],
     strict=True,
   )
-  want = _slow_sum(run, rows[:3], deltas, weights[:3], sig.axes)
+  want = _slow_sum(run, rows[:3], sent, weights[:3] * factors, sig.axes)
   tiny.assert_close(got, want, **_ROUNDING)
   losses = [m['loss'] for m in reports] + [0]
   np.testing.assert_allclose(metrics['loss'], np.array(losses)[at], rtol=1e-4)
@@ -327,15 +337,17 @@ def _totals(run, cohort, rows):
   """Sums of random deltas, with a bucket for every signature there is."""
   sigs = [tiny.signature(run.method, k) for k in range(len(tiny.BUDGETS))]
   selected = {axis for sig in sigs for axis in sig.axes}
-  zero = selection.zero_sum(run.theta, run.axes, selected)
+  like, axes = run.method.sums(run.theta, run.axes)
+  zero = selection.zero_sum(like, axes, selected)
   totals = {run.method.bucket(sig): zero for sig in sigs}
   for client, row in zip(cohort, rows, strict=True):
-    local = selection.select(run.theta, run.axes, row)
+    hold = lambda tree, row=row: selection.select(tree, axes, row)
+    local = jax.eval_shape(hold, like)
     delta = tiny.noise(jax.tree.map(jnp.zeros_like, local), client)
     lead = lambda x: jnp.asarray(x)[None]
     part = selection.group_sum(
-      run.theta,
-      run.axes,
+      like,
+      axes,
       {a: n if isinstance(n, int) else lead(n) for a, n in row.items()},
       jax.tree.map(lead, delta),
       jnp.ones(1),

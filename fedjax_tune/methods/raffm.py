@@ -92,7 +92,7 @@ class Raffm(base.Method):
     update, memory = super().merge(theta, totals, memory)
     if self.aggregation == 'coverage':
       return update, memory
-    total = jax.tree.map(lambda *xs: sum(xs), *totals.values())
+    total = base.everyone(totals)
     # Everyone holds all of the head's bias.
     everyone = jnp.max(total.den['head']['bias'])
     mean = lambda num: num / everyone
