@@ -107,7 +107,7 @@ def build(experiment: config.Experiment) -> Setup:
     test,
     parts,
     budgets,
-    widths,
+    widths | {'rank': experiment.lora.rank},
     hardware,
     planner,
     weights.tokenizer,
@@ -144,7 +144,7 @@ def build_foundation(
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
   model = backbone.build_model(
     cfg,
-    {} if full else adapters(experiment.lora),
+    {} if full else adapters(experiment.lora, experiment.rank.scaling),
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
@@ -166,10 +166,11 @@ def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
   return {**axes, 'token': max(data.lengths), 'patch': 0}
 
 
-def adapters(cfg: config.Lora) -> dict[str, linear.Adapter]:
-  """Returns the LoRA of each adapted linear map."""
+def adapters(cfg: config.Lora, scaling: str) -> dict[str, linear.Adapter]:
+  """Returns the LoRA of each adapted linear map; see `config.Rank`."""
   targets = [*cfg.targets, *(['embed.patch'] if cfg.patch_embed else [])]
-  lora = linear.Adapter(cfg.rank, cfg.alpha / cfg.rank, cfg.dropout)
+  scale, own = cfg.alpha / cfg.rank, scaling == 'client'
+  lora = linear.Adapter(cfg.rank, scale, cfg.dropout, own)
   return dict.fromkeys(targets, lora)
 
 

@@ -79,10 +79,10 @@ def ground(base: Tree, added: Tree) -> Tree:
     added: Nested dicts like `base`, with some of its leaves; sums are made in
       its precision and kept in that of `base`. {} returns `base` itself.
   """
-  if not added:
-    return base
   if not isinstance(base, dict):
     return (base + added).astype(base.dtype)
+  if not added:
+    return base
   return {
     name: ground(part, added[name]) if name in added else part
     for name, part in base.items()
