@@ -127,7 +127,7 @@ def build(experiment: config.Experiment) -> Setup:
     test,
     parts,
     budgets,
-    widths,
+    widths | {'rank': experiment.lora.rank},
     hardware,
     planner,
     weights.tokenizer,
@@ -291,7 +291,8 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
   tune, lora = experiment.model.tune, experiment.lora
   if tune == 'lora':
     targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
-    added = linear.Adapter(lora.rank, lora.alpha / lora.rank, lora.dropout)
+    scale, own = lora.alpha / lora.rank, experiment.rank.scaling == 'client'
+    added = linear.Adapter(lora.rank, scale, lora.dropout, own)
     return dict.fromkeys(targets, added)
   if tune == 'adapter':
     cfg = dataclasses.asdict(experiment.fedadapter)

@@ -359,6 +359,37 @@ class Prism:
 
 
 @dataclasses.dataclass
+class Rank:
+  """Clients of different LoRA rank; the ranks are those of FLoRA's authors.
+
+  Attributes:
+    ranks: Clients take them in turn, by their number; the largest must be
+      `lora.rank`, which the server has.
+    scaling: 'common' multiplies every client's adapters by lora.alpha /
+      lora.rank, so that a rank means the same to all (alpha proportional to
+      the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
+      own rank, as peft does for a fixed alpha.
+  """
+
+  ranks: tuple[int, ...] = (64, 32, 16, 16, 8, 8, 4, 4, 4, 4)
+  scaling: str = 'common'
+
+
+@dataclasses.dataclass
+class Hetlora:
+  """HetLoRA's self-pruning; that its authors use these values is uncertain.
+
+  Attributes:
+    gamma: Share of its ranks that a client keeps when it prunes; 1 turns
+      pruning off.
+    penalty: Coefficient of the norms of the ranks that would go.
+  """
+
+  gamma: float = 0.99
+  penalty: float = 5e-4
+
+
+@dataclasses.dataclass
 class Heterotune:
   """HeteroTune; every choice that the paper's public text leaves open.
 
@@ -412,4 +443,6 @@ class Experiment:
   raffm: Raffm = dataclasses.field(default_factory=Raffm)
   prunefl: Prunefl = dataclasses.field(default_factory=Prunefl)
   prism: Prism = dataclasses.field(default_factory=Prism)
+  rank: Rank = dataclasses.field(default_factory=Rank)
+  hetlora: Hetlora = dataclasses.field(default_factory=Hetlora)
   heterotune: Heterotune = dataclasses.field(default_factory=Heterotune)

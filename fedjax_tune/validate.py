@@ -154,6 +154,10 @@ _RULES = {
   'heterotune.foreign': _one_of('frozen', 'trained'),
   'heterotune.sites': _at_least(0),
   'heterotune.cmga': _one_of('off', 'pairwise', 'mean'),
+  'rank.ranks': _at_least(1),
+  'rank.scaling': _one_of('common', 'client'),
+  'hetlora.gamma': _DECAY,
+  'hetlora.penalty': _at_least(0),
 }
 
 
@@ -227,6 +231,8 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
   lengths = experiment.data.lengths
   if not lengths or list(lengths) != sorted(set(lengths)):
     yield f'data.lengths={lengths} must be ascending, and at least one.'
+  if not experiment.rank.ranks:
+    yield 'rank.ranks=() must not be empty.'
   for name in ('rates', 'axes'):
     if not getattr(experiment.width, name):
       yield f'width.{name}=() must not be empty.'

@@ -144,9 +144,9 @@ def federated_stacks(
 
 
 @functools.cache
-def stack(dropout: float = 0.0) -> foundation.Foundation:
+def stack(dropout: float = 0.0, rank: int = 2) -> foundation.Foundation:
   """Returns a noisy stack."""
-  return _split(Stack(linear.Adapter(rank=2, scale=2.0, dropout=dropout)))
+  return _split(Stack(linear.Adapter(rank, scale=2.0, dropout=dropout)))
 
 
 TARGETS = ('attn.proj', 'mlp.fc2', 'embed.patch')
@@ -266,6 +266,8 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     (1.0, 0.5),
   )
   e.raffm.priority = 'none'
+  # The ranks of `Stack`.
+  e.lora.rank, e.lora.alpha, e.rank.ranks = 2, 4.0, (2, 1)
   if name in ('prunefl', 'prism'):
     # A stack has nothing to prune but its head, and nothing to factor.
     e.model.tune, e.prunefl.threshold = 'full', 0.0
@@ -346,6 +348,8 @@ def run(
     widths |= {f'tier:{name}': t.depth for name, t in found.tiers.items()}
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
+  if e.method == 'ffa_lora':
+    found = method.prepare(found)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if is_vit else STACK_SIZE
   data = data or examples(12 * len(budgets), size)

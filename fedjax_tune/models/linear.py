@@ -26,11 +26,24 @@ Axis = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """LoRA on one linear map: rank, scale = alpha / rank, dropout rate."""
+  """LoRA on one linear map.
+
+  Attributes:
+    rank: Its rank; a client may hold less.
+    scale: alpha / rank.
+    dropout: Rate of the dropout on its input.
+    own_scale: Whether a client's scale is alpha over the rank that it holds;
+      else everyone's is `scale`.
+  """
 
   rank: int
   scale: float
   dropout: float
+  own_scale: bool = False
+
+  def scale_of(self, rank: int) -> float:
+    """Returns the scale of a client that holds some of the ranks."""
+    return self.scale * self.rank / rank if self.own_scale else self.scale
 
 
 def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
@@ -110,7 +123,7 @@ class Linear(nnx.Module):
         self.lora_a[...].reshape(width, -1).astype(x.dtype),
         self.lora_b[...].reshape(-1, kernel.shape[1]).astype(x.dtype),
         seed,
-        self.adapter.scale,
+        self.adapter.scale_of(self.lora_a[...].shape[-1]),
         rate,
       )
     y = y.reshape(*lead, *outs)
