@@ -105,6 +105,7 @@ def test_classification_equals_transformers(tmp_path, case):
   # A classifier's folder lacks the head that predicts tokens.
   assert 'lm_head' not in loaded.params
   config = dataclasses.replace(loaded.config, num_classes=3)
+  assert isinstance(config, sizes.DecoderConfig)
   found = foundation.split(backbone.build_model(config, rngs=nnx.Rngs(0)), 3)
   head = model.state_dict()['score.weight'].numpy().T
   ours = found.merge(
@@ -284,7 +285,8 @@ def test_old_rope_scaling_is_refused(folder):
     huggingface.load_huggingface(folder)
   # As files of transformers 4 have it.
   path.write_text(json.dumps(raw | {'rope_theta': 500.0}))
-  assert huggingface.load_huggingface(folder).config.rope_base == 500
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.rope_base == 500
 
 
 @pytest.mark.parametrize('end', [7, [7, 8]])
@@ -292,7 +294,8 @@ def test_padding_is_the_end_of_a_text_where_there_is_no_other(folder, end):
   path = folder / 'config.json'
   own = {'pad_token_id': None, 'eos_token_id': end}
   path.write_text(json.dumps(json.loads(path.read_text()) | own))
-  assert huggingface.load_huggingface(folder).config.pad == 7
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.pad == 7
 
 
 @pytest.fixture(name='folder')

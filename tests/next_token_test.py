@@ -47,7 +47,7 @@ def _by_hand(logits, label) -> tuple[np.ndarray, np.ndarray]:
 def test_every_token_counts_alike():
   logits, batch = _example()
   losses, hits = _by_hand(logits, batch.label)
-  loss, sums = _TASK.loss(logits, batch)
+  loss, sums = _TASK.loss(jnp.asarray(logits), batch)
   # Of 6, 4 and 1 tokens all but the last have a next one.
   assert sums['count'] == 5 + 3
   np.testing.assert_allclose(sums['loss'], losses[:3].sum(), rtol=1e-6)
@@ -78,7 +78,7 @@ def test_padding_changes_neither_loss_nor_gradient():
 def test_predictions_are_sums_of_texts():
   logits, batch = _example()
   losses, hits = _by_hand(logits, batch.label)
-  got = _TASK.predict(logits, batch)
+  got = _TASK.predict(jnp.asarray(logits), batch)
   np.testing.assert_allclose(got['loss'], losses.sum(1), rtol=1e-5)
   np.testing.assert_array_equal(got['correct'], hits.sum(1))
   np.testing.assert_array_equal(got['count'], [5, 3, 0, 2])

@@ -29,8 +29,10 @@ _NAMES = (
 def test_a_client_computes_what_peft_does(scaling, rank):
   """Also where it holds less than the server: alpha / r, or one alpha / R."""
   server, alpha, ins, outs = 4, 6.0, 5, 3
-  cfg = config.Lora(rank=server, alpha=alpha, dropout=0.0, patch_embed=False)
-  adapter = build.adapters(cfg, scaling)['attn.proj']
+  e = config.Experiment()
+  e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0, patch_embed=False)
+  e.rank.scaling = scaling
+  adapter = build.adapters(e)['attn.proj']
   layer = linear.Linear(
     (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)
   )

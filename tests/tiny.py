@@ -58,7 +58,7 @@ class Stack(nnx.Module):
     patch = (('patch', STACK_SIZE**2 * 3),)
     layer, classes = (('layer', depth),), (('class', CLASSES),)
     self.embed = linear.Linear(patch, (width,), adapter=lora, rngs=rngs)
-    self.blocks = linear.Linear(
+    self.blocks: Any = linear.Linear(
       (width,), (width,), stack=layer, adapter=lora, rngs=rngs
     )
     if bottleneck:
@@ -285,7 +285,7 @@ class Run:
   """A method on a model and in-memory data; 12 examples a client."""
 
   experiment: config.Experiment
-  foundation: foundation.Foundation
+  foundation: Any
   method: Any
   theta: Tree
   axes: Axes
@@ -330,16 +330,17 @@ class Run:
 
 def run(
   e: config.Experiment,
-  found: foundation.Foundation | None = None,
+  found: foundation.Models | None = None,
   data: corpus.Corpus | None = None,
 ) -> Run:
   """Builds a run; of the stack on random images unless told otherwise."""
   budgets = e.clients.budgets or (DEPTH,) * e.clients.count
-  if e.method == 'heterotune':
-    found = found or federated_stacks(
+  if found is None and e.method == 'heterotune':
+    found = federated_stacks(
       (DEPTH, adapter.Bottleneck(3, 2)), (2, adapter.Bottleneck(3, 1))
     )
-  found = found or stack(e.lora.dropout)
+  if found is None:
+    found = stack(e.lora.dropout)
   is_vit = 'norm' in {**found.base, **found.theta}
   widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
   if is_vit:
