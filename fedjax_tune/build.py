@@ -92,6 +92,8 @@ def build(experiment: config.Experiment) -> Setup:
   )
   _check_cohort(clients, len(domains))
   found = tiers.load(experiment, data_dir(experiment.data))
+  for tier in found:
+    _check_model(experiment, tier.weights)
   weights = found[0].weights
   widths = axis_sizes(
     with_trained(weights.config, experiment.model), experiment.data
@@ -125,7 +127,7 @@ def build(experiment: config.Experiment) -> Setup:
     test,
     parts,
     budgets,
-    widths,
+    widths | {'rank': experiment.lora.rank},
     hardware,
     planner,
     weights.tokenizer,
@@ -139,6 +141,46 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
       f'clients.cohort_size={cfg.cohort_size} must be at most {num_clients}, '
       'the number of clients.'
     )
+
+
+def _check_model(
+  experiment: config.Experiment, weights: pretrained.Pretrained
+) -> None:
+  """Raises a ValueError where the model lacks what is asked of it."""
+  known = backbone.linear_maps(weights.config)
+  lora = experiment.model.tune == 'lora'
+  for i, target in enumerate(experiment.lora.targets if lora else ()):
+    if target not in known:
+      raise ValueError(
+        f'lora.targets[{i}]={target!r} must be one of {", ".join(known)}, the '
+        f'linear maps of the model {weights.source!r}.'
+      )
+  if experiment.data.task != 'next_token':
+    return
+  cfg = weights.config
+  has_head = isinstance(cfg, sizes.DecoderConfig) and (
+    cfg.tied or 'lm_head' in weights.params
+  )
+  if not has_head:
+    raise ValueError(
+      "data.task='next_token' needs a decoder with its pretrained head; the "
+      f'model {weights.source!r} has none.'
+    )
+
+
+def _set_task(cfg: sizes.Config, task: tasks.Task) -> sizes.Config:
+  """Gives a model the head of a task."""
+  if task.kind == 'next_token':
+    return dataclasses.replace(cfg, num_classes=0)
+  cfg = dataclasses.replace(cfg, num_classes=task.num_outputs)
+  if isinstance(cfg, sizes.TextConfig):
+    return dataclasses.replace(cfg, span=task.kind == 'span')
+  if task.kind == 'span':
+    raise ValueError(
+      f'model.weights: a model of family {cfg.family!r} has no head for spans, '
+      'which the data set asks for; it must be a text encoder.'
+    )
+  return cfg
 
 
 def data_dir(cfg: config.Data) -> str:
@@ -157,7 +199,7 @@ def _load_data(
     corpus.load(
       cfg,
       weights.tokenizer,
-      weights.config.pad if isinstance(weights.config, sizes.TextConfig) else 0,
+      0 if isinstance(weights.config, sizes.ViTConfig) else weights.config.pad,
     )
     for weights in first.values()
   ]
@@ -194,12 +236,7 @@ def build_foundation(
 ) -> foundation.Foundation:
   """Builds the model, with its adapters, around pretrained weights."""
   tune = experiment.model.tune
-  cfg = dataclasses.replace(
-    with_trained(weights.config, experiment.model),
-    num_classes=task.num_outputs,
-  )
-  if isinstance(cfg, sizes.TextConfig):
-    cfg = dataclasses.replace(cfg, span=task.kind == 'span')
+  cfg = _set_task(with_trained(weights.config, experiment.model), task)
   if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
     mean, std = NORMALIZATIONS[experiment.data.normalization]
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
@@ -224,6 +261,13 @@ def build_foundation(
 def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   """Returns the sizes of a model with what `model.tune` trains."""
   num = model.prompt_tokens
+  if isinstance(cfg, sizes.DecoderConfig):
+    if model.tune in ('prompt', 'prefix'):
+      raise ValueError(
+        f'model.tune={model.tune!r} is not there for decoders; it must be '
+        "'lora', 'adapter', 'bitfit' or 'full'."
+      )
+    return dataclasses.replace(cfg, full=model.tune == 'full')
   return dataclasses.replace(
     cfg,
     full=model.tune == 'full',
@@ -239,7 +283,7 @@ def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
     tokens, patch = cfg.num_tokens, cfg.patch**2 * 3
   tokens += cfg.prompts
   seen = {'token': tokens, 'key': tokens + cfg.prefixes, 'patch': patch}
-  return dict(sizes.Axes.of(cfg)) | seen
+  return sizes.axis_sizes(cfg) | seen
 
 
 def adapters(experiment: config.Experiment) -> block.Adapters:
@@ -247,7 +291,8 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
   tune, lora = experiment.model.tune, experiment.lora
   if tune == 'lora':
     targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
-    added = linear.Adapter(lora.rank, lora.alpha / lora.rank, lora.dropout)
+    scale, own = lora.alpha / lora.rank, experiment.rank.scaling == 'client'
+    added = linear.Adapter(lora.rank, scale, lora.dropout, own)
     return dict.fromkeys(targets, added)
   if tune == 'adapter':
     cfg = dataclasses.asdict(experiment.fedadapter)

@@ -13,8 +13,9 @@ class Model:
   """The foundation model.
 
   Attributes:
-    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3'), a
-      random preset ('random:vit_tiny'), or the path of a Hugging Face folder.
+    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
+      'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
+      Hugging Face folder.
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
@@ -97,6 +98,8 @@ class Data:
 
   Attributes:
     name: 'emoji_styles', 'domainnet', 'nico', or any prepared TFDS set.
+    task: '' learns what the set has labels for; 'next_token' (of a decoder)
+      to predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
@@ -110,6 +113,7 @@ class Data:
   """
 
   name: str = 'emoji_styles'
+  task: str = ''
   data_dir: str = ''
   image_size: int = 56
   domains: tuple[str, ...] = ()
@@ -355,6 +359,37 @@ class Prism:
 
 
 @dataclasses.dataclass
+class Rank:
+  """Clients of different LoRA rank; the ranks are those of FLoRA's authors.
+
+  Attributes:
+    ranks: Clients take them in turn, by their number; the largest must be
+      `lora.rank`, which the server has.
+    scaling: 'common' multiplies every client's adapters by lora.alpha /
+      lora.rank, so that a rank means the same to all (alpha proportional to
+      the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
+      own rank, as peft does for a fixed alpha.
+  """
+
+  ranks: tuple[int, ...] = (64, 32, 16, 16, 8, 8, 4, 4, 4, 4)
+  scaling: str = 'common'
+
+
+@dataclasses.dataclass
+class Hetlora:
+  """HetLoRA's self-pruning; that its authors use these values is uncertain.
+
+  Attributes:
+    gamma: Share of its ranks that a client keeps when it prunes; 1 turns
+      pruning off.
+    penalty: Coefficient of the norms of the ranks that would go.
+  """
+
+  gamma: float = 0.99
+  penalty: float = 5e-4
+
+
+@dataclasses.dataclass
 class Heterotune:
   """HeteroTune; every choice that the paper's public text leaves open.
 
@@ -408,4 +443,6 @@ class Experiment:
   raffm: Raffm = dataclasses.field(default_factory=Raffm)
   prunefl: Prunefl = dataclasses.field(default_factory=Prunefl)
   prism: Prism = dataclasses.field(default_factory=Prism)
+  rank: Rank = dataclasses.field(default_factory=Rank)
+  hetlora: Hetlora = dataclasses.field(default_factory=Hetlora)
   heterotune: Heterotune = dataclasses.field(default_factory=Heterotune)

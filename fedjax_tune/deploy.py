@@ -103,11 +103,15 @@ def load_run(
   experiment.data.test_examples = test_examples or experiment.data.test_examples
   setup = build.build(experiment)
   _check_plain(setup)
-  # Nothing that only training reads: optimizer, memory, what was spent.
-  template = {'state': server.ServerState(setup.theta, (), ())}
+  # Nothing that only training reads: optimizer, most memory, what was spent.
+  memory = setup.method.init_memory(setup.theta)
+  memory = memory if setup.method.ground(memory) else ()
+  template = {'state': server.ServerState(setup.theta, (), memory)}
   with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
-    theta = saved.restore(template, part=True)['state'].theta
-  return _assemble(setup, theta)
+    state = saved.restore(template, part=True)['state']
+  added = setup.method.ground(state.memory) if memory else {}
+  frozen = foundation.ground(setup.foundation.base, added)
+  return _assemble(setup, frozen, state.theta)
 
 
 def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
@@ -157,19 +161,19 @@ def _check_plain(setup: build.Setup) -> None:
     )
 
 
-def _assemble(setup: build.Setup, theta: Tree) -> Trained:
+def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.foundation, setup.experiment.lora
   assert isinstance(found, foundation.Foundation)
-  trained: Any = found.merge(found.base, theta)
+  trained: Any = found.merge(frozen, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
   whole = foundation.split(shapes, cfg.depth)
   # The first is *the* model: AllSmall's, for one, has fewer blocks.
   row = next(iter(setup.method.evaluations().values()))
-  params = export.fuse(found.base, theta, lora.alpha / lora.rank)
+  params = export.fuse(frozen, theta, lora.alpha / lora.rank)
   params = jax.device_put(selection.select(params, whole.axes, row))
-  amounts = dict(sizes.Axes.of(cfg)) | {a: int(n) for a, n in row.items()}
+  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
   return Trained(
     setup,
     dataclasses.replace(cfg, depth=amounts['layer']),
@@ -248,9 +252,9 @@ def write(
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  labels = setup.test.class_names or [
-    f'LABEL_{i}' for i in range(setup.test.task.num_outputs)
-  ]
+  task = setup.test.task
+  outputs = 0 if task.kind == 'next_token' else task.num_outputs
+  labels = setup.test.class_names or [f'LABEL_{i}' for i in range(outputs)]
   export.save_huggingface(
     folder,
     trained.config,

@@ -122,6 +122,24 @@ def _axes(state: Any) -> Axes:
   return nnx.to_pure_dict(named)
 
 
+def ground(base: Tree, added: Tree) -> Tree:
+  """Adds to some of the frozen parameters.
+
+  Args:
+    base: The frozen parameters.
+    added: Nested dicts like `base`, with some of its leaves; sums are made in
+      its precision and kept in that of `base`. {} returns `base` itself.
+  """
+  if not isinstance(base, dict):
+    return (base + added).astype(base.dtype)
+  if not added:
+    return base
+  return {
+    name: ground(part, added[name]) if name in added else part
+    for name, part in base.items()
+  }
+
+
 def num_params(tree: Tree) -> int:
   """Counts the parameters of a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_tune import build, checkpoint
 from fedjax_tune.engine import server
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.cost import Cost, client_cost
+from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
 from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import Member
@@ -68,6 +68,9 @@ class Run:
       name: setup.test.view(setup.readers.get(name, 0))
       for name in setup.method.evaluations()
     }
+    self._held = {
+      sig: held_shapes(setup.theta, setup.axes, sig) for sig in self.widths
+    }
     self._evaluate = build_evaluate(
       setup.foundation, setup.method, setup.axes, tests, e.data.lengths
     )
@@ -106,31 +109,41 @@ class Run:
     On simulated devices a round takes as long as its slowest client: receive,
     compute, send.
     """
-    moved = flops = 0
+    up = down = flops = 0
     seconds = [0.0]
+    traffic = self.traffic(members)
     for member in members:
-      cost = self.costs[member.sig]
-      work = cost.flops * int(self.setup.planner.steps[member.client])
-      moved += cost.theta_bytes
+      moved = traffic[member.sig]
+      steps = int(self.setup.planner.steps[member.client])
+      work = self.costs[member.sig].flops * steps
+      up += moved.uplink
+      down += moved.downlink
       flops += work
       if self.setup.devices:
         device = self.setup.devices[member.client]
-        transfer = 1 / device.uplink + 1 / device.downlink
-        seconds.append(work / device.flops + cost.theta_bytes * transfer)
+        sent = moved.uplink / device.uplink + moved.downlink / device.downlink
+        seconds.append(work / device.flops + sent)
     added = {
-      'uplink': moved,
-      'downlink': moved,
+      'uplink': up,
+      'downlink': down,
       'flops': flops,
       'simulated_us': round(1e6 * max(seconds)),
     }
     return {name: np.int64(meter[name] + n) for name, n in added.items()}
+
+  def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
+    """Returns what a client of each class moves in a round of these."""
+    count, cohort = self.setup.method.traffic, [m.sig for m in members]
+    return {
+      sig: count(sig, cohort, self._held.__getitem__) for sig in set(cohort)
+    }
 
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
     """Evaluates every model of the method, on rounds that ask for it."""
     e = self.setup.experiment
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
-    results = self._evaluate(self.setup.foundation.base, state.theta)
+    results = self._evaluate(self.engine.base(state), state.theta)
     weights = self.setup.method.headline()
     mean = lambda x: float(np.mean(x))
     primary, *others = self.setup.test.task.metrics
@@ -157,10 +170,19 @@ class Run:
     seen = {(m.sig, m.client) for r in self.setup.planner.rounds for m in r}
     clients = collections.Counter(sig for sig, _ in seen)
     ranked = sorted(self.costs.items(), key=lambda item: -item[1].flops)
-    return [self._class_cost(sig, c, clients[sig]) for sig, c in ranked]
+    moved: dict[Signature, list[Traffic]] = collections.defaultdict(list)
+    for members in self.setup.planner.rounds:
+      for sig, traffic in self.traffic(members).items():
+        moved[sig].append(traffic)
+    # What the others hold may count, too: the mean over the rounds.
+    mean = {sig: np.mean(rows, 0).round() for sig, rows in moved.items()}
+    return [
+      self._class_cost(sig, c, clients[sig], Traffic(*map(int, mean[sig])))
+      for sig, c in ranked
+    ]
 
   def _class_cost(
-    self, sig: Signature, cost: Cost, clients: int
+    self, sig: Signature, cost: Cost, clients: int, traffic: Traffic
   ) -> tables.ClassCost:
     memory = self.engine.programs.compiled[sig].memory_analysis()
     held = cost.base_params + cost.theta_params
@@ -171,8 +193,8 @@ class Run:
       params_held=held,
       params_trainable=cost.theta_params,
       trainable_percent=100 * cost.theta_params / held,
-      uplink_bytes=cost.theta_bytes,
-      downlink_bytes=cost.theta_bytes,
+      uplink_bytes=traffic.uplink,
+      downlink_bytes=traffic.downlink,
       flops_per_step=cost.flops,
       peak_memory_bytes=cost.base_bytes + memory.temp_size_in_bytes,
     )

@@ -28,7 +28,17 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
   """Names the tiers, in the order in which clients take them.
 
   A tier that stands there twice, to give it more clients, is one.
+
+  Raises:
+    ValueError: A field has another number of values than `weights`.
   """
+  for field in ('depth', 'width', 'joins'):
+    values = getattr(cfg, field)
+    if values and len(values) != len(cfg.weights):
+      raise ValueError(
+        f'tiers.{field}={values} must have {len(cfg.weights)} values, one for '
+        'each of tiers.weights.'
+      )
   stems = [pathlib.Path(w.removeprefix('random:')).name for w in cfg.weights]
   depth = cfg.depth or (0,) * len(stems)
   width = cfg.width or (1.0,) * len(stems)
@@ -57,7 +67,10 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
       found[name] = _load(
         experiment, data_dir, cfg.weights[i], name, depth, width
       )
-  if len({type(tier.weights.config) for tier in found.values()}) > 1:
+  reads_images = {
+    isinstance(tier.weights.config, sizes.ViTConfig) for tier in found.values()
+  }
+  if len(reads_images) > 1:
     raise ValueError(
       f'tiers.weights={cfg.weights} must all read images, or all read text.'
     )
@@ -89,12 +102,13 @@ def _load(
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
   """Numbers the tokenizers of the tiers, by name; 0 where texts are alike."""
-  known: list[str] = []
+  known: list[tuple[str, int]] = []
   found = {}
   for tier in tiers:
     folder = tier.weights.tokenizer
     text = '' if folder is None else tokens.load(folder).to_str()
-    if text not in known:
-      known.append(text)
-    found[tier.name] = known.index(text)
+    reader = text, getattr(tier.weights.config, 'pad', 0)
+    if reader not in known:
+      known.append(reader)
+    found[tier.name] = known.index(reader)
   return found

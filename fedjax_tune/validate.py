@@ -63,7 +63,15 @@ _RULES = {
   'lora.alpha': _POSITIVE,
   'lora.dropout': _FRACTION,
   'lora.targets': _one_of(
-    'attn.q', 'attn.k', 'attn.v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'mlp.fc1',
+    'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
   ),
   'fedadapter.rank': _at_least(1),
   'fedadapter.branches': _at_least(1),
@@ -77,6 +85,7 @@ _RULES = {
   'tiers.width': _DECAY,
   'tiers.joins': _at_least(0),
   'data.name': _NAMED,
+  'data.task': _one_of('', 'next_token'),
   'data.image_size': _at_least(1),
   'data.domains': _NAMED,
   'data.num_classes': _at_least(0),
@@ -145,6 +154,10 @@ _RULES = {
   'heterotune.foreign': _one_of('frozen', 'trained'),
   'heterotune.sites': _at_least(0),
   'heterotune.cmga': _one_of('off', 'pairwise', 'mean'),
+  'rank.ranks': _at_least(1),
+  'rank.scaling': _one_of('common', 'client'),
+  'hetlora.gamma': _DECAY,
+  'hetlora.penalty': _at_least(0),
 }
 
 
@@ -218,6 +231,8 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
   lengths = experiment.data.lengths
   if not lengths or list(lengths) != sorted(set(lengths)):
     yield f'data.lengths={lengths} must be ascending, and at least one.'
+  if not experiment.rank.ranks:
+    yield 'rank.ranks=() must not be empty.'
   for name in ('rates', 'axes'):
     if not getattr(experiment.width, name):
       yield f'width.{name}=() must not be empty.'

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import build, config, foundation, tasks
+from fedjax_tune import build, config, federation, foundation, tasks
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import BUILDERS
-from fedjax_tune.models import linear, sizes, text, vit
+from fedjax_tune.models import adapter, linear, sizes, text, vit
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tokens, Tree
 
@@ -48,14 +48,22 @@ CASES = [
 class Stack(nnx.Module):
   """Residual blocks x + tanh(linear(x)) with LoRA and dropout."""
 
-  def __init__(self, adapter: linear.Adapter) -> None:
+  def __init__(
+    self,
+    lora: linear.Adapter | None,
+    bottleneck: adapter.Bottleneck | None = None,
+    depth: int = DEPTH,
+  ) -> None:
     rngs, width = nnx.Rngs(0), ('embed', 6)
     patch = (('patch', STACK_SIZE**2 * 3),)
-    layer, classes = (('layer', DEPTH),), (('class', CLASSES),)
-    self.embed = linear.Linear(patch, (width,), adapter=adapter, rngs=rngs)
+    layer, classes = (('layer', depth),), (('class', CLASSES),)
+    self.embed = linear.Linear(patch, (width,), adapter=lora, rngs=rngs)
     self.blocks = linear.Linear(
-      (width,), (width,), stack=layer, adapter=adapter, rngs=rngs
+      (width,), (width,), stack=layer, adapter=lora, rngs=rngs
     )
+    if bottleneck:
+      shape = vit_config(depth=depth, embed=6, heads=1)
+      self.blocks.extra = adapter.FedAdapter(shape, bottleneck, rngs)
     self.head = linear.Linear((width,), classes, kind=nnx.Param, rngs=rngs)
 
   def class_tokens(self, images, layers_N, *, key=None):
@@ -68,7 +76,10 @@ class Stack(nnx.Module):
       layer, held = inputs
       frozen = jax.tree.map(lambda p: p[layer], base)
       block = nnx.merge(graph, held, frozen)
-      x = x + jnp.tanh(block(x, drop(layer)))
+      branch = jnp.tanh(block(x, drop(layer)))
+      if hasattr(block, 'extra'):
+        branch = block.extra(x, branch)
+      x = x + branch
       return x, x
 
     start = self.embed(pixels / 255 - 0.5, drop(DEPTH))
@@ -113,9 +124,29 @@ def _draw(build_model: Callable[[], nnx.Module]) -> foundation.Foundation:
 
 
 @functools.cache
-def stack(dropout: float = 0.0) -> foundation.Foundation:
+def federated_stacks(
+  *sizes: tuple[int, adapter.Bottleneck], shared: bool = True
+) -> federation.Federation:
+  """Returns noisy stacks with FedAdapters: tiers 'large', 'small', 'last'.
+
+  Args:
+    *sizes: Depth and bottleneck of each.
+    shared: Whether they share their cores.
+  """
+  names = ('large', 'small', 'last')[: len(sizes)]
+  stacks = {}
+  for i, (name, (depth, sides)) in enumerate(zip(names, sizes, strict=True)):
+    found = foundation.split(Stack(None, sides, depth), depth)
+    stacks[name] = dataclasses.replace(
+      found, theta=noise(found.theta, i), base=noise(found.base, 10 + i)
+    )
+  return federation.federate(stacks, adapter.CORES if shared else ())
+
+
+@functools.cache
+def stack(dropout: float = 0.0, rank: int = 2) -> foundation.Foundation:
   """Returns a noisy stack."""
-  return _split(Stack(linear.Adapter(rank=2, scale=2.0, dropout=dropout)))
+  return _split(Stack(linear.Adapter(rank, scale=2.0, dropout=dropout)))
 
 
 TARGETS = ('attn.proj', 'mlp.fc2', 'embed.patch')
@@ -222,6 +253,10 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
       lr=0.1, steps=2, batch_size=4, weight_decay=0.01, clip_norm=0.5
     ),
   )
+  if name == 'heterotune':
+    e.model.tune, e.clients.budgets = 'adapter', ()
+    e.tiers.weights = ('large', 'small')
+    e.fedadapter.rank = 3
   if variant:
     getattr(e, name).variant = variant
   e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
@@ -231,6 +266,8 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     (1.0, 0.5),
   )
   e.raffm.priority = 'none'
+  # The ranks of `Stack`.
+  e.lora.rank, e.lora.alpha, e.rank.ranks = 2, 4.0, (2, 1)
   if name in ('prunefl', 'prism'):
     # A stack has nothing to prune but its head, and nothing to factor.
     e.model.tune, e.prunefl.threshold = 'full', 0.0
@@ -297,14 +334,22 @@ def run(
   data: corpus.Corpus | None = None,
 ) -> Run:
   """Builds a run; of the stack on random images unless told otherwise."""
+  budgets = e.clients.budgets or (DEPTH,) * e.clients.count
+  if e.method == 'heterotune':
+    found = found or federated_stacks(
+      (DEPTH, adapter.Bottleneck(3, 2)), (2, adapter.Bottleneck(3, 1))
+    )
   found = found or stack(e.lora.dropout)
-  budgets = e.clients.budgets
   is_vit = 'norm' in {**found.base, **found.theta}
   widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
   if is_vit:
     widths = dict(sizes.Axes.of(vit_config()))
+  if isinstance(found, federation.Federation):
+    widths |= {f'tier:{name}': t.depth for name, t in found.tiers.items()}
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
+  if e.method == 'ffa_lora':
+    found = method.prepare(found)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if is_vit else STACK_SIZE
   data = data or examples(12 * len(budgets), size)

@@ -303,9 +303,9 @@ def test_heterofl_cuts_prefixes_along_their_width():
   assert value.all()
 
 
-@pytest.mark.parametrize('kind', ['vit', 'text'])
-def test_salience_reorders_prefixes_along(kind):
+def test_salience_reorders_prefixes_along():
   """Reordered, the whole model computes what it did."""
+  kind = 'text'
   e = _experiment('raffm', 'prefix', raffm={'priority': 'qk+vo+ffn'})
   found = _found(kind, 'prefix')
   found = dataclasses.replace(found, theta=tiny.noise(found.theta, 3, 1.0))

@@ -132,8 +132,13 @@ def load(
   """
   domains = domain_names(cfg)
   made = [sources.make_builder(cfg, domain) for domain in domains]
-  entry = text_sets.find(cfg.name, made[0].info.features)
+  entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
   _check_kind(cfg, entry, tokenizer)
+  if entry is None and 'label' not in made[0].info.features:
+    raise ValueError(
+      f'data.name={cfg.name!r}: must have image and label, or text and label;'
+      " without labels, data.task must be 'next_token'"
+    )
   test = entry.test if entry else 'test'
   splits = list(made[0].info.splits)
   if splits and test not in splits:
@@ -263,6 +268,9 @@ def _load_texts(
   class_names = ()
   if has_classes:
     class_names = _class_names(cfg, builders[0].info.features[entry.label])
+  outputs = len(class_names)
+  if entry.kind == 'next_token':
+    outputs = reader.tokenizer.get_vocab_size()
   return Corpus(
     labels=examples.labels,
     domains=np.array(where, np.int32)[examples.rows],
@@ -270,7 +278,7 @@ def _load_texts(
     domain_names=domains,
     class_names=class_names,
     inputs=Tokens(examples.encoded.ids, examples.encoded.types),
-    task=text.make_task(entry, len(class_names)),
+    task=text.make_task(entry, outputs),
     lengths=examples.encoded.lengths,
     questions=examples.questions,
   )

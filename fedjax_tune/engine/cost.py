@@ -1,7 +1,7 @@
 """What a client of each class holds, moves and computes."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Models
+from fedjax_tune.foundation import Models, num_params
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -33,6 +33,13 @@ class Cost:
   flops: int
 
 
+class Traffic(NamedTuple):
+  """Bytes that one client moves in one round."""
+
+  uplink: int
+  downlink: int
+
+
 def client_cost(
   foundation: Models,
   method: Any,
@@ -52,12 +59,9 @@ def client_cost(
     batch: Shapes of one local batch.
   """
   own, prefix = allocation_shapes(sig), dict(sig.prefix)
-  local, held = jax.eval_shape(
-    lambda theta, base, own: (
-      selection.select(theta, axes, {**own, **prefix}),
-      foundation.held(base, {**own, **prefix}),
-    ),
-    theta,
+  local = held_shapes(theta, axes, sig)
+  held = jax.eval_shape(
+    lambda base, own: foundation.held(base, {**own, **prefix}),
     foundation.base,
     own,
   )
@@ -75,7 +79,19 @@ def client_cost(
     return jax.grad(objective)(local)
 
   flops = count_flops(gradient, local, foundation.base, own, batch, key)
-  return Cost(_count(held), _bytes(held), _count(local), _bytes(local), flops)
+  return Cost(
+    num_params(held),
+    num_bytes(held),
+    num_params(local),
+    num_bytes(local),
+    flops,
+  )
+
+
+def held_shapes(tree: Tree, axes: Axes, sig: Signature) -> Tree:
+  """Returns the shapes of what a client holds of a tree."""
+  hold = lambda t, own: selection.select(t, axes, {**own, **dict(sig.prefix)})
+  return jax.eval_shape(hold, tree, allocation_shapes(sig))
 
 
 def allocation_shapes(
@@ -88,10 +104,7 @@ def allocation_shapes(
   }
 
 
-def _count(tree: Tree) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Tree) -> int:
+def num_bytes(tree: Tree) -> int:
+  """Counts the bytes of a tree of arrays, or of shapes."""
   leaves = jax.tree.leaves(tree)
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

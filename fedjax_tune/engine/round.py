@@ -19,7 +19,7 @@ from fedjax_tune.engine.server import (
   build_server_step,
 )
 from fedjax_tune.engine.step import Programs, Schedule, build_slab_step
-from fedjax_tune.foundation import Models
+from fedjax_tune.foundation import Models, ground
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -60,6 +60,7 @@ class Engine:
     self._server_step = jax.jit(build_server_step(method, server_opt))
     self._reorder = jax.jit(build_reorder(method, axes))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+    self._ground = jax.jit(ground)
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
@@ -68,6 +69,12 @@ class Engine:
     state = self._reorder(ServerState(self.theta, opt_state, memory))
     # Where the sums lie, too; else the first step compiles for itself alone.
     return jax.device_put(state, jax.local_devices()[0])
+
+  def base(self, state: ServerState) -> Tree:
+    """Returns the frozen parameters, with what the server added to them."""
+    added = self.method.ground(state.memory)
+    frozen = self.foundation.base
+    return self._ground(frozen, added) if added else frozen
 
   def compile(
     self,
@@ -90,19 +97,15 @@ class Engine:
       sig: Schedule.choose(mode, chunk, width, devices)
       for sig, width in widths.items()
     }
-    # One copy of the frozen weights for each set of devices, not one a call.
-    copies = {
-      s.devices: jax.device_put(self.foundation.base, s.shardings[0])
-      for s in schedules.values()
-    }
-    self._bases = {sig: copies[s.devices] for sig, s in schedules.items()}
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
+    self._copies = self._spread(self.foundation.base)
     selected = {axis for sig in widths for axis in sig.axes}
-    zero = jax.jit(
-      lambda: selection.zero_sum(self.theta, self.axes, selected)
-    )()
+    like, names = self.method.sums(self.theta, self.axes)
+    zero = jax.jit(lambda: selection.zero_sum(like, names, selected))()
     # The same zeros every round: sums are added to them, never into them.
     self._zeros = {self.method.bucket(sig): zero for sig in widths}
+
+    memory = jax.eval_shape(self.method.init_memory, self.theta)
 
     def arguments(sig):
       width = widths[sig]
@@ -111,6 +114,7 @@ class Engine:
       shapes = (
         self.foundation.base,
         self.theta,
+        memory,
         allocation_shapes(sig, width),
         jax.ShapeDtypeStruct((width,), np.float32),
         jax.ShapeDtypeStruct((width,), np.int32),
@@ -150,10 +154,14 @@ class Engine:
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
     totals, reports = dict(self._zeros), []
+    base, copies = self.base(state), self._copies
+    if base is not self.foundation.base:
+      copies = self._spread(base)
     for work in plan.works:
       sig = work.slab.sig
-      args = (self._bases[sig], state.theta, *work[1:], round_key, *scalars)
-      args = jax.device_put(args, self._shardings[sig])
+      places = self._shardings[sig]
+      sent = (copies[places[0]], state.theta, state.memory)
+      args = jax.device_put((*sent, *work[1:], round_key, *scalars), places)
       part, metrics = self.programs(sig, *args)
       bucket = self.method.bucket(sig)
       # Slabs of other widths may lie on other sets of devices.
@@ -164,6 +172,11 @@ class Engine:
       self._reorder(self._server_step(state, totals)),
       jax.tree.map(lambda *xs: sum(xs), *reports),
     )
+
+  def _spread(self, base: Tree) -> dict[jax.sharding.Sharding, Tree]:
+    """Copies the frozen weights to each set of devices, not once a call."""
+    places = {places[0] for places in self._shardings.values()}
+    return {place: jax.device_put(base, place) for place in places}
 
 
 def _placed(sharding: jax.sharding.Sharding, tree: Tree) -> Tree:

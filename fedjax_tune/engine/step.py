@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 import optax
 
 from fedjax_tune import selection
@@ -58,7 +59,7 @@ class Schedule:
     """Where each array argument of a slab's step lies."""
     whole = NamedSharding(self.mesh, PartitionSpec())
     split = NamedSharding(self.mesh, PartitionSpec('clients'))
-    return (whole,) * 2 + (split,) * 4 + (whole,) * 3
+    return (whole,) * 3 + (split,) * 4 + (whole,) * 3
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
@@ -70,6 +71,9 @@ class Schedule:
       devices=jax.local_devices()[: self.devices],
     )
 
+
+# Stands for no local step: what a client draws before its first.
+_BEGIN = np.uint32(2**32 - 1)
 
 SlabStep = Callable[..., tuple[GroupSum, dict[str, jax.Array]]]
 
@@ -87,17 +91,18 @@ def build_slab_step(
 
   Args:
     assemble: Builds a client's model, as `Foundation.assemble`.
-    method: Says what a client minimises.
+    method: Says what a client starts from, minimises and sends.
     optimizer: The clients', for learning rate 1.
     axes: Axes of theta.
     prox: FedProx coefficient.
     selected: Axes along which any client of the run selects.
 
   Returns:
-    step(sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd)
-    -> (GroupSum, metrics). `sig` and `schedule` are static; `alloc` leaves
-    are [C, n], `weight` and `ids` [C], `batches` leaves [C, S, B, ...], `key`
-    the round's key, `lr` and `rnd` scalars. Metrics are sums [C].
+    step(sig, schedule, base, theta, memory, alloc, weight, ids, batches, key,
+    lr, rnd) -> (GroupSum, metrics). `sig` and `schedule` are static; `alloc`
+    leaves are [C, n], `weight` and `ids` [C], `batches` leaves
+    [C, S, B, ...], `key` the round's key, `lr` and `rnd` scalars. Metrics are
+    sums [C].
 
   Guarantees:
     - A client of weight 0 adds nothing, and under `map` costs nothing.
@@ -105,33 +110,42 @@ def build_slab_step(
       devices change nothing but rounding.
   """
 
-  def train(sig, base, theta, key, lr, rnd, alloc, client, batches):
+  def train(sig, base, theta, memory, key, lr, rnd, alloc, client, batches):
     def objective(local, batch, step_key):
       model = assemble(base, method.view(sig, local, alloc), alloc)
       return method.loss(sig, model, alloc, batch, step_key, rnd)
 
     alloc = {**alloc, **dict(sig.prefix)}
-    start = selection.select(theta, axes, alloc)
     client_key = jax.random.fold_in(key, client)
-    return client_update(
+    start = method.begin(
+      sig,
+      selection.select(theta, axes, alloc),
+      alloc,
+      memory,
+      jax.random.fold_in(client_key, _BEGIN),
+    )
+    delta, metrics = client_update(
       objective, optimizer, start, batches, client_key, lr, prox
     )
+    sent = method.upload(sig, start, delta, alloc)
+    return sent, method.weigh(sig, start, delta), metrics
 
   def train_slab(sig, schedule, shared, slab):
-    theta = shared[1]
+    like, names = method.sums(shared[1], axes)
 
     def run(chunk):
       alloc, weight, ids, batches = chunk
       one = lambda *args: train(sig, *shared, *args)
       if schedule.chunk == 1:
         single = jax.tree.map(lambda x: x[0], (alloc, ids, batches))
-        delta, metrics = jax.tree.map(lambda x: x[None], one(*single))
+        sent, factor, metrics = jax.tree.map(lambda x: x[None], one(*single))
       else:
-        delta, metrics = jax.vmap(one)(alloc, ids, batches)
+        sent, factor, metrics = jax.vmap(one)(alloc, ids, batches)
       real = weight > 0
+      weight = jnp.where(real, weight * factor, 0)
       metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
       held = {**alloc, **dict(sig.prefix)}
-      total = selection.group_sum(theta, axes, held, delta, weight, selected)
+      total = selection.group_sum(like, names, held, sent, weight, selected)
       return total, metrics
 
     if schedule.chunk == slab[1].shape[0]:
@@ -139,9 +153,20 @@ def build_slab_step(
     return _sum_over_chunks(run, slab, schedule.chunk)
 
   def step(
-    sig, schedule, base, theta, alloc, weight, ids, batches, key, lr, rnd
+    sig,
+    schedule,
+    base,
+    theta,
+    memory,
+    alloc,
+    weight,
+    ids,
+    batches,
+    key,
+    lr,
+    rnd,
   ):
-    shared = (base, theta, key, lr, rnd)
+    shared = (base, theta, memory, key, lr, rnd)
     slab = (alloc, weight, ids, batches)
     if schedule.devices == 1:
       return train_slab(sig, schedule, shared, slab)

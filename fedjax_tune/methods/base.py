@@ -5,10 +5,12 @@ import dataclasses
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.cost import Traffic, num_bytes
 from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.foundation import Foundation
 from fedjax_tune.selection import GroupSum
@@ -102,7 +104,44 @@ class Method:
     del rnd
     return [{'layer': self.budgets[k]} for k in cohort]
 
-  # -- on the device
+  def traffic(
+    self,
+    sig: Signature,
+    cohort: Sequence[Signature],
+    held: Callable[[Signature], Tree],
+  ) -> Traffic:
+    """Counts what a client sends and receives in a round; theta by default.
+
+    Args:
+      sig: The client's signature.
+      cohort: Those of all clients of the round, its own among them.
+      held: Gives the shapes of a client's part of theta.
+    """
+    del cohort
+    size = num_bytes(held(sig))
+    return Traffic(size, size)
+
+  # -- on the device: a client trains
+
+  def begin(
+    self,
+    sig: Signature,
+    held: Tree,
+    alloc: Allocation,
+    memory: Tree,
+    key: jax.Array,
+  ) -> Tree:
+    """Returns what a client trains from; what it holds, by default.
+
+    Args:
+      sig: The client's signature (static).
+      held: Its part of theta.
+      alloc: What it holds along each selected axis.
+      memory: What the server remembers.
+      key: The client's key of this round, for no other purpose.
+    """
+    del sig, alloc, memory, key
+    return held
 
   def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
     """Returns a client's parameters as its model shall see them.
@@ -147,6 +186,31 @@ class Method:
     """Returns what the task reads: [B, K], or [B, T, 2] for spans."""
     return model(inputs, layer_ids(alloc), key=key)
 
+  # -- on the device: what it sends, and what the server makes of that
+
+  def upload(
+    self, sig: Signature, start: Tree, delta: Tree, alloc: Allocation
+  ) -> Tree:
+    """Returns what of a client is summed; the change of what it trained.
+
+    Args:
+      sig: The client's signature.
+      start: What it trained from.
+      delta: How it changed.
+      alloc: What it holds along each selected axis.
+    """
+    del sig, start, alloc
+    return delta
+
+  def sums(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+    """Returns what uploads look like on the server: shapes, and their axes."""
+    return theta, axes
+
+  def weigh(self, sig: Signature, start: Tree, delta: Tree) -> jax.Array:
+    """Returns a factor of the client's weight in the sums, a scalar."""
+    del sig, start, delta
+    return jnp.ones(())
+
   def bucket(self, sig: Signature) -> Hashable:
     """Names the sum that a group's deltas are added to."""
     del sig
@@ -157,8 +221,15 @@ class Method:
   ) -> tuple[Update, Tree]:
     """Turns the sums of a round into one update; coverage mean by default."""
     del theta
-    total = jax.tree.map(lambda *xs: sum(xs), *totals.values())
-    return covered_mean(total), memory
+    return covered_mean(everyone(totals)), memory
+
+  def ground(self, memory: Tree) -> Tree:
+    """Returns what the server has added to frozen parameters, in all rounds.
+
+    Nested dicts with the leaves that it changed; {} where it changed none.
+    """
+    del memory
+    return {}
 
   def reorder(self, theta: Tree, axes: Axes) -> Callable[[Tree], Tree] | None:
     """Returns how to reorder trees shaped like theta before the next round."""
@@ -181,6 +252,17 @@ class Method:
     """Returns the outputs of the evaluation called `name`."""
     del name
     return self.outputs(model, inputs, alloc)
+
+
+def refuse_decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
+  """Raises a ValueError where the model has rotary positions."""
+  if 'rotary' in sizes:
+    raise ValueError(f'{field} does not serve a decoder: {why}.')
+
+
+def everyone(totals: Mapping[Any, GroupSum]) -> GroupSum:
+  """Returns the sum over all buckets."""
+  return jax.tree.map(lambda *xs: sum(xs), *totals.values())
 
 
 def covered_mean(total: GroupSum) -> Update:

@@ -211,6 +211,11 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
       f'clients.budgets={experiment.clients.budgets} must be () with '
       'method=heterotune: the tiers say what a client holds.'
     )
+  joins = experiment.tiers.joins
+  if joins and min(joins) > 0:
+    raise ValueError(
+      f'tiers.joins={joins} must have a 0: somebody takes part in round 0.'
+    )
   if options.branches and len(options.branches) != len(each):
     raise ValueError(
       f'heterotune.branches={options.branches} must have {len(each)} numbers, '

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.group import Row
+from fedjax_tune.methods import base
 from fedjax_tune.randomness import host_rng
 from fedjax_tune.typing import Allocation, Tree
 
@@ -165,6 +166,9 @@ def build(
       masks are to fit devices, on which they save nothing.
   """
   del num_clients
+  base.refuse_decoder(
+    sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"
+  )
   if experiment.raffm.sampling == 'resource':
     raise ValueError(
       "raffm.sampling='resource' must be 'random' or 'sandwich' where"

@@ -146,6 +146,9 @@ def build(
     ValueError: Not all parameters train, or the server optimizer remembers
       them, while kernels are new in each round.
   """
+  base.refuse_decoder(
+    sizes, "method='prism'", 'it factors the two maps of an ungated MLP'
+  )
   tune, optimizer = experiment.model.tune, experiment.server.optimizer
   if tune != 'full':
     raise ValueError(

@@ -95,8 +95,10 @@ class Raffm(base.Method):
     update = base.covered_mean(total)
     if self.aggregation == 'coverage':
       return update, memory
-    # Everyone holds all of the head's bias.
-    everyone = jnp.max(total.den['head']['bias'])
+    # What comes first along every axis, everyone holds.
+    everyone = jnp.max(
+      jnp.stack([jnp.max(d) for d in jax.tree.leaves(total.den)])
+    )
     mean = lambda num: num / everyone
     if self.aggregation == 'mean':
       return update._replace(delta=jax.tree.map(mean, total.num)), memory
@@ -124,10 +126,11 @@ def build(
   """Builds RaFFM from an experiment.
 
   Raises:
-    ValueError: Options contradict each other, or a device can hold no
-      subnetwork of the space.
+    ValueError: Options contradict each other or the model, or a device can
+      hold no subnetwork of the space.
   """
   options = experiment.raffm
+  salience.check(sizes, options.priority)
   kind = slices if options.mode == 'slice' else masks
   return Raffm(
     depth=sizes['layer'],

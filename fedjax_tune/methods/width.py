@@ -86,7 +86,8 @@ class HeteroFL(Width):
   Attributes:
     scaler: While training, the output of every embedding and linear map but
       the head's is divided by the rate; written here as a division of its
-      parameters, frozen ones and adapters too, the same numbers.
+      parameters, frozen ones and adapters too, the same numbers. A word table
+      that predicts tokens, too, divides the logits.
     masked_loss: While training, logits of classes that a client lacks are 0.
     present: Which classes each client has, bool [clients, K].
   """
@@ -230,6 +231,14 @@ def common(
 ) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
   """Returns what every method of this kind is made of."""
   options = experiment.width
+  known = [
+    a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
+  ]
+  if unknown := set(options.axes) - set(known):
+    raise ValueError(
+      f'width.axes={options.axes}: {sorted(unknown)[0]!r} must be one of'
+      f' {", ".join(known)}, the axes along which this model is cut.'
+    )
   narrowed = {axis: sizes[axis] for axis in options.axes}
   depth = sizes['layer']
   return depth, budgets, experiment.seed, narrowed, options.rates

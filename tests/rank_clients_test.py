@@ -1,0 +1,211 @@
+"""Clients of different rank: their scale, their ranks, and what they move."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+
+from fedjax_tune import build, config, selection
+from fedjax_tune.engine import cost
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.methods import BUILDERS
+from fedjax_tune.models import linear
+
+_NAMES = (
+  'fedit', 'rbla', 'ffa_lora', 'hetlora', 'flexlora', 'flora', 'fedex_lora'
+)  # fmt: skip
+
+
+# -- the scale
+
+
+@pytest.mark.parametrize('rank', [4, 2, 1])
+@pytest.mark.parametrize('scaling', ['common', 'client'])
+def test_a_client_computes_what_peft_does(scaling, rank):
+  """Also where it holds less than the server: alpha / r, or one alpha / R."""
+  server, alpha, ins, outs = 4, 6.0, 5, 3
+  cfg = config.Lora(rank=server, alpha=alpha, dropout=0.0, patch_embed=False)
+  adapter = build.adapters(cfg, scaling)['attn.proj']
+  layer = linear.Linear(
+    (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)
+  )
+  found = tiny.foundation.split(layer, 1)
+  theta, base = tiny.noise(found.theta, 0), tiny.noise(found.base, 1)
+  held = selection.select(theta, found.axes, {'rank': rank})
+  x = np.random.default_rng(2).normal(size=(7, ins)).astype(np.float32)
+
+  lora = peft.LoraConfig(
+    r=rank,
+    lora_alpha=alpha if scaling == 'client' else alpha * rank / server,
+    target_modules=['0'],
+  )
+  model = torch.nn.Sequential(torch.nn.Linear(ins, outs))
+  theirs = peft.inject_adapter_in_model(lora, model)
+  tensors = {
+    '0.base_layer.weight': base['kernel'].T,
+    '0.base_layer.bias': base['bias'],
+    '0.lora_A.default.weight': held['lora_a'].T,
+    '0.lora_B.default.weight': held['lora_b'].T,
+  }
+  theirs.load_state_dict(
+    {name: torch.tensor(np.asarray(t)) for name, t in tensors.items()}
+  )
+  with torch.no_grad():
+    want = theirs(torch.tensor(x)).numpy()
+  np.testing.assert_allclose(found.merge(base, held)(x), want, atol=1e-5)
+
+
+# -- who holds what
+
+
+def test_clients_take_the_ranks_in_turn():
+  e = tiny.experiment('fedit', lora={'rank': 3}, rank={'ranks': (3, 1)})
+  method = BUILDERS['fedit'](e, {'layer': 4}, (4,) * 5)
+  held = [row['rank'] for row in method.allocate(0, [0, 1, 2, 4])]
+  assert held == [3, 1, 3, 3]
+
+
+@pytest.mark.parametrize('name', _NAMES)
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model': {'tune': 'full'}}, r"model.tune='full' must be 'lora'"),
+    (
+      {'rank': {'ranks': (1, 1)}},
+      r'rank.ranks=\(1, 1\): the largest must be lora.rank=2',
+    ),
+  ],
+)
+def test_refused(name, changes, message):
+  with pytest.raises(ValueError, match=message):
+    BUILDERS[name](tiny.experiment(name, **changes), {'layer': 4}, (4,) * 4)
+
+
+@pytest.mark.parametrize('name', ['flexlora', 'flora', 'fedex_lora'])
+@pytest.mark.parametrize('fields', [{'optimizer': 'fedadam'}, {'lr': 0.5}])
+def test_an_exact_mean_is_no_step(name, fields):
+  e = tiny.experiment(name, server=fields)
+  with pytest.raises(
+    ValueError, match=r"server.lr=.* must be 'fedavg' and 1.0"
+  ):
+    BUILDERS[name](e, {'layer': 4}, (4,) * 4)
+
+
+# -- bytes
+
+
+def test_traffic_by_hand():
+  """Of a server of rank 2, and a cohort of ranks 2, 1, 2 and 1."""
+  head, per_rank = 6 * 3 + 3, (48 + 6) + 4 * (6 + 6)
+  # The residual's rank is at most six; a block's kernel has 36 numbers.
+  residual = 6 * (48 + 6) + 4 * 6 * 6
+  assert 6 * (6 + 6) > 6 * 6
+  b_alone = 6 + 4 * 6
+  want = {
+    'fedit': (per_rank + head, per_rank + head),
+    'rbla': (per_rank + head, per_rank + head),
+    'hetlora': (per_rank + head, per_rank + head),
+    'flexlora': (per_rank + head, per_rank + head),
+    'ffa_lora': (b_alone + head, b_alone + head),
+    'flora': (per_rank + head, 6 * per_rank + head),
+    'fedex_lora': (per_rank + head, per_rank + head + residual),
+  }
+  assert set(want) == set(_NAMES)
+  for name, (up, down) in want.items():
+    run = tiny.run(tiny.experiment(name))
+    sigs = [Signature.of(r) for r in run.method.allocate(0, range(4))]
+    held = functools.partial(cost.held_shapes, run.theta, run.axes)
+    got = run.method.traffic(sigs[1], sigs, held)
+    assert got == (4 * up, 4 * down), name
+
+
+# -- HetLoRA
+
+
+def _hetlora(ranks=(4, 2), **options):
+  e = tiny.experiment(
+    'hetlora', lora={'rank': 4}, rank={'ranks': ranks}, hetlora=options
+  )
+  return tiny.run(e, tiny.stack(0.0, 4))
+
+
+def test_the_tail_by_hand():
+  run = _hetlora(gamma=0.5)
+  theta, want = run.theta, 0.0
+  for path in (('embed',), ('blocks',)):
+    a, b = (
+      np.asarray(theta[path[0]][n], np.float64) for n in ('lora_a', 'lora_b')
+    )
+    norm = lambda x: np.sqrt(np.sum(x**2, (-2, -1)))
+    want += np.sum(norm(a[..., 2:]) * norm(b[..., 2:, :]))
+  np.testing.assert_allclose(run.method.tail(theta), want, rtol=1e-5)
+  # With B = 0, as everything begins, there is a gradient, and it is 0.
+  flat = jax.tree.map(jnp.zeros_like, theta)
+  start = {
+    n: {**theta[n], 'lora_b': flat[n]['lora_b']} for n in ('embed', 'blocks')
+  }
+  slope = jax.grad(run.method.tail)(start)
+  tiny.assert_equal(slope, jax.tree.map(jnp.zeros_like, start))
+
+
+def test_who_shrinks_its_tail_gives_it_up():
+  run = _hetlora(gamma=0.5)
+  method, theta = run.method, run.theta
+  memory = {'rank': jnp.array([4.0, 2.0, 3.0, 1.0])}
+  for client, (current, less) in enumerate([(4, 2), (2, 1), (3, 1), (1, 1)]):
+    (row,) = method.allocate(0, [client])
+    sig = Signature.of(row)
+    held = selection.select(theta, run.axes, row)
+    start = method.begin(sig, held, row, memory, jax.random.key(0))
+    a, b = start['blocks']['lora_a'], start['blocks']['lora_b']
+    assert np.all(a[..., current:] == 0)
+    assert np.all(b[:, current:] == 0)
+    tiny.assert_equal(a[..., :current], held['blocks']['lora_a'][..., :current])
+    for factor, rank in ((-0.1, less), (0.1, current)):
+      delta = jax.tree.map(lambda x, f=factor: f * x, start)
+      sent = method.upload(sig, start, delta, row)
+      assert sent['rank'].tolist() == [rank]
+
+
+def test_ranks_given_up_stay_up():
+  """A large penalty makes everyone prune; zeros stay zeros in training."""
+  run = _hetlora(gamma=0.5, penalty=3.0)
+  state, key = run.engine.init(), jax.random.key(0)
+  ranks = [state.memory['rank'].tolist()]
+  for rnd in range(3):
+    state, _ = run.engine.round(state, run.planner.plan(rnd), key, 0.05)
+    ranks.append(state.memory['rank'].tolist())
+  assert ranks == [[4, 2, 4, 2], [2, 1, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+  # Filled up with zeros by all, what nobody has left is gone.
+  assert np.all(state.theta['blocks']['lora_a'][..., 2:] == 0)
+  assert np.all(state.theta['blocks']['lora_a'][..., 0] != 0)
+
+
+# -- the frozen weights of a round
+
+
+def test_clients_train_on_what_the_server_added():
+  """A round on grounded weights is a round on such a foundation."""
+  run = tiny.run(tiny.experiment('flora'))
+  first, planned = run.rounds(1), run.planner.plan(1)
+  frozen = run.engine.base(first)
+  moved = [
+    np.abs(np.asarray(frozen[n]['kernel'] - run.foundation.base[n]['kernel']))
+    for n in ('embed', 'blocks')
+  ]
+  assert min(x.min() for x in moved) > 0
+  key = jax.random.key(1)
+  got, metrics = run.engine.round(first, planned, key, 0.1)
+  found = tiny.dataclasses.replace(run.foundation, base=frozen)
+  other = tiny.run(run.experiment, found)
+  fresh = other.engine.init()._replace(theta=first.theta)
+  want, expected = other.engine.round(fresh, planned, key, 0.1)
+  tiny.assert_close(got.theta, want.theta, rtol=1e-5, atol=1e-6)
+  add = jax.tree.map(jnp.add, first.memory, want.memory)
+  tiny.assert_close(got.memory, add, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
