@@ -178,7 +178,12 @@ def test_a_round_is_its_slow_twin(case):
 # Three clients and one of weight 0, however they lie and share the device;
 # one after another they are in the test above.
 @pytest.mark.parametrize(
-  ('chunk', 'order'), [(2, (3, 1, 2, 0)), (4, (0, 2, 1, 3))]
+  ('chunk', 'order'),
+  [
+    (2, (3, 1, 2, 0)),
+    # Maps the same function over other numbers of clients.
+    pytest.param(4, (0, 2, 1, 3), marks=pytest.mark.slow),
+  ],
 )
 def test_order_padding_and_schedule_change_nothing(case, chunk, order):
   run, client = case.run, int(np.argmax(case.run.method.eligible(0)))
