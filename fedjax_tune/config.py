@@ -13,16 +13,24 @@ class Model:
   """The foundation model.
 
   Attributes:
-    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6'), a random
-      preset ('random:vit_tiny'), or the path of a Hugging Face folder.
+    weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
+      'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
+      Hugging Face folder.
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
-    tune: 'lora' (adapters and head) or 'full' (every parameter).
+    tune: What trains with the head: 'lora' (adapters), 'adapter' (bottlenecks
+      behind sublayers, section `fedadapter`), 'bitfit' (every bias,
+      arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
+      2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
+      arXiv 2101.00190), or 'full' (every parameter).
+    prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
+      take 1 to 200.
   """
 
   weights: str = 'dinov2_vits14'
   tune: str = 'lora'
+  prompt_tokens: int = 10
   dtype: str = 'float32'
   remat: bool = False
 
@@ -39,11 +47,59 @@ class Lora:
 
 
 @dataclasses.dataclass
+class Fedadapter:
+  """The bottleneck of HeteroTune (arXiv 2411.16796); see `models/adapter.py`.
+
+  The paper's own sizes and choices are not public; these are ours.
+
+  Attributes:
+    rank: Width of the bottleneck.
+    branches: How many branches are mixed; method heterotune sets it by tier.
+    after: Behind which sublayers there is one: 'mlp', 'attn'.
+    core: What a branch is, 'mlp' or 'linear'.
+    gating: Weights of the branches: 'static', 'token' or 'uniform'.
+    placement: 'sequential' or 'parallel'.
+    scale: Factor of what is added.
+  """
+
+  rank: int = 32
+  branches: int = 1
+  after: tuple[str, ...] = ('mlp',)
+  core: str = 'mlp'
+  gating: str = 'static'
+  placement: str = 'sequential'
+  scale: float = 1.0
+
+
+@dataclasses.dataclass
+class Tiers:
+  """Different models in one federation; clients take the tiers in turn.
+
+  For each tier one value, by which clients with number k have tier k modulo
+  the number of tiers; () takes the default for all.
+
+  Attributes:
+    weights: The tiers' checkpoints, as `model.weights`, which they replace; ()
+      for one model.
+    depth: The first blocks that are kept; 0 keeps all.
+    width: Share of the heads and of the MLP that is kept.
+    joins: The first round in which clients of the tier take part.
+  """
+
+  weights: tuple[str, ...] = ()
+  depth: tuple[int, ...] = ()
+  width: tuple[float, ...] = ()
+  joins: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
 class Data:
   """The data set.
 
   Attributes:
     name: 'emoji_styles', 'domainnet', 'nico', or any prepared TFDS set.
+    task: '' learns what the set has labels for; 'next_token' (of a decoder)
+      to predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size.
     domains: Which domains, in this order; () takes all that the set has.
@@ -57,6 +113,7 @@ class Data:
   """
 
   name: str = 'emoji_styles'
+  task: str = ''
   data_dir: str = ''
   image_size: int = 56
   domains: tuple[str, ...] = ()
@@ -333,6 +390,35 @@ class Hetlora:
 
 
 @dataclasses.dataclass
+class Heterotune:
+  """HeteroTune; every choice that the paper's public text leaves open.
+
+  Attributes:
+    reading: What a tier has of FedAdapter's cores. 'nested': the first of its
+      branches; 'own': all branches, of which branch m is tier m's; 'width': the
+      first columns of one wide branch.
+    branches: Of each tier, in the nested reading how many branches it has, in
+      the width reading which share of the columns; () is M, M - 1, ..., 1.
+    foreign: Whether in reading 'own' a tier's clients train the branches of
+      other tiers too, 'trained', or not, 'frozen'.
+    sites: How many of each core are shared, at equal relative depths; 0 takes
+      the number of blocks of the shallowest tier.
+    every_block: Whether all blocks have adapters; else one a site.
+    share: Whether tiers share anything; without it they train apart.
+    cmga: Cross-model gradient alignment of the tiers' updates: 'off',
+      'pairwise' (as in PCGrad) or 'mean'.
+  """
+
+  reading: str = 'nested'
+  branches: tuple[int, ...] = ()
+  foreign: str = 'frozen'
+  sites: int = 0
+  every_block: bool = True
+  share: bool = True
+  cmga: str = 'off'
+
+
+@dataclasses.dataclass
 class Experiment:
   """Everything that defines a run; equal experiments give equal runs."""
 
@@ -343,6 +429,8 @@ class Experiment:
   checkpoint_every: int = 10
   model: Model = dataclasses.field(default_factory=Model)
   lora: Lora = dataclasses.field(default_factory=Lora)
+  fedadapter: Fedadapter = dataclasses.field(default_factory=Fedadapter)
+  tiers: Tiers = dataclasses.field(default_factory=Tiers)
   data: Data = dataclasses.field(default_factory=Data)
   clients: Clients = dataclasses.field(default_factory=Clients)
   local: Local = dataclasses.field(default_factory=Local)
@@ -357,3 +445,4 @@ class Experiment:
   prism: Prism = dataclasses.field(default_factory=Prism)
   rank: Rank = dataclasses.field(default_factory=Rank)
   hetlora: Hetlora = dataclasses.field(default_factory=Hetlora)
+  heterotune: Heterotune = dataclasses.field(default_factory=Heterotune)

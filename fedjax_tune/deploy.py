@@ -95,6 +95,11 @@ def load_run(
   """
   workdir = pathlib.Path(workdir)
   experiment = _read_experiment(workdir)
+  if (tune := experiment.model.tune) in ('prompt', 'prefix'):
+    raise ValueError(
+      f'model.tune={tune!r} does not end with one plain model (its trained'
+      ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
+    )
   experiment.data.test_examples = test_examples or experiment.data.test_examples
   setup = build.build(experiment)
   _check_plain(setup)
@@ -139,8 +144,14 @@ def _fill(section: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _check_plain(setup: build.Setup) -> None:
-  """Refuses methods that train more than the model has."""
+  """Refuses what no Hugging Face folder can hold."""
   found, method = setup.foundation, setup.experiment.method
+  tune = setup.experiment.model.tune
+  if tune not in ('lora', 'full'):
+    raise ValueError(
+      f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
+      ' adds has no place in a Hugging Face folder.'
+    )
   shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
   same = setup.axes == found.axes and shapes(setup.theta) == shapes(found.theta)
   if not same or type(setup.method).predict is not base.Method.predict:
@@ -153,6 +164,7 @@ def _check_plain(setup: build.Setup) -> None:
 def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.foundation, setup.experiment.lora
+  assert isinstance(found, foundation.Foundation)
   trained: Any = found.merge(frozen, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
@@ -161,7 +173,7 @@ def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   row = next(iter(setup.method.evaluations().values()))
   params = export.fuse(frozen, theta, lora.alpha / lora.rank)
   params = jax.device_put(selection.select(params, whole.axes, row))
-  amounts = dict(sizes.Axes.of(cfg)) | {a: int(n) for a, n in row.items()}
+  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
   return Trained(
     setup,
     dataclasses.replace(cfg, depth=amounts['layer']),
@@ -199,7 +211,7 @@ def build_evaluate(trained: Trained, rows: Mapping[str, Row]) -> Evaluate:
     trained.model,
     method,
     trained.model.axes,
-    setup.test,
+    dict.fromkeys(rows, setup.test),
     setup.experiment.data.lengths,
   )
   return lambda params: run({}, params)
@@ -240,9 +252,9 @@ def write(
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  labels = setup.test.class_names or [
-    f'LABEL_{i}' for i in range(setup.test.task.num_outputs)
-  ]
+  task = setup.test.task
+  outputs = 0 if task.kind == 'next_token' else task.num_outputs
+  labels = setup.test.class_names or [f'LABEL_{i}' for i in range(outputs)]
   export.save_huggingface(
     folder,
     trained.config,

@@ -62,9 +62,15 @@ def assign(setting: str, num_clients: int) -> tuple[Device, ...]:
   Clients are numbered without meaning, so that the first of them may have the
   first device; what is left by rounding goes to the last.
 
+  Args:
+    setting: A key of `SETTINGS`; '' leaves the hardware open.
+    num_clients: How many.
+
   Raises:
     ValueError: There is no such setting.
   """
+  if not setting:
+    return ()
   if setting not in SETTINGS:
     raise ValueError(
       f'clients.devices={setting!r} must be one of {", ".join(SETTINGS)}.'

@@ -34,16 +34,19 @@ def client(
 
   Args:
     sizes: What it holds of each axis: layer, embed, heads, qk_dim, v_dim, ffn,
-      token (of one example), and patch, the inputs of a patch (0 for text).
+      token (of one example), key (what each token attends to: more than
+      tokens where prefixes train), and patch, the inputs of a patch (0 for
+      text).
     batch_size: Examples of a step.
     full: Whether all parameters train; else the gradients of weights are not
-      computed, and adapters are left out as small.
+      computed, and what else trains is left out as small.
   """
-  L, D, T = sizes['layer'], sizes['embed'], sizes['token']
+  L, D = sizes['layer'], sizes['embed']
+  T, S = sizes['token'], sizes['key']
   query, value = (sizes['heads'] * sizes[a] for a in ('qk_dim', 'v_dim'))
   per_block = D * (2 * query + 2 * value + 2 * sizes['ffn'])
-  # Products of one token: with weights, and with all tokens in attention.
-  weights, mixing = 2 * per_block, 2 * T * (query + value)
+  # Products of one token: with weights, and with all keys in attention.
+  weights, mixing = 2 * per_block, 2 * S * (query + value)
   # In the last block the first token alone has a query, an output and an MLP.
   keys = 2 * D * (query + value)
   last = T * keys + weights - keys + mixing
@@ -62,7 +65,7 @@ def client(
   activations = (
     batch_size * T * L * (8 * D + 2 * (query + value) + 3 * sizes['ffn'])
   )
-  mixed = batch_size * L * sizes['heads'] * T * T * 2
+  mixed = batch_size * L * sizes['heads'] * T * S * 2
   return Estimate(
     params=params,
     flops=batch_size * flops,

@@ -1,14 +1,47 @@
 """A foundation model, split once into what is trained and what is not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 import jax
 
 from fedjax_tune import selection
+from fedjax_tune.models import linear
 from fedjax_tune.typing import Allocation, Axes, Tree
+
+
+class Models(Protocol):
+  """What the engine asks of a model, or of the models of a federation."""
+
+  @property
+  def theta(self) -> Tree:
+    """What clients train, at the start."""
+    ...
+
+  @property
+  def axes(self) -> Axes:
+    """For each leaf of `theta` the names of its axes."""
+    ...
+
+  @property
+  def base(self) -> Tree:
+    """What they do not train."""
+    ...
+
+  @property
+  def depth(self) -> int:
+    """Blocks of the deepest model."""
+    ...
+
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client."""
+    ...
+
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+    """Builds the model that a client runs."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +82,10 @@ class Foundation:
     held = selection.select(base, self.base_axes, others)
     return self.merge(held, local)
 
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client, its blocks too."""
+    return selection.select(base, self.base_axes, alloc)
+
 
 def split(model: nnx.Module, depth: int) -> Foundation:
   """Splits a model by variable type: `nnx.Param` trains, the rest does not."""
@@ -61,6 +98,20 @@ def split(model: nnx.Module, depth: int) -> Foundation:
     base_axes=_axes(base),
     depth=depth,
   )
+
+
+def release(model: nnx.Module, trains: Callable[[str], bool]) -> None:
+  """Turns frozen parameters of a model, in place, into trained ones.
+
+  Args:
+    model: Whose parameters name their axes.
+    trains: Says by its name ('bias') whether a parameter is to train.
+  """
+  for _, module in nnx.iter_modules(model):
+    for name, held in list(vars(module).items()):
+      if isinstance(held, linear.Frozen) and trains(name):
+        axes = held.get_metadata('axes')
+        setattr(module, name, linear.Tuned(held[...], axes=axes))
 
 
 def _axes(state: Any) -> Axes:
@@ -92,6 +143,16 @@ def ground(base: Tree, added: Tree) -> Tree:
 def num_params(tree: Tree) -> int:
   """Counts the parameters of a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
+  """Returns a model of the first parameters along each axis that is named."""
+  return dataclasses.replace(
+    found,
+    theta=selection.select(found.theta, found.axes, amounts),
+    base=selection.select(found.base, found.base_axes, amounts),
+    depth=amounts.get('layer', found.depth),
+  )
 
 
 def narrow(model: Any, amounts: Mapping[str, int]) -> Any:

@@ -19,7 +19,15 @@ from fedjax_tune.report import tables
 
 
 class Run:
-  """A setup with its engine, its costs and its evaluation."""
+  """A setup with its engine, its costs and its evaluation.
+
+  Attributes:
+    setup: What the run is made of.
+    engine: Its rounds, compiled.
+    widths: For each signature that will occur the clients per slab.
+    batch_shapes: Likewise the shapes of the batches [S, B, ...] of one client.
+    costs: Likewise what a client costs.
+  """
 
   def __init__(self, setup: build.Setup) -> None:
     e = setup.experiment
@@ -34,9 +42,10 @@ class Run:
       prox=e.local.prox,
     )
     self.widths = setup.planner.widths
+    self.batch_shapes = {sig: self._batch_shapes(sig) for sig in self.widths}
     self.engine.compile(
       self.widths,
-      self.batch_shapes,
+      self.batch_shapes.__getitem__,
       e.engine.mode,
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
@@ -50,20 +59,23 @@ class Run:
         sig,
         jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-          self.batch_shapes(sig),
+          shapes,
         ),
       )
-      for sig in self.widths
+      for sig, shapes in self.batch_shapes.items()
+    }
+    tests = {
+      name: setup.test.view(setup.readers.get(name, 0))
+      for name in setup.method.evaluations()
     }
     self._held = {
       sig: held_shapes(setup.theta, setup.axes, sig) for sig in self.widths
     }
     self._evaluate = build_evaluate(
-      setup.foundation, setup.method, setup.axes, setup.test, e.data.lengths
+      setup.foundation, setup.method, setup.axes, tests, e.data.lengths
     )
 
-  def batch_shapes(self, sig: Signature) -> Batch:
-    """Returns the shapes of the batches [S, B, ...] of one client."""
+  def _batch_shapes(self, sig: Signature) -> Batch:
     cfg, train = self.setup.experiment.local, self.setup.train
     lead = (int(self.setup.planner.steps.max()), cfg.batch_size)
 
@@ -132,18 +144,26 @@ class Run:
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
     results = self._evaluate(self.engine.base(state), state.theta)
-    record = {}
-    for i, (name, metrics) in enumerate(results.items()):
-      prefix = 'eval' if i == 0 else f'eval/{name}'
-      by_domain, *others = metrics.values()
-      record[f'{prefix}/accuracy'] = float(np.mean(by_domain))
-      if i == 0:
-        for metric, values in zip(list(metrics)[1:], others, strict=True):
-          record[f'metric/{metric}'] = float(np.mean(values))
-        names = self.setup.test.domain_names
-        for domain, value in zip(names, by_domain, strict=True):
-          record[f'eval/accuracy/{domain}'] = float(value)
-    return record
+    weights = self.setup.method.headline()
+    mean = lambda x: float(np.mean(x))
+    primary, *others = self.setup.test.task.metrics
+    # Values by domain of the models that count together.
+    main = {
+      metric: np.add.reduce(
+        [w * results[n][metric] for n, w in weights.items()]
+      )
+      for metric in (primary, *others)
+    }
+    domains = zip(self.setup.test.domain_names, main[primary], strict=True)
+    apart = [name for name in results if weights != {name: 1.0}]
+    return (
+      {'eval/accuracy': mean(main[primary])}
+      | {f'metric/{m}': mean(main[m]) for m in others}
+      | {f'eval/accuracy/{domain}': float(x) for domain, x in domains}
+      | {
+        f'eval/{name}/accuracy': mean(results[name][primary]) for name in apart
+      }
+    )
 
   def class_costs(self) -> list[tables.ClassCost]:
     """Returns what a client of each class costs, largest first."""
@@ -184,6 +204,8 @@ def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
   """Names what a class of clients holds: '6 layers, ffn 512'."""
   parts = [f'{sig["layer"]} layers']
   for axis, amount in sig.axes.items():
+    if amount and axis.startswith('tier:'):
+      parts = [axis.removeprefix('tier:'), *parts]
     if axis != 'layer' and amount < sizes.get(axis, 0):
       parts.append(f'{axis} {amount}')
   if sig.length:

@@ -1,4 +1,7 @@
-"""Metrics of predictions, in NumPy; all are fractions, more is better."""
+"""Metrics of predictions, in NumPy.
+
+More is better, and 1 the most, of all but perplexity.
+"""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,11 +84,24 @@ def _word_f1(answer: str, reference: str) -> float:
   return 2 * both.total() / (len(words) + len(wanted))
 
 
-# By kind of task; spans are judged as the mean over questions.
+def token_accuracy(predicted: Mapping[str, np.ndarray]) -> float:
+  """Returns the share of all tokens that were foreseen."""
+  return float(predicted['correct'].sum() / max(predicted['count'].sum(), 1))
+
+
+def perplexity(predicted: Mapping[str, np.ndarray]) -> float:
+  """Returns exp of the mean cross entropy of all tokens; less is better."""
+  total = np.sum(predicted['loss'], dtype=np.float64)
+  return float(np.exp(total / max(predicted['count'].sum(), 1)))
+
+
+# By kind of task; spans are judged as the mean over questions, next tokens by
+# their sums over texts.
 METRICS: Mapping[str, Mapping[str, Callable[..., float]]] = {
   'classification': {'accuracy': accuracy, 'f1': f1, 'matthews': matthews},
   'regression': {'pearson': pearson, 'spearman': spearman},
   'span': {'f1': answer_f1, 'exact_match': exact_match},
+  'next_token': {'accuracy': token_accuracy, 'perplexity': perplexity},
 }
 
 
@@ -150,7 +166,7 @@ def evaluate(
     kind: Of the task.
     metrics: Names in `METRICS[kind]`.
     predicted: Arrays [N] from `Task.predict`, without padding rows.
-    label: [N]; for spans the questions.
+    label: [N, ...]; for spans the questions. Next tokens were judged before.
 
   Raises:
     ValueError: There is no example, or a number of predictions that differs.
@@ -169,5 +185,7 @@ def evaluate(
       name: float(np.mean([function(*pair) for pair in pairs]))
       for name, function in functions.items()
     }
+  if kind == 'next_token':
+    return {name: function(predicted) for name, function in functions.items()}
   (values,) = predicted.values()
   return {name: f(values, label) for name, f in functions.items()}

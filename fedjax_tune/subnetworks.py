@@ -70,7 +70,8 @@ def largest(budget: float, trained: deploy.Trained) -> Row:
   """Returns the largest subnetwork within a budget.
 
   Candidates are the subnetworks that a run of RaFFM trained, if one of them
-  fits; else heads and MLPs narrowed by the same share, a 64th at a time.
+  fits; else heads and MLPs narrowed by the same share, a 64th at a time; of
+  a decoder there are fewer heads instead.
 
   Raises:
     ValueError: No subnetwork is that small.
@@ -103,7 +104,9 @@ def _even_rows(trained: deploy.Trained) -> list[Row]:
 
 
 def _even(share: float, trained: deploy.Trained) -> Row:
-  shares = (share, 1.0, share, 1.0, 1.0)
+  # Rotary heads keep their width.
+  heads = (1.0, share) if 'rotary' in trained.sizes else (share, 1.0)
+  shares = (*heads, share, 1.0, 1.0)
   return trained.held(spaces.row_of(shares, trained.sizes))
 
 
@@ -149,13 +152,13 @@ def draw(
 def _at_budget(limit: int, trained: deploy.Trained) -> list[Row]:
   """Lists subnetworks that use a budget, one for each pair of head widths."""
   sizes, found = trained.sizes, []
+  axes = [axis for axis in ('qk_dim', 'v_dim') if axis in sizes]
   widths = (
-    range(math.ceil(_LEAST * sizes[axis]), sizes[axis] + 1)
-    for axis in ('qk_dim', 'v_dim')
+    range(math.ceil(_LEAST * sizes[axis]), sizes[axis] + 1) for axis in axes
   )
   one, two = (trained.num_params({'ffn': n}) for n in (1, 2))
-  for query, value in itertools.product(*widths):
-    row = {'qk_dim': query, 'v_dim': value, 'ffn': 1}
+  for held in itertools.product(*widths):
+    row = {**dict(zip(axes, held, strict=True)), 'ffn': 1}
     # Parameters grow by the same number with each hidden unit.
     more = (limit - trained.num_params(row)) // (two - one)
     row['ffn'] = min(1 + more, sizes['ffn'])

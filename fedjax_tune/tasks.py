@@ -1,4 +1,4 @@
-"""What is learned: classes, a number, or a span of a text.
+"""What is learned: classes, a number, a span of a text, or its next tokens.
 
 A task is the loss of a model's outputs, the predictions made of them, and the
 names of the metrics (`scores.py`) by which these are judged. Nothing here
@@ -19,6 +19,7 @@ _METRICS = {
   'classification': ('accuracy',),
   'regression': ('pearson', 'spearman'),
   'span': ('f1', 'exact_match'),
+  'next_token': ('accuracy', 'perplexity'),
 }
 _MAX_ANSWER = 30  # Tokens, as in BERT's run_squad.py.
 
@@ -30,7 +31,9 @@ class Examples(Protocol):
 
   `label` is int32[B], float32[B] for a regression, or for spans int32[B, 4]:
   the answer's first and last token, then the context's (the answer is token 0
-  twice where the window has none); `valid` bool[B], False where a row pads.
+  twice where the window has none); for next tokens int32[B, T], what follows
+  each token, and -1 where nothing does, T at least that of the outputs.
+  `valid` is bool[B], False where a row pads.
   """
 
   @property
@@ -45,9 +48,10 @@ class Task:
   """What a model's outputs mean.
 
   Attributes:
-    kind: 'classification' (outputs are logits [B, K]), 'regression' ([B, 1])
-      or 'span' (logits of start and end, [B, T, 2]).
-    num_outputs: K, 1 or 2.
+    kind: 'classification' (outputs are logits [B, K]), 'regression' ([B, 1]),
+      'span' (logits of start and end, [B, T, 2]) or 'next_token' (logits of
+      what follows each token, [B, T, V]).
+    num_outputs: K, 1, 2 or V.
     metrics: Names in `scores.METRICS`, the primary one first; () takes those
       that are usual for the kind.
 
@@ -68,7 +72,7 @@ class Task:
     if self.num_outputs != max(wanted, 1):
       raise ValueError(
         f'num_outputs={self.num_outputs}: a task of kind {self.kind} must have'
-        f' {"at least 1" if self.kind == "classification" else wanted}'
+        f' {wanted if self.kind in ("regression", "span") else "at least 1"}'
       )
     if not self.metrics:
       object.__setattr__(self, 'metrics', _METRICS[self.kind])
@@ -93,15 +97,20 @@ class Task:
     (arXiv 1810.04805, section 4.2). The sums are `loss`, `count`, and
     `correct`: the class is right; the value is less than 0.5 off; start and
     end are both right.
+
+    Of next tokens each counts alike, not each text: the loss is the mean over
+    all tokens of the batch that have a next one, and so are the sums.
     """
-    losses_B, hits_B = _LOSSES[self.kind](outputs, jnp.asarray(batch.label))
-    valid_B = batch.valid.astype(losses_B.dtype)
-    count = jnp.sum(valid_B)
+    losses, hits = _LOSSES[self.kind](outputs, jnp.asarray(batch.label))
+    valid = jnp.asarray(batch.valid)
+    if self.kind == 'next_token':
+      valid = valid[:, None] & _has_next(outputs, batch.label)
     # Not a product: what a padding row computes may be infinite.
-    loss_sum = jnp.sum(jnp.where(batch.valid, losses_B, 0))
+    loss_sum = jnp.sum(jnp.where(valid, losses, 0))
+    count = jnp.sum(valid.astype(losses.dtype))
     metrics = {
       'loss': loss_sum,
-      'correct': jnp.sum(hits_B * valid_B),
+      'correct': jnp.sum((hits & valid).astype(losses.dtype)),
       'count': count,
     }
     return loss_sum / jnp.maximum(count, 1), metrics
@@ -113,7 +122,9 @@ class Task:
 
     They are `class`; `value`; or of the best span of at most 30 tokens within
     the context `start`, `end` and `score` (its two logits' sum), and `null`,
-    the score of no answer. Of `batch`, spans read the context's place.
+    the score of no answer. Of `batch`, spans read the context's place. Next
+    tokens are judged here, for logits are large: `loss`, `correct` and `count`
+    are each text's sums.
     """
     return _PREDICTIONS[self.kind](outputs, jnp.asarray(batch.label))
 
@@ -140,6 +151,18 @@ def _span_loss(logits_BxTx2, label_Bx4):
   )
   hits_Bx2 = jnp.argmax(logits_BxTx2, 1) == answer_Bx2
   return losses_Bx2.mean(-1), hits_Bx2.all(-1)
+
+
+def _next_loss(logits_BxTxV, label_BxT):
+  label_BxT = label_BxT[:, : logits_BxTxV.shape[1]]
+  losses_BxT = optax.softmax_cross_entropy_with_integer_labels(
+    logits_BxTxV, jnp.maximum(label_BxT, 0)
+  )
+  return losses_BxT, jnp.argmax(logits_BxTxV, -1) == label_BxT
+
+
+def _has_next(logits_BxTxV, label_BxT):
+  return jnp.asarray(label_BxT)[:, : logits_BxTxV.shape[1]] >= 0
 
 
 def _predict_class(logits_BxK, label_B):
@@ -175,6 +198,16 @@ def _predict_span(logits_BxTx2, label_Bx4):
   }
 
 
+def _predict_next(logits_BxTxV, label_BxT):
+  losses_BxT, hits_BxT = _next_loss(logits_BxTxV, label_BxT)
+  has_next_BxT = _has_next(logits_BxTxV, label_BxT)
+  return {
+    'loss': jnp.sum(jnp.where(has_next_BxT, losses_BxT, 0), axis=1),
+    'correct': jnp.sum(hits_BxT & has_next_BxT, axis=1),
+    'count': jnp.sum(has_next_BxT, axis=1),
+  }
+
+
 def _mask(logits_BxTx2, kept_BxT):
   # Finite, so that two of them add up and gradients stay numbers.
   least = jnp.finfo(logits_BxTx2.dtype).min / 4
@@ -185,9 +218,11 @@ _LOSSES = {
   'classification': _class_loss,
   'regression': _value_loss,
   'span': _span_loss,
+  'next_token': _next_loss,
 }
 _PREDICTIONS = {
   'classification': _predict_class,
   'regression': _predict_value,
   'span': _predict_span,
+  'next_token': _predict_next,
 }

@@ -4,7 +4,7 @@ Arrays inside models and the engine carry their dimensions as a suffix:
 
   B batch      T tokens     D model width   H heads      E head width
   F hidden     R rank       K classes       L layers     N held layers
-  C clients    S local steps
+  C clients    S local steps                G group      V vocabulary
 """
 
 from collections.abc import Mapping

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   model = backbone.build_model(_MODEL, rngs=nnx.Rngs(0))
   found = foundation.split(model, _MODEL.depth)
-  axes = dict(sizes.Axes.of(_MODEL), token=_TOKENS, patch=0)
+  axes = dict(sizes.Axes.of(_MODEL), token=_TOKENS, key=_TOKENS, patch=0)
   method = base.Method(_MODEL.depth, (_MODEL.depth,), 0)
   method = method.meet(Task('classification', _MODEL.num_classes), None)
   lines = []

@@ -119,9 +119,10 @@ def _compare(
   )
   name = 'curve' if budget is None else 'box'
   plot = scaling.plot_curve if budget is None else scaling.plot_box
-  table = scaling.scaling_markdown(points, full)
+  compared = scaling.Comparison(points, full, trained.setup.test.task.primary)
+  table = scaling.scaling_markdown(compared)
   record = {
-    'metric': trained.setup.test.task.primary,
+    'metric': compared.metric,
     'priority': priority,
     'test_examples': len(trained.setup.test),
     'full': dataclasses.asdict(full),
@@ -129,7 +130,7 @@ def _compare(
   }
   metrics.write_json(out / f'{name}.json', record)
   metrics.write_text(out / f'{name}.md', table)
-  plot(points, full, record['metric'], out / f'{name}.png')
+  plot(compared, out / f'{name}.png')
   console.print(table, highlight=False)
   console.print(f'{name}.json, {name}.md and {name}.png are in {out}')
 

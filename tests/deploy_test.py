@@ -127,7 +127,11 @@ def _finish(experiment, workdir):
   with checkpoint.Checkpoints(workdir, 1) as saved:
     saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})
   run = evaluate.build_evaluate(
-    setup.foundation, setup.method, setup.axes, setup.test, (8, 16)
+    setup.foundation,
+    setup.method,
+    setup.axes,
+    dict.fromkeys(setup.method.evaluations(), setup.test),
+    (8, 16),
   )
   found = next(iter(run(setup.foundation.base, theta).values()))
   summary = {'rounds': 1, 'accuracy': deploy.score(found)}
@@ -306,7 +310,8 @@ def test_scaling_table():
     scaling.Point(2000, {}, 2000, 0.2, {'a': 0.7, 'b': 0.25}),
   ]
   full = scaling.Point(10000, {}, 10000, 1.0, {'a': 0.8, 'b': 0.8})
-  lines = scaling.scaling_markdown(points, full).splitlines()
+  compared = scaling.Comparison(points, full, 'accuracy')
+  lines = scaling.scaling_markdown(compared).splitlines()
   cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
   assert cells[0] == ['parameters', 'share %', 'subnetworks', 'a', 'b']
   assert cells[2:] == [

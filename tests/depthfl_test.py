@@ -1,19 +1,17 @@
 """DepthFL: where classifiers stand, what they learn from each other."""
 
 import dataclasses
-import functools
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+import tiny_depth
+from tiny_depth import found
 
-from fedjax_tune import config, foundation, selection
-from fedjax_tune.engine import client as client_lib
-from fedjax_tune.engine import group
+from fedjax_tune import config, selection
 from fedjax_tune.methods import depthfl
-from fedjax_tune.models import linear, vit
 
 _BUDGETS = (4, 3, 2, 3)
 
@@ -30,91 +28,14 @@ def _port(budgets=_BUDGETS, depth=4):
   )
 
 
-@pytest.fixture(scope='module')
-def tiny():
-  """A ViT of 4 blocks whose adapters are not zero."""
-  cfg = vit.ViTConfig(
-    depth=4, embed=16, heads=2, ffn=32, patch=8, image_size=16, num_classes=3
-  )
-  lora = linear.Adapter(rank=2, scale=1.0, dropout=0.0)
-  adapters = dict.fromkeys(['attn.proj', 'mlp.fc2', 'embed.patch'], lora)
-  found = foundation.split(vit.ViT(cfg, adapters, rngs=nnx.Rngs(0)), depth=4)
-  theta, base_params = (
-    _noise(tree, seed) for seed, tree in enumerate((found.theta, found.base))
-  )
-  return dataclasses.replace(found, theta=theta, base=base_params)
-
-
-def _noise(tree, seed):
-  leaves, treedef = jax.tree.flatten(tree)
-  rng = np.random.default_rng(seed)
-  noisy = [
-    x + 0.2 * rng.normal(size=x.shape).astype(np.float32) for x in leaves
-  ]
-  return jax.tree.unflatten(treedef, noisy)
-
-
-def _batch(valid=(True, True, True, False)):
-  rng = np.random.default_rng(7)
-  image = rng.normal(size=(len(valid), 16, 16, 3)).astype(np.float32)
-  label = jnp.arange(len(valid)) % 3
-  return client_lib.Batch(jnp.asarray(image), label, jnp.asarray(valid))
-
-
-def _signature(method, client):
-  return group.Signature.of(method.allocate(0, [client])[0])
-
-
 def _exits(method, client):
-  return method.exits(_signature(method, client)['layer'])
+  return method.exits(tiny.signature(method, client)['layer'])
 
 
-def _row(method, client):
-  return jax.device_put(method.allocate(0, [client])[0])
-
-
-def _predict(method, found, theta, axes, name):
-  @jax.jit
-  def predict(theta, base_params, alloc, images):
-    local = selection.select(theta, axes, alloc)
-    model = found.assemble(base_params, local, alloc)
-    return method.predict(name, model, alloc, images)
-
-  alloc = jax.device_put(method.evaluations()[name])
-  return predict(theta, found.base, alloc, _batch().inputs)
-
-
-def _loss(method, found, theta, axes, client, batch, rnd=200):
-  sig, rnd = _signature(method, client), jnp.int32(rnd)
-
-  def objective(local, base_params, alloc, batch):
-    model = found.assemble(base_params, local, alloc)
-    return method.loss(sig, model, alloc, batch, jax.random.key(0), rnd)
-
-  alloc = _row(method, client)
-  local = selection.select(theta, axes, alloc)
-  grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
-  return grad(local, found.base, alloc, batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _plain(graph, base_params, local, layers, images):
-  model = nnx.merge(graph, nnx.State(local), nnx.State(base_params))
-  return model(images, layers)
-
-
-def _logits(found, theta, axes, depth, images):
-  """Logits of the plain model's first blocks."""
-  layers = jnp.arange(depth)
-  local = selection.select(theta, axes, {'layer': layers})
-  return _plain(found.graph, found.base, local, layers, images)
-
-
-def _exit_logits(found, theta, row, depth, images):
+def _exit_logits(theta, row, depth):
   """Logits of the plain model cut after a block, under one classifier."""
   head = jax.tree.map(lambda x: x[row], theta['head'])
-  plain = {**found.theta, 'head': head}
-  return _logits(found, plain, found.axes, depth, images)
+  return tiny_depth.logits({**found.theta, 'head': head}, depth)
 
 
 def _softmax(x):
@@ -164,7 +85,7 @@ def test_port_exits_are_those_of_fedras_code(depth, exits, rows):
 def test_allocation_is_a_nested_prefix(make, budgets):
   method = make(budgets)
   for k, row in enumerate(method.allocate(3, range(len(budgets)))):
-    sig = _signature(method, k)
+    sig = tiny.signature(method, k)
     np.testing.assert_array_equal(row['layer'], np.arange(budgets[k]))
     for axis, amount in sig.amounts:
       assert len(row[axis]) == amount
@@ -205,16 +126,16 @@ def test_one_classifier_has_nothing_to_distill():
 
 @pytest.mark.parametrize('make', [_published, _port])
 @pytest.mark.parametrize('client', [0, 2])
-def test_loss_is_its_slow_twin(tiny, make, client):
+def test_loss_is_its_slow_twin(make, client):
   method = make()
-  theta, axes = method.init(tiny.theta, tiny.axes)
-  batch = _batch()
-  (loss, metrics), grads = _loss(method, tiny, theta, axes, client, batch)
+  theta, axes = method.init(found.theta, found.axes)
+  batch = tiny_depth.batch()
+  (loss, metrics), grads = tiny_depth.loss(method, theta, axes, client)
   scores = [
-    _exit_logits(tiny, theta, row, exit_ + 1, batch.inputs)
+    _exit_logits(theta, row, exit_ + 1)
     for exit_, row in zip(
       _exits(method, client),
-      _row(method, client)['exit'],
+      tiny_depth.row(method, client)['exit'],
       strict=True,
     )
   ]
@@ -230,25 +151,25 @@ def test_loss_is_its_slow_twin(tiny, make, client):
   assert all(np.any(g) for g in jax.tree.leaves(grads['head']))
 
 
-def test_classifiers_start_apart_and_the_last_is_the_models(tiny):
+def test_classifiers_start_apart_and_the_last_is_the_models():
   method = _published()
-  theta, axes = method.init(tiny.theta, tiny.axes)
+  theta, axes = method.init(found.theta, found.axes)
   kernel = theta['head']['kernel']
   assert axes['head']['kernel'] == ('exit', 'embed', 'class')
   assert axes['head']['bias'] == ('exit', 'class')
-  np.testing.assert_array_equal(kernel[-1], tiny.theta['head']['kernel'])
+  np.testing.assert_array_equal(kernel[-1], found.theta['head']['kernel'])
   assert not np.any(kernel[0] == kernel[1])
-  assert np.max(np.abs(kernel[:-1])) <= 1 / np.sqrt(16)
-  other, _ = dataclasses.replace(method, seed=1).init(tiny.theta, tiny.axes)
+  assert np.max(np.abs(kernel[:-1])) <= 1 / np.sqrt(6)
+  other, _ = dataclasses.replace(method, seed=1).init(found.theta, found.axes)
   assert np.any(other['head']['kernel'][0] != kernel[0])
 
 
-def test_one_level_is_fedavg(tiny):
+def test_one_level_is_fedavg():
   method = _published((4, 4))
-  theta, axes = method.init(tiny.theta, tiny.axes)
-  batch = _batch()
-  (got, metrics), _ = _loss(method, tiny, theta, axes, 0, batch)
-  logits = _logits(tiny, tiny.theta, tiny.axes, 4, batch.inputs)
+  theta, axes = method.init(found.theta, found.axes)
+  batch = tiny_depth.batch()
+  (got, metrics), _ = tiny_depth.loss(method, theta, axes, 0)
+  logits = tiny_depth.logits(found.theta, 4)
   want, sums = method.task.loss(logits, batch)
   np.testing.assert_allclose(got, want, rtol=1e-4)
   np.testing.assert_allclose(metrics['loss'], sums['loss'], rtol=1e-4)
@@ -263,7 +184,7 @@ def test_merge_averages_each_classifier_over_its_holders(make):
   group_sum = jax.jit(lambda *args: selection.group_sum(theta, axes, *args))
   parts, num, den = [], *np.zeros((2, method.num_exits))
   for k, weight in ((0, 1.0), (2, 3.0)):
-    row = _row(method, k)
+    row = tiny_depth.row(method, k)
     num[row['exit']] += weight * (k + 1)
     den[row['exit']] += weight
     local = selection.select(theta, axes, row)
@@ -280,18 +201,17 @@ def test_merge_averages_each_classifier_over_its_holders(make):
   )
 
 
-def test_evaluations(tiny):
+def test_evaluations():
   method = _published()
   assert list(method.evaluations()) == ['ensemble', 'last']
   assert list(_published(evaluate='last').evaluations()) == ['last', 'ensemble']
-  theta, axes = method.init(tiny.theta, tiny.axes)
+  theta, axes = method.init(found.theta, found.axes)
   scores = {
-    name: _predict(method, tiny, theta, axes, name)
+    name: tiny_depth.predict(method, theta, axes, name)
     for name in ('ensemble', 'last')
   }
   each = [
-    _exit_logits(tiny, theta, row, depth, _batch().inputs)
-    for row, depth in enumerate((2, 3, 4))
+    _exit_logits(theta, row, depth) for row, depth in enumerate((2, 3, 4))
   ]
   np.testing.assert_allclose(scores['last'], each[-1], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(

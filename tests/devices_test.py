@@ -16,6 +16,7 @@ _SIZES = {
   'v_dim': 64,
   'ffn': 3072,
   'token': 197,
+  'key': 197,
   'patch': 768,
 }
 _SPACE = spaces.Space(

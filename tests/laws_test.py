@@ -181,7 +181,7 @@ def test_a_round_is_its_slow_twin(case):
   ('chunk', 'order'), [(2, (3, 1, 2, 0)), (4, (0, 2, 1, 3))]
 )
 def test_order_padding_and_schedule_change_nothing(case, chunk, order):
-  run, client = case.run, int(np.argmax(case.run.method.eligible()))
+  run, client = case.run, int(np.argmax(case.run.method.eligible(0)))
   sig = tiny.signature(run.method, client)
   rows = [run.method.allocate(rnd, [client])[0] for rnd in range(4)]
   batches = tiny.batch(tiny.STACK_SIZE, 4, 2, 4)
@@ -310,7 +310,7 @@ _WHOLE_LORA = {'flexlora': True, 'flora': False}
 @pytest.mark.parametrize('name', ['fedavgm', 'fedadam'])
 def test_what_nobody_holds_stays_bit_for_bit(case, name):
   run, cohort = case.run, [3]
-  if not run.method.eligible()[3]:
+  if not run.method.eligible(0)[3]:
     cohort = [0]
   theta = run.theta
   opt = server.optimizer(config.Server(optimizer=name))

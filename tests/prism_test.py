@@ -40,14 +40,15 @@ def _method(**options):
   """Returns a method with the model that it prepared."""
   e = _experiment(**options)
   method = BUILDERS['prism'](e, _SIZES, e.clients.budgets)
-  return method, method.prepare(_dense())
+  found = method.prepare(_dense())
+  return method.study(found), found
 
 
 @functools.cache
 def _run(**options):
-  e, (method, found) = _experiment(**options), _method(**options)
+  e, (_, found) = _experiment(**options), _method(**options)
   run = tiny.run(e, found)
-  method = dataclasses.replace(run.method, spectra=method.spectra)
+  method = run.method.study(found)
   planner = dataclasses.replace(run.planner, method=method)
   return dataclasses.replace(run, method=method, planner=planner)
 

@@ -20,7 +20,7 @@ from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import BUILDERS, ranks
 from fedjax_tune.models import linear, sizes, text, vit
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tokens, Tree
@@ -294,9 +294,11 @@ class Run:
 
 
 def run(
-  e: config.Experiment, found: foundation.Foundation | None = None
+  e: config.Experiment,
+  found: foundation.Foundation | None = None,
+  data: corpus.Corpus | None = None,
 ) -> Run:
-  """Builds a run of an experiment; on the stack unless told otherwise."""
+  """Builds a run; of the stack on random images unless told otherwise."""
   found = found or stack(e.lora.dropout)
   budgets = e.clients.budgets
   is_vit = 'norm' in {**found.base, **found.theta}
@@ -305,11 +307,12 @@ def run(
     widths = dict(sizes.Axes.of(vit_config()))
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
-  if e.method == 'ffa_lora':
+  if isinstance(method, ranks.Rbla):
     found = method.prepare(found)
+    method = method.study(found)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if is_vit else STACK_SIZE
-  data = examples(12 * len(budgets), size)
+  data = data or examples(12 * len(budgets), size)
   clients = len(budgets)
   indices = tuple(np.array_split(np.arange(12 * clients), clients))
   domains = np.sort(np.arange(clients) % 2)

@@ -17,6 +17,8 @@ _BROKEN = [
   ('eval_every', 0, 'must be at least 1.'),
   ('checkpoint_every', 0, 'must be at least 1.'),
   ('model.weights', '', 'must not be empty.'),
+  ('model.tune', 'promt', "must be one of 'lora', 'bitfit', 'prompt', 'pre"),
+  ('model.prompt_tokens', 0, 'must be at least 1.'),
   ('model.dtype', 'float16', "must be one of 'float32', 'bfloat16'; did you"),
   ('lora.rank', 0, 'must be at least 1.'),
   ('lora.alpha', 0.0, 'must be above 0.'),
@@ -107,9 +109,16 @@ def test_element_is_named(path, value, line):
   assert _problems(**{path: value}) == [line]
 
 
-def test_adapter_target_is_known():
-  (line,) = _problems(**{'lora.targets': ('attn.proj', 'mlp.fc3')})
-  assert line.startswith("lora.targets[1]='mlp.fc3' must be one of 'attn.q', ")
+@pytest.mark.parametrize(
+  ('path', 'value', 'says'),
+  [
+    ('lora.targets', ('attn.proj', 'mlp.fc3'), "'mlp.fc3' must be one of 'att"),
+    ('width.axes', ('embed', 'layer'), "'layer' must be one of 'embed', "),
+  ],
+)
+def test_element_is_known(path, value, says):
+  (line,) = _problems(**{path: value})
+  assert line.startswith(f'{path}[1]={says}')
 
 
 def test_unknown_field_is_named_with_the_nearest():

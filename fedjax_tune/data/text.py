@@ -19,7 +19,8 @@ class TextExamples:
 
   Attributes:
     encoded: Their tokens.
-    labels: int32[N], float32[N] or int32[N, 4], see `tasks.Examples`.
+    labels: int32[N], float32[N], int32[N, 4] or int32[N, T], see
+      `tasks.Examples`.
     groups: The natural client of each, str[N], where the set tells.
     rows: The row that each was made of, int32[N].
     questions: What predicted spans are judged by, else None.
@@ -33,9 +34,9 @@ class TextExamples:
 
 
 def make_task(entry: TextSet, num_classes: int) -> Task:
-  """Returns the task of a set; `num_classes` counts for classification."""
-  sizes = {'classification': num_classes, 'regression': 1, 'span': 2}
-  return Task(entry.kind, sizes[entry.kind], entry.metrics)
+  """Returns the task of a set, of so many classes, or tokens to predict."""
+  sizes = {'regression': 1, 'span': 2}
+  return Task(entry.kind, sizes.get(entry.kind, num_classes), entry.metrics)
 
 
 def encode(
@@ -73,10 +74,20 @@ def encode(
       groups = groups[questions.question]
     return TextExamples(encoded, labels, groups, questions.question, questions)
   encoded = tokens.encode(tokenizer, first, second, max_length, pad)
-  dtype = np.float32 if entry.kind == 'regression' else np.int32
-  labels = np.array([row[entry.label] for row in rows], dtype)
+  if entry.kind == 'next_token':
+    labels = next_tokens(encoded)
+  else:
+    dtype = np.float32 if entry.kind == 'regression' else np.int32
+    labels = np.array([row[entry.label] for row in rows], dtype)
   rows_N = np.arange(len(rows), dtype=np.int32)
   return TextExamples(encoded, labels, groups, rows_N, None)
+
+
+def next_tokens(encoded: tokens.Encoded) -> np.ndarray:
+  """Returns what follows each token, int32[N, T]; -1 from a text's last on."""
+  following = np.roll(encoded.ids, -1, axis=1)
+  token_T = np.arange(following.shape[1])
+  return np.where(token_T < encoded.lengths[:, None] - 1, following, -1)
 
 
 def to_str(text: Any) -> str:

@@ -11,7 +11,7 @@ class TextSet:
   Attributes:
     first: Features of the text, joined by blanks; of a pair, its first part.
     second: Feature of the pair's second part; '' if texts are single.
-    label: Feature; '' for spans, which have `answers`.
+    label: Feature; '' for spans, which have `answers`, and next tokens.
     kind: Of the task.
     metrics: Of the task, the primary one first; () takes the kind's.
     test: The split with public labels that is evaluated.
@@ -29,8 +29,19 @@ class TextSet:
   @property
   def features(self) -> tuple[str, ...]:
     """All the features that are read."""
-    last = self.label or 'answers'
+    last = 'answers' if self.kind == 'span' else self.label
     return tuple(f for f in (*self.first, self.second, last, self.group) if f)
+
+  def as_language(self) -> 'TextSet':
+    """Returns the set as texts whose next tokens are learned, labels unread."""
+    second = (self.second,) if self.second else ()
+    return TextSet(
+      (*self.first, *second),
+      label='',
+      kind='next_token',
+      test=self.test,
+      group=self.group,
+    )
 
 
 def _glue(
@@ -74,13 +85,15 @@ TEXT_SETS = {
 }
 
 
-def find(name: str, features: Container[str]) -> TextSet | None:
+def find(name: str, features: Container[str], task: str = '') -> TextSet | None:
   """Returns the layout of a set, or None if it is not known to hold text.
 
   Args:
     name: Of the set, as in the configuration.
     features: Its features; a set that is not listed above counts as text if it
-      has `text` and `label`.
+      has `text` and `label`; `text` alone will do for next tokens.
+    task: 'next_token', or '' for the set's own.
   """
   known = TEXT_SETS.get(name, _PLAIN)
+  known = known.as_language() if task == 'next_token' else known
   return known if all(f in features for f in known.features) else None

@@ -11,7 +11,7 @@ from fedjax_tune import selection
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Foundation, num_params
+from fedjax_tune.foundation import Models, num_params
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -41,7 +41,7 @@ class Traffic(NamedTuple):
 
 
 def client_cost(
-  foundation: Foundation,
+  foundation: Models,
   method: Any,
   theta: Tree,
   axes: Axes,
@@ -60,7 +60,11 @@ def client_cost(
   """
   own, prefix = allocation_shapes(sig), dict(sig.prefix)
   local = held_shapes(theta, axes, sig)
-  held = held_shapes(foundation.base, foundation.base_axes, sig)
+  held = jax.eval_shape(
+    lambda base, own: foundation.held(base, {**own, **prefix}),
+    foundation.base,
+    own,
+  )
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   def gradient(local, base, own, batch, key):

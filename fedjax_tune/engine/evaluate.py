@@ -1,6 +1,6 @@
 """How good the server's models are, by domain."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_tune import selection
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.foundation import Models
 from fedjax_tune.typing import Axes, Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}
@@ -17,10 +17,10 @@ Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
 
 
 def build_evaluate(
-  foundation: Foundation,
+  foundation: Models,
   method: Any,
   axes: Axes,
-  examples: Any,
+  examples: Mapping[str, Any],
   lengths: Sequence[int] = (),
   *,
   batch_size: int = 128,
@@ -31,7 +31,7 @@ def build_evaluate(
     foundation: The model.
     method: Says which allocations to evaluate and how to predict.
     axes: Axes of theta.
-    examples: Test data, a `data.corpus.Corpus`.
+    examples: Test data of each evaluation, as its model reads it.
     lengths: Tokens to which texts are padded; they are read in order of
       length, so that this costs little.
     batch_size: Examples at a time; the last batch is padded.
@@ -46,13 +46,14 @@ def build_evaluate(
 
   predict = jax.jit(predict, static_argnums=0)
 
-  def evaluate(base, theta):
-    parts: dict[str, list[Any]] = {name: [] for name in rows}
+  def run(names, corpus, base, theta):
+    """Evaluates the models that read one corpus."""
+    parts: dict[str, list[Any]] = {name: [] for name in names}
     order = []
-    for index, batch in _batches(examples, lengths, batch_size):
+    for index, batch in _batches(corpus, lengths, batch_size):
       order.append(index)
       arrays = jax.device_put(batch)
-      for name in rows:
+      for name in names:
         parts[name].append(predict(name, base, theta, arrays))
     back = np.argsort(np.concatenate(order))
 
@@ -61,9 +62,16 @@ def build_evaluate(
       return np.concatenate(real)[back]
 
     return {
-      name: examples.score(jax.tree.map(collect, *jax.device_get(part)))
+      name: corpus.score(jax.tree.map(collect, *jax.device_get(part)))
       for name, part in parts.items()
     }
+
+  def evaluate(base, theta):
+    found = {}
+    for corpus in {id(c): c for c in examples.values()}.values():
+      names = [name for name in rows if examples[name] is corpus]
+      found |= run(names, corpus, base, theta)
+    return {name: found[name] for name in rows}
 
   return evaluate
 

@@ -5,7 +5,7 @@ while the device computes the round before.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import functools
@@ -28,6 +28,10 @@ class Examples(Protocol):
   @property
   def labels(self) -> np.ndarray:
     """Labels [N] or, of text spans, [N, 2]."""
+    ...
+
+  def view(self, reader: int, /) -> 'Examples':
+    """Returns the examples as a tokenizer has them; 0 is the first."""
     ...
 
   @property
@@ -90,6 +94,7 @@ class Planner:
     examples: Training data.
     indices: For each client the positions of its examples.
     domains: Domain of each client, int [clients].
+    readers: For each tier which view of the examples it reads.
   """
 
   experiment: config.Experiment
@@ -97,6 +102,7 @@ class Planner:
   examples: Examples
   indices: tuple[np.ndarray, ...]
   domains: np.ndarray
+  readers: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def steps(self) -> np.ndarray:
@@ -142,7 +148,7 @@ class Planner:
     """Returns who takes part in a round, and what each holds."""
     e = self.experiment
     cohort = sample_cohort(
-      e.clients, self.domains, self.method.eligible(), e.seed, rnd
+      e.clients, self.domains, self.method.eligible(rnd), e.seed, rnd
     )
     rows = self.method.allocate(rnd, cohort)
     lengths = [self._length(k, rnd) for k in cohort]
@@ -151,14 +157,16 @@ class Planner:
 
   def _length(self, client: int, rnd: int) -> int:
     """Returns the least length that holds all that the client will read."""
-    if self.examples.lengths is None:
+    lengths = self._seen_by(client).lengths
+    if lengths is None:
       return 0
-    drawn = self.examples.lengths[self._draw(client, rnd)[0]]
+    drawn = lengths[self._draw(client, rnd)[0]]
     return batching.bucket(self.experiment.data.lengths, drawn)
 
   def _place(self, slab: Slab, rnd: int) -> Work:
-    length = slab.sig.length
-    clients = [self._batches(int(k), rnd, length) for k in slab.ids]
+    examples = self._seen_by(int(slab.ids[0]))
+    read = functools.partial(self._batches, examples, rnd, slab.sig.length)
+    clients = [read(int(k)) for k in slab.ids]
     batches = jax.tree.map(lambda *parts: np.stack(parts), *clients)
     arrays = (slab.alloc, slab.weight, slab.ids, batches)
     return Work(slab, *jax.device_put(arrays))
@@ -175,14 +183,18 @@ class Planner:
       rows[:steps], valid[:steps] = batching.draw_batches(cfg, size, steps, rng)
     return self.indices[max(client, 0)][rows], valid
 
-  def _batches(self, client: int, rnd: int, length: int) -> Batch:
+  def _seen_by(self, client: int) -> Examples:
+    """Returns the examples as the client's model reads them."""
+    return self.examples.view(self.readers.get(self.method.tier(client), 0))
+
+  def _batches(
+    self, examples: Examples, rnd: int, length: int, client: int
+  ) -> Batch:
     """Reads a client's batches [S, B, ...], padded to the longest client's."""
     rows, valid = self._draw(client, rnd)
-    inputs = self.examples.read(rows.reshape(-1), length)
+    inputs = examples.read(rows.reshape(-1), length)
     unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
-    return Batch(
-      jax.tree.map(unflatten, inputs), self.examples.labels[rows], valid
-    )
+    return Batch(jax.tree.map(unflatten, inputs), examples.labels[rows], valid)
 
 
 def _ids(held: np.ndarray | int) -> np.ndarray:

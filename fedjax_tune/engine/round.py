@@ -19,7 +19,7 @@ from fedjax_tune.engine.server import (
   build_server_step,
 )
 from fedjax_tune.engine.step import Programs, Schedule, build_slab_step
-from fedjax_tune.foundation import Foundation, ground
+from fedjax_tune.foundation import Models, ground
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -41,7 +41,7 @@ class Engine:
 
   def __init__(
     self,
-    foundation: Foundation,
+    foundation: Models,
     method: Any,
     theta: Tree,
     axes: Axes,

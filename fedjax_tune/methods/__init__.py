@@ -4,6 +4,7 @@ from fedjax_tune.methods import (
   depthfl,
   fedra,
   fjord,
+  heterotune,
   hetlora,
   inclusivefl,
   prism,
@@ -37,4 +38,5 @@ BUILDERS = {
   'flexlora': products.FlexLora.build,
   'flora': products.Flora.build,
   'fedex_lora': products.FedexLora.build,
+  'heterotune': heterotune.build,
 }

@@ -75,13 +75,24 @@ class Method:
     del theta
     return ()
 
-  def eligible(self) -> np.ndarray:
-    """Says which clients may take part, bool [clients]."""
+  def eligible(self, rnd: int) -> np.ndarray:
+    """Says which clients may take part in a round, bool [clients]."""
+    del rnd
     return np.ones(len(self.budgets), bool)
+
+  def tier(self, client: int) -> str:
+    """Names the model that a client has; '' where all have one."""
+    del client
+    return ''
 
   def prepare(self, found: Foundation) -> Foundation:
     """Returns the model as the method starts with it."""
     return found
+
+  def study(self, found: Foundation) -> Self:
+    """Returns the method for the model that `prepare` returned."""
+    del found
+    return self
 
   # -- planning, on the host; a function of (seed, round, client) only
 
@@ -228,8 +239,12 @@ class Method:
   # -- evaluation
 
   def evaluations(self) -> dict[str, Row]:
-    """Names the models to evaluate, as allocations; the first is *the* one."""
+    """Names the models to evaluate, as allocations."""
     return {'full': {'layer': self.depth}}
+
+  def headline(self) -> dict[str, float]:
+    """Weighs the evaluations in the one number; the first is it, as a rule."""
+    return {next(iter(self.evaluations())): 1.0}
 
   def predict(
     self, name: str, model: Any, alloc: Allocation, inputs: Any
@@ -242,6 +257,12 @@ class Method:
 def everyone(totals: Mapping[Any, GroupSum]) -> GroupSum:
   """Returns the sum over all buckets."""
   return jax.tree.map(lambda *xs: sum(xs), *totals.values())
+
+
+def refuse_decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
+  """Raises a ValueError where the model has rotary positions."""
+  if 'rotary' in sizes:
+    raise ValueError(f'{field} does not serve a decoder: {why}.')
 
 
 def covered_mean(total: GroupSum) -> Update:

@@ -12,10 +12,12 @@ def scores(
   model: Any, tokens_ExBxD: Float[Array, 'E B D']
 ) -> Float[Array, 'E B K']:
   """Applies classifier e of `model.head` (kernel [E, D, K]) to tokens e."""
-  kernel_ExDxK, bias_ExK = model.head.kernel[...], model.head.bias[...]
+  kernel_ExDxK = model.head.kernel[...]
   tokens_ExBxD = tokens_ExBxD.astype(jnp.float32)
   logits_ExBxK = jnp.einsum('ebd,edk->ebk', tokens_ExBxD, kernel_ExDxK)
-  return logits_ExBxK + bias_ExK[:, None]
+  if model.head.bias is None:
+    return logits_ExBxK
+  return logits_ExBxK + model.head.bias[...][:, None]
 
 
 def require_classes(name: str, task: Task) -> None:

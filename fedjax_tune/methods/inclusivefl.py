@@ -199,11 +199,16 @@ def build(
   averaged over its holders, one head averaged over all; no distillation.
 
   Raises:
-    ValueError: The published variant has no block adapters to distill.
+    ValueError: The published variant has nothing in the blocks to distill.
   """
   if experiment.inclusivefl.variant == 'fedra_port':
     return base.Method(sizes['layer'], budgets, experiment.seed)
-  if not experiment.lora.targets:
+  if experiment.model.tune == 'prompt':
+    raise ValueError(
+      "model.tune='prompt' must be another where method='inclusivefl' with "
+      'variant=published: it distills what trains in the blocks.'
+    )
+  if experiment.model.tune == 'lora' and not experiment.lora.targets:
     raise ValueError(
       'method=inclusivefl with variant=published needs adapters in the '
       'blocks; lora.targets=() names none.'

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.group import Row
+from fedjax_tune.methods import base
 from fedjax_tune.randomness import host_rng
 from fedjax_tune.typing import Allocation, Tree
 
@@ -26,15 +27,18 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-  """How the kernel of one linear map is masked.
+  """How kernels of linear maps are masked.
 
   Attributes:
-    dims: Names of the kernel's axes that the mask spans, beside 'layer'.
+    dims: Names of the masked axes: the kernel's last one, its outputs, or all
+      before that, its inputs.
     draw: Draws a layer's mask over them.
+    inputs: Which of the two.
   """
 
   dims: tuple[str, ...]
   draw: Draw
+  inputs: bool = False
 
 
 def _first(counts: Sequence[int]) -> Draw:
@@ -62,34 +66,24 @@ def _random_share(rng: np.random.Generator, shape: tuple) -> np.ndarray:
 
 _QK = _first(range(32, 81, 4))
 _ROWS = _first((128, 256, 320, 428, 512, 728, 1024, 2048, 3072))
-_BERT_QK = {path: Masked(('qk_dim',), _QK) for path in ('attn.q', 'attn.k')}
+_BERT_QK = {('attn.q', 'attn.k'): Masked(('qk_dim',), _QK)}
 
-# Preset -> linear map of a block -> its mask. Counts are the authors', made
-# for a width of 768 and heads of 64.
-PRESETS: dict[str, dict[str, Masked]] = {
+# Preset -> linear maps of a block that share a mask -> that mask. Counts are
+# the authors', made for a width of 768 and heads of 64.
+PRESETS: dict[str, dict[tuple[str, ...], Masked]] = {
   'paper_bert': _BERT_QK
   | {
-    'attn.proj': Masked(('embed',), _ROWS),
-    'mlp.fc1': Masked(('ffn',), _ROWS),
-    'mlp.fc2': Masked(('embed',), _ROWS),
+    ('attn.proj',): Masked(('embed',), _ROWS),
+    ('mlp.fc1',): Masked(('ffn',), _ROWS),
+    ('mlp.fc2',): Masked(('embed',), _ROWS),
   },
-  'paper_distilbert': _BERT_QK | {'mlp.fc1': Masked(('ffn',), _ROWS)},
+  'paper_distilbert': _BERT_QK | {('mlp.fc1',): Masked(('ffn',), _ROWS)},
   'paper_vit': {
-    'attn.q': Masked(('qk_dim',), _first_of_heads),
-    'attn.k': Masked(('qk_dim',), _first_of_heads),
-    'attn.proj': Masked(('heads', 'v_dim'), _random_share),
-    'mlp.fc1': Masked(('embed',), _random_share),
-    'mlp.fc2': Masked(('ffn',), _random_share),
+    ('attn.q', 'attn.k'): Masked(('qk_dim',), _first_of_heads),
+    ('attn.proj',): Masked(('heads', 'v_dim'), _random_share, inputs=True),
+    ('mlp.fc1',): Masked(('embed',), _random_share, inputs=True),
+    ('mlp.fc2',): Masked(('ffn',), _random_share, inputs=True),
   },
-}
-
-# The axes of each kernel inside a block, after 'layer'.
-_KERNELS = {
-  'attn.q': ('embed', 'heads', 'qk_dim'),
-  'attn.k': ('embed', 'heads', 'qk_dim'),
-  'attn.proj': ('heads', 'v_dim', 'embed'),
-  'mlp.fc1': ('embed', 'ffn'),
-  'mlp.fc2': ('ffn', 'embed'),
 }
 
 
@@ -97,8 +91,7 @@ _KERNELS = {
 class Masks:
   """Full models of which each client trains a part.
 
-  The queries' and keys' masks of a layer are one draw; a client of each round
-  trains everything.
+  A client of each round trains everything.
 
   Attributes:
     sizes: Size of each axis of the model.
@@ -111,7 +104,8 @@ class Masks:
   def allocate(self, seed: int, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns for each client the masks of its kernels.
 
-    Flat, since a signature knows the length of an allocation alone.
+    A mask [layer, *dims] of zeros and ones comes as a vector, since rows of an
+    allocation are vectors; `view` gives it its shape back.
     """
     roles = host_rng('roles', seed, rnd).permutation(len(cohort))
     return [
@@ -124,14 +118,12 @@ class Masks:
   ) -> dict[str, np.ndarray]:
     rng = host_rng('allocation', seed, rnd, client)
     found: dict[str, np.ndarray] = {}
-    for path, masked in PRESETS[self.preset].items():
+    for paths, masked in PRESETS[self.preset].items():
       shape = tuple(self.sizes[name] for name in masked.dims)
       layers = [masked.draw(rng, shape) for _ in range(self.sizes['layer'])]
-      found[path] = np.stack(layers).astype(np.int32).reshape(-1)
-      if full:
-        found[path] = np.ones_like(found[path])
-    found['attn.k'] = found['attn.q']
-    return {f'mask.{path}': mask for path, mask in found.items()}
+      mask = np.stack(layers).astype(np.int32).reshape(-1)
+      found[row_key(paths)] = np.ones_like(mask) if full else mask
+    return found
 
   def smallest(self) -> Row:
     """Returns the full model: no client's is smaller."""
@@ -140,24 +132,25 @@ class Masks:
   def view(self, local: Tree, alloc: Allocation) -> Tree:
     """Stops the gradients outside a client's masks."""
     blocks = local['blocks']
-    for path, masked in PRESETS[self.preset].items():
-      mask = jnp.asarray(alloc[f'mask.{path}'])
-      blocks = _stop(blocks, path.split('.'), mask, masked.dims)
+    for paths, masked in PRESETS[self.preset].items():
+      mask = jnp.asarray(alloc[row_key(paths)])
+      for path in paths:
+        blocks = _stop(blocks, path, mask, inputs=masked.inputs)
     return {**local, 'blocks': blocks}
 
 
-def _stop(
-  blocks: Tree, path: list[str], mask: jax.Array, dims: tuple[str, ...]
-) -> Tree:
-  module, name = path
+def row_key(paths: tuple[str, ...]) -> str:
+  """Returns the name of a mask in an allocation."""
+  return f'mask.{"+".join(paths)}'
+
+
+def _stop(blocks: Tree, path: str, mask: jax.Array, *, inputs: bool) -> Tree:
+  module, name = path.split('.')
   linear: Any = blocks[module][name]
+  layers, *rows, columns = linear['kernel'].shape
+  shape = (*rows, 1) if inputs else (*[1] * len(rows), columns)
+  trains = mask.reshape(layers, *shape) > 0
   kernel = linear['kernel']
-  names = ('layer', *_KERNELS[f'{module}.{name}'])
-  kept = ('layer', *dims)
-  shape = [
-    n if a in kept else 1 for n, a in zip(kernel.shape, names, strict=True)
-  ]
-  trains = mask.reshape(shape) > 0
   kernel = jnp.where(trains, kernel, jax.lax.stop_gradient(kernel))
   masked = {**linear, 'kernel': kernel}
   return {**blocks, module: {**blocks[module], name: masked}}
@@ -173,6 +166,9 @@ def build(
       masks are to fit devices, on which they save nothing.
   """
   del num_clients
+  base.refuse_decoder(
+    sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"
+  )
   if experiment.raffm.sampling == 'resource':
     raise ValueError(
       "raffm.sampling='resource' must be 'random' or 'sandwich' where"

@@ -17,7 +17,7 @@ of PriSM's authors; keep = 1 is what RaFFM's released forward pass computes.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -54,26 +54,32 @@ class Prism(base.Method):
     keep: Share of each map's kernels that a client gets.
     power: How much larger kernels are preferred.
     frob_decay: Coefficient a of the penalty a/2 ||U V||^2 of each map.
-    spectra: For each axis of kernels their singular values; `prepare` notes
+    spectra: For each axis of kernels their singular values; `study` notes
       them.
   """
 
   keep: float
   power: float
   frob_decay: float
-  spectra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  spectra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def prepare(self, found: Foundation) -> Foundation:
     """Factors the MLP of every block."""
     model = found.merge(found.base, found.theta)
     mlp = model.blocks.mlp
     for name, axis in _KERNELS.items():
-      part = factored.Factored(getattr(mlp, name), axis)
-      setattr(mlp, name, part)
-      # A column of U is as long as the root of its singular value.
-      singular = jnp.sum(part.u[...] ** 2, axis=1)
-      self.spectra[axis] = np.asarray(jnp.mean(singular, 0), np.float64)
+      setattr(mlp, name, factored.Factored(getattr(mlp, name), axis))
     return foundation.split(model, found.depth)
+
+  def study(self, found: Foundation) -> Self:
+    """Notes the singular values of the factored maps."""
+    spectra = {}
+    for name, axis in _KERNELS.items():
+      u_LxDxR = found.theta['blocks']['mlp'][name]['u']
+      # A column of U is as long as the root of its singular value.
+      singular_LxR = jnp.sum(u_LxDxR**2, axis=1)
+      spectra[axis] = np.asarray(jnp.mean(singular_LxR, 0), np.float64)
+    return dataclasses.replace(self, spectra=spectra)
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns the kernels of each client of the cohort."""
@@ -140,6 +146,9 @@ def build(
     ValueError: Not all parameters train, or the server optimizer remembers
       them, while kernels are new in each round.
   """
+  base.refuse_decoder(
+    sizes, "method='prism'", 'it factors the two maps of an ungated MLP'
+  )
   tune, optimizer = experiment.model.tune, experiment.server.optimizer
   if tune != 'full':
     raise ValueError(

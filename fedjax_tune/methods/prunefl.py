@@ -25,8 +25,8 @@ from fedjax_tune import config
 from fedjax_tune.methods import base
 from fedjax_tune.typing import Axes, Tree
 
-# Linear maps that Hugging Face calls 'dense'.
-_DENSE = ('proj', 'fc1', 'fc2', 'pooler')
+# Linear maps that Hugging Face calls 'dense', and a gated MLP's.
+_DENSE = ('proj', 'fc1', 'fc2', 'gate', 'up', 'down', 'pooler')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,9 +67,11 @@ class Raffm(base.Method):
 
     Frozen kernels stay as `prepare` left them, as in the authors' fl_vit_peft.
     """
-    if not self.every_round or 'norm1' not in theta['blocks']:
+    blocks = theta.get('blocks', {})
+    trains = 'kernel' in blocks.get('mlp', {}).get('fc1', {})
+    if not self.every_round or not trains:
       return None
-    order = salience.rank(theta['blocks'], axes['blocks'], self.scope)
+    order = salience.rank(blocks, axes['blocks'], self.scope)
     return lambda tree: salience.reorder(tree, axes, order)
 
   # -- clients
@@ -89,12 +91,14 @@ class Raffm(base.Method):
     self, theta: Tree, totals: Mapping[Any, GroupSum], memory: Tree
   ) -> tuple[base.Update, Tree]:
     """Averages by the rule of `aggregation`."""
-    update, memory = super().merge(theta, totals, memory)
+    (total,) = totals.values()  # All clients' deltas go to one sum.
+    update = base.covered_mean(total)
     if self.aggregation == 'coverage':
       return update, memory
-    total = base.everyone(totals)
-    # Everyone holds all of the head's bias.
-    everyone = jnp.max(total.den['head']['bias'])
+    # What comes first along every axis, everyone holds.
+    everyone = jnp.max(
+      jnp.stack([jnp.max(d) for d in jax.tree.leaves(total.den)])
+    )
     mean = lambda num: num / everyone
     if self.aggregation == 'mean':
       return update._replace(delta=jax.tree.map(mean, total.num)), memory
@@ -122,10 +126,11 @@ def build(
   """Builds RaFFM from an experiment.
 
   Raises:
-    ValueError: Options contradict each other, or a device can hold no
-      subnetwork of the space.
+    ValueError: Options contradict each other or the model, or a device can
+      hold no subnetwork of the space.
   """
   options = experiment.raffm
+  salience.check(sizes, options.priority)
   kind = slices if options.mode == 'slice' else masks
   return Raffm(
     depth=sizes['layer'],

@@ -9,11 +9,10 @@ The authors reorder the channels of queries and keys, jointly and inside each
 head. The wider scopes are this package's: values with the output projection,
 and the MLP's hidden units; both change no output either. What a block reads
 and writes ('embed') is never reordered. Rotary position codes tie a channel to
-a frequency, so models that have them are not served; none of this package's
-loaders reads one.
+a frequency and to a twin; models that have them (Llama) are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +36,20 @@ SCOPES['qk+vo+ffn'] = {**SCOPES['qk+vo'], 'ffn': ('mlp.fc1', 'mlp.fc2')}
 _ROWS = ('layer', 'heads')
 
 
+def check(names: Container[str], scope: str) -> None:
+  """Raises a ValueError where a model has no axis that a scope reorders.
+
+  Args:
+    names: Of the model's axes.
+    scope: A key of `SCOPES`.
+  """
+  if 'qk_dim' in SCOPES[scope] and 'qk_dim' not in names:
+    raise ValueError(
+      f"priority={scope!r} must be 'none' for this model: its rotary positions"
+      ' tie each channel of queries and keys to a frequency.'
+    )
+
+
 def rank(blocks: Tree, axes: Axes, scope: str) -> Order:
   """Ranks channels by salience, the most salient first.
 
@@ -50,7 +63,11 @@ def rank(blocks: Tree, axes: Axes, scope: str) -> Order:
 
   Returns:
     For each axis int [L, n], or [L, H, n] for those inside heads.
+
+  Raises:
+    ValueError: The model has rotary positions.
   """
+  check(axes['attn']['q']['kernel'] if SCOPES[scope] else (), scope)
   order = {}
   for axis, paths in SCOPES[scope].items():
     scores = [

@@ -83,9 +83,21 @@ def make_space(options: config.Raffm) -> Space:
 def row_of(
   shares: tuple[float, ...], sizes: Mapping[str, int]
 ) -> dict[str, int]:
-  """Returns what a subnetwork holds; of each axis at least one index."""
+  """Returns what a subnetwork holds; of each axis at least one index.
+
+  Raises:
+    ValueError: It narrows the heads of a model with rotary positions, whose
+      queries and keys are not cut.
+  """
   row = {'layer': sizes['layer']}
   for axis, share in _by_axis(shares):
+    if axis == 'qk_dim' and 'rotary' in sizes:
+      if share != 1:
+        raise ValueError(
+          f'head_dim={share:g} must be 1 for this model: its rotary positions'
+          ' tie the channels of queries and keys to frequencies.'
+        )
+      continue
     row[axis] = max(1, round(share * sizes[axis]))
   return {a: n for a, n in row.items() if a == 'layer' or n < sizes[a]}
 

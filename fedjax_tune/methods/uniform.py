@@ -31,8 +31,9 @@ class AllSmall(base.Method):
 class ExclusiveFL(base.Method):
   """Only clients that can hold the whole model take part."""
 
-  def eligible(self) -> np.ndarray:
+  def eligible(self, rnd: int) -> np.ndarray:
     """Says who holds every block, bool [clients]."""
+    del rnd
     return np.asarray(self.budgets) == self.depth
 
 

@@ -51,23 +51,24 @@ class Width(base.Method):
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns what each client of the cohort holds."""
-    return [
-      {'layer': self.depth}
-      | {
-        axis: amount
-        if amount == self.sizes[axis]
-        else self.choose(rnd, k, axis, amount)
-        for axis, amount in self.amounts(self.rate(k)).items()
-      }
-      for k in cohort
-    ]
+    rows = []
+    for k in cohort:
+      amounts = self.amounts(self.rate(k))
+      whole = {a: n for a, n in amounts.items() if n == self.sizes[a]}
+      held = self.choose(rnd, k, amounts)
+      rows.append({'layer': self.depth, **held, **whole})
+    return rows
 
-  def choose(
-    self, rnd: int, client: int, axis: str, amount: int
-  ) -> np.ndarray | int:
-    """Returns which part of an axis a client holds."""
-    del rnd, client, axis
-    return amount
+  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
+    """Returns which part of each narrowed axis a client holds.
+
+    Args:
+      rnd: The round.
+      client: Its number.
+      amounts: How much it holds of each; what it holds whole needs no choice.
+    """
+    del rnd, client
+    return amounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class HeteroFL(Width):
   def meet(self, task: Task, present: np.ndarray | None) -> Self:
     """Notes which classes each client has, for the masked loss."""
     known = () if present is None else tuple(map(tuple, present.tolist()))
-    return dataclasses.replace(self, task=task, present=known)
+    return dataclasses.replace(super().meet(task, present), present=known)
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Adds which classes the client has; the key names no axis."""
@@ -132,6 +133,8 @@ class HeteroFL(Width):
 # What the outputs of linear maps and embeddings are linear in.
 _SCALED = frozenset(
   {'kernel', 'bias', 'lora_b', 'prefix', 'position', 'word', 'type'}
+  # Trained tokens stand beside those outputs.
+  | {'prompt', 'key', 'value'}
 )
 
 
@@ -160,12 +163,13 @@ class FedRolex(Width):
   roll, so the narrower of two windows lies within the wider.
   """
 
-  def choose(
-    self, rnd: int, client: int, axis: str, amount: int
-  ) -> np.ndarray | int:
-    """Returns the window, from position `rnd` on, around the end."""
+  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
+    """Returns the windows, from position `rnd` on, around the end."""
     del client
-    return (np.arange(amount) + rnd) % self.sizes[axis]
+    return {
+      axis: (np.arange(amount) + rnd) % self.sizes[axis]
+      for axis, amount in amounts.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,13 +182,13 @@ class FederatedDropout(Width):
   nothing to do with each other, so the draw is as random as one a layer.
   """
 
-  def choose(
-    self, rnd: int, client: int, axis: str, amount: int
-  ) -> np.ndarray | int:
+  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
     """Returns distinct random indices, sorted."""
     rng = host_rng('allocation', self.seed, rnd, client)
-    order = {a: rng.permutation(n) for a, n in sorted(self.sizes.items())}
-    return np.sort(order[axis][:amount])
+    return {
+      axis: np.sort(rng.permutation(size)[: amounts[axis]])
+      for axis, size in sorted(self.sizes.items())
+    }
 
 
 def build_heterofl(
@@ -224,16 +228,15 @@ def common(
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
 ) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
-  """Returns what every method of this kind is made of.
-
-  Raises:
-    ValueError: An axis that the model does not have.
-  """
+  """Returns what every method of this kind is made of."""
   options = experiment.width
-  if unknown := set(options.axes) - set(sizes) | {'layer'} & set(options.axes):
+  known = [
+    a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
+  ]
+  if unknown := set(options.axes) - set(known):
     raise ValueError(
       f'width.axes={options.axes}: {sorted(unknown)[0]!r} must be one of'
-      f' {", ".join(a for a in sizes if a != "layer")}.'
+      f' {", ".join(known)}, the axes along which this model is cut.'
     )
   narrowed = {axis: sizes[axis] for axis in options.axes}
   depth = sizes['layer']

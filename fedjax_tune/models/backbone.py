@@ -9,9 +9,9 @@ from flax import nnx, traverse_util
 import numpy as np
 from scipy import special
 
-from fedjax_tune.models import layouts, linear, text, vit
+from fedjax_tune.models import decoder, layouts, linear, text, vit
 from fedjax_tune.models.block import Adapters
-from fedjax_tune.models.sizes import Config, TextConfig
+from fedjax_tune.models.sizes import Config, DecoderConfig, TextConfig
 from fedjax_tune.typing import Tree
 
 Tensors = Mapping[str, np.ndarray]
@@ -49,10 +49,12 @@ def build_model(
   *,
   remat: bool = False,
   rngs: nnx.Rngs,
-) -> vit.ViT | text.TextEncoder:
+) -> vit.ViT | text.TextEncoder | decoder.Decoder:
   """Builds the model of a configuration, its pretrained part still zeros."""
   if isinstance(config, TextConfig):
     return text.TextEncoder(config, adapters, remat=remat, rngs=rngs)
+  if isinstance(config, DecoderConfig):
+    return decoder.Decoder(config, adapters, remat=remat, rngs=rngs)
   return vit.ViT(config, adapters, remat=remat, rngs=rngs)
 
 
@@ -68,6 +70,15 @@ def variables(
 def pretrained_variables(config: Config) -> dict[layouts.Path, Any]:
   """Returns the variables whose values come from pretraining."""
   return variables(dataclasses.replace(config, full=False), linear.Frozen)
+
+
+def linear_maps(config: Config) -> list[str]:
+  """Names the linear maps of a block, 'attn.q' and so on: adapters' targets."""
+  return [
+    '.'.join(path[1:-1])
+    for path in variables(config)
+    if path[0] == 'blocks' and path[-1] == 'kernel'
+  ]
 
 
 def frozen_shapes(config: Config) -> Tree:
@@ -106,7 +117,8 @@ def assemble(tensors: Tensors, config: Config, source: str) -> Pretrained:
 
   Raises:
     ValueError: If a tensor is missing or has another shape; it is named. BERT
-      without its pooler, as masked language models are saved, gets one drawn.
+      without its pooler, as masked language models are saved, gets one drawn;
+      Llama without the head that predicts tokens stays without.
   """
   params, drawn = {}, []
   for path, variable in pretrained_variables(config).items():
@@ -114,6 +126,8 @@ def assemble(tensors: Tensors, config: Config, source: str) -> Pretrained:
     if path[0] == 'pooler' and place.rows[0][0] not in tensors:
       params[path] = draw(path, variable.shape)
       drawn.append('/'.join(path))
+      continue
+    if path[0] == 'lm_head' and place.rows[0][0] not in tensors:
       continue
     rows = [_take(tensors, names, place.shape, source) for names in place.rows]
     params[path] = place.unpack(rows, variable.shape)

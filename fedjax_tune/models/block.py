@@ -1,15 +1,20 @@
 """A transformer block, stacked over layers; its norms before or after."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 from jax import Array
 import jax.numpy as jnp
 
-from fedjax_tune.models import linear, primitives
+from fedjax_tune.models import linear, primitives, prompts
+from fedjax_tune.models.adapter import FedAdapter
 from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
-# For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA.
-Adapters = dict[str, linear.Adapter]
+# For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA, a
+# `linear.Adapter`; for each adapted sublayer ('attn', 'mlp') its
+# `adapter.Bottleneck`.
+Adapters = dict[str, Any]
 
 
 class Keys:
@@ -23,6 +28,9 @@ class Keys:
     'attn.proj',
     'mlp.fc1',
     'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
   )
 
   def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
@@ -58,6 +66,7 @@ class Attention(nnx.Module):
     self.k = build('k', (axes.embed,), query)
     self.v = build('v', (axes.embed,), value)
     self.proj = build('proj', value, (axes.embed,))
+    self.prefix = prompts.Prefix(config, rngs) if config.prefixes else None
 
   def __call__(
     self,
@@ -70,6 +79,8 @@ class Attention(nnx.Module):
     q = self.q(x_BxTxD[:, :queries], keys('attn.q'))
     k = self.k(x_BxTxD, keys('attn.k'))
     v = self.v(x_BxTxD, keys('attn.v'))
+    if self.prefix is not None:
+      k, v, real_BxT = self.prefix(k, v, real_BxT)
     mixed = primitives.attention(q, k, v, real_BxT)
     return self.proj(mixed, keys('attn.proj'))
 
@@ -117,6 +128,7 @@ class Block(nnx.Module):
       wide = (axes.layer, axes.embed)
       self.scale1 = linear.variable(of, ones, wide)
       self.scale2 = linear.variable(of, ones, wide)
+    add_fedadapters(self, config, adapters, rngs)
 
   def __call__(
     self,
@@ -126,11 +138,13 @@ class Block(nnx.Module):
     real_BxT: Array | None = None,
   ) -> Array:
     """Updates the first `queries` tokens; the others only serve as keys."""
-    x = x_BxTxD[:, :queries]
-    branch = self.attn(self.norm1(x_BxTxD), queries, keys, real_BxT)
-    x = x + self._scaled('scale1', branch)
-    branch = self.mlp(self.norm2(x), keys)
-    return x + self._scaled('scale2', branch)
+    x, read = x_BxTxD[:, :queries], self.norm1(x_BxTxD)
+    branch = self.attn(read, queries, keys, real_BxT)
+    branch = self._scaled('scale1', branch)
+    x = x + adapted(self, 'attn', read[:, :queries], branch)
+    read = self.norm2(x)
+    branch = self._scaled('scale2', self.mlp(read, keys))
+    return x + adapted(self, 'mlp', read, branch)
 
   def _scaled(self, name: str, x: Array) -> Array:
     scale = getattr(self, name, None)
@@ -147,6 +161,7 @@ class PostNormBlock(nnx.Module):
     self.norm1 = _norm(config)
     self.mlp = Mlp(config, adapters, rngs)
     self.norm2 = _norm(config)
+    add_fedadapters(self, config, adapters, rngs)
 
   def __call__(
     self,
@@ -156,9 +171,11 @@ class PostNormBlock(nnx.Module):
     real_BxT: Array | None = None,
   ) -> Array:
     """Updates the first `queries` tokens; the others only serve as keys."""
+    x = x_BxTxD[:, :queries]
     branch = self.attn(x_BxTxD, queries, keys, real_BxT)
-    x = self.norm1(x_BxTxD[:, :queries] + branch)
-    return self.norm2(x + self.mlp(x, keys))
+    x = self.norm1(x + adapted(self, 'attn', x, branch))
+    branch = self.mlp(x, keys)
+    return self.norm2(x + adapted(self, 'mlp', x, branch))
 
 
 def _norm(config: BlockSizes) -> linear.LayerNorm:
@@ -166,3 +183,20 @@ def _norm(config: BlockSizes) -> linear.LayerNorm:
   return linear.LayerNorm(
     axes.embed, stack=(axes.layer,), eps=config.eps, kind=kind(config)
   )
+
+
+def add_fedadapters(
+  block: Any, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
+) -> None:
+  """Gives a block the FedAdapters that its sublayers have."""
+  for name in ('attn', 'mlp'):
+    if name in adapters:
+      setattr(
+        block, f'{name}_adapter', FedAdapter(config, adapters[name], rngs)
+      )
+
+
+def adapted(block: Any, name: str, read: Array, branch: Array) -> Array:
+  """Returns what a sublayer adds, its FedAdapter applied if it has one."""
+  adapter = getattr(block, f'{name}_adapter', None)
+  return branch if adapter is None else adapter(read, branch)

@@ -8,12 +8,9 @@ behind it is left alone.
 import math
 import pathlib
 
-from google.protobuf import message
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
-from fedjax_tune.models import backbone, vit
+from fedjax_tune.models import backbone, onnx_tensors, vit
 
 _PREFIX = 'backbone.'
 # Every DINOv2 has heads of this width; the graph states it in a Reshape only.
@@ -27,45 +24,12 @@ def load_dinov2_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
     FileNotFoundError: If there is no such file.
     ValueError: If it is corrupt, or its graph is not such an export.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f'The weights {path} are missing.')
-  try:
-    graph = onnx.load(path).graph
-  except (message.DecodeError, onnx.checker.ValidationError) as error:
-    raise ValueError(
-      f'{path} is not an ONNX file, or is cut short: {error}'
-    ) from error
-  tensors = _name_tensors(graph, path)
-  return backbone.assemble(tensors, _config(tensors, path), str(path))
-
-
-def _name_tensors(
-  graph: onnx.GraphProto, path: pathlib.Path
-) -> dict[str, np.ndarray]:
-  """Returns the backbone's tensors under their names before the export."""
-  stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-  tensors = {
-    name.removeprefix(_PREFIX): value
-    for name, value in stored.items()
-    if name.startswith(_PREFIX)
-  }
-  # The export folded transposed weights into nameless constants. The Add
-  # behind such a MatMul has the bias, and the bias has the name.
-  kernels = {
-    node.output[0]: stored[node.input[1]]
-    for node in graph.node
-    if node.op_type == 'MatMul' and node.input[1] in stored
-  }
-  for node in graph.node:
-    operands = set(node.input)
-    products, biases = operands & kernels.keys(), operands & stored.keys()
-    if node.op_type == 'Add' and products and biases:
-      stem = biases.pop().removeprefix(_PREFIX).removesuffix('bias')
-      tensors[f'{stem}weight'] = kernels[products.pop()].T
-  # Likewise it cut the positions in two, the class token's and the grid's:
-  # the only nameless constants with a batch axis.
-  cut = [v for n, v in stored.items() if n.startswith('onnx::') and v.ndim == 3]
+  tensors = onnx_tensors.read(path, _PREFIX)
+  # The export cut the positions in two, the class token's and the grid's: the
+  # only nameless constants with a batch axis.
+  cut = [
+    v for n, v in tensors.items() if n.startswith('onnx::') and v.ndim == 3
+  ]
   if len(cut) != 2:
     raise ValueError(
       f'{path} is not an export of DINOv2: it has {len(cut)} tensors that '
@@ -74,11 +38,11 @@ def _name_tensors(
   tensors['embeddings.position_embeddings'] = np.concatenate(
     sorted(cut, key=lambda value: value.shape[1]), axis=1
   )
-  return tensors
+  return backbone.assemble(tensors, _config(tensors, path), str(path))
 
 
 def _config(
-  tensors: dict[str, np.ndarray], path: pathlib.Path
+  tensors: dict[str, np.ndarray], path: str | pathlib.Path
 ) -> vit.ViTConfig:
   """Reads the sizes off the tensors."""
   try:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from fedjax_tune.models import backbone, hub_config, layouts
-from fedjax_tune.models.sizes import Config, ViTConfig
+from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
 from fedjax_tune.typing import Tree
 
 _TOKENIZER_FILES = (
@@ -79,6 +79,8 @@ def save_huggingface(
   - if all heads together are wider than the model, the model by copies of each
     of its channels, of which a reader takes the mean: LayerNorm's mean and
     variance don't notice;
+  - Llama's heads of keys and values, each with its group of queries, until
+    all together divide the model's width; the width of a head is free;
   - DINOv2's MLP with zeros, up to a multiple of the model's width, and its
     head with zeros for the mean of the patches, which it reads too.
 
@@ -86,7 +88,7 @@ def save_huggingface(
     folder: Made if missing.
     config: The model from which the parameters were taken.
     params: All of them, adapters folded in (`fuse`).
-    label_names: One for each output of the head.
+    label_names: One for each output of the head; none if it predicts tokens.
     tokenizer: A folder whose tokenizer is copied.
 
   Returns:
@@ -97,10 +99,11 @@ def save_huggingface(
       there is not one label for each output.
   """
   flat, axes, sizes = _check(config, params)
-  if len(label_names) != sizes['class']:
+  classes = sizes.get('class', 0)
+  if len(label_names) != classes:
     raise ValueError(
       f'label_names={list(label_names)} must have one name for each of the '
-      f'{sizes["class"]} outputs of the head.'
+      f'{classes} outputs of the head.'
     )
   flat, config = _fill(flat, axes, sizes, config)
   folder = pathlib.Path(folder)
@@ -151,6 +154,8 @@ def _fill(
   flat: _Flat, axes: _AxisNames, sizes: dict[str, int], config: Config
 ) -> tuple[_Flat, Config]:
   """Fills up what Hugging Face can't express; see `save_huggingface`."""
+  if isinstance(config, DecoderConfig):
+    return _fill_decoder(flat, axes, sizes, config)
   width = max(sizes['qk_dim'], sizes['v_dim'])
   copies, heads = _find_heads(sizes['embed'], sizes['heads'], width)
   embed = copies * sizes['embed']
@@ -160,15 +165,9 @@ def _fill(
     ffn = math.ceil(ffn / embed) * embed
   targets = {'heads': heads, 'qk_dim': wide, 'v_dim': wide, 'ffn': ffn}
   ratio = math.sqrt(wide / sizes['qk_dim'])
-  filled = {}
-  for path, leaf in flat.items():
-    if path[:-1] == ('blocks', 'attn', 'q'):
-      leaf = leaf * np.float32(ratio)
-    pads = [
-      (0, targets.get(name, size) - size)
-      for name, size in zip(axes[path], leaf.shape, strict=True)
-    ]
-    filled[path] = _copy_channels(np.pad(leaf, pads), axes[path], copies)
+  for path in (('blocks', 'attn', 'q', leaf) for leaf in ('kernel', 'bias')):
+    flat[path] = flat[path] * np.float32(ratio)
+  filled = _pad(flat, axes, targets, copies)
   config = dataclasses.replace(
     config,
     depth=sizes['layer'],
@@ -180,7 +179,45 @@ def _fill(
   return filled, config
 
 
-def _find_heads(embed: int, heads: int, width: int) -> tuple[int, int]:
+def _fill_decoder(
+  flat: _Flat, axes: _AxisNames, sizes: dict[str, int], config: DecoderConfig
+) -> tuple[_Flat, Config]:
+  """Fills up a decoder, of which far more can be expressed."""
+  group = sizes['group']
+  copies, heads = _find_heads(sizes['embed'], sizes['heads'], group, group)
+  if copies > 1 and config.tied and not config.num_classes:
+    # The table writes channels and reads them, which now are two tables.
+    config = dataclasses.replace(config, tied=False)
+    flat = flat | {('lm_head', 'kernel'): flat['embed', 'word'].T}
+    axes = axes | {('lm_head', 'kernel'): ('embed', 'vocab')}
+  targets = {'heads': heads, 'v_dim': config.head_dim}
+  return _pad(flat, axes, targets, copies), dataclasses.replace(
+    config,
+    depth=sizes['layer'],
+    embed=copies * sizes['embed'],
+    heads=heads,
+    group=group,
+    ffn=sizes['ffn'],
+  )
+
+
+def _pad(
+  flat: _Flat, axes: _AxisNames, targets: dict[str, int], copies: int
+) -> _Flat:
+  """Fills up axes with zeros, and copies channels."""
+  filled = {}
+  for path, leaf in flat.items():
+    pads = [
+      (0, targets.get(name, size) - size)
+      for name, size in zip(axes[path], leaf.shape, strict=True)
+    ]
+    filled[path] = _copy_channels(np.pad(leaf, pads), axes[path], copies)
+  return filled
+
+
+def _find_heads(
+  embed: int, heads: int, width: int, group: int = 1
+) -> tuple[int, int]:
   """Returns the least copies of channels, and then heads, that fit.
 
   >>> _find_heads(384, 12, 24)  # Heads of width 32.
@@ -190,7 +227,7 @@ def _find_heads(embed: int, heads: int, width: int) -> tuple[int, int]:
   """
   for copies in itertools.count(1):
     for number in range(heads, copies * embed // width + 1):
-      if copies * embed % number == 0:
+      if copies * embed % (number * group) == 0:
         return copies, number
   raise AssertionError('unreachable')
 
@@ -211,7 +248,8 @@ def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
   tensors = {}
   for path, variable in backbone.variables(config).items():
     place = layouts.place(config, path, variable)
-    prefix = '' if layouts.is_head(config, path) else f'{config.family}.'
+    is_head = layouts.is_head(config, path)
+    prefix = '' if is_head else layouts.PREFIXES[config.family]
     values = place.pack(flat[path])
     if config.family == 'dinov2' and path == ('head', 'kernel'):
       values = [np.concatenate([v, np.zeros_like(v)], axis=1) for v in values]

@@ -4,8 +4,13 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from fedjax_tune.models import backbone, layouts
-from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.models import backbone, hub_fields, hub_llama, layouts
+from fedjax_tune.models.sizes import (
+  Config,
+  DecoderConfig,
+  TextConfig,
+  ViTConfig,
+)
 
 _TEXT = ('bert', 'roberta', 'distilbert')
 
@@ -39,6 +44,7 @@ _CLASSES = {
   'bert': 'BertForSequenceClassification',
   'roberta': 'RobertaForSequenceClassification',
   'distilbert': 'DistilBertForSequenceClassification',
+  'llama': 'LlamaForSequenceClassification',
 }
 
 
@@ -60,27 +66,29 @@ def parse(raw: dict[str, Any], path: pathlib.Path) -> Config:
     )
   if family in _TEXT:
     return _text_config(raw, family, path)
+  if family == 'llama':
+    return hub_llama.parse(raw, path)
   return _image_config(raw, family, path)
 
 
 def _image_config(
   raw: dict[str, Any], family: str, path: pathlib.Path
 ) -> ViTConfig:
-  _check_supported(raw, _SUPPORTED_IMAGE, path)
+  hub_fields.check_supported(raw, _SUPPORTED_IMAGE, path)
   sizes = _block_sizes(raw, path)
   dinov2 = family == 'dinov2'
   if dinov2:
     raw = {'mlp_ratio': 4} | raw
-    sizes['ffn'] = sizes['embed'] * _integer(raw, 'mlp_ratio', path)
+    sizes['ffn'] = sizes['embed'] * hub_fields.integer(raw, 'mlp_ratio', path)
   else:
-    sizes['ffn'] = _integer(raw, 'intermediate_size', path)
+    sizes['ffn'] = hub_fields.integer(raw, 'intermediate_size', path)
   mean, std = backbone.IMAGENET_MEAN, backbone.IMAGENET_STD
   if family == 'vit':
     mean = std = (0.5, 0.5, 0.5)
   return ViTConfig(
     **sizes,
-    patch=_integer(raw, 'patch_size', path),
-    image_size=_integer(raw, 'image_size', path),
+    patch=hub_fields.integer(raw, 'patch_size', path),
+    image_size=hub_fields.integer(raw, 'image_size', path),
     num_prefix=2 if family == 'deit' else 1,
     layer_scale=dinov2,
     eps=raw.get('layer_norm_eps', 1e-6 if dinov2 else 1e-12),
@@ -99,39 +107,25 @@ def _text_config(
     for theirs, ours in _DISTILBERT_FIELDS.items():
       raw |= {ours: raw[theirs]} if theirs in raw else {}
   raw = {'type_vocab_size': 2, 'pad_token_id': _PADDING[family]} | raw
-  _check_supported(raw, _SUPPORTED_TEXT, path)
+  hub_fields.check_supported(raw, _SUPPORTED_TEXT, path)
   config = TextConfig(
     **_block_sizes(raw, path),
-    ffn=_integer(raw, 'intermediate_size', path),
-    vocab=_integer(raw, 'vocab_size', path),
-    positions=_integer(raw, 'max_position_embeddings', path),
+    ffn=hub_fields.integer(raw, 'intermediate_size', path),
+    vocab=hub_fields.integer(raw, 'vocab_size', path),
+    positions=hub_fields.integer(raw, 'max_position_embeddings', path),
     family=family,
-    types=_integer(raw, 'type_vocab_size', path, least=0),
-    pad=_integer(raw, 'pad_token_id', path, least=0),
+    types=hub_fields.integer(raw, 'type_vocab_size', path, least=0),
+    pad=hub_fields.integer(raw, 'pad_token_id', path, least=0),
     eps=raw.get('layer_norm_eps', 1e-12),
   )
-  if config.pad >= config.vocab:
-    raise ValueError(
-      f'{path}: pad_token_id={config.pad} must be below vocab_size='
-      f'{config.vocab}.'
-    )
+  hub_fields.check_padding(config, path)
   return config
-
-
-def _check_supported(
-  raw: dict[str, Any], supported: dict[str, Any], path: pathlib.Path
-) -> None:
-  for field, value in supported.items():
-    if raw.get(field, value) != value:
-      raise ValueError(
-        f'{path}: {field}={raw[field]!r} is not supported, only {value!r}.'
-      )
 
 
 def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
   """Reads the sizes that every family has."""
-  embed = _integer(raw, 'hidden_size', path)
-  heads = _integer(raw, 'num_attention_heads', path)
+  embed = hub_fields.integer(raw, 'hidden_size', path)
+  heads = hub_fields.integer(raw, 'num_attention_heads', path)
   if embed % heads:
     raise ValueError(
       f'{path}: hidden_size={embed} must be a multiple of '
@@ -147,22 +141,8 @@ def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
       f'{path}: pruned_heads={raw["pruned_heads"]} is not supported.'
     )
-  depth = _integer(raw, 'num_hidden_layers', path)
+  depth = hub_fields.integer(raw, 'num_hidden_layers', path)
   return {'depth': depth, 'embed': embed, 'heads': heads}
-
-
-def _integer(
-  raw: dict[str, Any], field: str, path: pathlib.Path, least: int = 1
-) -> int:
-  value = raw.get(field)
-  if isinstance(value, list) and len(set(value)) == 1:  # A square [h, w].
-    value = value[0]
-  if type(value) is not int or value < least:
-    rule = 'positive' if least else 'non-negative'
-    raise ValueError(
-      f'{path}: {field}={value!r} must be a {rule} whole number.'
-    )
-  return value
 
 
 def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
@@ -171,8 +151,6 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
   common = {
     'model_type': config.family,
     'architectures': [name],
-    'id2label': {str(i): label for i, label in enumerate(label_names)},
-    'label2id': {label: i for i, label in enumerate(label_names)},
     'hidden_act': 'gelu',
     'hidden_size': config.embed,
     'num_hidden_layers': config.depth,
@@ -180,6 +158,11 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
     'intermediate_size': config.ffn,
     'layer_norm_eps': config.eps,
   }
+  if label_names:
+    common |= {
+      'id2label': {str(i): label for i, label in enumerate(label_names)},
+      'label2id': {label: i for i, label in enumerate(label_names)},
+    }
   if isinstance(config, ViTConfig):
     common |= {'image_size': config.image_size, 'patch_size': config.patch}
     if config.family == 'dinov2':
@@ -187,6 +170,9 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
       common['mlp_ratio'] = config.ffn // config.embed
       common['use_mask_token'] = False
     return common
+  if isinstance(config, DecoderConfig):
+    del common['layer_norm_eps']
+    return common | hub_llama.render(config)
   if config.span:
     name = name.replace('SequenceClassification', 'QuestionAnswering')
     common['architectures'] = [name]

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from fedjax_tune.models import backbone, hub_config, layouts
-from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.models.sizes import Config, ViTConfig
 
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
@@ -19,7 +19,8 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   Tensors may carry the names of transformers 4 or 5, with or without the
   prefix that a model with a head puts before them, in one file or in shards.
   DeiT's model has a distillation token beside the class token. The head is
-  left, and with it the dense map before RoBERTa's and DistilBERT's classifier.
+  left, and with it the dense map before RoBERTa's and DistilBERT's classifier;
+  but the one that predicts Llama's next token is kept, where it is there.
 
   Args:
     folder: Holds `config.json` and `model.safetensors`, or
@@ -42,9 +43,9 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   if not raw.get('qkv_bias', True):
     _add_biases(tensors, config)
   loaded = backbone.assemble(tensors, config, str(folder))
-  if isinstance(config, TextConfig):
-    return dataclasses.replace(loaded, tokenizer=str(folder))
-  return loaded
+  if isinstance(config, ViTConfig):
+    return loaded
+  return dataclasses.replace(loaded, tokenizer=str(folder))
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -93,8 +94,8 @@ def _normalise(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Removes a head's prefix, and what TensorFlow called a LayerNorm's parts."""
 
   def rename(name: str) -> str:
-    first, _, rest = name.partition('.')
-    name = rest if first in layouts.FAMILIES else name
+    first, dot, rest = name.partition('.')
+    name = rest if first + dot in layouts.PREFIXES.values() else name
     name = name.replace('LayerNorm.gamma', 'LayerNorm.weight')
     return name.replace('LayerNorm.beta', 'LayerNorm.bias')
 

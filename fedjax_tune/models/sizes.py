@@ -1,7 +1,7 @@
 """The sizes of transformers, and the axes that they give."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from flax import nnx
 
@@ -14,10 +14,12 @@ class BlockSizes(Protocol):
   Attributes:
     depth: Blocks.
     embed: Model width.
-    heads: Attention heads; the head width is embed // heads.
+    heads: Attention heads; of a decoder those of keys and values.
+    head_dim: Width of a head.
     ffn: Hidden width of the MLP.
-    eps: Of every LayerNorm.
+    eps: Of every norm.
     full: Whether all parameters train, instead of adapters and head.
+    prefixes: Trained keys and values of each block.
   """
 
   @property
@@ -27,11 +29,15 @@ class BlockSizes(Protocol):
   @property
   def heads(self) -> int: ...
   @property
+  def head_dim(self) -> int: ...
+  @property
   def ffn(self) -> int: ...
   @property
   def eps(self) -> float: ...
   @property
   def full(self) -> bool: ...
+  @property
+  def prefixes(self) -> int: ...
 
 
 def kind(config: BlockSizes) -> type[nnx.Variable]:
@@ -58,6 +64,8 @@ class ViTConfig:
     full: Whether all parameters train, instead of adapters and head.
     mean: Channel means by which uint8 images are normalised, in [0, 1].
     std: Channel standard deviations likewise.
+    prompts: Trained tokens behind the prefix tokens.
+    prefixes: Trained keys and values of each block.
   """
 
   depth: int
@@ -73,6 +81,13 @@ class ViTConfig:
   full: bool = False
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  prompts: int = 0
+  prefixes: int = 0
+
+  @property
+  def head_dim(self) -> int:
+    """Width of a head."""
+    return self.embed // self.heads
 
   @property
   def num_tokens(self) -> int:
@@ -105,6 +120,8 @@ class TextConfig:
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
     span: Whether the head reads every token, instead of the first one pooled.
+    prompts: Trained tokens behind the first one.
+    prefixes: Trained keys and values of each block.
   """
 
   depth: int
@@ -120,6 +137,13 @@ class TextConfig:
   num_classes: int = 0
   full: bool = False
   span: bool = False
+  prompts: int = 0
+  prefixes: int = 0
+
+  @property
+  def head_dim(self) -> int:
+    """Width of a head."""
+    return self.embed // self.heads
 
   @property
   def position_offset(self) -> int:
@@ -132,15 +156,65 @@ class TextConfig:
     return self.positions - self.position_offset
 
 
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Sizes of a decoder of the Llama architecture (arXiv 2302.13971).
+
+  Attributes:
+    depth: Blocks.
+    embed: Model width.
+    heads: Heads of keys and values.
+    ffn: Hidden width of the gated MLP.
+    vocab: Tokens that it knows.
+    positions: Tokens of the longest text.
+    group: Heads of queries for each head of keys and values (grouped-query
+      attention, arXiv 2305.13245); 1 is plain multi-head attention.
+    head_dim: Width of a head, even.
+    tied: Whether the word table is also the kernel that predicts tokens.
+    rope_base: Of the rotary positions' wavelengths (arXiv 2104.09864).
+    pad: The token that fills up a batch; nothing attends to it.
+    eps: Of every RMSNorm.
+    num_classes: Outputs of a new head on the last token; 0 predicts for every
+      token the next one, with the pretrained head.
+    full: Whether all parameters train, instead of adapters and head.
+  """
+
+  depth: int
+  embed: int
+  heads: int
+  ffn: int
+  vocab: int
+  positions: int
+  group: int
+  head_dim: int
+  tied: bool = True
+  rope_base: float = 10000.0
+  pad: int = 0
+  eps: float = 1e-5
+  num_classes: int = 0
+  full: bool = False
+  # Prompt and prefix tuning are not there for decoders.
+  prompts: ClassVar[int] = 0
+  prefixes: ClassVar[int] = 0
+
+  @property
+  def family(self) -> str:
+    """What Hugging Face calls this architecture."""
+    return 'llama'
+
+
 # Of any model.
-Config = ViTConfig | TextConfig
+Config = ViTConfig | TextConfig | DecoderConfig
 
 
 class Axes(NamedTuple):
   """The named axes of a stack of blocks, with their sizes.
 
   Queries and keys share `qk_dim`, values and the output projection `v_dim`:
-  the two may be selected apart.
+  the two may be selected apart. A decoder's `qk_dim` is called 'rotary', since
+  a channel there belongs to a frequency and to its twin half a head away: what
+  cuts or reorders 'qk_dim' does not find it. Its 'heads' are those of keys and
+  values, so that whoever holds one holds its 'group' of queries.
   """
 
   layer: linear.Axis
@@ -157,7 +231,18 @@ class Axes(NamedTuple):
       ('layer', config.depth),
       ('embed', config.embed),
       ('heads', config.heads),
-      ('qk_dim', config.embed // config.heads),
-      ('v_dim', config.embed // config.heads),
+      (_QK_DIM.get(type(config), 'qk_dim'), config.head_dim),
+      ('v_dim', config.head_dim),
       ('ffn', config.ffn),
     )
+
+
+_QK_DIM: dict[type, str] = {DecoderConfig: 'rotary'}
+
+
+def axis_sizes(config: Config) -> dict[str, int]:
+  """Returns the size of every axis of a configuration's blocks, by name."""
+  axes = dict(Axes.of(config))
+  if isinstance(config, DecoderConfig):
+    axes['group'] = config.group
+  return axes

@@ -10,7 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from fedjax_tune.models import linear, stack
+from fedjax_tune.models import linear, prompts, stack
 from fedjax_tune.models.block import Adapters, PostNormBlock
 from fedjax_tune.models.sizes import TextConfig as TextConfig
 from fedjax_tune.models.sizes import kind
@@ -20,7 +20,7 @@ from fedjax_tune.typing import Tokens
 class Embedding(nnx.Module):
   """Sums of word, position and type, normalised."""
 
-  def __init__(self, config: TextConfig) -> None:
+  def __init__(self, config: TextConfig, rngs: nnx.Rngs) -> None:
     self.config = config
 
     def table(name: str, rows: int) -> nnx.Variable:
@@ -36,9 +36,14 @@ class Embedding(nnx.Module):
     self.norm = linear.LayerNorm(
       ('embed', config.embed), eps=config.eps, kind=kind(config)
     )
+    if config.prompts:
+      bound = prompts.text_bound()
+      self.prompt = prompts.draw(config.prompts, config.embed, bound, rngs)
 
   def __call__(self, inputs: Tokens, real_BxT: Bool[Array, 'B T']) -> Array:
-    """Maps token numbers to tokens [B, T, D].
+    """Maps token numbers to tokens [B, T, D], with prompts among them.
+
+    Prompts are normalised as words are.
 
     Raises:
       ValueError: The texts are longer than the model's positions.
@@ -53,7 +58,10 @@ class Embedding(nnx.Module):
     x_BxTxD = jnp.take(self.word[...], inputs.ids, axis=0)
     if self.config.types:
       x_BxTxD += jnp.take(self.type[...], inputs.types, axis=0)
-    return self.norm(x_BxTxD + self._positions(real_BxT))
+    x_BxTxD += self._positions(real_BxT)
+    if self.config.prompts:
+      x_BxTxD = prompts.insert(x_BxTxD, self.prompt, 1)
+    return self.norm(x_BxTxD)
 
   def _positions(self, real_BxT: Array) -> Array:
     """Returns the positions' vectors; RoBERTa counts real tokens only."""
@@ -81,7 +89,7 @@ class TextEncoder(nnx.Module):
     embed = ('embed', config.embed)
     self.config = config
     self.remat = remat
-    self.embed = Embedding(config)
+    self.embed = Embedding(config, rngs)
     self.blocks = PostNormBlock(config, adapters or {}, rngs)
     if not config.span:
       new = config.family != 'bert'
@@ -102,8 +110,9 @@ class TextEncoder(nnx.Module):
     *,
     key: Array | None = None,
   ) -> Float[Array, 'B T D']:
-    """Returns all tokens after the selected blocks."""
-    return self._run(inputs, layers_N, key, pool=False)[0]
+    """Returns all tokens but prompts after the selected blocks."""
+    x, _ = self._run(inputs, layers_N, key, pool=False)
+    return prompts.remove(x, self.config.prompts, 1)
 
   def class_tokens(
     self,
@@ -154,6 +163,7 @@ class TextEncoder(nnx.Module):
     """Runs the blocks; returns the tokens and the earlier first tokens."""
     real_BxT = inputs.ids != self.config.pad
     x_BxTxD = self.embed(inputs, real_BxT)
+    real_BxT = prompts.extend(real_BxT, self.config.prompts, 1)
     return stack.run_blocks(
       self.blocks, x_BxTxD, layers_N, key, real_BxT, pool=pool, remat=self.remat
     )

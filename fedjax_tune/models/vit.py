@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear, stack
+from fedjax_tune.models import linear, prompts, stack
 from fedjax_tune.models.block import Adapters, Block, Keys
 from fedjax_tune.models.sizes import ViTConfig as ViTConfig
 from fedjax_tune.models.sizes import kind
@@ -40,9 +40,12 @@ class Embedding(nnx.Module):
     self.position = linear.variable(
       kind(config), jnp.zeros((config.num_tokens, config.embed)), position
     )
+    if config.prompts:
+      bound = prompts.image_bound(config.patch, config.embed)
+      self.prompt = prompts.draw(config.prompts, config.embed, bound, rngs)
 
   def __call__(self, images: Array, key: jax.Array | None) -> Array:
-    """Maps images [B, h, w, 3] to tokens [B, T, D]; uint8 are normalised."""
+    """Maps images [B, h, w, 3] to tokens, with prompts; uint8 are normalised."""
     c = self.config
     if images.dtype == jnp.uint8:
       mean, std = (np.asarray(s, np.float32) * 255 for s in (c.mean, c.std))
@@ -57,7 +60,10 @@ class Embedding(nnx.Module):
     prefix = self.prefix[...].astype(tokens.dtype)
     prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape))
     tokens = jnp.concatenate([prefix, tokens], axis=1)
-    return tokens + self.position[...].astype(tokens.dtype)
+    tokens = tokens + self.position[...].astype(tokens.dtype)
+    if c.prompts:
+      tokens = prompts.insert(tokens, self.prompt, c.num_prefix)
+    return tokens
 
 
 class ViT(nnx.Module):
@@ -88,9 +94,10 @@ class ViT(nnx.Module):
     *,
     key: jax.Array | None = None,
   ) -> Float[Array, 'B T D']:
-    """Returns all tokens after the selected blocks and the final norm."""
+    """Returns all tokens but prompts after the blocks and the final norm."""
     x, _ = self._run(images, layers_N, key, pool=False)
-    return self.norm(x)
+    c = self.embed.config
+    return prompts.remove(self.norm(x), c.prompts, c.num_prefix)
 
   def class_tokens(
     self,

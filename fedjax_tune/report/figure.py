@@ -6,10 +6,13 @@ colour-blind readers tell apart.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import itertools
 import math
+import os
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker, transforms
@@ -61,6 +64,17 @@ class EndLabel(NamedTuple):
 def new_figure(height: float) -> mpl_figure.Figure:
   """An empty figure as wide as a README, `height` inches high."""
   return mpl_figure.Figure(figsize=(_WIDTH, height), layout='constrained')
+
+
+@contextlib.contextmanager
+def drawing(
+  height: float, path: str | os.PathLike[str]
+) -> Iterator[mpl_axes.Axes]:
+  """Yields the axes of a figure of this height, and writes it in the end."""
+  with mpl.rc_context(STYLE):
+    fig = new_figure(height)
+    yield fig.subplots()
+    fig.savefig(path)
 
 
 def line_styles() -> Iterator[tuple[str, Any]]:

@@ -81,9 +81,7 @@ def plot_comparison(
       only rounds that all its seeds have are drawn.
     path: The PNG to write.
   """
-  with mpl.rc_context(figure.STYLE):
-    fig = figure.new_figure(4.2)
-    ax = fig.subplots()
+  with figure.drawing(4.2, path) as ax:
     labels = []
     for (name, seeds), (color, dash) in zip(
       curves.items(), figure.line_styles(), strict=False
@@ -99,7 +97,6 @@ def plot_comparison(
         labels.append(figure.EndLabel(rounds[-1], mean[-1], text, color))
     end = max((label.x for label in labels), default=1)
     figure.finish(ax, 'Accuracy (%) by round', end, labels)
-    fig.savefig(path)
 
 
 def _accuracy_figure(

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 
-import matplotlib as mpl
 from matplotlib import colors as mpl_colors
 from matplotlib import ticker
 import numpy as np
@@ -35,17 +34,36 @@ class Point:
   accuracy: Mapping[str, float]
 
 
-def scaling_markdown(points: Sequence[Point], full: Point) -> str:
-  """Tells mean and deviation of each order, a line a budget.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Subnetworks beside the full model.
 
-  Args:
-    points: At least one.
+  Attributes:
+    points: The subnetworks, at least one.
     full: The full model.
+    metric: What was measured.
   """
-  orders = list(points[0].accuracy)
+
+  points: Sequence[Point]
+  full: Point
+  metric: str
+
+  @property
+  def orders(self) -> list[str]:
+    """The orders that are compared."""
+    return list(self.full.accuracy)
+
+  def percent(self, order: str) -> list[float]:
+    """Returns the metric of every subnetwork in an order."""
+    return [100 * p.accuracy[order] for p in self.points]
+
+
+def scaling_markdown(compared: Comparison) -> str:
+  """Tells mean and deviation of each order, a line a budget."""
+  full, orders = compared.full, compared.orders
   header = ['parameters', 'share %', 'subnetworks', *orders]
   cells = []
-  for budget, group in _by_budget(points).items():
+  for budget, group in _by_budget(compared.points).items():
     values = [[100 * p.accuracy[order] for p in group] for order in orders]
     cells.append(
       [
@@ -60,31 +78,18 @@ def scaling_markdown(points: Sequence[Point], full: Point) -> str:
   return tables.markdown(header, cells)
 
 
-def plot_curve(
-  points: Sequence[Point],
-  full: Point,
-  metric: str,
-  path: str | os.PathLike[str],
-) -> None:
-  """Draws the metric by parameters: each subnetwork, and the budgets' means.
-
-  Args:
-    points: At least one.
-    full: The full model.
-    metric: What was measured.
-    path: The PNG to write.
-  """
+def plot_curve(compared: Comparison, path: str | os.PathLike[str]) -> None:
+  """Draws the metric by parameters: each subnetwork, and the budgets' means."""
+  points, full = compared.points, compared.full
   groups = _by_budget(points)
-  with mpl.rc_context(figure.STYLE):
-    fig = figure.new_figure(4.2)
-    ax = fig.subplots()
+  with figure.drawing(4.2, path) as ax:
     # Side by side, so that all can be seen.
     beside = 0.004 * (full.parameters - min(groups))
-    for i, order in enumerate(points[0].accuracy):
+    for i, order in enumerate(compared.orders):
       color = figure.COLORS[i]
       ax.plot(
         [p.parameters + (i - 1) * beside for p in points],
-        [100 * p.accuracy[order] for p in points],
+        compared.percent(order),
         'o', ms=3.5, mew=0, alpha=0.35, color=color,
       )  # fmt: skip
       means = [
@@ -104,7 +109,7 @@ def plot_curve(
       textcoords='offset points', ha='right', fontsize=9,
     )  # fmt: skip
     ax.set(
-      title=f'{metric.capitalize()} (%) of subnetworks, by parameters',
+      title=f'{compared.metric.capitalize()} (%) of subnetworks, by parameters',
       xlabel='parameters, embedding and head included',
     )
     ax.xaxis.set_major_formatter(lambda x, _: tables.human_count(x))
@@ -113,28 +118,13 @@ def plot_curve(
       title='channels kept first', alignment='left', frameon=False,
       loc='upper left', bbox_to_anchor=(1.01, 1.0),
     )  # fmt: skip
-    fig.savefig(path)
 
 
-def plot_box(
-  points: Sequence[Point],
-  full: Point,
-  metric: str,
-  path: str | os.PathLike[str],
-) -> None:
-  """Draws the metric of subnetworks of one budget, a box for each order.
-
-  Args:
-    points: At least one.
-    full: The full model.
-    metric: What was measured.
-    path: The PNG to write.
-  """
-  orders = list(points[0].accuracy)
-  values = [[100 * p.accuracy[order] for p in points] for order in orders]
-  with mpl.rc_context(figure.STYLE):
-    fig = figure.new_figure(0.9 + 0.75 * len(orders))
-    ax = fig.subplots()
+def plot_box(compared: Comparison, path: str | os.PathLike[str]) -> None:
+  """Draws the metric of subnetworks of one budget, a box for each order."""
+  points, full, orders = compared.points, compared.full, compared.orders
+  values = [compared.percent(order) for order in orders]
+  with figure.drawing(0.9 + 0.75 * len(orders), path) as ax:
     parts = ax.boxplot(
       values, orientation='horizontal', tick_labels=orders, widths=0.55,
       showfliers=False, patch_artist=True,
@@ -160,11 +150,10 @@ def plot_box(
     ax.grid(visible=True, axis='x')
     budget = points[0].budget
     ax.set_title(
-      f'{metric.capitalize()} (%) of {len(points)} subnetworks of'
+      f'{compared.metric.capitalize()} (%) of {len(points)} subnetworks of'
       f' {tables.human_count(budget)} parameters'
       f' ({budget / full.parameters:.0%})'
     )
-    fig.savefig(path)
 
 
 def _by_budget(points: Sequence[Point]) -> dict[int, list[Point]]:

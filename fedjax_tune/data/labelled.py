@@ -1,0 +1,35 @@
+"""How the package's own sets of labelled texts describe themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+
+def describe(
+  builder: tfds.core.DatasetBuilder,
+  classes: Sequence[str],
+  *,
+  features: dict[str, Any] | None = None,
+  **about: Any,
+) -> tfds.core.DatasetInfo:
+  """Returns the description of a set of texts with labels.
+
+  Args:
+    builder: Its builder.
+    classes: Names of the labels.
+    features: What an example has besides `text` and `label`.
+    **about: Description, homepage, license and citation.
+  """
+  return tfds.core.DatasetInfo(
+    builder=builder,
+    features=tfds.features.FeaturesDict(
+      {
+        'text': tfds.features.Text(),
+        'label': tfds.features.ClassLabel(names=classes),
+        **(features or {}),
+      }
+    ),
+    supervised_keys=('text', 'label'),
+    **about,
+  )

@@ -1,0 +1,178 @@
+"""Several foundation models, of which part of what is trained is shared.
+
+A tier is a model and the clients that have it. Its own parameters get a first
+axis 'tier:NAME' of size 1, of which a client of the tier holds 1 and everyone
+else 0; what is shared has no such axis. So a client is still one selection of
+one tree, and dispatch, aggregation and coverage need to know nothing more.
+"""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.typing import Allocation, Axes, Tree
+
+# Shared parameters are stacked on 'site' where a model stacks them on 'layer'.
+SITE = 'site'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+  """Where the blocks of a model find their part of what is shared.
+
+  Block l of L, counted from 1, has the site ceil(l G / L) of G: what lies at
+  the same relative depth of two models is one.
+
+  Attributes:
+    depth: Blocks L.
+    num: Sites G, at most L.
+    every_block: Whether all blocks have adapters; else the last block of each
+      site alone.
+  """
+
+  depth: int
+  num: int
+  every_block: bool = True
+
+  @property
+  def of_block(self) -> np.ndarray:
+    """The site of each block int32 [L], from 0; G for a block without any."""
+    block = np.arange(1, self.depth + 1)
+    site = -(-block * self.num // self.depth) - 1
+    if not self.every_block:
+      site[~np.isin(block - 1, self.blocks)] = self.num
+    return site.astype(np.int32)
+
+  @property
+  def blocks(self) -> np.ndarray:
+    """The blocks that have adapters, int32 [L or G], from 0."""
+    if self.every_block:
+      return np.arange(self.depth, dtype=np.int32)
+    site = np.arange(1, self.num + 1)
+    return (site * self.depth // self.num - 1).astype(np.int32)
+
+  def spread(self, leaf: jax.Array) -> jax.Array:
+    """Gives each block its site's row of a leaf [G, ...]; zeros without."""
+    return jnp.take(leaf, self.of_block, axis=0, mode='fill', fill_value=0)
+
+  def own(self, leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Returns what a tier has of a leaf for itself, with its axis in front."""
+    kept = leaf[self.blocks] if names[0] == 'layer' else leaf
+    return kept[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+  """Models with what they share; it stands where a `Foundation` stands.
+
+  Attributes:
+    tiers: The models, by name.
+    sites: Their sites, by name.
+    theta: {'shared': ..., NAME: what tier NAME has for itself}.
+    axes: Its axes; 'site' first where a leaf is shared, else 'tier:NAME'.
+  """
+
+  tiers: Mapping[str, Foundation]
+  sites: Mapping[str, Sites]
+  theta: Tree
+  axes: Axes
+
+  @property
+  def base(self) -> Tree:
+    """Frozen parameters of each tier."""
+    return {name: tier.base for name, tier in self.tiers.items()}
+
+  @property
+  def depth(self) -> int:
+    """Blocks of the deepest model."""
+    return max(tier.depth for tier in self.tiers.values())
+
+  def held(self, base: Tree, alloc: Allocation) -> Tree:
+    """Returns the frozen parameters of a client."""
+    return base[self._name(alloc)]
+
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+    """Builds the model that a client of a tier runs; see `Foundation`."""
+    name = self._name(alloc)
+    tier, sites = self.tiers[name], self.sites[name]
+    axes = _flat(tier.axes)
+    leaves = {}
+    for path, leaf in _flat(local[name]).items():
+      apart = axes[path][0] == 'layer' and not sites.every_block
+      leaves[path] = sites.spread(leaf[0]) if apart else leaf[0]
+    for path, leaf in _flat(local['shared']).items():
+      leaves[path] = sites.spread(leaf)
+    theta = traverse_util.unflatten_dict(leaves)
+    return tier.assemble(base[name], theta, {'layer': tier.depth})
+
+  def _name(self, alloc: Allocation) -> str:
+    """Returns the tier to which an allocation belongs."""
+    (name,) = (tier for tier in self.tiers if alloc[tier_axis(tier)] == 1)
+    return name
+
+
+def tier_axis(name: str) -> str:
+  """Names the axis of which a tier's clients hold 1, and all others 0."""
+  return f'tier:{name}'
+
+
+def federate(
+  tiers: Mapping[str, Foundation],
+  shared: Collection[str],
+  sites: int = 0,
+  *,
+  every_block: bool = True,
+) -> Federation:
+  """Joins models that share leaves.
+
+  Args:
+    tiers: The models, by name.
+    shared: Names of the leaves that are shared: in each model stacked on
+      'layer', and else of no size of the model. Where a model has less of an
+      axis, it has the beginning of the largest model's.
+    sites: How many of each are shared; 0 takes the blocks of the shallowest.
+    every_block: See `Sites`.
+
+  Raises:
+    ValueError: There are more sites than blocks.
+  """
+  shallowest = min(tiers, key=lambda name: tiers[name].depth)
+  least = tiers[shallowest].depth
+  if sites > least:
+    raise ValueError(
+      f'heterotune.sites={sites} must be at most {least}, the blocks of tier '
+      f'{shallowest!r}.'
+    )
+  num = sites or least
+  places = {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
+  theta: dict[str, Any] = {'shared': {}}
+  axes: dict[str, Any] = {'shared': {}}
+  for name, tier in tiers.items():
+    leaves, names = _flat(tier.theta), _flat(tier.axes)
+    own = [path for path in leaves if path[-1] not in shared]
+    theta[name] = {p: places[name].own(leaves[p], names[p]) for p in own}
+    axes[name] = {
+      p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
+      for p in own
+    }
+    for path in leaves.keys() - set(own):
+      # The largest model's, so that every smaller one has a part of it.
+      leaf, largest = leaves[path][:num], theta['shared'].get(path)
+      if largest is None or leaf.size > largest.size:
+        theta['shared'][path] = leaf
+        axes['shared'][path] = (SITE, *names[path][1:])
+  nest = lambda tree: {
+    part: traverse_util.unflatten_dict(tree[part]) for part in tree
+  }
+  return Federation(tiers, places, nest(theta), nest(axes))
+
+
+def _flat(tree: Tree) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of a nested dict by path; a leaf is no dict."""
+  return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]

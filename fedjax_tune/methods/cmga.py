@@ -1,0 +1,79 @@
+"""Cross-model gradient alignment: what tiers change, made to agree.
+
+HeteroTune (arXiv 2411.16796, version 2) names it and gives its purpose, to
+harmonise gradient directions across models during aggregation; the formula is
+not public. Two stand-ins: projection of conflicting pairs, as PCGrad does for
+tasks (arXiv 2001.06782), and the same against the mean of all.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from fedjax_tune import selection
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Tree
+
+# (deltas [m, ..., R, R], weights [m, ..., 1, 1]) -> aligned deltas
+Align = Callable[[Array, Array], Array]
+
+
+def combine(totals: Sequence[GroupSum], align: Align) -> Tree:
+  """Averages what tiers changed, after aligning their means.
+
+  Args:
+    totals: The sums of each tier, over shared matrices [..., R, R]. Each matrix
+      is aligned for itself.
+    align: One of `ALIGN`.
+
+  Returns:
+    sum_m w_m delta'_m, w_m tier m's share of the weights of those who hold a
+    coordinate; 0 where nobody does.
+  """
+
+  def combined(*parts):
+    count = len(parts) // 2
+    nums, dens = jnp.stack(parts[:count]), jnp.stack(parts[count:])
+    means = selection.coverage_mean(GroupSum(nums, dens))
+    total = dens.sum(0)
+    shares = dens / jnp.where(total > 0, total, 1)
+    return jnp.sum(shares * align(means, shares), 0)
+
+  nums, dens = zip(*totals, strict=True)
+  return jax.tree.map(combined, *nums, *dens)
+
+
+def pairwise(deltas: Array, shares: Array) -> Array:
+  """Removes from each delta what opposes any other tier's."""
+  del shares
+  aligned = []
+  for i, delta in enumerate(deltas):
+    for j, other in enumerate(deltas):
+      delta = delta if i == j else without_conflict(delta, other)
+    aligned.append(delta)
+  return jnp.stack(aligned)
+
+
+def mean(deltas: Array, shares: Array) -> Array:
+  """Removes from each delta what opposes the weighted mean of all."""
+  return without_conflict(deltas, jnp.sum(shares * deltas, 0))
+
+
+def without_conflict(delta: Array, other: Array) -> Array:
+  """Projects matrices off others' directions where they point against them.
+
+  delta - min(<delta, other>, 0) / ||other||^2 other, over the last two axes.
+  """
+  inner = lambda a, b: jnp.sum(a * b, (-2, -1), keepdims=True)
+  norm = inner(other, other)
+  against = jnp.minimum(inner(delta, other), 0)
+  return delta - against / jnp.where(norm > 0, norm, 1) * other
+
+
+ALIGN: dict[str, Align | None] = {
+  'off': None,
+  'pairwise': pairwise,
+  'mean': mean,
+}

@@ -1,0 +1,224 @@
+"""HeteroTune: different models learn from each other through FedAdapter.
+
+Jia et al., "HeteroTune: Efficient Federated Learning for Large Heterogeneous
+Models", arXiv 2411.16796. The paper's code is not public, and what follows was
+built from its public abstracts. Theirs: clients with different frozen models,
+a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
+of adapters, and gradient alignment across models. Reconstructed: everything
+else; each open choice is a field of `config.Heterotune`. Another method, AdaFL
+(arXiv 2205.10162), also calls its adapters FedAdapter.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import config, tiers
+from fedjax_tune.engine.group import Row, Signature
+from fedjax_tune.federation import tier_axis
+from fedjax_tune.methods import base, cmga
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Allocation, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Heterotune(base.Method):
+  """HeteroTune over tiers, each a model and its clients.
+
+  Tier m trains D, U, gates and head of its own model, averaged within the tier,
+  and its part of the shared cores W_b, averaged over all who hold it:
+
+    W_b <- W_b + sum_{k: b <= B_m(k)} n_k delta_k / sum_{k: b <= B_m(k)} n_k.
+
+  Attributes:
+    tiers: The tier of each client, by name.
+    rows: What a client of each tier holds.
+    adapters: The bottleneck of each tier's model.
+    joins: First round of each client.
+    align: Aligns the tiers' updates of the cores; None does not.
+    own_branches: Whether a branch learns from its own tier alone.
+  """
+
+  tiers: tuple[str, ...]
+  rows: Mapping[str, Row]
+  adapters: Mapping[str, config.Fedadapter]
+  joins: tuple[int, ...]
+  align: cmga.Align | None
+  own_branches: bool
+
+  def eligible(self, rnd: int) -> np.ndarray:
+    """Says whose tier has joined, bool [clients]."""
+    return rnd >= np.array(self.joins)
+
+  def tier(self, client: int) -> str:
+    """Names a client's tier."""
+    return self.tiers[client]
+
+  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
+    """Returns what each client of the cohort holds: all of its tier's."""
+    del rnd
+    return [self.rows[self.tiers[k]] for k in cohort]
+
+  def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
+    """Stops the gradients of other tiers' branches where these are frozen.
+
+    An optimizer's weight decay still moves them while the client trains; what
+    it sends of them does not count.
+    """
+    del alloc
+    if not self.own_branches:
+      return local
+    names = list(self.rows)
+    own = names.index(self._tier_of(sig))
+
+    def stop(core):  # [site, branch, R, R]
+      mine = jnp.arange(core.shape[1])[:, None, None] == own
+      return jnp.where(mine, core, jax.lax.stop_gradient(core))
+
+    return {**local, 'shared': jax.tree.map(stop, local['shared'])}
+
+  def bucket(self, sig: Signature) -> Hashable:
+    """Keeps the sums of tiers apart where merging tells them apart."""
+    apart = self.align is not None or self.own_branches
+    return self._tier_of(sig) if apart else 'all'
+
+  def merge(
+    self, theta: Tree, totals: Mapping[Any, GroupSum], memory: Tree
+  ) -> tuple[base.Update, Tree]:
+    """Averages each coordinate over its holders; cores as options say."""
+    if self.own_branches:
+      totals = {
+        name: self._only_own(total, list(self.rows).index(name))
+        for name, total in totals.items()
+      }
+    update, memory = super().merge(theta, totals, memory)
+    if self.align is None:
+      return update, memory
+    shared = [
+      GroupSum(total.num['shared'], total.den['shared'])
+      for total in totals.values()
+    ]
+    aligned = cmga.combine(shared, self.align)
+    return update._replace(delta={**update.delta, 'shared': aligned}), memory
+
+  def evaluations(self) -> dict[str, Row]:
+    """Evaluates the model of every tier."""
+    return dict(self.rows)
+
+  def headline(self) -> dict[str, float]:
+    """Weighs the tiers by their clients."""
+    return {
+      name: self.tiers.count(name) / len(self.tiers) for name in self.rows
+    }
+
+  def _tier_of(self, sig: Signature) -> str:
+    (name,) = (name for name in self.rows if sig[tier_axis(name)])
+    return name
+
+  def _only_own(self, total: GroupSum, own: int) -> GroupSum:
+    """Leaves what a tier sends of other tiers' branches out of its sums."""
+
+    def keep(x):  # [site, branch, ...], in `den` 1 wide where all is held
+      x = jnp.broadcast_to(x, (x.shape[0], len(self.rows), *x.shape[2:]))
+      mine = jnp.arange(len(self.rows))[:, None, None] == own
+      return jnp.where(mine, x, 0)
+
+    kept = lambda tree: {**tree, 'shared': jax.tree.map(keep, tree['shared'])}
+    return GroupSum(kept(total.num), kept(total.den))
+
+
+def build(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> Heterotune:
+  """Builds HeteroTune from an experiment.
+
+  Args:
+    experiment: The configuration.
+    sizes: Of each tier, under `tier_axis`, its number of blocks.
+    budgets: One per client; tiers say what a client holds.
+
+  Raises:
+    ValueError: Options contradict each other.
+  """
+  options = experiment.heterotune
+  each = tiers.names(experiment.tiers)
+  _check(experiment, each)
+  unique = tuple(dict.fromkeys(each))
+  branches = dict(zip(each, options.branches, strict=False))
+  branches = branches or {n: len(unique) - i for i, n in enumerate(unique)}
+  adapters, rows = {}, {}
+  for name in unique:
+    held = {tier_axis(other): int(other == name) for other in unique}
+    rows[name] = {'layer': sizes[tier_axis(name)], **held}
+    adapter, part = _adapter(experiment, branches, name)
+    adapters[name] = adapter
+    rows[name] |= part
+  turn = lambda values, k: values[k % len(values)]
+  clients = range(len(budgets))
+  return Heterotune(
+    depth=max(sizes[tier_axis(name)] for name in unique),
+    budgets=budgets,
+    seed=experiment.seed,
+    tiers=tuple(turn(each, k) for k in clients),
+    rows=rows,
+    adapters=adapters,
+    joins=tuple(turn(experiment.tiers.joins or (0,), k) for k in clients),
+    align=cmga.ALIGN[options.cmga],
+    own_branches=options.reading == 'own' and options.foreign == 'frozen',
+  )
+
+
+def _adapter(
+  experiment: config.Experiment, branches: Mapping[str, int], name: str
+) -> tuple[config.Fedadapter, dict[str, int]]:
+  """Returns a tier's bottleneck, and which part of the cores that is."""
+  cfg, options = experiment.fedadapter, experiment.heterotune
+  most = max(branches.values())
+  if options.reading == 'own':
+    return dataclasses.replace(cfg, branches=len(branches)), {}
+  if options.reading == 'nested':
+    held = {'branch': branches[name]}
+    return dataclasses.replace(cfg, branches=branches[name]), held
+  rank, rest = divmod(cfg.rank * branches[name], most)
+  if rest:
+    raise ValueError(
+      f'fedadapter.rank={cfg.rank} must be a multiple of {most}, the most of '
+      "heterotune.branches, with heterotune.reading='width'."
+    )
+  return dataclasses.replace(cfg, branches=1, rank=rank), {'bottleneck': rank}
+
+
+def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
+  """Raises a ValueError for fields that contradict each other."""
+  options = experiment.heterotune
+  if not each:
+    raise ValueError(
+      'tiers.weights=() must name the models of method=heterotune.'
+    )
+  if experiment.model.tune != 'adapter':
+    raise ValueError(
+      f'model.tune={experiment.model.tune!r} must be '
+      "'adapter' with method=heterotune."
+    )
+  if experiment.clients.budgets:
+    raise ValueError(
+      f'clients.budgets={experiment.clients.budgets} must be () with '
+      'method=heterotune: the tiers say what a client holds.'
+    )
+  if options.branches and len(options.branches) != len(each):
+    raise ValueError(
+      f'heterotune.branches={options.branches} must have {len(each)} numbers, '
+      'one for each of tiers.weights.'
+    )
+  pairs = set(zip(each, options.branches, strict=False))
+  if len(pairs) > len(set(each)):
+    raise ValueError(
+      f'heterotune.branches={options.branches} must be alike where '
+      'tiers.weights, depth and width are.'
+    )

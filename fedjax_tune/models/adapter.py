@@ -1,0 +1,122 @@
+"""FedAdapter: a bottleneck of several branches behind a sublayer.
+
+After "HeteroTune: Efficient Federated Learning for Large Heterogeneous Models"
+(arXiv 2411.16796), which calls the branches and their gates a dense mixture of
+adapters. Its code is not public: that there are branches, that all of them are
+active, and that they carry what different models share is the paper's; the
+formula is a reconstruction. Not the FedAdapter of arXiv 2205.10162 (AdaFL),
+which grows depth and width of ordinary adapters over time.
+"""
+
+import dataclasses
+import math
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from fedjax_tune.models import linear, primitives
+from fedjax_tune.models.sizes import Axes, BlockSizes
+
+# The parameters that have the same shape in every model.
+CORES = ('core_in', 'core_out')
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+  """Sizes and choices of a FedAdapter.
+
+  Attributes:
+    rank: Width r of the bottleneck.
+    branches: How many branches are mixed.
+    core: 'mlp' (f(h) = gelu(h W1) W2) or 'linear' (f(h) = h W1).
+    gating: 'static' (learned weights of each site), 'token' (of each token),
+      or 'uniform'.
+    placement: 'sequential' (reads what the sublayer puts out) or 'parallel'
+      (reads what the sublayer reads).
+    scale: Factor s of what is added.
+  """
+
+  rank: int
+  branches: int = 1
+  core: str = 'mlp'
+  gating: str = 'static'
+  placement: str = 'sequential'
+  scale: float = 1.0
+
+
+class FedAdapter(nnx.Module):
+  """y = out + s * (sum_b g_b(h) f_b(h)) U with h = x D.
+
+  D and U belong to a model, the branches f_b to all models alike. U starts at
+  zero, so that y = out.
+
+  Attributes:
+    down: [L, D, R]; up: [L, R, D].
+    core_in, core_out: [L, branch, R, R]; a linear core has the first only.
+    gate: Logits [L, branch], or of token gating their map [L, R, branch].
+  """
+
+  def __init__(
+    self, config: BlockSizes, sizes: Bottleneck, rngs: nnx.Rngs
+  ) -> None:
+    self.sizes = sizes
+    axes = Axes.of(config)
+    rank, branch = ('bottleneck', sizes.rank), ('branch', sizes.branches)
+
+    def drawn(*names: linear.Axis) -> nnx.Param:
+      shape = tuple(size for _, size in names)
+      spread = 1 / math.sqrt(shape[-2])
+      return linear.variable(
+        nnx.Param, spread * jax.random.normal(rngs.params(), shape), names
+      )
+
+    def zeros(*names: linear.Axis) -> nnx.Param:
+      shape = tuple(size for _, size in names)
+      return linear.variable(nnx.Param, jnp.zeros(shape), names)
+
+    self.down = drawn(axes.layer, axes.embed, rank)
+    self.core_in = drawn(axes.layer, branch, rank, rank)
+    if sizes.core == 'mlp':
+      self.core_out = drawn(axes.layer, branch, rank, rank)
+    if sizes.gating == 'static':
+      self.gate = zeros(axes.layer, branch)
+    elif sizes.gating == 'token':
+      self.gate = zeros(axes.layer, rank, branch)
+    self.up = zeros(axes.layer, rank, axes.embed)
+
+  def __call__(
+    self, read: Float[Array, '... D'], out: Float[Array, '... D']
+  ) -> Float[Array, '... D']:
+    """Adds to a sublayer's output.
+
+    Args:
+      read: What the sublayer reads.
+      out: What it puts out.
+    """
+    cast = lambda p: p[...].astype(out.dtype)
+    x = read if self.sizes.placement == 'parallel' else out
+    h = x @ cast(self.down)
+    mixed = jnp.einsum('...br,...b->...r', self._branches(h), self._gates(h))
+    return out + self.sizes.scale * (mixed @ cast(self.up))
+
+  def _branches(self, h: Float[Array, '... R']) -> Float[Array, '... b R']:
+    """Returns f_b(h) of every branch."""
+    z = jnp.einsum('...r,brs->...bs', h, self.core_in[...].astype(h.dtype))
+    if self.sizes.core == 'linear':
+      return z
+    out = self.core_out[...].astype(h.dtype)
+    return jnp.einsum('...br,brs->...bs', primitives.gelu(z), out)
+
+  def _gates(self, h: Float[Array, '... R']) -> Float[Array, '... b']:
+    """Returns the branches' weights, which add up to 1."""
+    held = self.core_in.shape[0]
+    if self.sizes.gating == 'uniform':
+      return jnp.full((*h.shape[:-1], held), 1 / held, h.dtype)
+    if self.sizes.gating == 'static':
+      logits = jnp.broadcast_to(self.gate[...], (*h.shape[:-1], held))
+    else:
+      logits = h.astype(jnp.float32) @ self.gate[...]
+    return jax.nn.softmax(logits, -1).astype(h.dtype)

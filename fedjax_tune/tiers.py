@@ -1,0 +1,104 @@
+"""The different models of a federation, as a configuration names them."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+
+from fedjax_tune import config
+from fedjax_tune.data import tokens
+from fedjax_tune.models import pretrained, sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+  """A model of a federation.
+
+  Attributes:
+    name: As tables and metrics call it.
+    weights: Its pretrained part, whole.
+    kept: How much of each axis the tier's clients have of it.
+  """
+
+  name: str
+  weights: pretrained.Pretrained
+  kept: Mapping[str, int]
+
+
+def names(cfg: config.Tiers) -> tuple[str, ...]:
+  """Names the tiers, in the order in which clients take them.
+
+  A tier that stands there twice, to give it more clients, is one.
+  """
+  stems = [pathlib.Path(w.removeprefix('random:')).name for w in cfg.weights]
+  depth = cfg.depth or (0,) * len(stems)
+  width = cfg.width or (1.0,) * len(stems)
+  return tuple(
+    stem + (f'_d{d}' if d else '') + (f'_w{w:g}' if w < 1 else '')
+    for stem, d, w in zip(stems, depth, width, strict=True)
+  )
+
+
+def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
+  """Loads each model once; without `tiers.weights`, the one of `model`.
+
+  Raises:
+    ValueError: A tier keeps more blocks than there are, or tiers read
+      different kinds of data.
+    FileNotFoundError, RuntimeError: As `pretrained.load_pretrained`.
+  """
+  cfg = experiment.tiers
+  if not cfg.weights:
+    return (_load(experiment, data_dir, experiment.model.weights, 'model'),)
+  found: dict[str, Tier] = {}
+  for i, name in enumerate(names(cfg)):
+    if name not in found:
+      depth = cfg.depth[i] if cfg.depth else 0
+      width = cfg.width[i] if cfg.width else 1.0
+      found[name] = _load(
+        experiment, data_dir, cfg.weights[i], name, depth, width
+      )
+  reads_images = {
+    isinstance(tier.weights.config, sizes.ViTConfig) for tier in found.values()
+  }
+  if len(reads_images) > 1:
+    raise ValueError(
+      f'tiers.weights={cfg.weights} must all read images, or all read text.'
+    )
+  return tuple(found.values())
+
+
+def _load(
+  experiment: config.Experiment,
+  data_dir: str,
+  weights: str,
+  name: str,
+  depth: int = 0,
+  width: float = 1.0,
+) -> Tier:
+  loaded = pretrained.load_pretrained(
+    weights, data_dir, experiment.data.image_size
+  )
+  full = dict(sizes.Axes.of(loaded.config))
+  if depth > full['layer']:
+    raise ValueError(
+      f'tiers.depth: tier {name!r} must keep at most {full["layer"]} blocks, '
+      f'all of {weights!r}.'
+    )
+  kept = {'layer': depth or full['layer']}
+  for axis in ('heads', 'ffn') if width < 1 else ():
+    kept[axis] = max(1, round(width * full[axis]))
+  return Tier(name, loaded, kept)
+
+
+def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
+  """Numbers the tokenizers of the tiers, by name; 0 where texts are alike."""
+  known: list[tuple[str, int]] = []
+  found = {}
+  for tier in tiers:
+    folder = tier.weights.tokenizer
+    text = '' if folder is None else tokens.load(folder).to_str()
+    reader = text, getattr(tier.weights.config, 'pad', 0)
+    if reader not in known:
+      known.append(reader)
+    found[tier.name] = known.index(reader)
+  return found

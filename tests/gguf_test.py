@@ -1,0 +1,194 @@
+"""Llama from GGUF: a file of our own, and the packaged SmolLM2."""
+
+import pathlib
+from typing import Any
+
+from flax import nnx
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fedjax_tune import foundation
+from fedjax_tune.data import tokens
+from fedjax_tune.models import backbone, llama_gguf, pretrained
+from fedjax_tune.typing import Tokens
+
+# Rows are multiples of a quantised block of 32.
+_CONFIG = transformers.LlamaConfig(
+  vocab_size=34,
+  hidden_size=32,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  intermediate_size=64,
+  max_position_embeddings=16,
+  rms_norm_eps=1e-5,
+  rope_parameters={'rope_type': 'default', 'rope_theta': 500.0},
+  tie_word_embeddings=True,
+  pad_token_id=1,
+)
+_WORDS = ['<s>', '<pad>', *'abcdefghijklmnopqrstuvwxyz', *'12', 'Ġ', 'ab', 'Ġc']
+_NAMES = {
+  'model.embed_tokens': 'token_embd',
+  'model.norm': 'output_norm',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
+  'input_layernorm': 'attn_norm',
+  'post_attention_layernorm': 'ffn_norm',
+}
+_Q4_1 = gguf.GGMLQuantizationType.Q4_1
+
+
+def _rename(name: str) -> str:
+  for theirs, ours in _NAMES.items():
+    name = name.replace(theirs, ours)
+  return name.replace('model.layers.', 'blk.')
+
+
+def _interleave(weight: np.ndarray) -> np.ndarray:
+  """Row 2i of a head is row i of its first half, 2i + 1 of its second."""
+  out = np.empty_like(weight)
+  for head in range(0, len(weight), 8):
+    out[head : head + 8 : 2] = weight[head : head + 4]
+    out[head + 1 : head + 8 : 2] = weight[head + 4 : head + 8]
+  return out
+
+
+def _write(
+  path: pathlib.Path, model: Any, fields: dict[str, str] | None = None
+) -> None:
+  """Writes a file as llama.cpp's converter does; mlp.up quantised."""
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_block_count(2)
+  writer.add_context_length(16)
+  writer.add_embedding_length(32)
+  writer.add_feed_forward_length(64)
+  writer.add_head_count(4)
+  writer.add_head_count_kv(2)
+  writer.add_layer_norm_rms_eps(1e-5)
+  writer.add_rope_freq_base(500.0)
+  writer.add_rope_dimension_count(8)
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre('smollm')
+  writer.add_token_list([*_WORDS, 'z1'])
+  writer.add_token_types([3, 3, *[1] * (len(_WORDS) - 1)])
+  writer.add_token_merges(['a b', 'Ġ c', 'z 1'])
+  writer.add_eos_token_id(0)
+  writer.add_pad_token_id(1)
+  for name, value in (fields or {}).items():
+    writer.add_string(name, value)
+  for name, tensor in model.state_dict().items():
+    value = tensor.numpy()
+    if name == 'lm_head.weight':
+      continue
+    if 'q_proj' in name or 'k_proj' in name:
+      value = _interleave(value)
+    kind = _Q4_1 if 'up_proj' in name else None
+    value = gguf.quantize(value, kind) if kind else value
+    writer.add_tensor(_rename(name), value, raw_dtype=kind)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+@pytest.fixture(name='model', scope='module')
+def _model():
+  """A random Llama whose mlp.up is worth 4 bits already."""
+  torch.manual_seed(0)
+  model = transformers.LlamaForCausalLM(_CONFIG).eval()
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      parameter.add_(0.3 * torch.randn_like(parameter))
+      if 'up_proj' in name:
+        rounded = gguf.dequantize(
+          gguf.quantize(parameter.numpy(), _Q4_1), _Q4_1
+        )
+        assert np.abs(rounded - parameter.numpy()).max() > 1e-3
+        parameter.copy_(torch.tensor(rounded))
+  return model
+
+
+def _logits(loaded: backbone.Pretrained, ids: np.ndarray) -> np.ndarray:
+  config = loaded.config
+  model = nnx.eval_shape(lambda: backbone.build_model(config, rngs=nnx.Rngs(0)))
+  found = foundation.split(model, config.depth)
+  inputs = Tokens(jnp.asarray(ids, jnp.int32), jnp.zeros(ids.shape, jnp.int32))
+  run = jax.jit(
+    lambda base: found.merge(base, {})(inputs, np.arange(found.depth))
+  )
+  return np.asarray(run(jax.device_put(loaded.params)))
+
+
+def test_a_file_equals_its_model(model, tmp_path):
+  _write(tmp_path / 'model.gguf', model)
+  loaded = llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert loaded.config.pad == 1
+  ids = np.random.default_rng(0).integers(2, 34, (2, 7))
+  with torch.no_grad():
+    want = model(torch.tensor(ids)).logits.numpy()
+  assert want.std() > 0.1
+  np.testing.assert_allclose(_logits(loaded, ids), want, atol=1e-4)
+
+
+def test_its_tokenizer_is_written_once(model, tmp_path):
+  _write(tmp_path / 'model.gguf', model)
+  loaded = llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert loaded.tokenizer == str(tmp_path)
+  tokenizer = tokens.load(tmp_path)
+  words = {word: i for i, word in enumerate([*_WORDS, 'z1'])}
+  # Digits stand alone, so that the merge of z and 1 never happens.
+  want = [words[w] for w in ('ab', 'Ġc', 'Ġ', '1', '2', 'z', '1')]
+  assert tokenizer.encode('ab c 12z1').ids == want
+  assert tokenizer.decode(want) == 'ab c 12z1'
+  # What spells padding is text.
+  assert 1 not in tokens.encode(tokenizer, ['<pad>a'], None, 8, 1).ids[0, :2]
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert (theirs.pad_token_id, theirs.eos_token_id) == (1, 0)
+  (tmp_path / 'tokenizer.json').write_text('mine')
+  llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert (tmp_path / 'tokenizer.json').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('llama.rope.scaling.type', 'yarn'), ('tokenizer.ggml.pre', 'llama-bpe')],
+)
+def test_what_is_not_supported_is_named(model, tmp_path, field, value):
+  _write(tmp_path / 'model.gguf', model, {field: value})
+  with pytest.raises(
+    ValueError, match=rf"model.gguf: {field}='{value}' is not"
+  ):
+    llama_gguf.load_gguf(tmp_path / 'model.gguf')
+
+
+@pytest.mark.slow
+def test_smollm2_equals_transformers():
+  loaded = pretrained.load_pretrained('smollm2_135m', '', 0)
+  assert (loaded.config.depth, loaded.config.group) == (30, 3)
+  source = pathlib.Path(loaded.source)
+  kwargs: Any = {'gguf_file': source.name}
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    source.parent, dtype=torch.float32, **kwargs
+  ).eval()
+  theirs = transformers.AutoTokenizer.from_pretrained(source.parent, **kwargs)
+  ours = tokens.load(source.parent)
+  text = 'In 2018, the capital of France was Paris; its mayor won\'t say "why"…'
+  ids = np.array([ours.encode(text).ids])
+  assert ids.tolist() == [theirs(text)['input_ids']]
+  assert ours.decode(ids[0].tolist()) == text
+  with torch.no_grad():
+    want = model(torch.tensor(ids)).logits.numpy()
+  got = _logits(loaded, ids)
+  np.testing.assert_allclose(got, want, atol=1e-3)
+  assert (got.argmax(-1) == want.argmax(-1)).all()

@@ -1,0 +1,131 @@
+"""Exported Llamas: what transformers (torch) makes of them is what we do."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fedjax_tune import foundation, selection
+from fedjax_tune.models import backbone, export, huggingface, linear, sizes
+from fedjax_tune.typing import Tokens
+
+_CONFIG = sizes.DecoderConfig(
+  3, 12, 2, 20, vocab=40, positions=12, group=2, head_dim=4, pad=1
+)
+_LABELS = ('x', 'y', 'z')
+
+
+@functools.cache
+def _model(*, full: bool = True, **changes: Any) -> Any:
+  """A model of noise; with LoRA unless all of it trains."""
+  config = dataclasses.replace(_CONFIG, full=full, **changes)
+  lora = linear.Adapter(2, 1.5, 0.0)
+  targets = () if full else ('attn.q', 'attn.proj', 'mlp.gate', 'mlp.down')
+  build = lambda: backbone.build_model(
+    config, dict.fromkeys(targets, lora), rngs=nnx.Rngs(0)
+  )
+  found = foundation.split(nnx.eval_shape(build), config.depth)
+  rng = np.random.default_rng(0)
+  noise = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)
+  return config, dataclasses.replace(
+    found,
+    theta=jax.tree.map(noise, found.theta),
+    base=jax.tree.map(noise, found.base),
+  )
+
+
+def _inputs() -> Tokens:
+  ids = np.random.default_rng(1).integers(2, 40, (2, 8)).astype(np.int32)
+  ids[1, 5:] = 1
+  return Tokens(ids, np.zeros_like(ids))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(graph, params, inputs):
+  layers = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
+  return nnx.merge(graph, nnx.State(params))(inputs, layers)
+
+
+def _assert_export(folder: Any, config: Any, graph: Any, params: Any) -> Any:
+  """Exports, and compares what torch computes with what we do."""
+  labels = _LABELS[: config.num_classes]
+  written = export.save_huggingface(folder, config, params, labels)
+  auto: Any = transformers.AutoModelForCausalLM
+  if labels:
+    auto = transformers.AutoModelForSequenceClassification
+  model, info = auto.from_pretrained(folder, output_loading_info=True)
+  assert not any(info.values()), info
+  ids = torch.tensor(_inputs().ids)
+  with torch.no_grad():
+    got = model.eval()(ids, attention_mask=(ids != 1).long()).logits.numpy()
+  want = np.asarray(_apply(graph, params, _inputs()))
+  if not labels:
+    real = _inputs().ids != 1
+    got, want = got[real], want[real]
+  assert want.std() > 0.1
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  return written
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{'num_classes': 3}, {}, {'tied': False}],
+  ids=['classes', 'tied', 'untied'],
+)
+def test_a_whole_model(tmp_path, changes):
+  config, found = _model(**changes)
+  written = _assert_export(tmp_path, config, found.graph, found.theta)
+  assert written == config
+  # It can be loaded here again: the same sizes, the same parameters.
+  loaded = huggingface.load_huggingface(tmp_path)
+  assert loaded.config == dataclasses.replace(config, num_classes=0, full=False)
+  params = {k: v for k, v in found.theta.items() if k != 'head'}
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+# Narrower along each axis: what is cut, and the sizes that are written.
+_CUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+  'depth and ffn': ({'layer': 2, 'ffn': 13}, {'depth': 2, 'ffn': 13}),
+  'heads': ({'heads': 1}, {'heads': 1, 'group': 2, 'head_dim': 4}),
+  'v_dim': ({'v_dim': 3}, {'heads': 2, 'head_dim': 4}),
+  'group': ({'group': 1}, {'heads': 2, 'group': 1}),
+  # Two groups of two do not divide ten, but two copies of ten.
+  'embed': ({'embed': 10}, {'embed': 20, 'heads': 2, 'tied': False}),
+}
+
+
+@pytest.mark.parametrize('case', _CUTS)
+def test_a_subnetwork(tmp_path, case):
+  cut, sizes_written = _CUTS[case]
+  config, found = _model()
+  params = selection.select(found.theta, found.axes, cut)
+  written = _assert_export(tmp_path, config, found.graph, params)
+  assert {name: getattr(written, name) for name in sizes_written} == (
+    sizes_written
+  )
+
+
+def test_adapters_are_folded_in(tmp_path):
+  config, found = _model(full=False, num_classes=3)
+  held = {'heads': np.array([1]), 'ffn': np.arange(16)}
+  theta = selection.select(found.theta, found.axes, held)
+  base = selection.select(found.base, found.base_axes, held)
+  fused = export.fuse(base, theta, 1.5)
+  _, full = _model(num_classes=3)
+  _assert_export(tmp_path, config, full.graph, fused)
+  run = lambda *trees: found.merge(*trees)(_inputs(), np.arange(3))
+  got = _apply(full.graph, fused, _inputs())
+  np.testing.assert_allclose(got, jax.jit(run)(base, theta), atol=1e-4)
+
+
+def test_labels_are_for_classes_alone(tmp_path):
+  config, found = _model()
+  with pytest.raises(ValueError, match=r"label_names=\['x'\].*0 outputs"):
+    export.save_huggingface(tmp_path, config, found.theta, ['x'])
