@@ -291,7 +291,8 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
   tune, lora = experiment.model.tune, experiment.lora
   if tune == 'lora':
     targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
-    scale, own = lora.alpha / lora.rank, experiment.rank.scaling == 'client'
+    own = experiment.rank.scaling == 'client'
+    scale = lora.alpha / lora.rank
     added = linear.Adapter(lora.rank, scale, lora.dropout, own)
     return dict.fromkeys(targets, added)
   if tune == 'adapter':

@@ -149,15 +149,15 @@ _RULES = {
   'prism.keep': _DECAY,
   'prism.power': _at_least(0),
   'prism.frob_decay': _at_least(0),
+  'rank.ranks': _at_least(1),
+  'rank.scaling': _one_of('common', 'client'),
+  'hetlora.gamma': _DECAY,
+  'hetlora.penalty': _at_least(0),
   'heterotune.reading': _one_of('nested', 'own', 'width'),
   'heterotune.branches': _at_least(1),
   'heterotune.foreign': _one_of('frozen', 'trained'),
   'heterotune.sites': _at_least(0),
   'heterotune.cmga': _one_of('off', 'pairwise', 'mean'),
-  'rank.ranks': _at_least(1),
-  'rank.scaling': _one_of('common', 'client'),
-  'hetlora.gamma': _DECAY,
-  'hetlora.penalty': _at_least(0),
 }
 
 

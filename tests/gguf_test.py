@@ -14,7 +14,7 @@ import transformers
 
 from fedjax_tune import foundation
 from fedjax_tune.data import tokens
-from fedjax_tune.models import backbone, llama_gguf, pretrained
+from fedjax_tune.models import backbone, llama_gguf, pretrained, sizes
 from fedjax_tune.typing import Tokens
 
 # Rows are multiples of a quantised block of 32.

@@ -1,6 +1,7 @@
 """Clients of different rank: their scale, their ranks, and what they move."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,9 @@ _NAMES = (
 def test_a_client_computes_what_peft_does(scaling, rank):
   """Also where it holds less than the server: alpha / r, or one alpha / R."""
   server, alpha, ins, outs = 4, 6.0, 5, 3
-  e = config.Experiment()
-  e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0, patch_embed=False)
-  e.rank.scaling = scaling
-  adapter = build.adapters(e)['attn.proj']
+  e = config.Experiment(rank=config.Rank(scaling=scaling))
+  e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0)
+  adapter: Any = build.adapters(e)['attn.proj']
   layer = linear.Linear(
     (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)
   )
@@ -102,11 +102,12 @@ def test_an_exact_mean_is_no_step(name, fields):
 
 
 def test_traffic_by_hand():
-  """Of a server of rank 2, and a cohort of ranks 2, 1, 2 and 1."""
+  """Of a client of rank 1 beside one of rank 2."""
   head, per_rank = 6 * 3 + 3, (48 + 6) + 4 * (6 + 6)
-  # The residual's rank is at most six; a block's kernel has 36 numbers.
-  residual = 6 * (48 + 6) + 4 * 6 * 6
-  assert 6 * (6 + 6) > 6 * 6
+  # The residual's rank is at most three, where its factors are less than it.
+  residual = 3 * (48 + 6) + 4 * 6 * 6
+  assert 3 * (48 + 6) < 48 * 6
+  assert 3 * (6 + 6) >= 6 * 6
   b_alone = 6 + 4 * 6
   want = {
     'fedit': (per_rank + head, per_rank + head),
@@ -114,13 +115,13 @@ def test_traffic_by_hand():
     'hetlora': (per_rank + head, per_rank + head),
     'flexlora': (per_rank + head, per_rank + head),
     'ffa_lora': (b_alone + head, b_alone + head),
-    'flora': (per_rank + head, 6 * per_rank + head),
+    'flora': (per_rank + head, 3 * per_rank + head),
     'fedex_lora': (per_rank + head, per_rank + head + residual),
   }
   assert set(want) == set(_NAMES)
   for name, (up, down) in want.items():
     run = tiny.run(tiny.experiment(name))
-    sigs = [Signature.of(r) for r in run.method.allocate(0, range(4))]
+    sigs = [Signature.of(r) for r in run.method.allocate(0, [0, 1])]
     held = functools.partial(cost.held_shapes, run.theta, run.axes)
     got = run.method.traffic(sigs[1], sigs, held)
     assert got == (4 * up, 4 * down), name

@@ -38,9 +38,8 @@ def _build(name, **changes):
   e = tiny.experiment(name, **changes)
   method = BUILDERS[name](e, {'layer': tiny.DEPTH}, (tiny.DEPTH,) * 3)
   method = method.meet(Task('classification', tiny.CLASSES), None)
-  found = tiny.stack(0.0, _RANK)
-  if name == 'ffa_lora':
-    found = method.prepare(found)
+  found = method.prepare(tiny.stack(0.0, _RANK))
+  method = method.study(found)
   return method, found, *method.init(found.theta, found.axes)
 
 

@@ -20,7 +20,7 @@ from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import BUILDERS, ranks
 from fedjax_tune.models import adapter, linear, sizes, text, vit
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tokens, Tree
@@ -349,8 +349,9 @@ def run(
     widths |= {f'tier:{name}': t.depth for name, t in found.tiers.items()}
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
-  if e.method == 'ffa_lora':
+  if isinstance(method, ranks.Rbla):
     found = method.prepare(found)
+    method = method.study(found)
   theta, axes = method.init(found.theta, found.axes)
   size = VIT_SIZE if is_vit else STACK_SIZE
   data = data or examples(12 * len(budgets), size)

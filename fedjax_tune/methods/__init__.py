@@ -31,7 +31,6 @@ BUILDERS = {
   'federated_dropout': width.build_federated_dropout,
   'prunefl': prunefl.build,
   'prism': prism.build,
-  'heterotune': heterotune.build,
   'fedit': ranks.FedIT.build,
   'rbla': ranks.Rbla.build,
   'ffa_lora': ranks.FfaLora.build,
@@ -39,4 +38,5 @@ BUILDERS = {
   'flexlora': products.FlexLora.build,
   'flora': products.Flora.build,
   'fedex_lora': products.FedexLora.build,
+  'heterotune': heterotune.build,
 }

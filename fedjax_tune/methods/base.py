@@ -254,15 +254,15 @@ class Method:
     return self.outputs(model, inputs, alloc)
 
 
+def everyone(totals: Mapping[Any, GroupSum]) -> GroupSum:
+  """Returns the sum over all buckets."""
+  return jax.tree.map(lambda *xs: sum(xs), *totals.values())
+
+
 def refuse_decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
   """Raises a ValueError where the model has rotary positions."""
   if 'rotary' in sizes:
     raise ValueError(f'{field} does not serve a decoder: {why}.')
-
-
-def everyone(totals: Mapping[Any, GroupSum]) -> GroupSum:
-  """Returns the sum over all buckets."""
-  return jax.tree.map(lambda *xs: sum(xs), *totals.values())
 
 
 def covered_mean(total: GroupSum) -> Update:

@@ -142,7 +142,6 @@ class Flora(_Exact):
 
   def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Keeps the server's adapters at a product of zero."""
-    theta, axes = super().init(theta, axes)
     pairs = {}
     for path in self.adapted:
       a, b = adapters.pair(theta, path)

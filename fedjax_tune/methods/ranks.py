@@ -19,7 +19,7 @@ from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods import adapters, base
 from fedjax_tune.models import linear
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.typing import Allocation, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Rbla(base.Method):
     server_rank: Rank of the server's adapters, the largest.
     alpha: LoRA's alpha.
     scaling: 'common' or 'client', see `config.Rank`.
-    adapted: The adapted maps; `init` notes them.
+    adapted: The adapted maps; `study` notes them.
   """
 
   ranks: tuple[int, ...]
   server_rank: int
   alpha: float
   scaling: str
-  adapted: dict[tuple[str, ...], int] = dataclasses.field(
+  adapted: adapters.Adapters = dataclasses.field(
     default_factory=dict, kw_only=True
   )
 
@@ -84,10 +84,9 @@ class Rbla(base.Method):
       **options,
     )
 
-  def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+  def study(self, found: Foundation) -> Self:
     """Notes where the adapters are."""
-    self.adapted.update(adapters.find(axes))
-    return theta, axes
+    return dataclasses.replace(self, adapted=adapters.find(found.axes))
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns all blocks, at the client's rank."""
