@@ -140,7 +140,10 @@ def test_alignment_touches_the_cores_alone(align):
   [
     ({'tiers': {'weights': ()}}, r'tiers\.weights=\(\)'),
     ({'model': {'tune': 'lora'}}, r"model\.tune='lora' must be 'adapter'"),
-    ({'clients': {'budgets': (4,) * 4}}, r'clients\.budgets=.* must be \(\)'),
+    (
+      {'clients': {'budgets': (4,) * 4}},
+      r'clients\.budgets=.* or the blocks of each tier',
+    ),
     (
       {'heterotune': {'branches': (2,)}},
       r'heterotune\.branches=\(2,\) must have 2 numbers',
