@@ -30,7 +30,7 @@ def get_config() -> config.Experiment:
       partition='dirichlet',
       count=100,
       alpha=0.5,
-      budgets=(6, 3) * 50,
+      budgets=(6, 3),
       cohort='uniform',
       cohort_size=10,
     ),

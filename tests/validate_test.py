@@ -140,7 +140,7 @@ def test_partition_without_domains():
   lines = _problems(**{'clients.partition': 'iid', 'clients.count': 2})
   assert len(lines) == 2
   assert "clients.cohort='one_per_domain' must be 'uniform'" in lines[0]
-  assert 'must have clients.count=2 numbers' in lines[1]
+  assert 'must have at most clients.count=2 numbers' in lines[1]
 
 
 @pytest.mark.parametrize(
