@@ -342,6 +342,13 @@ def test_inclusivefl_has_nothing_to_distill_in_prompts():
     BUILDERS['inclusivefl'](e, {'layer': 4}, (4, 3))
 
 
+@pytest.mark.parametrize('tune', ['bitfit', 'prompt', 'prefix'])
+def test_decoders_have_other_trainables(tune):
+  loaded = pretrained.load_pretrained('random:llama_test', '', 0)
+  with pytest.raises(ValueError, match=f"model.tune='{tune}' .*decoder"):
+    build.with_trained(loaded.config, config.Model(tune=tune))
+
+
 @pytest.mark.parametrize('tune', ['prompt', 'prefix'])
 def test_trained_tokens_cannot_be_deployed(tune, tmp_path):
   fields = {'rounds': 1, 'model': {'tune': tune}}

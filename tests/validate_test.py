@@ -17,7 +17,7 @@ _BROKEN = [
   ('eval_every', 0, 'must be at least 1.'),
   ('checkpoint_every', 0, 'must be at least 1.'),
   ('model.weights', '', 'must not be empty.'),
-  ('model.tune', 'promt', "must be one of 'lora', 'bitfit', 'prompt', 'pre"),
+  ('model.tune', 'promt', "must be one of 'lora', 'adapter', 'bitfit', 'pro"),
   ('model.prompt_tokens', 0, 'must be at least 1.'),
   ('model.dtype', 'float16', "must be one of 'float32', 'bfloat16'; did you"),
   ('lora.rank', 0, 'must be at least 1.'),
