@@ -42,9 +42,7 @@ def _config(kind):
       6, 384, 6, 1536, patch=16, image_size=128, num_classes=10
     )
   if kind == 'llama':
-    return sizes.DecoderConfig(
-      6, 384, 2, 1024, 3000, 128, 3, 64, num_classes=4, full=full
-    )
+    return sizes.DecoderConfig(6, 384, 2, 1024, 3000, 128, 3, 64, num_classes=4)
   return sizes.TextConfig(
     6, 384, 6, 1536, vocab=3000, positions=128, num_classes=4
   )

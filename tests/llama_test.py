@@ -15,6 +15,7 @@ import transformers
 
 from fedjax_tune import foundation, selection
 from fedjax_tune.models import (
+  adapter,
   backbone,
   decoder_block,
   huggingface,
@@ -173,6 +174,20 @@ def test_every_map_of_a_block_has_its_adapter():
   assert set(grads['head']) == {'kernel'}
 
 
+def test_fedadapters_start_as_the_model_without():
+  bare = _drawn(adapted=False)
+  added: Any = dict.fromkeys(('attn', 'mlp'), adapter.Bottleneck(2))
+  found = foundation.split(
+    backbone.build_model(_CONFIG, added, rngs=nnx.Rngs(0)), 3
+  )
+  theta = {**found.theta, 'head': bare.theta['head']}
+  run = lambda theta: _apply(found.graph, bare.base, theta, _batch(), _LAYERS)
+  np.testing.assert_allclose(run(theta), _outputs(bare, _batch()), atol=1e-6)
+  grads = jax.grad(lambda theta: run(theta).sum())(theta)['blocks']
+  for name in ('attn_adapter', 'mlp_adapter'):
+    assert np.abs(grads[name]['up']).max() > 0
+
+
 def test_padding_changes_nothing():
   for classes in (0, 3):
     found = _drawn(classes)
@@ -284,7 +299,8 @@ def test_old_rope_scaling_is_refused(folder):
     huggingface.load_huggingface(folder)
   # As files of transformers 4 have it.
   path.write_text(json.dumps(raw | {'rope_theta': 500.0}))
-  assert huggingface.load_huggingface(folder).config.rope_base == 500
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.rope_base == 500
 
 
 @pytest.mark.parametrize('end', [7, [7, 8]])
@@ -292,7 +308,8 @@ def test_padding_is_the_end_of_a_text_where_there_is_no_other(folder, end):
   path = folder / 'config.json'
   own = {'pad_token_id': None, 'eos_token_id': end}
   path.write_text(json.dumps(json.loads(path.read_text()) | own))
-  assert huggingface.load_huggingface(folder).config.pad == 7
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.pad == 7
 
 
 @pytest.fixture(name='folder')
