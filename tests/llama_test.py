@@ -15,6 +15,7 @@ import transformers
 
 from fedjax_tune import foundation, selection
 from fedjax_tune.models import (
+  adapter,
   backbone,
   decoder_block,
   huggingface,
@@ -172,6 +173,20 @@ def test_every_map_of_a_block_has_its_adapter():
       assert set(leaves) == {'lora_a', 'lora_b'}, name
       assert all(np.abs(leaf).max() > 0 for leaf in leaves.values()), name
   assert set(grads['head']) == {'kernel'}
+
+
+def test_fedadapters_start_as_the_model_without():
+  bare = _drawn(adapted=False)
+  added: Any = dict.fromkeys(('attn', 'mlp'), adapter.Bottleneck(2))
+  found = foundation.split(
+    backbone.build_model(_CONFIG, added, rngs=nnx.Rngs(0)), 3
+  )
+  theta = {**found.theta, 'head': bare.theta['head']}
+  run = lambda theta: _apply(found.graph, bare.base, theta, _batch(), _LAYERS)
+  np.testing.assert_allclose(run(theta), _outputs(bare, _batch()), atol=1e-6)
+  grads = jax.grad(lambda theta: run(theta).sum())(theta)['blocks']
+  for name in ('attn_adapter', 'mlp_adapter'):
+    assert np.abs(grads[name]['up']).max() > 0
 
 
 def test_padding_changes_nothing():

@@ -14,7 +14,7 @@ from fedjax_tune.data import corpus, text, text_sets, tokens
 
 _B, _T, _V = 4, 6, 5
 _LENGTHS = (6, 4, 1, 3)
-_TASK = tasks.Task('next_token', _V)
+_TASK: Any = tasks.Task('next_token', _V)
 
 
 class _Batch(NamedTuple):
