@@ -41,9 +41,10 @@ def test_a_client_computes_what_peft_does(scaling, rank):
   held = selection.select(theta, found.axes, {'rank': rank})
   x = np.random.default_rng(2).normal(size=(7, ins)).astype(np.float32)
 
+  theirs_alpha: Any = alpha if scaling == 'client' else alpha * rank / server
   lora = peft.LoraConfig(
     r=rank,
-    lora_alpha=alpha if scaling == 'client' else alpha * rank / server,
+    lora_alpha=theirs_alpha,
     target_modules=['0'],
   )
   model = torch.nn.Sequential(torch.nn.Linear(ins, outs))

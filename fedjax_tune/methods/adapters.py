@@ -27,7 +27,7 @@ def find(axes: Axes) -> dict[tuple[str, ...], int]:
   }
 
 
-def change(fn: Callable[..., Array], tree: Tree, *rest: Tree) -> Tree:
+def change(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
   """Applies a function to the leaves of LoRA; others are those of `tree`."""
 
   def apply(path, leaf, *others):

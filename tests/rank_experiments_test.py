@@ -1,0 +1,95 @@
+"""The experiment of ranks, end to end on made-up data."""
+
+import importlib
+import json
+
+from flax import nnx
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny_text
+
+from fedjax_tune import deploy, foundation, train
+from fedjax_tune.models import backbone, export, sizes
+
+_METHODS = ('flora', 'hetlora', 'ffa_lora')
+_OTHERS = ('all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora')
+
+
+@pytest.fixture(scope='module')
+def bert(tmp_path_factory):
+  """A folder of a tiny BERT with its tokenizer."""
+  folder = tmp_path_factory.mktemp('bert')
+  words = tiny_text.write_bert(folder / 'words')
+  cfg = sizes.TextConfig(
+    depth=2,
+    embed=16,
+    heads=2,
+    ffn=24,
+    vocab=128,
+    positions=32,
+    family='bert',
+    num_classes=2,
+    full=True,
+  )
+  model = backbone.build_model(cfg, rngs=nnx.Rngs(0))
+  split = foundation.split(model, cfg.depth)
+  export.save_huggingface(
+    folder / 'model', cfg, split.theta, ['no', 'yes'], tokenizer=str(words)
+  )
+  return str(folder / 'model')
+
+
+def _shrink(method, bert):
+  """Keeps the setting; four clients of two ranks take a step of a tiny model."""
+  e = importlib.import_module('experiments.rank_reviews').get_config()
+  e.method, e.rounds, e.eval_every = method, 2, 1
+  e.model.weights, e.data.name = bert, 'glue/sst2'
+  e.data.lengths, e.data.test_examples = (32,), 10
+  e.clients.count, e.clients.cohort_size, e.clients.min_examples = 4, 2, 1
+  e.local.batch_size, e.local.steps = 4, 1
+  e.lora.rank, e.lora.alpha, e.rank.ranks = 3, 6.0, (3, 2)
+  return e
+
+
+@pytest.mark.parametrize(
+  'method',
+  [*_METHODS, *(pytest.param(n, marks=pytest.mark.slow) for n in _OTHERS)],
+)
+def test_runs_and_deploys(method, bert, tmp_path):
+  experiment = _shrink(method, bert)
+  with tfds.testing.mock_data(num_examples=40):
+    summary = train.train(experiment, str(tmp_path))
+    trained = deploy.load_run(tmp_path)
+    rows = {'full': trained.sizes}
+    scores = deploy.build_evaluate(trained, rows)(trained.params)
+  assert np.isfinite(summary['train_loss'])
+  # What a run evaluates is what is deployed, frozen weights included.
+  assert deploy.score(scores['full']) == pytest.approx(summary['accuracy'])
+  old = trained.setup.foundation.base['blocks']['attn']
+  new = trained.params['blocks']['attn']
+  for name in ('q', 'v'):
+    assert np.abs(new[name]['kernel'] - old[name]['kernel']).max() > 1e-6
+  costs = json.loads((tmp_path / 'costs.json').read_text())
+  up, down = summary['uplink_bytes'], summary['downlink_bytes']
+  assert up < down if method in ('flora', 'fedex_lora') else up == down
+  if method != 'all_large':
+    assert {row['name'] for row in costs} <= {
+      '2 layers, 32 tok',
+      '2 layers, rank 2, 32 tok',
+    }
+
+
+def test_resumed_is_bit_for_bit(bert, tmp_path):
+  """Also what the server has added to frozen weights."""
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  with tfds.testing.mock_data(num_examples=40):
+    experiment = _shrink('flora', bert)
+    want = train.train(experiment, str(whole))
+    experiment.checkpoint_every = 1
+    experiment.rounds = 1
+    train.train(experiment, str(halves))
+    experiment.rounds = 2
+    got = train.train(experiment, str(halves), resume=True)
+  for name in ('accuracy', 'train_loss', 'downlink_bytes'):
+    assert got[name] == want[name]
