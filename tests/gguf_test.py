@@ -132,7 +132,7 @@ def _logits(loaded: backbone.Pretrained, ids: np.ndarray) -> np.ndarray:
 
 def test_a_file_equals_its_model(model, tmp_path):
   _write(tmp_path / 'model.gguf', model)
-  loaded = llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  loaded: Any = llama_gguf.load_gguf(tmp_path / 'model.gguf')
   assert loaded.config.pad == 1
   ids = np.random.default_rng(0).integers(2, 34, (2, 7))
   with torch.no_grad():
@@ -143,7 +143,7 @@ def test_a_file_equals_its_model(model, tmp_path):
 
 def test_its_tokenizer_is_written_once(model, tmp_path):
   _write(tmp_path / 'model.gguf', model)
-  loaded = llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  loaded: Any = llama_gguf.load_gguf(tmp_path / 'model.gguf')
   assert loaded.tokenizer == str(tmp_path)
   tokenizer = tokens.load(tmp_path)
   words = {word: i for i, word in enumerate([*_WORDS, 'z1'])}
@@ -174,7 +174,7 @@ def test_what_is_not_supported_is_named(model, tmp_path, field, value):
 
 @pytest.mark.slow
 def test_smollm2_equals_transformers():
-  loaded = pretrained.load_pretrained('smollm2_135m', '', 0)
+  loaded: Any = pretrained.load_pretrained('smollm2_135m', '', 0)
   assert (loaded.config.depth, loaded.config.group) == (30, 3)
   source = pathlib.Path(loaded.source)
   kwargs: Any = {'gguf_file': source.name}
