@@ -102,7 +102,7 @@ def test_classification_equals_transformers(tmp_path, case):
   kind = transformers.LlamaForSequenceClassification
   model = _torch_model(kind, **_CASES[case])
   model.save_pretrained(tmp_path)
-  loaded = huggingface.load_huggingface(tmp_path)
+  loaded: Any = huggingface.load_huggingface(tmp_path)
   # A classifier's folder lacks the head that predicts tokens.
   assert 'lm_head' not in loaded.params
   config = dataclasses.replace(loaded.config, num_classes=3)
