@@ -74,7 +74,8 @@ class Federation:
   Attributes:
     tiers: The models, by name.
     sites: Their sites, by name.
-    theta: {'shared': ..., NAME: what tier NAME has for itself}.
+    theta: {'shared': ..., NAME: what tier NAME has for itself}; without
+      'shared' where nothing is.
     axes: Its axes; 'site' first where a leaf is shared, else 'tier:NAME'.
   """
 
@@ -106,7 +107,7 @@ class Federation:
     for path, leaf in _flat(local[name]).items():
       apart = axes[path][0] == 'layer' and not sites.every_block
       leaves[path] = sites.spread(leaf[0]) if apart else leaf[0]
-    for path, leaf in _flat(local['shared']).items():
+    for path, leaf in _flat(local.get('shared', {})).items():
       leaves[path] = sites.spread(leaf)
     theta = traverse_util.unflatten_dict(leaves)
     return tier.assemble(base[name], theta, {'layer': tier.depth})
@@ -168,7 +169,9 @@ def federate(
         theta['shared'][path] = leaf
         axes['shared'][path] = (SITE, *names[path][1:])
   nest = lambda tree: {
-    part: traverse_util.unflatten_dict(tree[part]) for part in tree
+    part: traverse_util.unflatten_dict(leaves)
+    for part, leaves in tree.items()
+    if leaves
   }
   return Federation(tiers, places, nest(theta), nest(axes))
 

@@ -77,7 +77,7 @@ def test_tiers_apart_share_nothing():
   both = tiny.run(e, apart).rounds(2).theta
   late = _experiment(heterotune={'share': False}, tiers={'joins': (0, 9)})
   alone = tiny.run(late, apart).rounds(2).theta
-  assert both['shared'] == {}
+  assert set(both) == {'large', 'small'}
   tiny.assert_close(both['large'], alone['large'], **_ROUNDING)
   assert 'core_in' in both['large']['blocks']['extra']
 
@@ -155,6 +155,10 @@ def test_alignment_touches_the_cores_alone(align):
     (
       {'heterotune': {'reading': 'width', 'branches': (3, 2)}},
       r'fedadapter\.rank=4 must be a multiple of 3',
+    ),
+    (
+      {'heterotune': {'share': False, 'cmga': 'mean'}},
+      r"share=False leaves nothing for heterotune\.cmga='mean'",
     ),
     ({'tiers': {'joins': (2, 1)}}, r'tiers\.joins=\(2, 1\) must have a 0'),
     ({'tiers': {'depth': (2,)}}, r'tiers\.depth=\(2,\) must have 2 values'),

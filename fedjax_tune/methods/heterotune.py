@@ -219,6 +219,12 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
     raise ValueError(
       f'tiers.joins={joins} must have a 0: somebody takes part in round 0.'
     )
+  if not options.share and (options.cmga, options.reading) != ('off', 'nested'):
+    raise ValueError(
+      f'heterotune.share=False leaves nothing for heterotune.cmga='
+      f'{options.cmga!r} and reading={options.reading!r}; they must be '
+      "'off' and 'nested'."
+    )
   if options.branches and len(options.branches) != len(each):
     raise ValueError(
       f'heterotune.branches={options.branches} must have {len(each)} numbers, '
