@@ -262,10 +262,10 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   """Returns the sizes of a model with what `model.tune` trains."""
   num = model.prompt_tokens
   if isinstance(cfg, sizes.DecoderConfig):
-    if model.tune in ('prompt', 'prefix'):
+    if model.tune in ('bitfit', 'prompt', 'prefix'):
       raise ValueError(
-        f'model.tune={model.tune!r} is not there for decoders; it must be '
-        "'lora', 'adapter', 'bitfit' or 'full'."
+        f"model.tune={model.tune!r} must be 'lora', 'adapter' or 'full' for a"
+        ' decoder: it has no biases, and takes no trained tokens here.'
       )
     return dataclasses.replace(cfg, full=model.tune == 'full')
   return dataclasses.replace(

@@ -141,7 +141,8 @@ class Clients:
     divide_objects: Give each object (a name shared by images of several
       domains) to the clients of one domain only.
     budgets: Transformer blocks that a client can hold, one number per client
-      or per domain; () for the whole model on every client.
+      or per domain; without domains clients take them in turn; () for the whole
+      model on every client.
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
     devices: What hardware the clients are: one of the settings of RaFFM's

@@ -36,19 +36,25 @@ def client(
     sizes: What it holds of each axis: layer, embed, heads, qk_dim, v_dim, ffn,
       token (of one example), key (what each token attends to: more than
       tokens where prefixes train), and patch, the inputs of a patch (0 for
-      text).
+      text); of a decoder that classifies 'rotary' instead of 'qk_dim', and
+      'group'.
     batch_size: Examples of a step.
     full: Whether all parameters train; else the gradients of weights are not
       computed, and what else trains is left out as small.
   """
   L, D = sizes['layer'], sizes['embed']
   T, S = sizes['token'], sizes['key']
-  query, value = (sizes['heads'] * sizes[a] for a in ('qk_dim', 'v_dim'))
-  per_block = D * (2 * query + 2 * value + 2 * sizes['ffn'])
+  is_decoder = 'group' in sizes
+  group = sizes.get('group', 1)
+  wide = sizes['rotary' if is_decoder else 'qk_dim']
+  key, value = sizes['heads'] * wide, sizes['heads'] * sizes['v_dim']
+  query, mixed = group * key, group * value
+  hidden = sizes['ffn'] * (3 if is_decoder else 2)  # A gated MLP has 3 maps.
+  per_block = D * (query + key + value + mixed + hidden)
   # Products of one token: with weights, and with all keys in attention.
-  weights, mixing = 2 * per_block, 2 * S * (query + value)
-  # In the last block the first token alone has a query, an output and an MLP.
-  keys = 2 * D * (query + value)
+  weights, mixing = 2 * per_block, 2 * S * (query + mixed)
+  # In the last block one token alone has a query, an output and an MLP.
+  keys = 2 * D * (key + value)
   last = T * keys + weights - keys + mixing
   forward = (L - 1) * T * (weights + mixing) + last
   embedding = 2 * T * D * sizes['patch']
@@ -58,16 +64,16 @@ def client(
   passes = 3 if full else 2
   flops = passes * (forward - attention) + 3 * attention
   flops += (2 if full else 1) * embedding
-  # Biases of the six linear maps, and two norms.
-  vectors = 2 * query + value + sizes['ffn'] + 6 * D
+  # Biases of the six linear maps, and two norms; a decoder has no biases.
+  vectors = query + key + value + sizes['ffn'] + 6 * D
+  vectors = 2 * D if is_decoder else vectors
   params = L * (per_block + vectors)
   state = 4 if full else 1
-  activations = (
-    batch_size * T * L * (8 * D + 2 * (query + value) + 3 * sizes['ffn'])
-  )
-  mixed = batch_size * L * sizes['heads'] * T * S * 2
+  per_token = 8 * D + query + key + value + mixed + hidden + sizes['ffn']
+  activations = batch_size * T * L * per_token
+  scores = batch_size * L * group * sizes['heads'] * T * S * 2
   return Estimate(
     params=params,
     flops=batch_size * flops,
-    memory=_FLOAT * (state * params + activations + mixed),
+    memory=_FLOAT * (state * params + activations + scores),
   )

@@ -28,7 +28,17 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
   """Names the tiers, in the order in which clients take them.
 
   A tier that stands there twice, to give it more clients, is one.
+
+  Raises:
+    ValueError: A field has another number of values than `weights`.
   """
+  for field in ('depth', 'width', 'joins'):
+    values = getattr(cfg, field)
+    if values and len(values) != len(cfg.weights):
+      raise ValueError(
+        f'tiers.{field}={values} must have {len(cfg.weights)} values, one for '
+        'each of tiers.weights.'
+      )
   stems = [pathlib.Path(w.removeprefix('random:')).name for w in cfg.weights]
   depth = cfg.depth or (0,) * len(stems)
   width = cfg.width or (1.0,) * len(stems)

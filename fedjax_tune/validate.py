@@ -248,8 +248,8 @@ def _disagreements(cfg: config.Clients) -> Iterator[str]:
   where = f'with clients.partition={cfg.partition!r}'
   if cfg.cohort == 'one_per_domain':
     yield f"clients.cohort='one_per_domain' must be 'uniform' {where}."
-  if cfg.budgets and len(cfg.budgets) != cfg.count:
+  if len(cfg.budgets) > cfg.count:
     yield (
-      f'clients.budgets={cfg.budgets} must have clients.count={cfg.count} '
-      f'numbers {where}.'
+      f'clients.budgets={cfg.budgets} must have at most clients.count='
+      f'{cfg.count} numbers {where}.'
     )

@@ -76,7 +76,10 @@ _IID = {'clients__partition': 'iid', 'clients__cohort': 'uniform'}
       {**_IID, 'clients__cohort': 'one_per_domain', 'clients__count': 6},
       r"clients.cohort='one_per_domain' must be 'uniform' with .*'iid'",
     ),
-    ({**_IID, 'clients__count': 2}, r'must have clients.count=2 numbers'),
+    (
+      {**_IID, 'clients__count': 2},
+      r'must have at most clients.count=2 numbers',
+    ),
     (
       {'method': 'exclusivefl', 'clients__budgets': (3,) * 6},
       r'exclusivefl needs a client with budget 4 .* reach 3',

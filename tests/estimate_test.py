@@ -26,6 +26,13 @@ _SHARES = [
   (1.0, 1.0, 0.3, 0.75, 1.0),
   (0.5, 0.5, 0.5, 0.5, 0.5),
 ]
+_KINDS = {
+  'vit': _SHARES,
+  'bert': _SHARES,
+  # Rotary heads keep their width.
+  'llama': [(1.0, *shares[1:]) for shares in _SHARES[1:]],
+}
+_CASES = [(kind, shares) for kind, each in _KINDS.items() for shares in each]
 
 
 def _config(kind):
@@ -34,6 +41,8 @@ def _config(kind):
     return sizes.ViTConfig(
       6, 384, 6, 1536, patch=16, image_size=128, num_classes=10
     )
+  if kind == 'llama':
+    return sizes.DecoderConfig(6, 384, 2, 1024, 3000, 128, 3, 64, num_classes=4)
   return sizes.TextConfig(
     6, 384, 6, 1536, vocab=3000, positions=128, num_classes=4
   )
@@ -90,8 +99,7 @@ def _both(kind, shares, tune):
   )
 
 
-@pytest.mark.parametrize('shares', _SHARES)
-@pytest.mark.parametrize('kind', ['vit', 'bert'])
+@pytest.mark.parametrize(('kind', 'shares'), _CASES)
 def test_full_tuning_costs_what_its_program_counts(kind, shares):
   guess, exact, row = _both(kind, shares, 'full')
   assert guess.flops == pytest.approx(exact.flops, rel=0.05)
@@ -104,8 +112,7 @@ def test_full_tuning_costs_what_its_program_counts(kind, shares):
 
 
 # Adapters are left out: rank 16 of 384 on three maps of six.
-@pytest.mark.parametrize('shares', _SHARES)
-@pytest.mark.parametrize('kind', ['vit', 'bert'])
+@pytest.mark.parametrize(('kind', 'shares'), _CASES)
 def test_adapters_are_a_tenth_at_most(kind, shares):
   guess, exact, _ = _both(kind, shares, 'lora')
   assert 0.9 < guess.flops / exact.flops < 1

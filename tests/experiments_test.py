@@ -108,7 +108,16 @@ def test_settings_are_those_of_the_authors(name, skew):
   assert server.weighting == 'uniform'
 
 
-@pytest.mark.parametrize(('name', 'skew'), _SKEWS)
+@pytest.mark.parametrize(
+  ('name', 'skew'),
+  # Each file once, and each skew.
+  [
+    ('fedra_domainnet', 'feature'),
+    ('fedra_nico', 'feature_label'),
+    pytest.param('fedra_domainnet', 'feature_label', marks=pytest.mark.slow),
+    pytest.param('fedra_nico', 'feature', marks=pytest.mark.slow),
+  ],
+)
 def test_runs_end_to_end(name, skew, tmp_path):
   experiment = _shrink(_get(name, skew))
   if name == 'fedra_nico':

@@ -14,7 +14,7 @@ import transformers
 
 from fedjax_tune import foundation
 from fedjax_tune.data import tokens
-from fedjax_tune.models import backbone, llama_gguf, pretrained
+from fedjax_tune.models import backbone, llama_gguf, pretrained, sizes
 from fedjax_tune.typing import Tokens
 
 # Rows are multiples of a quantised block of 32.
@@ -133,6 +133,7 @@ def _logits(loaded: backbone.Pretrained, ids: np.ndarray) -> np.ndarray:
 def test_a_file_equals_its_model(model, tmp_path):
   _write(tmp_path / 'model.gguf', model)
   loaded = llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert isinstance(loaded.config, sizes.DecoderConfig)
   assert loaded.config.pad == 1
   ids = np.random.default_rng(0).integers(2, 34, (2, 7))
   with torch.no_grad():
@@ -175,6 +176,7 @@ def test_what_is_not_supported_is_named(model, tmp_path, field, value):
 @pytest.mark.slow
 def test_smollm2_equals_transformers():
   loaded = pretrained.load_pretrained('smollm2_135m', '', 0)
+  assert isinstance(loaded.config, sizes.DecoderConfig)
   assert (loaded.config.depth, loaded.config.group) == (30, 3)
   source = pathlib.Path(loaded.source)
   kwargs: Any = {'gguf_file': source.name}

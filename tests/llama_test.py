@@ -15,6 +15,7 @@ import transformers
 
 from fedjax_tune import foundation, selection
 from fedjax_tune.models import (
+  adapter,
   backbone,
   decoder_block,
   huggingface,
@@ -101,10 +102,11 @@ def test_classification_equals_transformers(tmp_path, case):
   kind = transformers.LlamaForSequenceClassification
   model = _torch_model(kind, **_CASES[case])
   model.save_pretrained(tmp_path)
-  loaded = huggingface.load_huggingface(tmp_path)
+  loaded: Any = huggingface.load_huggingface(tmp_path)
   # A classifier's folder lacks the head that predicts tokens.
   assert 'lm_head' not in loaded.params
   config = dataclasses.replace(loaded.config, num_classes=3)
+  assert isinstance(config, sizes.DecoderConfig)
   found = foundation.split(backbone.build_model(config, rngs=nnx.Rngs(0)), 3)
   head = model.state_dict()['score.weight'].numpy().T
   ours = found.merge(
@@ -171,6 +173,20 @@ def test_every_map_of_a_block_has_its_adapter():
       assert set(leaves) == {'lora_a', 'lora_b'}, name
       assert all(np.abs(leaf).max() > 0 for leaf in leaves.values()), name
   assert set(grads['head']) == {'kernel'}
+
+
+def test_fedadapters_start_as_the_model_without():
+  bare = _drawn(adapted=False)
+  added: Any = dict.fromkeys(('attn', 'mlp'), adapter.Bottleneck(2))
+  found = foundation.split(
+    backbone.build_model(_CONFIG, added, rngs=nnx.Rngs(0)), 3
+  )
+  theta = {**found.theta, 'head': bare.theta['head']}
+  run = lambda theta: _apply(found.graph, bare.base, theta, _batch(), _LAYERS)
+  np.testing.assert_allclose(run(theta), _outputs(bare, _batch()), atol=1e-6)
+  grads = jax.grad(lambda theta: run(theta).sum())(theta)['blocks']
+  for name in ('attn_adapter', 'mlp_adapter'):
+    assert np.abs(grads[name]['up']).max() > 0
 
 
 def test_padding_changes_nothing():
@@ -284,7 +300,8 @@ def test_old_rope_scaling_is_refused(folder):
     huggingface.load_huggingface(folder)
   # As files of transformers 4 have it.
   path.write_text(json.dumps(raw | {'rope_theta': 500.0}))
-  assert huggingface.load_huggingface(folder).config.rope_base == 500
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.rope_base == 500
 
 
 @pytest.mark.parametrize('end', [7, [7, 8]])
@@ -292,7 +309,8 @@ def test_padding_is_the_end_of_a_text_where_there_is_no_other(folder, end):
   path = folder / 'config.json'
   own = {'pad_token_id': None, 'eos_token_id': end}
   path.write_text(json.dumps(json.loads(path.read_text()) | own))
-  assert huggingface.load_huggingface(folder).config.pad == 7
+  config: Any = huggingface.load_huggingface(folder).config
+  assert config.pad == 7
 
 
 @pytest.fixture(name='folder')

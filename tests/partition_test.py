@@ -244,6 +244,8 @@ def test_budgets_are_per_client_or_per_domain():
   each = partition.expand_budgets((6, 5, 4, 3, 2, 1), made.domains, 12)
   assert each.tolist() == [6, 5, 4, 3, 2, 1]
   plain = partition.partition(_clients('iid'), _corpus())
+  turns = partition.expand_budgets((3, 2), plain.domains, 3)
+  assert turns.tolist() == [3, 2, 3]
   each = partition.expand_budgets((3, 2, 1), plain.domains, 3)
   assert each.tolist() == [3, 2, 1]
 

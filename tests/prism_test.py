@@ -182,10 +182,10 @@ def test_a_kernel_is_averaged_over_its_holders():
   run = _run(keep=0.6)
   rows = run.method.allocate(0, [0, 1])
   at = [r['fc1_kernel'] for r in rows]
+  theta, axes = (t['blocks']['mlp']['fc1'] for t in (run.theta, run.axes))
   deltas = [
     tiny.noise(
-      jax.tree.map(jnp.zeros_like, selection.select(run.theta, run.axes, row)),
-      k,
+      jax.tree.map(jnp.zeros_like, selection.select(theta, axes, row)), k
     )
     for k, row in enumerate(rows)
   ]
@@ -194,20 +194,18 @@ def test_a_kernel_is_averaged_over_its_holders():
   } | {'layer': tiny.DEPTH}
   stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *deltas)
   total = selection.group_sum(
-    run.theta, run.axes, alloc, stacked, jnp.array([1.0, 3.0])
+    theta, axes, alloc, stacked, jnp.array([1.0, 3.0])
   )
-  update, _ = run.method.merge(run.theta, {'all': total}, ())
-  num = np.zeros(run.theta['blocks']['mlp']['fc1']['u'].shape)
+  update, _ = run.method.merge(theta, {'all': total}, ())
+  num = np.zeros(theta['u'].shape)
   den = np.zeros(_RANK)
   for index, delta, weight in zip(at, deltas, (1, 3), strict=True):
-    part = np.asarray(delta['blocks']['mlp']['fc1']['u'])
+    part = np.asarray(delta['u'])
     for i, kernel in enumerate(index):
       num[..., kernel] += weight * part[..., i]
       den[kernel] += weight
   want = np.where(den > 0, num / np.maximum(den, 1), 0)
-  np.testing.assert_allclose(
-    update.delta['blocks']['mlp']['fc1']['u'], want, atol=1e-6
-  )
+  np.testing.assert_allclose(update.delta['u'], want, atol=1e-6)
 
 
 def test_holding_all_is_fedavg_of_the_factors():

@@ -234,6 +234,8 @@ def test_only_zero_filled_shrinks_what_few_hold():
   assert built.aggregation == 'mean'
 
 
+# On a stack it is in the laws.
+@pytest.mark.slow
 def test_full_everywhere_is_fedavg():
   got = tiny.vit_run('raffm', embed=(1.0,), layers=(1.0,)).rounds(1)
   want = tiny.vit_run('all_large').rounds(1)

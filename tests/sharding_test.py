@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from tests import tiny
 
-
-def _state(devices, **engine):
-  e = tiny.experiment('fedra', engine={'slab': 2, **engine})
+def _state(devices):
+  # Of one size: one program.
+  clients = {'budgets': (3,) * 4}
+  e = tiny.experiment('fedra', clients=clients, engine={'slab': 2})
   run = tiny.run(e, tiny.stack(dropout=0.1))
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),

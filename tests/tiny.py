@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import build, config, foundation, tasks
+from fedjax_tune import build, config, federation, foundation, tasks
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import BUILDERS, ranks
-from fedjax_tune.models import linear, sizes, text, vit
+from fedjax_tune.models import adapter, linear, sizes, text, vit
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tokens, Tree
 
@@ -48,14 +48,22 @@ CASES = [
 class Stack(nnx.Module):
   """Residual blocks x + tanh(linear(x)) with LoRA and dropout."""
 
-  def __init__(self, adapter: linear.Adapter) -> None:
+  def __init__(
+    self,
+    lora: linear.Adapter | None,
+    bottleneck: adapter.Bottleneck | None = None,
+    depth: int = DEPTH,
+  ) -> None:
     rngs, width = nnx.Rngs(0), ('embed', 6)
     patch = (('patch', STACK_SIZE**2 * 3),)
-    layer, classes = (('layer', DEPTH),), (('class', CLASSES),)
-    self.embed = linear.Linear(patch, (width,), adapter=adapter, rngs=rngs)
-    self.blocks = linear.Linear(
-      (width,), (width,), stack=layer, adapter=adapter, rngs=rngs
+    layer, classes = (('layer', depth),), (('class', CLASSES),)
+    self.embed = linear.Linear(patch, (width,), adapter=lora, rngs=rngs)
+    self.blocks: Any = linear.Linear(
+      (width,), (width,), stack=layer, adapter=lora, rngs=rngs
     )
+    if bottleneck:
+      shape = vit_config(depth=depth, embed=6, heads=1)
+      self.blocks.extra = adapter.FedAdapter(shape, bottleneck, rngs)
     self.head = linear.Linear((width,), classes, kind=nnx.Param, rngs=rngs)
 
   def class_tokens(self, images, layers_N, *, key=None):
@@ -68,7 +76,10 @@ class Stack(nnx.Module):
       layer, held = inputs
       frozen = jax.tree.map(lambda p: p[layer], base)
       block = nnx.merge(graph, held, frozen)
-      x = x + jnp.tanh(block(x, drop(layer)))
+      branch = jnp.tanh(block(x, drop(layer)))
+      if hasattr(block, 'extra'):
+        branch = block.extra(x, branch)
+      x = x + branch
       return x, x
 
     start = self.embed(pixels / 255 - 0.5, drop(DEPTH))
@@ -110,6 +121,26 @@ def _draw(build_model: Callable[[], nnx.Module]) -> foundation.Foundation:
   return dataclasses.replace(
     found, theta=draw(found.theta, 1), base=draw(found.base, 2)
   )
+
+
+@functools.cache
+def federated_stacks(
+  *sizes: tuple[int, adapter.Bottleneck], shared: bool = True
+) -> federation.Federation:
+  """Returns noisy stacks with FedAdapters: tiers 'large', 'small', 'last'.
+
+  Args:
+    *sizes: Depth and bottleneck of each.
+    shared: Whether they share their cores.
+  """
+  names = ('large', 'small', 'last')[: len(sizes)]
+  stacks = {}
+  for i, (name, (depth, sides)) in enumerate(zip(names, sizes, strict=True)):
+    found = foundation.split(Stack(None, sides, depth), depth)
+    stacks[name] = dataclasses.replace(
+      found, theta=noise(found.theta, i), base=noise(found.base, 10 + i)
+    )
+  return federation.federate(stacks, adapter.CORES if shared else ())
 
 
 @functools.cache
@@ -222,6 +253,10 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
       lr=0.1, steps=2, batch_size=4, weight_decay=0.01, clip_norm=0.5
     ),
   )
+  if name == 'heterotune':
+    e.model.tune, e.clients.budgets = 'adapter', ()
+    e.tiers.weights = ('large', 'small')
+    e.fedadapter.rank = 3
   if variant:
     getattr(e, name).variant = variant
   e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
@@ -250,7 +285,7 @@ class Run:
   """A method on a model and in-memory data; 12 examples a client."""
 
   experiment: config.Experiment
-  foundation: foundation.Foundation
+  foundation: Any
   method: Any
   theta: Tree
   axes: Axes
@@ -295,16 +330,23 @@ class Run:
 
 def run(
   e: config.Experiment,
-  found: foundation.Foundation | None = None,
+  found: foundation.Models | None = None,
   data: corpus.Corpus | None = None,
 ) -> Run:
   """Builds a run; of the stack on random images unless told otherwise."""
-  found = found or stack(e.lora.dropout)
-  budgets = e.clients.budgets
+  budgets = e.clients.budgets or (DEPTH,) * e.clients.count
+  if found is None and e.method == 'heterotune':
+    found = federated_stacks(
+      (DEPTH, adapter.Bottleneck(3, 2)), (2, adapter.Bottleneck(3, 1))
+    )
+  if found is None:
+    found = stack(e.lora.dropout)
   is_vit = 'norm' in {**found.base, **found.theta}
   widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
   if is_vit:
     widths = dict(sizes.Axes.of(vit_config()))
+  if isinstance(found, federation.Federation):
+    widths |= {f'tier:{name}': t.depth for name, t in found.tiers.items()}
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
   if isinstance(method, ranks.Rbla):

@@ -7,6 +7,7 @@ import pathlib
 import signal
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from PIL import Image
 import pytest
@@ -79,7 +80,18 @@ def _train(folder, name, *, resume=False, stop=None):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('train')
+  """All runs here are of one experiment: they share its programs."""
+  path = tmp_path_factory.mktemp('train')
+  _cache_programs(str(path / 'programs'), 0)
+  yield path
+  _cache_programs(None, 1)
+
+
+def _cache_programs(folder, least_seconds):
+  jax.config.update('jax_compilation_cache_dir', folder)
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  jax.config.update(name, least_seconds)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')

@@ -303,9 +303,9 @@ def test_heterofl_cuts_prefixes_along_their_width():
   assert value.all()
 
 
-@pytest.mark.parametrize('kind', ['vit', 'text'])
-def test_salience_reorders_prefixes_along(kind):
+def test_salience_reorders_prefixes_along():
   """Reordered, the whole model computes what it did."""
+  kind = 'text'
   e = _experiment('raffm', 'prefix', raffm={'priority': 'qk+vo+ffn'})
   found = _found(kind, 'prefix')
   found = dataclasses.replace(found, theta=tiny.noise(found.theta, 3, 1.0))
@@ -340,6 +340,13 @@ def test_inclusivefl_has_nothing_to_distill_in_prompts():
   e = _experiment('inclusivefl:published', 'prompt')
   with pytest.raises(ValueError, match=r"model.tune='prompt'.*inclusivefl"):
     BUILDERS['inclusivefl'](e, {'layer': 4}, (4, 3))
+
+
+@pytest.mark.parametrize('tune', ['bitfit', 'prompt', 'prefix'])
+def test_decoders_have_other_trainables(tune):
+  loaded = pretrained.load_pretrained('random:llama_test', '', 0)
+  with pytest.raises(ValueError, match=f"model.tune='{tune}' .*decoder"):
+    build.with_trained(loaded.config, config.Model(tune=tune))
 
 
 @pytest.mark.parametrize('tune', ['prompt', 'prefix'])

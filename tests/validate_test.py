@@ -17,7 +17,7 @@ _BROKEN = [
   ('eval_every', 0, 'must be at least 1.'),
   ('checkpoint_every', 0, 'must be at least 1.'),
   ('model.weights', '', 'must not be empty.'),
-  ('model.tune', 'promt', "must be one of 'lora', 'bitfit', 'prompt', 'pre"),
+  ('model.tune', 'promt', "must be one of 'lora', 'adapter', 'bitfit', 'pro"),
   ('model.prompt_tokens', 0, 'must be at least 1.'),
   ('model.dtype', 'float16', "must be one of 'float32', 'bfloat16'; did you"),
   ('lora.rank', 0, 'must be at least 1.'),
@@ -140,7 +140,7 @@ def test_partition_without_domains():
   lines = _problems(**{'clients.partition': 'iid', 'clients.count': 2})
   assert len(lines) == 2
   assert "clients.cohort='one_per_domain' must be 'uniform'" in lines[0]
-  assert 'must have clients.count=2 numbers' in lines[1]
+  assert 'must have at most clients.count=2 numbers' in lines[1]
 
 
 @pytest.mark.parametrize(

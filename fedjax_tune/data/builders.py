@@ -85,11 +85,11 @@ def make_builder(
     ) from error
   features: Any = builder.info.features
   if not {'image', 'label'} <= set(features) and not text_sets.find(
-    name, features
+    name, features, 'next_token'
   ):
     raise ValueError(
       f'data.name={name!r}: has the features {", ".join(features)}; must have'
-      ' image and label, or text and label'
+      ' image and label, or text'
     )
   return builder
 

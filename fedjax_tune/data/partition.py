@@ -96,8 +96,8 @@ def expand_budgets(
   """Returns the budget of each client, int32[C].
 
   Args:
-    budgets: One number per client, or one per domain, in blocks; () for the
-      whole model on every client.
+    budgets: One number per client, or one per domain, in blocks; without
+      domains clients take them in turn; () for the whole model on every client.
     domains: Each client's domain, from `client_domains`.
     depth: Blocks of the whole model.
 
@@ -115,7 +115,9 @@ def expand_budgets(
   num_domains = int(domains.max()) + 1
   if len(each) == len(domains):
     return each
-  if num_domains and len(each) == num_domains:
+  if not num_domains and len(each) < len(domains):
+    return np.resize(each, len(domains))
+  if len(each) == num_domains:
     return each[domains]
   per_domain = f' or {num_domains} (one per domain)' if num_domains else ''
   raise ValueError(

@@ -23,7 +23,7 @@ def build_evaluate(
   examples: Mapping[str, Any],
   lengths: Sequence[int] = (),
   *,
-  batch_size: int = 128,
+  batch_size: int | None = None,
 ) -> Evaluate:
   """Builds the evaluation of every model that a method names.
 
@@ -34,8 +34,11 @@ def build_evaluate(
     examples: Test data of each evaluation, as its model reads it.
     lengths: Tokens to which texts are padded; they are read in order of
       length, so that this costs little.
-    batch_size: Examples at a time; the last batch is padded.
+    batch_size: Examples at a time; the last batch is padded. None is 128, or
+      16 where every token has logits over the vocabulary.
   """
+  if batch_size is None:
+    batch_size = 16 if method.task.kind == 'next_token' else 128
   rows = method.evaluations()
 
   def predict(name, base, theta, batch):

@@ -141,7 +141,8 @@ def build(
   Args:
     experiment: The configuration.
     sizes: Of each tier, under `tier_axis`, its number of blocks.
-    budgets: One per client; tiers say what a client holds.
+    budgets: One per client; if they are given at all, for other methods of
+      the same experiment, they must agree with the tiers.
 
   Raises:
     ValueError: Options contradict each other.
@@ -161,9 +162,16 @@ def build(
     rows[name] |= part
   turn = lambda values, k: values[k % len(values)]
   clients = range(len(budgets))
+  depths = tuple(rows[turn(each, k)]['layer'] for k in clients)
+  if experiment.clients.budgets and budgets != depths:
+    raise ValueError(
+      f'clients.budgets={experiment.clients.budgets} must be () with '
+      'method=heterotune, or the blocks of each tier, which clients take in '
+      'turn.'
+    )
   return Heterotune(
     depth=max(sizes[tier_axis(name)] for name in unique),
-    budgets=budgets,
+    budgets=depths,
     seed=experiment.seed,
     tiers=tuple(turn(each, k) for k in clients),
     rows=rows,
@@ -206,10 +214,10 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
       f'model.tune={experiment.model.tune!r} must be '
       "'adapter' with method=heterotune."
     )
-  if experiment.clients.budgets:
+  joins = experiment.tiers.joins
+  if joins and min(joins) > 0:
     raise ValueError(
-      f'clients.budgets={experiment.clients.budgets} must be () with '
-      'method=heterotune: the tiers say what a client holds.'
+      f'tiers.joins={joins} must have a 0: somebody takes part in round 0.'
     )
   if options.branches and len(options.branches) != len(each):
     raise ValueError(

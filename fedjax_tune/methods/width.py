@@ -86,7 +86,8 @@ class HeteroFL(Width):
   Attributes:
     scaler: While training, the output of every embedding and linear map but
       the head's is divided by the rate; written here as a division of its
-      parameters, frozen ones and adapters too, the same numbers.
+      parameters, frozen ones and adapters too, the same numbers. A word table
+      that predicts tokens, too, divides the logits.
     masked_loss: While training, logits of classes that a client lacks are 0.
     present: Which classes each client has, bool [clients, K].
   """

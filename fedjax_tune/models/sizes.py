@@ -1,7 +1,7 @@
 """The sizes of transformers, and the axes that they give."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from flax import nnx
 
@@ -193,9 +193,9 @@ class DecoderConfig:
   eps: float = 1e-5
   num_classes: int = 0
   full: bool = False
-  # Prompt and prefix tuning are not there for decoders.
-  prompts: ClassVar[int] = 0
-  prefixes: ClassVar[int] = 0
+  # Always 0: prompt and prefix tuning are not there for decoders.
+  prompts: int = 0
+  prefixes: int = 0
 
   @property
   def family(self) -> str:

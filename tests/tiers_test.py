@@ -1,0 +1,132 @@
+"""Tiers from configuration to a run: other sizes, other families."""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny_text
+
+from fedjax_tune import build, config, foundation, tiers, train
+from fedjax_tune.models import backbone, export, sizes
+
+_BERT = sizes.TextConfig(
+  2, 16, 2, 24, vocab=128, positions=32, num_classes=2, full=True
+)
+_LLAMA = sizes.DecoderConfig(
+  3, 24, 2, 40, vocab=260, positions=32, group=2, head_dim=4,
+  pad=tiny_text.ROBERTA_PAD, full=True,
+)  # fmt: skip
+
+
+def _write(folder, cfg, words):
+  """Writes a model with random weights, and its tokenizer."""
+  build_model = lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0))
+  split = foundation.split(nnx.eval_shape(build_model), cfg.depth)
+  rng = np.random.default_rng(0)
+  draw = lambda x: np.float32(0.2 * rng.normal(size=x.shape) + (x.ndim < 3))
+  labels = ['no', 'yes'][: cfg.num_classes]
+  theta = jax.tree.map(draw, split.theta)
+  export.save_huggingface(folder, cfg, theta, labels, str(words))
+  return str(folder)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """Folders of a BERT and of a Llama, each with a tokenizer of its own."""
+  root = tmp_path_factory.mktemp('tiers')
+  pieces = tiny_text.write_bert(root / 'pieces')
+  letters = tiny_text.write_roberta(root / 'letters')
+  bert = _write(root / 'bert', _BERT, pieces)
+  return bert, _write(root / 'llama', _LLAMA, letters)
+
+
+def _experiment(weights, **sections):
+  e = config.Experiment(
+    method='heterotune',
+    rounds=2,
+    eval_every=2,
+    model=config.Model(tune='adapter'),
+    fedadapter=config.Fedadapter(rank=4),
+    tiers=config.Tiers(weights=tuple(weights)),
+    data=config.Data(name='ag_news_subset', lengths=(32,), test_examples=8),
+    clients=config.Clients(
+      partition='iid', count=4, budgets=(), min_examples=1,
+      cohort='uniform', cohort_size=4,
+    ),
+    local=config.Local(lr=0.1, steps=2, batch_size=4),
+  )  # fmt: skip
+  for section, fields in sections.items():
+    for field, value in fields.items():
+      setattr(getattr(e, section), field, value)
+  return e
+
+
+def test_two_families_learn_together(folders, tmp_path):
+  with tfds.testing.mock_data(num_examples=40):
+    summary = train.train(_experiment(folders), str(tmp_path))
+  assert set(summary['other_accuracies']) == {'bert', 'llama'}
+  mean = np.mean(list(summary['other_accuracies'].values()))
+  assert summary['accuracy'] == pytest.approx(mean)
+  assert summary['compiles'] == 2
+  assert np.isfinite(summary['train_loss'])
+
+
+def test_each_tier_reads_by_its_own_tokenizer(folders):
+  with tfds.testing.mock_data(num_examples=40):
+    setup = build.build(_experiment(folders))
+  assert setup.readers == {'bert': 0, 'llama': 1}
+  letters = setup.train.view(1)
+  np.testing.assert_array_equal(letters.labels, setup.train.labels)
+  assert np.any(letters.inputs.ids != setup.train.inputs.ids)
+  works = setup.planner.plan(0).works
+  seen = {int(w.slab.ids[0]) % 2: w.batches.inputs.ids.max() for w in works}
+  # Word pieces number fewer than bytes.
+  assert seen[0] < _BERT.vocab
+  assert {int(k) % 2 for k in seen} == {0, 1}
+  bert, llama = setup.foundation.tiers.values()
+  assert bert.base['blocks']['attn']['q']['kernel'].shape[1] == 16
+  assert llama.base['blocks']['attn']['q']['kernel'].shape[1] == 24
+
+
+def test_a_subnetwork_is_a_tier():
+  e = _experiment(
+    ('random:vit_test',) * 3,
+    tiers={'depth': (0, 2, 2), 'width': (1.0, 0.5, 0.5)},
+    data={'name': 'emoji_styles', 'image_size': 16},
+  )
+  assert tiers.names(e.tiers) == (
+    'vit_test',
+    'vit_test_d2_w0.5',
+    'vit_test_d2_w0.5',
+  )
+  whole, part = tiers.load(e, '')
+  assert whole.kept == {'layer': 4}
+  assert part.kept == {'layer': 2, 'heads': 1, 'ffn': 16}
+  assert tiers.readers((whole, part)) == dict.fromkeys(
+    (whole.name, part.name), 0
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'depth': (0, 9)}, r'tiers\.depth: tier .*d9. must keep at most 4'),
+    ({'weights': ('random:vit_test', 'random:text_test')}, r'all read text'),
+    ({'width': (1.0,)}, r'tiers\.width=\(1\.0,\) must have 2 values'),
+  ],
+)
+def test_bad_tiers(changes, message):
+  e = _experiment(('random:vit_test', 'random:vit_test'), tiers=changes)
+  e.data.image_size = 16
+  with pytest.raises(ValueError, match=message):
+    tiers.load(e, '')
+
+
+def test_without_tiers_there_is_one_model():
+  e: Any = config.Experiment()
+  e.model.weights, e.data.image_size = 'random:vit_test', 16
+  (only,) = tiers.load(e, '')
+  assert (only.name, only.kept) == ('model', {'layer': 4})
