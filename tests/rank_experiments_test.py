@@ -7,6 +7,7 @@ from flax import nnx
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny
 import tiny_text
 
 from fedjax_tune import deploy, foundation, train
@@ -33,9 +34,9 @@ def bert(tmp_path_factory):
     full=True,
   )
   model = backbone.build_model(cfg, rngs=nnx.Rngs(0))
-  split = foundation.split(model, cfg.depth)
+  theta = tiny.noise(foundation.split(model, cfg.depth).theta, 0)
   export.save_huggingface(
-    folder / 'model', cfg, split.theta, ['no', 'yes'], tokenizer=str(words)
+    folder / 'model', cfg, theta, ['no', 'yes'], tokenizer=str(words)
   )
   return str(folder / 'model')
 
@@ -47,7 +48,7 @@ def _shrink(method, bert):
   e.model.weights, e.data.name = bert, 'glue/sst2'
   e.data.lengths, e.data.test_examples = (32,), 10
   e.clients.count, e.clients.cohort_size, e.clients.min_examples = 4, 2, 1
-  e.local.batch_size, e.local.steps = 4, 1
+  e.local.batch_size, e.local.steps, e.engine.slab = 4, 1, 2
   e.lora.rank, e.lora.alpha, e.rank.ranks = 3, 6.0, (3, 2)
   return e
 
@@ -69,7 +70,7 @@ def test_runs_and_deploys(method, bert, tmp_path):
   old = trained.setup.foundation.base['blocks']['attn']
   new = trained.params['blocks']['attn']
   for name in ('q', 'v'):
-    assert np.abs(new[name]['kernel'] - old[name]['kernel']).max() > 1e-6
+    assert np.abs(new[name]['kernel'] - old[name]['kernel']).max() > 1e-5
   costs = json.loads((tmp_path / 'costs.json').read_text())
   up, down = summary['uplink_bytes'], summary['downlink_bytes']
   assert up < down if method in ('flora', 'fedex_lora') else up == down
