@@ -128,8 +128,8 @@ def test_what_moved_and_was_computed(folder, whole):
   _, summary = whole
   classes = json.loads((folder / 'whole/costs.json').read_text())
   assert [row['layers'] for row in classes] == [3, 2]
-  # By hand: LoRA of rank 8 on proj and fc2, patch adapter, head.
-  D, F, P, R, K = 16, 32, 8 * 8 * 3, 8, tiny.CLASSES
+  # By hand: LoRA of rank 2 on proj and fc2, patch adapter, head.
+  D, F, P, R, K = 16, 32, 8 * 8 * 3, 2, tiny.CLASSES
   theta = [
     4 * (n * R * (2 * D + F + D) + R * (P + D) + (D + 1) * K) for n in _DEPTHS
   ]
