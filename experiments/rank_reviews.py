@@ -37,12 +37,13 @@ def get_config() -> config.Experiment:
       cohort='uniform',
       cohort_size=10,
     ),
+    # To be tuned on all_large alone.
     local=config.Local(
       optimizer='adamw',
       lr=1e-3,
       weight_decay=0.01,
       clip_norm=1.0,
       batch_size=16,
-      steps=4,
+      steps=2,
     ),
   )

@@ -92,14 +92,14 @@ def factor(
 ) -> tuple[Array, Array]:
   """Returns the best A B for a kernel by the SVD, shaped like `a` and `b`.
 
-  The rows of A are orthonormal, B has the singular values, the largest first:
-  of any prefix of ranks A B is the best there is. What the SVD lacks is 0.
+  The columns of A (rows, in the literature, which transposes it) are
+  orthonormal, B has the singular values, the largest first: of any prefix of
+  ranks A B is the best there is. Ranks that the SVD lacks are 0.
   """
   left, right = matrices(a, b, stack)
   matrix = kernel.reshape(*left.shape[:-1], right.shape[-1])
   u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
   rank = left.shape[-1]
-  # y = x A B: A is what the literature calls A transposed.
   u, values = u[..., :rank], (s[..., None] * v)[..., :rank, :]
   pad = [(0, 0)] * stack
   missing = (0, rank - u.shape[-1])

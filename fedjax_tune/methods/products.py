@@ -52,14 +52,14 @@ class _Exact(ranks.FedIT):
 
   def sums(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Adds the kernels that the adapters multiply to."""
-    kernels = jax.eval_shape(
-      lambda t: adapters.products(t, self.adapted, 1.0), theta
-    )
     names = adapters.product_axes(axes, self.adapted)
-    return {'theta': theta, 'kernels': kernels}, {
-      'theta': axes,
-      'kernels': names,
-    }
+    shapes = {'theta': theta, 'kernels': self.shapes(theta)}
+    return shapes, {'theta': axes, 'kernels': names}
+
+  def shapes(self, theta: Tree) -> Tree:
+    """Returns the shapes of the adapted kernels."""
+    multiply = lambda t: adapters.products(t, self.adapted, 1.0)
+    return jax.eval_shape(multiply, theta)
 
   def upload(
     self, sig: Signature, start: Tree, delta: Tree, alloc: Allocation
@@ -85,12 +85,6 @@ class _Exact(ranks.FedIT):
   ) -> tuple[base.Update, Tree]:
     """Decides where the mean of the products goes."""
     raise NotImplementedError
-
-  def _zeros(self, theta: Tree) -> Tree:
-    kernels = jax.eval_shape(
-      lambda t: adapters.products(t, self.adapted, 1.0), theta
-    )
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +118,21 @@ class FlexLora(_Exact):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flora(_Exact):
+class _Merged(_Exact):
+  """Adds to frozen kernels; the sum over all rounds is the memory."""
+
+  def init_memory(self, theta: Tree) -> Tree:
+    """Returns what was added at first: nothing."""
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+    return jax.tree.map(zeros, self.shapes(theta))
+
+  def ground(self, memory: Tree) -> Tree:
+    """Returns what was added in all rounds."""
+    return memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Flora(_Merged):
   """FLoRA: the mean product goes into the frozen kernels; adapters restart.
 
   Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with
@@ -147,14 +155,6 @@ class Flora(_Exact):
       a, b = adapters.pair(theta, path)
       pairs[path] = (a, jnp.zeros_like(b))
     return adapters.replace(theta, pairs), axes
-
-  def init_memory(self, theta: Tree) -> Tree:
-    """Returns what was added to the frozen kernels: nothing."""
-    return self._zeros(theta)
-
-  def ground(self, memory: Tree) -> Tree:
-    """Returns the means of all rounds, added up."""
-    return memory
 
   def begin(
     self,
@@ -198,7 +198,7 @@ class Flora(_Exact):
 
 
 @dataclasses.dataclass(frozen=True)
-class FedexLora(_Exact):
+class FedexLora(_Merged):
   """FedEx-LoRA: FedIT, and its error goes into the frozen kernels.
 
   Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and
@@ -211,14 +211,6 @@ class FedexLora(_Exact):
   paper knows one rank; others are filled up with zeros. A client of a smaller
   rank holds the exact kernel but the first ranks only of the mean adapters.
   """
-
-  def init_memory(self, theta: Tree) -> Tree:
-    """Returns what was added to the frozen kernels: nothing."""
-    return self._zeros(theta)
-
-  def ground(self, memory: Tree) -> Tree:
-    """Returns the residuals of all rounds, added up."""
-    return memory
 
   def place(
     self, theta: Tree, update: base.Update, kernels: Tree, memory: Tree
