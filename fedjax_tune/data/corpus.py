@@ -136,8 +136,9 @@ def load(
   _check_kind(cfg, entry, tokenizer)
   if entry is None and 'label' not in made[0].info.features:
     raise ValueError(
-      f'data.name={cfg.name!r}: must have image and label, or text and label;'
-      " without labels, data.task must be 'next_token'"
+      f'data.name={cfg.name!r}: has the features'
+      f' {", ".join(made[0].info.features)}; must have image and label, or text'
+      " and label; without labels, data.task must be 'next_token'"
     )
   test = entry.test if entry else 'test'
   splits = list(made[0].info.splits)
