@@ -133,12 +133,13 @@ def load(
   domains = domain_names(cfg)
   made = [sources.make_builder(cfg, domain) for domain in domains]
   entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
-  _check_kind(cfg, entry, tokenizer)
   if entry is None and 'label' not in made[0].info.features:
     raise ValueError(
-      f'data.name={cfg.name!r}: must have image and label, or text and label;'
-      " without labels, data.task must be 'next_token'"
+      f'data.name={cfg.name!r}: has the features'
+      f' {", ".join(made[0].info.features)}; must have image and label, or text'
+      " and label; without labels, data.task must be 'next_token'"
     )
+  _check_kind(cfg, entry, tokenizer)
   test = entry.test if entry else 'test'
   splits = list(made[0].info.splits)
   if splits and test not in splits:
