@@ -96,8 +96,10 @@ _CUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
   'heads': ({'heads': 1}, {'heads': 1, 'group': 2, 'head_dim': 4}),
   'v_dim': ({'v_dim': 3}, {'heads': 2, 'head_dim': 4}),
   'group': ({'group': 1}, {'heads': 2, 'group': 1}),
-  # Two groups of two do not divide ten, but two copies of ten.
-  'embed': ({'embed': 10}, {'embed': 20, 'heads': 2, 'tied': False}),
+  # Two groups of two do not divide ten, five do; they do not divide nine, but
+  # three divide two copies of nine.
+  'embed': ({'embed': 10}, {'embed': 10, 'heads': 5, 'tied': True}),
+  'odd embed': ({'embed': 9}, {'embed': 18, 'heads': 3, 'tied': False}),
 }
 
 
