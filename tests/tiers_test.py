@@ -76,7 +76,7 @@ def test_two_families_learn_together(folders, tmp_path):
 
 def test_each_tier_reads_by_its_own_tokenizer(folders):
   with tfds.testing.mock_data(num_examples=40):
-    setup = build.build(_experiment(folders))
+    setup: Any = build.build(_experiment(folders))
   assert setup.readers == {'bert': 0, 'llama': 1}
   letters = setup.train.view(1)
   np.testing.assert_array_equal(letters.labels, setup.train.labels)

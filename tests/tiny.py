@@ -330,7 +330,7 @@ class Run:
 
 def run(
   e: config.Experiment,
-  found: foundation.Models | None = None,
+  found: Any = None,
   data: corpus.Corpus | None = None,
 ) -> Run:
   """Builds a run; of the stack on random images unless told otherwise."""
