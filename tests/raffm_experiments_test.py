@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny_text
+import tiny_folders
 
 from fedjax_tune import config, foundation, selection, train
 from fedjax_tune.methods import spaces
-from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.models import backbone, sizes
 
 _AUTHORS = importlib.import_module('experiments.raffm_authors')
 _METRICS = {
@@ -27,25 +27,7 @@ _OTHERS = ('sst2', 'mrpc', 'qqp', 'qnli', 'rte', 'cola', 'squad2')
 @pytest.fixture(scope='module')
 def bert(tmp_path_factory):
   """A folder of a tiny BERT with its tokenizer."""
-  folder = tmp_path_factory.mktemp('bert')
-  words = tiny_text.write_bert(folder / 'words')
-  cfg = sizes.TextConfig(
-    depth=2,
-    embed=16,
-    heads=2,
-    ffn=24,
-    vocab=128,
-    positions=32,
-    family='bert',
-    num_classes=2,
-    full=True,
-  )
-  model = backbone.build_model(cfg, rngs=nnx.Rngs(0))
-  split = foundation.split(model, cfg.depth)
-  export.save_huggingface(
-    folder / 'model', cfg, split.theta, ['no', 'yes'], tokenizer=str(words)
-  )
-  return str(folder / 'model')
+  return tiny_folders.write_bert(tmp_path_factory.mktemp('bert'))
 
 
 def _shrink(experiment):

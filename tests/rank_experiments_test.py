@@ -3,15 +3,12 @@
 import importlib
 import json
 
-from flax import nnx
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny
-import tiny_text
+import tiny_folders
 
-from fedjax_tune import deploy, foundation, train
-from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune import deploy, train
 
 _METHODS = ('flora', 'hetlora', 'ffa_lora')
 _OTHERS = ('all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora')
@@ -20,25 +17,7 @@ _OTHERS = ('all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora')
 @pytest.fixture(scope='module')
 def bert(tmp_path_factory):
   """A folder of a tiny BERT with its tokenizer."""
-  folder = tmp_path_factory.mktemp('bert')
-  words = tiny_text.write_bert(folder / 'words')
-  cfg = sizes.TextConfig(
-    depth=2,
-    embed=16,
-    heads=2,
-    ffn=24,
-    vocab=128,
-    positions=32,
-    family='bert',
-    num_classes=2,
-    full=True,
-  )
-  model = backbone.build_model(cfg, rngs=nnx.Rngs(0))
-  theta = tiny.noise(foundation.split(model, cfg.depth).theta, 0)
-  export.save_huggingface(
-    folder / 'model', cfg, theta, ['no', 'yes'], tokenizer=str(words)
-  )
-  return str(folder / 'model')
+  return tiny_folders.write_bert(tmp_path_factory.mktemp('bert'))
 
 
 def _shrink(method, bert):

@@ -1,46 +1,24 @@
 """Tiers from configuration to a run: other sizes, other families."""
 
+import dataclasses
 from typing import Any
 
-from flax import nnx
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny_text
+import tiny_folders
 
-from fedjax_tune import build, config, foundation, tiers, train
-from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune import build, config, tiers, train
 
-_BERT = sizes.TextConfig(
-  2, 16, 2, 24, vocab=128, positions=32, num_classes=2, full=True
-)
-_LLAMA = sizes.DecoderConfig(
-  3, 24, 2, 40, vocab=260, positions=32, group=2, head_dim=4,
-  pad=tiny_text.ROBERTA_PAD, full=True,
-)  # fmt: skip
-
-
-def _write(folder, cfg, words):
-  """Writes a model with random weights, and its tokenizer."""
-  build_model = lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0))
-  split = foundation.split(nnx.eval_shape(build_model), cfg.depth)
-  rng = np.random.default_rng(0)
-  draw = lambda x: np.float32(0.2 * rng.normal(size=x.shape) + (x.ndim < 3))
-  labels = ['no', 'yes'][: cfg.num_classes]
-  theta = jax.tree.map(draw, split.theta)
-  export.save_huggingface(folder, cfg, theta, labels, str(words))
-  return str(folder)
+_LLAMA = dataclasses.replace(tiny_folders.LLAMA, embed=24, ffn=40)
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """Folders of a BERT and of a Llama, each with a tokenizer of its own."""
   root = tmp_path_factory.mktemp('tiers')
-  pieces = tiny_text.write_bert(root / 'pieces')
-  letters = tiny_text.write_roberta(root / 'letters')
-  bert = _write(root / 'bert', _BERT, pieces)
-  return bert, _write(root / 'llama', _LLAMA, letters)
+  bert = tiny_folders.write_bert(root)
+  return bert, tiny_folders.write_llama(root, _LLAMA)
 
 
 def _experiment(weights, **sections):
@@ -49,7 +27,7 @@ def _experiment(weights, **sections):
     rounds=2,
     eval_every=2,
     model=config.Model(tune='adapter'),
-    fedadapter=config.Fedadapter(rank=4),
+    fedadapter=config.Fedadapter(rank=4, after=('attn', 'mlp')),
     tiers=config.Tiers(weights=tuple(weights)),
     data=config.Data(name='ag_news_subset', lengths=(32,), test_examples=8),
     clients=config.Clients(
@@ -84,7 +62,7 @@ def test_each_tier_reads_by_its_own_tokenizer(folders):
   works = setup.planner.plan(0).works
   seen = {int(w.slab.ids[0]) % 2: w.batches.inputs.ids.max() for w in works}
   # Word pieces number fewer than bytes.
-  assert seen[0] < _BERT.vocab
+  assert seen[0] < tiny_folders.BERT.vocab
   assert {int(k) % 2 for k in seen} == {0, 1}
   bert, llama = setup.foundation.tiers.values()
   assert bert.base['blocks']['attn']['q']['kernel'].shape[1] == 16
