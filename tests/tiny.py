@@ -345,8 +345,8 @@ def run(
   widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
   if is_vit:
     widths = dict(sizes.Axes.of(vit_config()))
-  if isinstance(found, federation.Federation):
-    widths |= {f'tier:{name}': t.depth for name, t in found.tiers.items()}
+  tiers = getattr(found, 'tiers', {})
+  widths |= {federation.tier_axis(name): t.depth for name, t in tiers.items()}
   method = BUILDERS[e.method](e, widths, budgets)
   method = method.meet(Task('classification', CLASSES), None)
   if isinstance(method, ranks.Rbla):
