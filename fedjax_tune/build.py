@@ -91,7 +91,9 @@ def build(experiment: config.Experiment) -> Setup:
     clients, len(corpus.domain_names(experiment.data))
   )
   _check_cohort(clients, len(domains))
-  found = tiers.load(experiment, data_dir(experiment.data))
+  several = experiment.method == 'heterotune'
+  load = tiers.load if several else tiers.load_one
+  found = load(experiment, data_dir(experiment.data))
   for tier in found:
     _check_model(experiment, tier.weights)
   weights = found[0].weights

@@ -79,8 +79,8 @@ class Tiers:
   the number of tiers; () takes the default for all.
 
   Attributes:
-    weights: The tiers' checkpoints, as `model.weights`, which they replace; ()
-      for one model.
+    weights: The tiers' checkpoints, as `model.weights`, which they replace with
+      method heterotune; other methods know one model, and read none of this.
     depth: The first blocks that are kept; 0 keeps all.
     width: Share of the heads and of the MLP that is kept.
     joins: The first round in which clients of the tier take part.

@@ -49,7 +49,7 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
 
 
 def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
-  """Loads each model once; without `tiers.weights`, the one of `model`.
+  """Loads each model of a federation once.
 
   Raises:
     ValueError: A tier keeps more blocks than there are, or tiers read
@@ -57,8 +57,6 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
     FileNotFoundError, RuntimeError: As `pretrained.load_pretrained`.
   """
   cfg = experiment.tiers
-  if not cfg.weights:
-    return (_load(experiment, data_dir, experiment.model.weights, 'model'),)
   found: dict[str, Tier] = {}
   for i, name in enumerate(names(cfg)):
     if name not in found:
@@ -75,6 +73,11 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
       f'tiers.weights={cfg.weights} must all read images, or all read text.'
     )
   return tuple(found.values())
+
+
+def load_one(experiment: config.Experiment, data_dir: str) -> tuple[Tier]:
+  """Loads `model.weights` alone, for methods that know one model."""
+  return (_load(experiment, data_dir, experiment.model.weights, 'model'),)
 
 
 def _load(

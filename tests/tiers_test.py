@@ -106,5 +106,5 @@ def test_bad_tiers(changes, message):
 def test_without_tiers_there_is_one_model():
   e: Any = config.Experiment()
   e.model.weights, e.data.image_size = 'random:vit_test', 16
-  (only,) = tiers.load(e, '')
+  (only,) = tiers.load_one(e, '')
   assert (only.name, only.kept) == ('model', {'layer': 4})

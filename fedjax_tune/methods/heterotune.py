@@ -72,12 +72,10 @@ class Heterotune(base.Method):
     del alloc
     if not self.own_branches:
       return local
-    names = list(self.rows)
-    own = names.index(self._tier_of(sig))
+    own_Bx1x1 = self._own(self._tier_of(sig))
 
     def stop(core):  # [site, branch, R, R]
-      mine = jnp.arange(core.shape[1])[:, None, None] == own
-      return jnp.where(mine, core, jax.lax.stop_gradient(core))
+      return jnp.where(own_Bx1x1, core, jax.lax.stop_gradient(core))
 
     return {**local, 'shared': jax.tree.map(stop, local['shared'])}
 
@@ -92,7 +90,7 @@ class Heterotune(base.Method):
     """Averages each coordinate over its holders; cores as options say."""
     if self.own_branches:
       totals = {
-        name: self._only_own(total, list(self.rows).index(name))
+        name: self._only_own(total, self._own(name))
         for name, total in totals.items()
       }
     update, memory = super().merge(theta, totals, memory)
@@ -119,14 +117,15 @@ class Heterotune(base.Method):
     (name,) = (name for name in self.rows if sig[tier_axis(name)])
     return name
 
-  def _only_own(self, total: GroupSum, own: int) -> GroupSum:
+  def _own(self, name: str) -> jax.Array:
+    """Says which branch is a tier's, bool [branch, 1, 1]."""
+    names = list(self.rows)
+    return jnp.arange(len(names))[:, None, None] == names.index(name)
+
+  def _only_own(self, total: GroupSum, own_Bx1x1: jax.Array) -> GroupSum:
     """Leaves what a tier sends of other tiers' branches out of its sums."""
-
-    def keep(x):  # [site, branch, ...], in `den` 1 wide where all is held
-      x = jnp.broadcast_to(x, (x.shape[0], len(self.rows), *x.shape[2:]))
-      mine = jnp.arange(len(self.rows))[:, None, None] == own
-      return jnp.where(mine, x, 0)
-
+    # [site, branch, ...]; `den` is 1 wide where all is held, and widens.
+    keep = lambda x: jnp.where(own_Bx1x1, x, 0)
     kept = lambda tree: {**tree, 'shared': jax.tree.map(keep, tree['shared'])}
     return GroupSum(kept(total.num), kept(total.den))
 
