@@ -15,7 +15,7 @@ from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.round import Engine
-from fedjax_tune.report import tables
+from fedjax_tune.report import costs
 
 
 class Run:
@@ -165,7 +165,7 @@ class Run:
       }
     )
 
-  def class_costs(self) -> list[tables.ClassCost]:
+  def class_costs(self) -> list[costs.ClassCost]:
     """Returns what a client of each class costs, largest first."""
     seen = {(m.sig, m.client) for r in self.setup.planner.rounds for m in r}
     clients = collections.Counter(sig for sig, _ in seen)
@@ -183,10 +183,10 @@ class Run:
 
   def _class_cost(
     self, sig: Signature, cost: Cost, clients: int, traffic: Traffic
-  ) -> tables.ClassCost:
+  ) -> costs.ClassCost:
     memory = self.engine.programs.compiled[sig].memory_analysis()
     held = cost.base_params + cost.theta_params
-    return tables.ClassCost(
+    return costs.ClassCost(
       name=_describe(sig, self.setup.sizes),
       clients=clients,
       layers=sig['layer'],

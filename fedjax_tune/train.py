@@ -13,8 +13,8 @@ from rich import console as rich_console
 from fedjax_tune import build as building
 from fedjax_tune import checkpoint, config
 from fedjax_tune.engine.plan import RoundPlan, prefetch
+from fedjax_tune.report import costs, plots
 from fedjax_tune.report import metrics as reporting
-from fedjax_tune.report import plots, tables
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.run import Run
 
@@ -50,7 +50,7 @@ def train(
   console = console or rich_console.Console()
   with console.status('Compiling a program for each class of clients'):
     run = Run(setup)
-  console.print(tables.cost_table(run.class_costs()))
+  console.print(costs.cost_table(run.class_costs()))
   write_setup(run, workdir)
   key = jax.random.key(experiment.seed)
   with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
@@ -112,9 +112,9 @@ def write_setup(run: Run, workdir: str) -> None:
   """Writes what is known before the first round: costs and partition."""
   setup, folder = run.setup, pathlib.Path(workdir)
   rows = run.class_costs()
-  (folder / 'costs.md').write_text(tables.cost_markdown(rows))
-  costs = [dataclasses.asdict(row) for row in rows]
-  reporting.write_json(folder / 'costs.json', costs)
+  (folder / 'costs.md').write_text(costs.cost_markdown(rows))
+  as_dicts = [dataclasses.asdict(row) for row in rows]
+  reporting.write_json(folder / 'costs.json', as_dicts)
   if setup.train.class_names:
     plots.plot_partition(
       setup.partition.histogram(setup.train),

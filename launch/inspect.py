@@ -18,7 +18,7 @@ from rich import table as rich_table
 
 from fedjax_tune import build
 from fedjax_tune.foundation import num_params
-from fedjax_tune.report import tables
+from fedjax_tune.report import costs, tables
 from fedjax_tune.run import Run
 from fedjax_tune.typing import Tree
 from launch import start
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(_CONFIG.value))
   console.print(overview(run))
-  console.print(tables.cost_table(run.class_costs()))
+  console.print(costs.cost_table(run.class_costs()))
 
 
 def overview(run: Run) -> rich_table.Table:

@@ -1,4 +1,4 @@
-"""Gathers the finished runs of a sweep: a list, two tables and a plot."""
+"""Gathers the finished runs of a sweep: a list, tables and a plot."""
 
 from collections.abc import Sequence
 import csv
@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from fedjax_tune.report import metrics, plots, tables, targets
+from fedjax_tune.report import costs, metrics, plots, tables, targets
 
 # Full models on every client, which others are compared with.
 _BASELINE = 'all_large'
@@ -42,6 +42,10 @@ def write_results(
       f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
       ' for itself:\n\n' + targets.target_markdown(runs, _BASELINE)
     )
+  if models := tables.models_markdown(summaries):
+    text += f'\nModels beside that of the first table:\n\n{models}'
+  classes = {label: _classes(workdir / label) for label in runs}
+  text += f'\nA client of each class:\n\n{costs.clients_markdown(classes)}'
   metrics.write_text(workdir / 'results.md', text)
   curves = {
     label: [_curve(rows) for rows in by_seed.values()]
@@ -63,6 +67,12 @@ def _summaries(
     found,
     key=lambda s: (order.get(s['label'], len(order)), s['label'], s['seed']),
   )
+
+
+def _classes(folder: pathlib.Path) -> list[costs.ClassCost]:
+  """Costs of a label's first run; seeds differ in who is in which class."""
+  path = min(folder.glob('seed*/costs.json'))
+  return [costs.ClassCost(**row) for row in json.loads(path.read_text())]
 
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:

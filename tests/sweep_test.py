@@ -20,9 +20,16 @@ if label == 'broken':
   raise ValueError('out of luck')
 row = {'round': 0, 'eval/accuracy': 0.5}
 (out / 'metrics.jsonl').write_text(json.dumps(row))
+(out / 'costs.json').write_text(json.dumps([{
+  'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
+  'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
+  'downlink_bytes': 2**20, 'flops_per_step': 10**9,
+  'peak_memory_bytes': 2**27}]))
 (out / 'summary.json').write_text(json.dumps({
   'method': label, 'seed': seed, 'rounds': 1, 'accuracy': 0.5 + 0.1 * seed,
-  'accuracy_by_domain': {'noto': 0.5}, 'client_steps_per_s': 1.0,
+  'accuracy_by_domain': {'noto': 0.5},
+  'other_accuracies': {'small': 0.3 + 0.1 * seed} if label == 'a' else {},
+  'client_steps_per_s': 1.0,
   'compiles': 1, 'uplink_bytes': 1, 'downlink_bytes': 1, 'train_flops': 1}))
 """
 
@@ -105,7 +112,13 @@ def test_results(tmp_path):
   with (tmp_path / 'results.csv').open() as file:
     table = list(csv.DictReader(file))
   assert [row['accuracy_by_domain/noto'] for row in table] == ['0.5'] * 4
-  assert '55.0 ± 7.1' in (tmp_path / 'results.md').read_text()
+  text = (tmp_path / 'results.md').read_text()
+  assert '55.0 ± 7.1' in text
+  assert [line for line in text.splitlines() if 'small' in line] == [
+    '| a      | small | 35.0 ± 7.1 |     2 |'
+  ]
+  costs = [line for line in text.splitlines() if '128 MiB' in line]
+  assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
 
 

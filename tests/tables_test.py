@@ -2,7 +2,7 @@ import io
 
 from rich import console as rich_console
 
-from fedjax_tune.report import tables
+from fedjax_tune.report import costs, tables
 
 
 def cost(**changes):
@@ -18,7 +18,7 @@ def cost(**changes):
     'flops_per_step': 123_400_000_000,
     'peak_memory_bytes': 3 * 2**29,
   }
-  return tables.ClassCost(**(fields | changes))
+  return costs.ClassCost(**(fields | changes))
 
 
 def summary(accuracy, **changes):
@@ -59,14 +59,23 @@ def test_human_units():
 
 def test_cost_in_both_forms():
   rows = [cost(), cost(name='3 layers', layers=3)]
-  _, _, large, small = cells(tables.cost_markdown(rows))
+  _, _, large, small = cells(costs.cost_markdown(rows))
   assert large == [
     '12 layers', '5', '21.8 M', '184 k', '0.84', '720 KiB', '720 KiB',
     '123 GFLOP', '1.5 GiB',
   ]  # fmt: skip
   assert small[0] == '3 layers'
-  text = rendered(tables.cost_table(rows))
+  text = rendered(costs.cost_table(rows))
   assert all(cell in text for cell in (*large, *small))
+  assert text.count('720 KiB') == 2
+  text = rendered(costs.cost_table([cost(downlink_bytes=2**20)]))
+  assert '720 KiB' in text
+  assert '1 MiB' in text
+
+
+def test_costs_of_a_long_name_fit_a_terminal():
+  rows = [cost(name='dinov2_vits14_d12, 12 layers', clients=100)]
+  assert '1.5 GiB' in rendered(costs.cost_table(rows))
 
 
 def test_comparison_of_seeds_and_methods():

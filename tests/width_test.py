@@ -136,7 +136,12 @@ def test_heterofl_masks_the_logits_of_absent_classes():
   plain = _method('heterofl', masked_loss=False).meet(_TASK, present)
   assert 'present' not in plain.allocate(0, [0])[0]
   # Evaluation sees all classes.
-  assert list(method.evaluations()) == ['full']
+  whole = {'layer': tiny.DEPTH}
+  assert method.evaluations() == {
+    'full': whole,
+    'rate0.5': whole | {'embed': 3},
+    'rate0.25': whole | {'embed': 2},
+  }
   sig, row, model = _held(method, found, 0)
   assert dict(sig.amounts) == {'present': 3}
   logits = method.predict('full', model, row, batch.inputs)

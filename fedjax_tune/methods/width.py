@@ -111,6 +111,13 @@ class HeteroFL(Width):
       for row, k in zip(rows, cohort, strict=True)
     ]
 
+  def evaluations(self) -> dict[str, Row]:
+    """Evaluates the model of every rate, which is what its clients keep."""
+    rows: dict[str, Row] = {'full': {'layer': self.depth}}
+    for rate in sorted({r for r in self.rates if r < 1}, reverse=True):
+      rows[f'rate{rate:g}'] = {'layer': self.depth, **self.amounts(rate)}
+    return rows
+
   def loss(
     self,
     sig: Signature,

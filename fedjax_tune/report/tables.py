@@ -1,11 +1,10 @@
-"""Tables for people: what each class of client costs, how methods compare.
+"""Tables for people: how methods compare.
 
 Each table exists twice, for the terminal (rich) and as Markdown, from the
 same cells.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import math
 import textwrap
 from typing import Any
@@ -13,45 +12,6 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich import table as rich_table
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassCost:
-  """What a class of clients (those of one budget) holds, moves and computes.
-
-  Attributes:
-    name: How the class is called.
-    clients: Clients in it.
-    layers: Transformer blocks that each holds.
-    params_held: Parameters on the device, frozen ones included.
-    params_trainable: Parameters that it trains and sends.
-    trainable_percent: The latter as percent of the former.
-    uplink_bytes: Sent by one client in one round.
-    downlink_bytes: Received by one client in one round.
-    flops_per_step: Floating-point operations of one local step.
-    peak_memory_bytes: Most memory in use during a local step.
-  """
-
-  name: str
-  clients: int
-  layers: int
-  params_held: int
-  params_trainable: int
-  trainable_percent: float
-  uplink_bytes: int
-  downlink_bytes: int
-  flops_per_step: int
-  peak_memory_bytes: int
-
-
-def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
-  """The cost of each class of clients, for the terminal."""
-  return _rich('Cost of a client, by class', *_cost_cells(rows))
-
-
-def cost_markdown(rows: Sequence[ClassCost]) -> str:
-  """The cost of each class of clients, as a Markdown table."""
-  return markdown(*_cost_cells(rows))
 
 
 def comparison_table(
@@ -69,7 +29,9 @@ def comparison_table(
   header, cells = _comparison_cells(summaries)
   cut = len(header) - len(_COSTS)
   accuracy, costs = (
-    _rich(title, [header[0], *header[part]], [[c[0], *c[part]] for c in cells])
+    terminal(
+      title, [header[0], *header[part]], [[c[0], *c[part]] for c in cells]
+    )
     for title, part in (
       ('Accuracy (%)', slice(1, cut)),
       ('Costs', slice(cut, None)),
@@ -84,6 +46,32 @@ def comparison_table(
 def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
   """The same as a Markdown table."""
   return markdown(*_comparison_cells(summaries))
+
+
+def models_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+  """The accuracy of every model beside the one that counts.
+
+  Args:
+    summaries: The `summary.json` of each run, with its `label`.
+
+  Returns:
+    A Markdown table with a row for each label and model: the tiers of a
+    federation, the sizes of InclusiveFL, the exits of DepthFL. '' where every
+    method leaves one model.
+  """
+  found: dict[tuple[str, str], list[float | int | None]] = {}
+  for summary in summaries:
+    for model, accuracy in summary.get('other_accuracies', {}).items():
+      found.setdefault((summary['label'], model), []).append(accuracy)
+  if not found:
+    return ''
+  return markdown(
+    ['method', 'model', 'accuracy %', 'seeds'],
+    [
+      [label, model, percent(values, spread=True), str(len(values))]
+      for (label, model), values in found.items()
+    ],
+  )
 
 
 def human_bytes(count: float | int) -> str:
@@ -134,31 +122,10 @@ def digits(value: float | int) -> str:
 _COSTS = (
   'seeds', 'up MiB/round', 'down MiB/round', 'train TFLOP', 'client-steps/s',
 )  # fmt: skip
-_Cells = tuple[list[str], list[list[str]]]
+Cells = tuple[list[str], list[list[str]]]
 
 
-def _cost_cells(rows: Sequence[ClassCost]) -> _Cells:
-  header = [
-    'class', 'clients', 'params', 'trained', '%', 'up', 'down', 'per step',
-    'peak memory',
-  ]  # fmt: skip
-  return header, [
-    [
-      row.name,
-      str(row.clients),
-      human_count(row.params_held),
-      human_count(row.params_trainable),
-      f'{row.trainable_percent:.2f}',
-      human_bytes(row.uplink_bytes),
-      human_bytes(row.downlink_bytes),
-      human_flops(row.flops_per_step),
-      human_bytes(row.peak_memory_bytes),
-    ]
-    for row in rows
-  ]
-
-
-def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> _Cells:
+def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> Cells:
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for summary in summaries:
     groups.setdefault(summary.get('label', summary['method']), []).append(
@@ -180,8 +147,8 @@ def _comparison_row(
 
   by_domain = [[_domains(r).get(d) for r in runs] for d in domains]
   return [
-    _percent([run['accuracy'] for run in runs], spread=True),
-    *(_percent(values, spread=False) for values in by_domain),
+    percent([run['accuracy'] for run in runs], spread=True),
+    *(percent(values, spread=False) for values in by_domain),
     str(len(runs)),
     mean('uplink_bytes', 'rounds', 2**20),
     mean('downlink_bytes', 'rounds', 2**20),
@@ -199,7 +166,12 @@ def _number(value: float | int | None) -> float:
   return math.nan if value is None else float(value)
 
 
-def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
+def percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
+  """Formats the mean of fractions as percent; '-' if one is not finite.
+
+  >>> percent([0.5, 0.6], spread=True)
+  '55.0 ± 7.1'
+  """
   values = 100 * np.array([_number(f) for f in fractions])
   if not np.all(np.isfinite(values)):
     return '-'
@@ -210,9 +182,10 @@ def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
   return text
 
 
-def _rich(
+def terminal(
   title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> rich_table.Table:
+  """Formats a table for the terminal; all columns but the first are numbers."""
   table = rich_table.Table(
     title=title,
     title_style='bold',

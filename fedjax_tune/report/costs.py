@@ -1,0 +1,91 @@
+"""What each class of clients costs, for the terminal and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+from rich import table as rich_table
+
+from fedjax_tune.report import tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassCost:
+  """What a class of clients (those of one budget) holds, moves and computes.
+
+  Attributes:
+    name: How the class is called.
+    clients: Clients in it.
+    layers: Transformer blocks that each holds.
+    params_held: Parameters on the device, frozen ones included.
+    params_trainable: Parameters that it trains and sends.
+    trainable_percent: The latter as percent of the former.
+    uplink_bytes: Sent by one client in one round.
+    downlink_bytes: Received by one client in one round.
+    flops_per_step: Floating-point operations of one local step.
+    peak_memory_bytes: Most memory in use during a local step.
+  """
+
+  name: str
+  clients: int
+  layers: int
+  params_held: int
+  params_trainable: int
+  trainable_percent: float
+  uplink_bytes: int
+  downlink_bytes: int
+  flops_per_step: int
+  peak_memory_bytes: int
+
+
+def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
+  """The cost of each class of clients, for the terminal.
+
+  What is sent and received shares a column where it is equal, as it nearly
+  always is: both would not fit 80 columns.
+  """
+  header, cells = _cells(rows)
+  up, down = header.index('up'), header.index('down')
+  if all(row[up] == row[down] for row in cells):
+    header[up] = 'up = down'
+    for row in (header, *cells):
+      del row[down]
+  return tables.terminal('Cost of a client, by class', header, cells)
+
+
+def cost_markdown(rows: Sequence[ClassCost]) -> str:
+  """The cost of each class of clients, as a Markdown table."""
+  return tables.markdown(*_cells(rows))
+
+
+def clients_markdown(
+  costs: Mapping[str, Sequence[ClassCost]],
+) -> str:
+  """What a client of each class costs with each method, as Markdown."""
+  parts = {label: _cells(rows) for label, rows in costs.items()}
+  header = next(header for header, _ in parts.values())
+  return tables.markdown(
+    ['method', *header],
+    [[label, *cells] for label, (_, rows) in parts.items() for cells in rows],
+  )
+
+
+def _cells(rows: Sequence[ClassCost]) -> tables.Cells:
+  """Returns header and cells of the costs, a row for each class."""
+  header = [
+    'class', 'clients', 'params', 'trained', '%', 'up', 'down', 'per step',
+    'peak memory',
+  ]  # fmt: skip
+  return header, [
+    [
+      row.name,
+      str(row.clients),
+      tables.human_count(row.params_held),
+      tables.human_count(row.params_trainable),
+      f'{row.trainable_percent:.2f}',
+      tables.human_bytes(row.uplink_bytes),
+      tables.human_bytes(row.downlink_bytes),
+      tables.human_flops(row.flops_per_step),
+      tables.human_bytes(row.peak_memory_bytes),
+    ]
+    for row in rows
+  ]
