@@ -14,7 +14,7 @@ Ablations, in place of `--methods` above:
 """
 
 from experiments import heterotune_reviews, raffm_emoji
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 
 
 def get_config() -> config.Experiment:
@@ -26,7 +26,7 @@ def get_config() -> config.Experiment:
   experiment.clients.devices = ''
   experiment.clients.budgets = (12, 8, 6) * 20
   experiment.clients.cohort_size = 12
-  experiment.tiers = config.Tiers(
+  experiment.tiers = method_config.Tiers(
     weights=('dinov2_vits14',) * 3, depth=(12, 8, 6)
   )
   experiment.lora.targets = ('attn.proj', 'mlp.fc2')

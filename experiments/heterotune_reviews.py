@@ -11,7 +11,7 @@ blocks (AllSmall, InclusiveFL), to any three (FedRA), to half of its heads and
 of its MLP (HeteroFL). `apart` trains the tiers without anything in common.
 """
 
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 
 
 def get_config() -> config.Experiment:
@@ -24,7 +24,7 @@ def get_config() -> config.Experiment:
     lora=config.Lora(
       rank=8, alpha=16.0, targets=('attn.q', 'attn.v'), patch_embed=False
     ),
-    tiers=config.Tiers(weights=('minilm_l6', 'minilm_l3')),
+    tiers=method_config.Tiers(weights=('minilm_l6', 'minilm_l3')),
     data=config.Data(name='movie_reviews', lengths=(48,), test_examples=400),
     clients=config.Clients(
       partition='dirichlet',
@@ -43,5 +43,5 @@ def get_config() -> config.Experiment:
       steps=4,
     ),
     server=config.Server(weighting='examples'),
-    width=config.Width(rates=(1.0, 0.5), axes=('heads', 'ffn')),
+    width=method_config.Width(rates=(1.0, 0.5), axes=('heads', 'ffn')),
   )

@@ -12,7 +12,7 @@ Clients' hardware is the paper's setting 'medium'. RaFFM cuts the MLP to all,
 rates at which a client holds as many parameters as with RaFFM.
 """
 
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 
 # 22.7, 20.1 and 18.6 million parameters, embeddings included.
 _RATES = (1.0, 0.93, 0.885)
@@ -44,5 +44,5 @@ def get_config() -> config.Experiment:
       batch_size=16,
       steps=2,
     ),
-    width=config.Width(rates=_RATES),
+    width=method_config.Width(rates=_RATES),
   )

@@ -2,10 +2,13 @@
 
 An experiment file in `experiments/` returns one `Experiment`. The dataclasses
 are plain (not frozen) because absl's config flags write into them; nothing
-below `launch/` changes them. Every default stands here and nowhere else.
+below `launch/` changes them. Every default stands here or, where it is one
+method's own, in `method_config.py`, and nowhere else.
 """
 
 import dataclasses
+
+from fedjax_tune import method_config
 
 
 @dataclasses.dataclass
@@ -69,27 +72,6 @@ class Fedadapter:
   gating: str = 'static'
   placement: str = 'sequential'
   scale: float = 1.0
-
-
-@dataclasses.dataclass
-class Tiers:
-  """Different models in one federation; clients take the tiers in turn.
-
-  For each tier one value, by which clients with number k have tier k modulo
-  the number of tiers; () takes the default for all.
-
-  Attributes:
-    weights: The tiers' checkpoints, as `model.weights`, which they replace with
-      method heterotune; other methods know one model, and read none of this.
-    depth: The first blocks that are kept; 0 keeps all.
-    width: Share of the heads and of the MLP that is kept.
-    joins: The first round in which clients of the tier take part.
-  """
-
-  weights: tuple[str, ...] = ()
-  depth: tuple[int, ...] = ()
-  width: tuple[float, ...] = ()
-  joins: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -236,190 +218,6 @@ class Engine:
 
 
 @dataclasses.dataclass
-class Fedra:
-  """FedRA; `coverage_repair` redraws rows until every layer has an owner."""
-
-  coverage_repair: bool = False
-
-
-@dataclasses.dataclass
-class Inclusivefl:
-  """InclusiveFL; variant 'published' or 'fedra_port' (plain layer mean).
-
-  Attributes:
-    beta: Share of the next larger size in the step of a size's top block, in
-      [0, 1]; only of the published variant.
-  """
-
-  variant: str = 'published'
-  beta: float = 0.2
-
-
-@dataclasses.dataclass
-class Depthfl:
-  """DepthFL; variant 'published' or 'fedra_port'.
-
-  Attributes:
-    ramp_rounds: Rounds until the distillation has its full weight; 0 takes
-      the variant's, 300 or 500.
-    evaluate: 'ensemble' of all exits or 'last' exit; '' takes the variant's.
-  """
-
-  variant: str = 'published'
-  ramp_rounds: int = 0
-  evaluate: str = ''
-
-
-@dataclasses.dataclass
-class Width:
-  """Clients of different width: HeteroFL, FedRolex, FjORD, Federated Dropout.
-
-  Attributes:
-    rates: Share of each axis that a client holds; clients take the rates in
-      turn, by their number.
-    axes: Which axes are narrower.
-    scaler: Divide activations by the rate while training (HeteroFL).
-    masked_loss: Leave classes that a client lacks out of its loss (HeteroFL).
-    distill: Teach narrow models by the client's widest (FjORD).
-  """
-
-  rates: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
-  axes: tuple[str, ...] = ('embed', 'qk_dim', 'v_dim', 'ffn')
-  scaler: bool = True
-  masked_loss: bool = True
-  distill: bool = False
-
-
-@dataclasses.dataclass
-class Raffm:
-  """RaFFM; the defaults are its released code's, with the paper's rule P.
-
-  Attributes:
-    mode: 'slice' trains physically narrower models, 'mask' the full shapes
-      with masked gradients, as the code of the paper's time did.
-    space: Which sizes a subnetwork may have: a preset of `methods/spaces.py`,
-      or 'custom', the fields below.
-    head_dim: Shares of the width of every head.
-    heads: Shares of the heads.
-    ffn: Shares of the MLP's hidden width.
-    embed: Shares of the model width.
-    layers: Shares of the depth.
-    sampling: 'random' (one client of a round has the full model, the others
-      draw), 'sandwich' (besides, one has the smallest), or 'resource' (each
-      has the largest that fits its device).
-    deadline_s: With 'resource', the longest that a device may compute in a
-      round, in seconds.
-    priority: What salience reorders: 'none', 'qk' (the authors'), 'qk+vo' or
-      'qk+vo+ffn'.
-    reorder: 'every_round' or 'once', before the first.
-    aggregation: 'mean' over all participants (rule P), 'coverage', or
-      'zero_filled', the released code's, which shrinks what few hold.
-  """
-
-  mode: str = 'slice'
-  space: str = 'released'
-  head_dim: tuple[float, ...] = (1.0,)
-  heads: tuple[float, ...] = (1.0,)
-  ffn: tuple[float, ...] = (1.0,)
-  embed: tuple[float, ...] = (1.0,)
-  layers: tuple[float, ...] = (1.0,)
-  sampling: str = 'sandwich'
-  deadline_s: float = 60.0
-  priority: str = 'qk'
-  reorder: str = 'every_round'
-  aggregation: str = 'mean'
-
-
-@dataclasses.dataclass
-class Prunefl:
-  """PruneFL; the defaults are RaFFM's.
-
-  Attributes:
-    keep: Share of the weights that stay in the MLP and in attention's output.
-    threshold: Magnitude that weights of queries, keys, values and of the
-      classifier must exceed; 0 keeps all.
-  """
-
-  keep: float = 0.8
-  threshold: float = 1e-2
-
-
-@dataclasses.dataclass
-class Prism:
-  """PriSM; the defaults are RaFFM's, `power` is that of PriSM's code.
-
-  Attributes:
-    keep: Share of each MLP map's orthogonal kernels that a client gets.
-    power: They are drawn with p ~ s^power, s their singular values.
-    frob_decay: Coefficient of the Frobenius decay of the MLP's maps.
-  """
-
-  keep: float = 0.8
-  power: float = 1.0
-  frob_decay: float = 2e-4
-
-
-@dataclasses.dataclass
-class Rank:
-  """Clients of different LoRA rank; the ranks are those of FLoRA's authors.
-
-  Attributes:
-    ranks: Clients take them in turn, by their number; the largest must be
-      `lora.rank`, which the server has.
-    scaling: 'common' multiplies every client's adapters by lora.alpha /
-      lora.rank, so that a rank means the same to all (alpha proportional to
-      the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
-      own rank, as peft does for a fixed alpha.
-  """
-
-  ranks: tuple[int, ...] = (64, 32, 16, 16, 8, 8, 4, 4, 4, 4)
-  scaling: str = 'common'
-
-
-@dataclasses.dataclass
-class Hetlora:
-  """HetLoRA's self-pruning; that its authors use these values is uncertain.
-
-  Attributes:
-    gamma: Share of its ranks that a client keeps when it prunes; 1 turns
-      pruning off.
-    penalty: Coefficient of the norms of the ranks that would go.
-  """
-
-  gamma: float = 0.99
-  penalty: float = 5e-4
-
-
-@dataclasses.dataclass
-class Heterotune:
-  """HeteroTune; every choice that the paper's public text leaves open.
-
-  Attributes:
-    reading: What a tier has of FedAdapter's cores. 'nested': the first of its
-      branches; 'own': all branches, of which branch m is tier m's; 'width': the
-      first columns of one wide branch.
-    branches: Of each tier, in the nested reading how many branches it has, in
-      the width reading which share of the columns; () is M, M - 1, ..., 1.
-    foreign: Whether in reading 'own' a tier's clients train the branches of
-      other tiers too, 'trained', or not, 'frozen'.
-    sites: How many of each core are shared, at equal relative depths; 0 takes
-      the number of blocks of the shallowest tier.
-    every_block: Whether all blocks have adapters; else one a site.
-    share: Whether tiers share anything; without it they train apart.
-    cmga: Cross-model gradient alignment of the tiers' updates: 'off',
-      'pairwise' (as in PCGrad) or 'mean'.
-  """
-
-  reading: str = 'nested'
-  branches: tuple[int, ...] = ()
-  foreign: str = 'frozen'
-  sites: int = 0
-  every_block: bool = True
-  share: bool = True
-  cmga: str = 'off'
-
-
-@dataclasses.dataclass
 class Experiment:
   """Everything that defines a run; equal experiments give equal runs."""
 
@@ -431,19 +229,41 @@ class Experiment:
   model: Model = dataclasses.field(default_factory=Model)
   lora: Lora = dataclasses.field(default_factory=Lora)
   fedadapter: Fedadapter = dataclasses.field(default_factory=Fedadapter)
-  tiers: Tiers = dataclasses.field(default_factory=Tiers)
+  tiers: method_config.Tiers = dataclasses.field(
+    default_factory=method_config.Tiers
+  )
   data: Data = dataclasses.field(default_factory=Data)
   clients: Clients = dataclasses.field(default_factory=Clients)
   local: Local = dataclasses.field(default_factory=Local)
   server: Server = dataclasses.field(default_factory=Server)
   engine: Engine = dataclasses.field(default_factory=Engine)
-  fedra: Fedra = dataclasses.field(default_factory=Fedra)
-  inclusivefl: Inclusivefl = dataclasses.field(default_factory=Inclusivefl)
-  depthfl: Depthfl = dataclasses.field(default_factory=Depthfl)
-  width: Width = dataclasses.field(default_factory=Width)
-  raffm: Raffm = dataclasses.field(default_factory=Raffm)
-  prunefl: Prunefl = dataclasses.field(default_factory=Prunefl)
-  prism: Prism = dataclasses.field(default_factory=Prism)
-  rank: Rank = dataclasses.field(default_factory=Rank)
-  hetlora: Hetlora = dataclasses.field(default_factory=Hetlora)
-  heterotune: Heterotune = dataclasses.field(default_factory=Heterotune)
+  fedra: method_config.Fedra = dataclasses.field(
+    default_factory=method_config.Fedra
+  )
+  inclusivefl: method_config.Inclusivefl = dataclasses.field(
+    default_factory=method_config.Inclusivefl
+  )
+  depthfl: method_config.Depthfl = dataclasses.field(
+    default_factory=method_config.Depthfl
+  )
+  width: method_config.Width = dataclasses.field(
+    default_factory=method_config.Width
+  )
+  raffm: method_config.Raffm = dataclasses.field(
+    default_factory=method_config.Raffm
+  )
+  prunefl: method_config.Prunefl = dataclasses.field(
+    default_factory=method_config.Prunefl
+  )
+  prism: method_config.Prism = dataclasses.field(
+    default_factory=method_config.Prism
+  )
+  rank: method_config.Rank = dataclasses.field(
+    default_factory=method_config.Rank
+  )
+  hetlora: method_config.Hetlora = dataclasses.field(
+    default_factory=method_config.Hetlora
+  )
+  heterotune: method_config.Heterotune = dataclasses.field(
+    default_factory=method_config.Heterotune
+  )

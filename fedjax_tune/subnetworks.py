@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune import deploy
+from fedjax_tune import deploy, finished
 from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import raffm, slices, spaces
 from fedjax_tune.randomness import host_rng
@@ -25,7 +25,7 @@ _LEAST = 1 / 4
 _USED = 0.98
 
 
-def parse(text: str, trained: deploy.Trained) -> Row:
+def parse(text: str, trained: finished.Trained) -> Row:
   """Reads a subnetwork, as in 'head_dim=0.5,ffn=0.4'.
 
   Raises:
@@ -49,7 +49,7 @@ def parse(text: str, trained: deploy.Trained) -> Row:
   return trained.held(spaces.row_of(every, trained.sizes))
 
 
-def count(budget: float, trained: deploy.Trained) -> int:
+def count(budget: float, trained: finished.Trained) -> int:
   """Returns a budget in parameters.
 
   Args:
@@ -66,7 +66,7 @@ def count(budget: float, trained: deploy.Trained) -> int:
   return int(budget * trained.num_params({}) if budget <= 1 else budget)
 
 
-def largest(budget: float, trained: deploy.Trained) -> Row:
+def largest(budget: float, trained: finished.Trained) -> Row:
   """Returns the largest subnetwork within a budget.
 
   Candidates are the subnetworks that a run of RaFFM trained, if one of them
@@ -89,7 +89,7 @@ def largest(budget: float, trained: deploy.Trained) -> Row:
   )
 
 
-def _trained_rows(trained: deploy.Trained) -> list[Row]:
+def _trained_rows(trained: finished.Trained) -> list[Row]:
   method = trained.setup.method
   if not isinstance(method, raffm.Raffm):
     return []
@@ -99,11 +99,11 @@ def _trained_rows(trained: deploy.Trained) -> list[Row]:
   return [trained.held(spaces.row_of(c, trained.sizes)) for c in choices]
 
 
-def _even_rows(trained: deploy.Trained) -> list[Row]:
+def _even_rows(trained: finished.Trained) -> list[Row]:
   return [_even(k / _STEPS, trained) for k in range(1, _STEPS + 1)]
 
 
-def _even(share: float, trained: deploy.Trained) -> Row:
+def _even(share: float, trained: finished.Trained) -> Row:
   # Rotary heads keep their width.
   heads = (1.0, share) if 'rotary' in trained.sizes else (share, 1.0)
   shares = (*heads, share, 1.0, 1.0)
@@ -111,7 +111,10 @@ def _even(share: float, trained: deploy.Trained) -> Row:
 
 
 def draw(
-  trained: deploy.Trained, samples: int, seed: int, budget: float | None = None
+  trained: finished.Trained,
+  samples: int,
+  seed: int,
+  budget: float | None = None,
 ) -> list[tuple[int, Row]]:
   """Draws random subnetworks: widths of queries and keys, values, and MLP.
 
@@ -149,7 +152,7 @@ def draw(
   return drawn
 
 
-def _at_budget(limit: int, trained: deploy.Trained) -> list[Row]:
+def _at_budget(limit: int, trained: finished.Trained) -> list[Row]:
   """Lists subnetworks that use a budget, one for each pair of head widths."""
   sizes, found = trained.sizes, []
   axes = [axis for axis in ('qk_dim', 'v_dim') if axis in sizes]
@@ -168,7 +171,7 @@ def _at_budget(limit: int, trained: deploy.Trained) -> list[Row]:
 
 
 def measure(
-  trained: deploy.Trained,
+  trained: finished.Trained,
   drawn: Sequence[tuple[int, Row]],
   seed: int,
   scope: str,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import pathlib
 
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 from fedjax_tune.data import tokens
 from fedjax_tune.models import pretrained, sizes
 
@@ -24,7 +24,7 @@ class Tier:
   kept: Mapping[str, int]
 
 
-def names(cfg: config.Tiers) -> tuple[str, ...]:
+def names(cfg: method_config.Tiers) -> tuple[str, ...]:
   """Names the tiers, in the order in which clients take them.
 
   A tier that stands there twice, to give it more clients, is one.

@@ -19,7 +19,7 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from fedjax_tune import deploy, subnetworks
+from fedjax_tune import deploy, finished, subnetworks
 from fedjax_tune.methods import salience
 from fedjax_tune.report import metrics, scaling, tables
 from launch import start
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   _check_flags()
   console = rich_console.Console()
   with console.status('Reading the run and its data'):
-    trained = deploy.load_run(_WORKDIR.value, _TEST_EXAMPLES.value)
+    trained = finished.load(_WORKDIR.value, _TEST_EXAMPLES.value)
   start.cache_programs(trained.setup.experiment)
   out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / 'deployed')
   if _CURVE.value:
@@ -79,7 +79,7 @@ def _check_flags() -> None:
 
 
 def _extract(
-  trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
+  trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
   if _BUDGET.value is not None:
     row = subnetworks.largest(_BUDGET.value, trained)
@@ -104,7 +104,7 @@ def _extract(
 
 
 def _compare(
-  trained: deploy.Trained, out: pathlib.Path, console: rich_console.Console
+  trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
   seed, budget = _SEED.value, _BUDGET.value
   priority = _PRIORITY.value or 'qk+vo+ffn'

@@ -22,6 +22,7 @@ from fedjax_tune import (
   checkpoint,
   config,
   deploy,
+  finished,
   foundation,
   selection,
   subnetworks,
@@ -149,7 +150,7 @@ def trained_run(folder, patch):
     folder, 'raffm', raffm=raffm, clients={'cohort_size': 1}
   )
   summary = train.train(experiment, str(folder / 'raffm'))
-  return deploy.load_run(folder / 'raffm'), folder / 'raffm', summary
+  return finished.load(folder / 'raffm'), folder / 'raffm', summary
 
 
 @pytest.fixture(scope='module')
@@ -157,7 +158,7 @@ def text_run(folder, patch):
   """LoRA on texts, with noise for results."""
   del patch
   summary = _finish(_text_experiment(folder), folder / 'text')
-  return deploy.load_run(folder / 'text'), folder / 'text', summary
+  return finished.load(folder / 'text'), folder / 'text', summary
 
 
 @pytest.fixture(params=['trained_run', 'text_run'])
@@ -329,14 +330,14 @@ def test_other_than_plain_models_are_refused(case, folder, patch, tmp_path):
   checkpoint.experiment_guard(tmp_path, fields, resume=False)
   (tmp_path / 'summary.json').write_text('{"rounds": 1}')
   with pytest.raises(ValueError, match=f'method={case!r} does not end with'):
-    deploy.load_run(tmp_path)
+    finished.load(tmp_path)
   assert not (tmp_path / 'checkpoints').exists()
 
 
 def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):
   del patch
   summary = _finish(_image_experiment(folder, 'all_small'), tmp_path)
-  trained = deploy.load_run(tmp_path)
+  trained = finished.load(tmp_path)
   assert trained.sizes['layer'] == 2
   record = deploy.write(trained, {}, tmp_path / 'out', _WIDEST)
   assert record['accuracy'] == pytest.approx(summary['accuracy'])
@@ -378,14 +379,14 @@ def test_other_folders_are_left_alone(text_run):
 
 def test_runs_that_are_none(tmp_path):
   with pytest.raises(FileNotFoundError, match='has no run: no config'):
-    deploy.load_run(tmp_path)
+    finished.load(tmp_path)
   fields = dataclasses.asdict(config.Experiment(rounds=5))
   checkpoint.experiment_guard(tmp_path, fields, resume=False)
   with pytest.raises(FileNotFoundError, match='not a finished run'):
-    deploy.load_run(tmp_path)
+    finished.load(tmp_path)
   (tmp_path / 'summary.json').write_text('{"rounds": 3}')
   with pytest.raises(ValueError, match='3 of 5 rounds'):
-    deploy.load_run(tmp_path)
+    finished.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_tune import build, config, estimate, foundation, selection
+from fedjax_tune import adapted, config, estimate, foundation, selection
 from fedjax_tune.engine import cost
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Signature
@@ -61,7 +61,7 @@ def _batch(kind):
 def _shape(kind, tune):
   """The sizes of a model with what it trains, if not adapters."""
   model = config.Model(tune=tune, prompt_tokens=20)
-  return build.with_trained(_config(kind), model)
+  return adapted.with_trained(_config(kind), model)
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def _foundation(kind, tune):
 def _both(kind, shares, tune):
   """Returns the estimate, the exact cost, and what the client holds."""
   shape = _shape(kind, tune)
-  all_sizes = build.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
+  all_sizes = adapted.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
   row = spaces.row_of(shares, all_sizes)
   found = _foundation(kind, tune)
   method = base.Method(shape.depth, (shape.depth,), 0)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import config, foundation, selection, train
+from fedjax_tune import foundation, method_config, selection, train
 from fedjax_tune.methods import spaces
 from fedjax_tune.models import backbone, sizes
 
@@ -99,7 +99,7 @@ def test_every_set_is_the_authors():
     e = _AUTHORS.get_config(name)
     assert (e.clients.count, e.clients.cohort_size) == (100, 10)
     assert (e.local.decay, e.local.decay_every) == (0.98, 5)
-    assert e.raffm == config.Raffm()
+    assert e.raffm == method_config.Raffm()
   with pytest.raises(ValueError, match=r"SET='imdb' must be one of sst2, "):
     _AUTHORS.get_config('imdb')
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import config, selection
+from fedjax_tune import config, method_config, selection
 from fedjax_tune.methods import raffm, slices, spaces
 from fedjax_tune.randomness import host_rng
 
@@ -229,7 +229,7 @@ def test_only_zero_filled_shrinks_what_few_hold():
   np.testing.assert_allclose(got['w'][:3], 1.2, rtol=1e-6)
   for name in ('mean', 'coverage'):
     tiny.assert_equal(_merge(name, theta, rows, still, [1.0] * 10), theta)
-  assert config.Raffm().aggregation == 'mean'
+  assert method_config.Raffm().aggregation == 'mean'
   built = raffm.build(tiny.experiment('raffm'), _SIZES, (12,) * 4)
   assert built.aggregation == 'mean'
 

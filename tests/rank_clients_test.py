@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from fedjax_tune import build, config, selection
+from fedjax_tune import adapted, config, method_config, selection
 from fedjax_tune.engine import cost
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import BUILDERS
@@ -30,9 +30,9 @@ _NAMES = (
 def test_a_client_computes_what_peft_does(scaling, rank):
   """Also where it holds less than the server: alpha / r, or one alpha / R."""
   server, alpha, ins, outs = 4, 6.0, 5, 3
-  e = config.Experiment(rank=config.Rank(scaling=scaling))
+  e = config.Experiment(rank=method_config.Rank(scaling=scaling))
   e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0)
-  adapter: Any = build.adapters(e)['attn.proj']
+  adapter: Any = adapted.adapters(e)['attn.proj']
   layer = linear.Linear(
     (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)
   )

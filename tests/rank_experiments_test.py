@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import deploy, train
+from fedjax_tune import deploy, finished, train
 
 _METHODS = ('flora', 'hetlora', 'ffa_lora')
 _OTHERS = ('all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora')
@@ -40,7 +40,7 @@ def test_runs_and_deploys(method, bert, tmp_path):
   experiment = _shrink(method, bert)
   with tfds.testing.mock_data(num_examples=40):
     summary = train.train(experiment, str(tmp_path))
-    trained = deploy.load_run(tmp_path)
+    trained = finished.load(tmp_path)
     rows = {'full': trained.sizes}
     scores = deploy.build_evaluate(trained, rows)(trained.params)
   assert np.isfinite(summary['train_loss'])

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import build, config, tiers, train
+from fedjax_tune import build, config, method_config, tiers, train
 
 _LLAMA = dataclasses.replace(tiny_folders.LLAMA, embed=24, ffn=40)
 
@@ -28,7 +28,7 @@ def _experiment(weights, **sections):
     eval_every=2,
     model=config.Model(tune='adapter'),
     fedadapter=config.Fedadapter(rank=4, after=('attn', 'mlp')),
-    tiers=config.Tiers(weights=tuple(weights)),
+    tiers=method_config.Tiers(weights=tuple(weights)),
     data=config.Data(name='ag_news_subset', lengths=(32,), test_examples=8),
     clients=config.Clients(
       partition='iid', count=4, budgets=(), min_examples=1,
@@ -108,3 +108,34 @@ def test_without_tiers_there_is_one_model():
   e.model.weights, e.data.image_size = 'random:vit_test', 16
   (only,) = tiers.load_one(e, '')
   assert (only.name, only.kept) == ('model', {'layer': 4})
+
+
+def _pictures(method, weights, **sections):
+  data = {'name': 'cifar10', 'image_size': 16}
+  e = _experiment(weights, data=data, **sections)
+  e.method, e.model.weights = method, 'random:vit_test'
+  with tfds.testing.mock_data(num_examples=40):
+    return build.build(e)
+
+
+def test_a_method_of_one_model_reads_no_tier():
+  setup = _pictures('all_large', ('no such folder',))
+  assert setup.foundation.depth == 4
+
+
+def test_budgets_may_name_the_deepest_tier_last():
+  tier = {'depth': (2, 0)}
+  setup = _pictures(
+    'heterotune',
+    ('random:vit_test',) * 2,
+    tiers=tier,
+    clients={'budgets': (2, 4)},
+  )
+  assert setup.budgets == (2, 4, 2, 4)
+  with pytest.raises(ValueError, match=r'budgets=\(2, 3\) must be \(\)'):
+    _pictures(
+      'heterotune',
+      ('random:vit_test',) * 2,
+      tiers=tier,
+      clients={'budgets': (2, 3)},
+    )

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import build, config, federation, foundation, tasks
+from fedjax_tune import (
+  build,
+  config,
+  federation,
+  foundation,
+  method_config,
+  tasks,
+)
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
@@ -259,7 +266,7 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     e.fedadapter.rank = 3
   if variant:
     getattr(e, name).variant = variant
-  e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
+  e.width = method_config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
   e.raffm.space, e.raffm.embed, e.raffm.layers = (
     'custom',
     (1.0, 0.5),

@@ -15,7 +15,7 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import build, config, deploy, foundation, tasks
+from fedjax_tune import adapted, config, finished, foundation, tasks
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import cost
 from fedjax_tune.methods import BUILDERS
@@ -80,7 +80,7 @@ def _found(kind: str, tune: str) -> foundation.Foundation:
   loaded = pretrained.load_pretrained(f'random:{kind}_test', '', tiny.VIT_SIZE)
   loaded = dataclasses.replace(loaded, params=tiny.noise(loaded.params, 7))
   task = tasks.Task('classification', tiny.CLASSES)
-  return build.build_foundation(_experiment('fedra', tune), loaded, task)
+  return adapted.build(_experiment('fedra', tune), loaded, task)
 
 
 def _inputs(kind: str) -> Any:
@@ -309,7 +309,7 @@ def test_salience_reorders_prefixes_along():
   e = _experiment('raffm', 'prefix', raffm={'priority': 'qk+vo+ffn'})
   found = _found(kind, 'prefix')
   found = dataclasses.replace(found, theta=tiny.noise(found.theta, 3, 1.0))
-  method = BUILDERS['raffm'](e, build.axis_sizes(_config(kind), e.data), (4,))
+  method = BUILDERS['raffm'](e, adapted.axis_sizes(_config(kind), e.data), (4,))
   moved = method.prepare(found)
   key = 'blocks/attn/prefix/key'
   assert np.abs(_flat(moved.theta)[key] - _flat(found.theta)[key]).max() > 0.1
@@ -329,7 +329,9 @@ def _config(kind: str) -> Any:
 def test_frozen_kernels_are_not_reordered_again(tune):
   e = _experiment('raffm', tune, raffm={'priority': 'qk'})
   found = _found('vit', tune)
-  method = BUILDERS['raffm'](e, build.axis_sizes(_config('vit'), e.data), (4,))
+  method = BUILDERS['raffm'](
+    e, adapted.axis_sizes(_config('vit'), e.data), (4,)
+  )
   assert method.reorder(found.theta, found.axes) is None
 
 
@@ -346,7 +348,7 @@ def test_inclusivefl_has_nothing_to_distill_in_prompts():
 def test_decoders_have_other_trainables(tune):
   loaded = pretrained.load_pretrained('random:llama_test', '', 0)
   with pytest.raises(ValueError, match=f"model.tune='{tune}' .*decoder"):
-    build.with_trained(loaded.config, config.Model(tune=tune))
+    adapted.with_trained(loaded.config, config.Model(tune=tune))
 
 
 @pytest.mark.parametrize('tune', ['prompt', 'prefix'])
@@ -355,4 +357,4 @@ def test_trained_tokens_cannot_be_deployed(tune, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(fields))
   (tmp_path / 'summary.json').write_text('{"rounds": 1}')
   with pytest.raises(ValueError, match=rf"model.tune='{tune}'.*deployed"):
-    deploy.load_run(tmp_path)
+    finished.load(tmp_path)

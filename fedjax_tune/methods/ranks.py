@@ -35,7 +35,7 @@ class Rbla(base.Method):
     ranks: Rank of each client.
     server_rank: Rank of the server's adapters, the largest.
     alpha: LoRA's alpha.
-    scaling: 'common' or 'client', see `config.Rank`.
+    scaling: 'common' or 'client', see `method_config.Rank`.
     adapted: The adapted maps; `study` notes them.
   """
 

@@ -1,0 +1,149 @@
+"""A pretrained model with what a configuration trains in it."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+
+from fedjax_tune import config, foundation, tasks
+from fedjax_tune.models import (
+  adapter,
+  backbone,
+  block,
+  linear,
+  pretrained,
+  sizes,
+)
+from fedjax_tune.typing import Tree
+
+# Channel means and standard deviations, in [0, 1].
+NORMALIZATIONS = {
+  'imagenet': (backbone.IMAGENET_MEAN, backbone.IMAGENET_STD),
+  'clip': ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+  'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def check(
+  experiment: config.Experiment, weights: pretrained.Pretrained
+) -> None:
+  """Raises a ValueError where the model lacks what is asked of it."""
+  known = backbone.linear_maps(weights.config)
+  lora = experiment.model.tune == 'lora'
+  for i, target in enumerate(experiment.lora.targets if lora else ()):
+    if target not in known:
+      raise ValueError(
+        f'lora.targets[{i}]={target!r} must be one of {", ".join(known)}, the '
+        f'linear maps of the model {weights.source!r}.'
+      )
+  if experiment.data.task != 'next_token':
+    return
+  cfg = weights.config
+  has_head = isinstance(cfg, sizes.DecoderConfig) and (
+    cfg.tied or 'lm_head' in weights.params
+  )
+  if not has_head:
+    raise ValueError(
+      "data.task='next_token' needs a decoder with its pretrained head; the "
+      f'model {weights.source!r} has none.'
+    )
+
+
+def _set_task(cfg: sizes.Config, task: tasks.Task) -> sizes.Config:
+  """Gives a model the head of a task."""
+  if task.kind == 'next_token':
+    return dataclasses.replace(cfg, num_classes=0)
+  cfg = dataclasses.replace(cfg, num_classes=task.num_outputs)
+  if isinstance(cfg, sizes.TextConfig):
+    return dataclasses.replace(cfg, span=task.kind == 'span')
+  if task.kind == 'span':
+    raise ValueError(
+      f'model.weights: a model of family {cfg.family!r} has no head for spans, '
+      'which the data set asks for; it must be a text encoder.'
+    )
+  return cfg
+
+
+def build(
+  experiment: config.Experiment,
+  weights: pretrained.Pretrained,
+  task: tasks.Task,
+) -> foundation.Foundation:
+  """Builds the model, with its adapters, around pretrained weights."""
+  tune = experiment.model.tune
+  cfg = _set_task(with_trained(weights.config, experiment.model), task)
+  if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
+    mean, std = NORMALIZATIONS[experiment.data.normalization]
+    cfg = dataclasses.replace(cfg, mean=mean, std=std)
+  model = backbone.build_model(
+    cfg,
+    adapters(experiment),
+    remat=experiment.model.remat,
+    rngs=nnx.Rngs(experiment.seed),
+  )
+  if tune == 'bitfit':
+    foundation.release(model, lambda name: name == 'bias')
+  split = foundation.split(model, cfg.depth)
+  dtype = experiment.model.dtype
+  place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
+  return dataclasses.replace(
+    split,
+    theta=_overlay(split.theta, weights.params, lambda x: place(x, 'float32')),
+    base=_overlay(split.base, weights.params, lambda x: place(x, dtype)),
+  )
+
+
+def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
+  """Returns the sizes of a model with what `model.tune` trains."""
+  num = model.prompt_tokens
+  if isinstance(cfg, sizes.DecoderConfig):
+    if model.tune in ('bitfit', 'prompt', 'prefix'):
+      raise ValueError(
+        f"model.tune={model.tune!r} must be 'lora', 'adapter' or 'full' for a"
+        ' decoder: it has no biases, and takes no trained tokens here.'
+      )
+    return dataclasses.replace(cfg, full=model.tune == 'full')
+  return dataclasses.replace(
+    cfg,
+    full=model.tune == 'full',
+    prompts=num if model.tune == 'prompt' else 0,
+    prefixes=num if model.tune == 'prefix' else 0,
+  )
+
+
+def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
+  """Returns the size of each axis, of an example too ('token', 'patch')."""
+  tokens, patch = max(data.lengths), 0
+  if isinstance(cfg, sizes.ViTConfig):
+    tokens, patch = cfg.num_tokens, cfg.patch**2 * 3
+  tokens += cfg.prompts
+  seen = {'token': tokens, 'key': tokens + cfg.prefixes, 'patch': patch}
+  return sizes.axis_sizes(cfg) | seen
+
+
+def adapters(experiment: config.Experiment) -> block.Adapters:
+  """Returns what is added to each adapted linear map or sublayer."""
+  tune, lora = experiment.model.tune, experiment.lora
+  if tune == 'lora':
+    targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
+    own = experiment.rank.scaling == 'client'
+    scale = lora.alpha / lora.rank
+    added = linear.Adapter(lora.rank, scale, lora.dropout, own)
+    return dict.fromkeys(targets, added)
+  if tune == 'adapter':
+    cfg = dataclasses.asdict(experiment.fedadapter)
+    return dict.fromkeys(cfg.pop('after'), adapter.Bottleneck(**cfg))
+  return {}
+
+
+def _overlay(tree: Tree, params: Tree, place: Callable[[Any], Any]) -> Tree:
+  """Replaces the leaves of a model's tree by those loaded, where there are."""
+  if not isinstance(tree, dict):
+    return place(params)
+  return {
+    name: _overlay(part, params[name], place) if name in params else part
+    for name, part in tree.items()
+  }

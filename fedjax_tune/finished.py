@@ -1,0 +1,169 @@
+"""The model of a finished run, loaded as one plain model."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+
+from fedjax_tune import build, checkpoint, config, foundation, selection
+from fedjax_tune.engine import server
+from fedjax_tune.engine.group import Row
+from fedjax_tune.methods import base, salience
+from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.typing import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A finished run's model: one tree of parameters, adapters folded in.
+
+  Attributes:
+    setup: What the run was made of.
+    config: The model's sizes.
+    model: Its structure; `theta` has all parameters, in float32.
+    sizes: Size of each axis along which it can be cut.
+  """
+
+  setup: build.Setup
+  config: sizes.Config
+  model: foundation.Foundation
+  sizes: Mapping[str, int]
+
+  @property
+  def params(self) -> Tree:
+    """All parameters."""
+    return self.model.theta
+
+  def held(self, row: Row) -> dict[str, int]:
+    """Returns how much a subnetwork has of every axis."""
+    return {axis: int(row.get(axis, n)) for axis, n in self.sizes.items()}
+
+  def num_params(self, row: Row) -> int:
+    """Counts a subnetwork's parameters, embedding and head included."""
+    held = self.held(row)
+
+    def count(leaf: Any, names: tuple[str, ...]) -> int:
+      shape: tuple[int, ...] = leaf.shape
+      pairs = zip(names, shape, strict=True)
+      return math.prod(held.get(name, n) for name, n in pairs)
+
+    return sum(
+      jax.tree.leaves(jax.tree.map(count, self.params, self.model.axes))
+    )
+
+  def rank(self, scope: str) -> salience.Order:
+    """Ranks hidden channels; `scope` is a key of `salience.SCOPES`."""
+    return salience.rank(
+      self.params['blocks'], self.model.axes['blocks'], scope
+    )
+
+  def reorder(self, order: salience.Order) -> Tree:
+    """Returns the parameters with their hidden channels in another order."""
+    return salience.reorder(self.params, self.model.axes, order)
+
+
+def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
+  """Loads a finished run, with its data.
+
+  Args:
+    workdir: The run's folder.
+    test_examples: How many test examples of each domain to keep; 0 leaves it
+      to the run's `data.test_examples`.
+
+  Raises:
+    FileNotFoundError: There is no run, or its data or weights are gone.
+    ValueError: The run is not finished, or its result is not one plain model.
+  """
+  workdir = pathlib.Path(workdir)
+  experiment = _read_experiment(workdir)
+  if (tune := experiment.model.tune) in ('prompt', 'prefix'):
+    raise ValueError(
+      f'model.tune={tune!r} does not end with one plain model (its trained'
+      ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
+    )
+  experiment.data.test_examples = test_examples or experiment.data.test_examples
+  setup = build.build(experiment)
+  _check_plain(setup)
+  # Nothing that only training reads: optimizer, most memory, what was spent.
+  memory = setup.method.init_memory(setup.theta)
+  memory = memory if setup.method.ground(memory) else ()
+  template = {'state': server.ServerState(setup.theta, (), memory)}
+  with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
+    state = saved.restore(template, part=True)['state']
+  added = setup.method.ground(state.memory) if memory else {}
+  frozen = foundation.ground(setup.foundation.base, added)
+  return _assemble(setup, frozen, state.theta)
+
+
+def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
+  found = []
+  for name in ('config.json', 'summary.json'):
+    path = workdir / name
+    if not path.exists():
+      what = 'has no run' if name == 'config.json' else 'is not a finished run'
+      raise FileNotFoundError(f'workdir={workdir} {what}: no {name}.')
+    found.append(json.loads(path.read_text()))
+  fields, summary = found
+  experiment = config.Experiment()
+  _fill(experiment, fields)
+  if summary['rounds'] < experiment.rounds:
+    raise ValueError(
+      f'workdir={workdir} is not a finished run: {summary["rounds"]} of'
+      f' {experiment.rounds} rounds; go on with launch.train --resume.'
+    )
+  return experiment
+
+
+def _fill(section: Any, fields: Mapping[str, Any]) -> None:
+  """Sets fields read from JSON; unknown ones are found by validation."""
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      _fill(getattr(section, name), value)
+    else:
+      value = tuple(value) if isinstance(value, list) else value
+      setattr(section, name, value)
+
+
+def _check_plain(setup: build.Setup) -> None:
+  """Refuses what no Hugging Face folder can hold."""
+  found, method = setup.foundation, setup.experiment.method
+  tune = setup.experiment.model.tune
+  if tune not in ('lora', 'full'):
+    raise ValueError(
+      f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
+      ' adds has no place in a Hugging Face folder.'
+    )
+  shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+  same = setup.axes == found.axes and shapes(setup.theta) == shapes(found.theta)
+  if not same or type(setup.method).predict is not base.Method.predict:
+    raise ValueError(
+      f'method={method!r} does not end with one plain model (it has other'
+      ' classifiers, blocks or factors besides); it cannot be deployed.'
+    )
+
+
+def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
+  """Folds the adapters in, and drops what the method's model does not use."""
+  found, lora = setup.foundation, setup.experiment.lora
+  assert isinstance(found, foundation.Foundation)
+  trained: Any = found.merge(frozen, theta)
+  cfg = dataclasses.replace(trained.embed.config, full=True)
+  shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
+  whole = foundation.split(shapes, cfg.depth)
+  # The first is *the* model: AllSmall's, for one, has fewer blocks.
+  row = next(iter(setup.method.evaluations().values()))
+  params = export.fuse(frozen, theta, lora.alpha / lora.rank)
+  params = jax.device_put(selection.select(params, whole.axes, row))
+  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
+  return Trained(
+    setup,
+    dataclasses.replace(cfg, depth=amounts['layer']),
+    dataclasses.replace(whole, theta=params, depth=amounts['layer']),
+    amounts,
+  )
