@@ -4,7 +4,7 @@ r"""LoRA ranks from 64 down to 4 on movie reviews: a hundred clients, MiniLM-L6.
     --methods=all_large,fedit,rbla,ffa_lora,hetlora,flexlora,flora,fedex_lora \
     --seeds=0,1,2 --jobs=2
 
-The reviews of IMDB and Rotten Tomatoes, divided by Dirichlet 0.5 over labels,
+The reviews of IMDB and Rotten Tomatoes, divided by Dirichlet 5 over labels,
 10 clients a round. Clients take the ranks of FLoRA's authors in turn (64, 32,
 16, 16, 8, 8, 4, 4, 4, 4), with their scale of 2 for all, on queries and values,
 as they do; with `all_large` everyone has rank 64. Rounds, steps and text
@@ -18,7 +18,7 @@ def get_config() -> config.Experiment:
   """Returns the experiment."""
   return config.Experiment(
     method='flora',
-    rounds=30,
+    rounds=15,
     eval_every=5,
     model=config.Model(weights='minilm_l6', tune='lora'),
     lora=config.Lora(
@@ -32,7 +32,7 @@ def get_config() -> config.Experiment:
     clients=config.Clients(
       partition='dirichlet',
       count=100,
-      alpha=0.5,
+      alpha=5.0,
       budgets=(),
       cohort='uniform',
       cohort_size=10,
@@ -44,6 +44,6 @@ def get_config() -> config.Experiment:
       weight_decay=0.01,
       clip_norm=1.0,
       batch_size=16,
-      steps=2,
+      steps=4,
     ),
   )
