@@ -19,11 +19,7 @@ from fedjax_tune import (
 from fedjax_tune.data import corpus, fetch, partition
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS, heterotune
-from fedjax_tune.models import (
-  adapter,
-  pretrained,
-  sizes,
-)
+from fedjax_tune.models import adapter, pretrained, sizes
 from fedjax_tune.typing import Axes, Tree
 
 

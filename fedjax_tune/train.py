@@ -50,8 +50,9 @@ def train(
   console = console or rich_console.Console()
   with console.status('Compiling a program for each class of clients'):
     run = Run(setup)
-  console.print(costs.cost_table(run.class_costs()))
-  write_setup(run, workdir)
+  classes = run.class_costs()
+  console.print(costs.cost_table(classes))
+  write_setup(run, classes, workdir)
   key = jax.random.key(experiment.seed)
   with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
     state, meter, start = run.start(saved)
@@ -108,12 +109,11 @@ def round_record(
   }
 
 
-def write_setup(run: Run, workdir: str) -> None:
+def write_setup(run: Run, classes: list[costs.ClassCost], workdir: str) -> None:
   """Writes what is known before the first round: costs and partition."""
   setup, folder = run.setup, pathlib.Path(workdir)
-  rows = run.class_costs()
-  (folder / 'costs.md').write_text(costs.cost_markdown(rows))
-  as_dicts = [dataclasses.asdict(row) for row in rows]
+  (folder / 'costs.md').write_text(costs.cost_markdown(classes))
+  as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(folder / 'costs.json', as_dicts)
   if setup.train.class_names:
     plots.plot_partition(

@@ -5,8 +5,8 @@ Models", arXiv 2411.16796. The paper's code is not public, and what follows was
 built from its public abstracts. Theirs: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
-else; each open choice is a field of `method_config.Heterotune`. Another method, AdaFL
-(arXiv 2205.10162), also calls its adapters FedAdapter.
+else; each open choice is a field of `method_config.Heterotune`. Another method,
+AdaFL (arXiv 2205.10162), also calls its adapters FedAdapter.
 """
 
 from collections.abc import Hashable, Mapping, Sequence

@@ -68,7 +68,7 @@ def models_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
   return markdown(
     ['method', 'model', 'accuracy %', 'seeds'],
     [
-      [label, model, percent(values, spread=True), str(len(values))]
+      [label, model, _percent(values, spread=True), str(len(values))]
       for (label, model), values in found.items()
     ],
   )
@@ -147,8 +147,8 @@ def _comparison_row(
 
   by_domain = [[_domains(r).get(d) for r in runs] for d in domains]
   return [
-    percent([run['accuracy'] for run in runs], spread=True),
-    *(percent(values, spread=False) for values in by_domain),
+    _percent([run['accuracy'] for run in runs], spread=True),
+    *(_percent(values, spread=False) for values in by_domain),
     str(len(runs)),
     mean('uplink_bytes', 'rounds', 2**20),
     mean('downlink_bytes', 'rounds', 2**20),
@@ -166,10 +166,10 @@ def _number(value: float | int | None) -> float:
   return math.nan if value is None else float(value)
 
 
-def percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
+def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
   """Formats the mean of fractions as percent; '-' if one is not finite.
 
-  >>> percent([0.5, 0.6], spread=True)
+  >>> _percent([0.5, 0.6], spread=True)
   '55.0 ± 7.1'
   """
   values = 100 * np.array([_number(f) for f in fractions])
