@@ -5,13 +5,13 @@ r"""LoRA ranks from 64 down to 4 on movie reviews: a hundred clients, MiniLM-L6.
     --seeds=0,1,2 --jobs=2
 
 The reviews of IMDB and Rotten Tomatoes, divided by Dirichlet 5 over labels,
-10 clients a round. Clients take the ranks of FLoRA's authors in turn (64, 32,
-16, 16, 8, 8, 4, 4, 4, 4), with their scale of 2 for all, on queries and values,
-as they do; with `all_large` everyone has rank 64. Rounds, steps and text
-length are cut to what two CPU cores do in minutes.
+10 clients a round, which count alike. They take the ranks of FLoRA's authors in
+turn, with their scale of 2 for all, on queries and values, as they do; with
+`all_large` everyone has rank 64. Rounds, steps and text length are cut to what
+two CPU cores do in minutes.
 """
 
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 
 
 def get_config() -> config.Experiment:
@@ -28,6 +28,7 @@ def get_config() -> config.Experiment:
       targets=('attn.q', 'attn.v'),
       patch_embed=False,
     ),
+    rank=method_config.Rank(ranks=(64, 32, 16, 16, 8, 8, 4, 4, 4, 4)),
     data=config.Data(name='movie_reviews', lengths=(48,), test_examples=400),
     clients=config.Clients(
       partition='dirichlet',

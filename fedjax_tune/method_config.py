@@ -129,18 +129,20 @@ class Prism:
 
 @dataclasses.dataclass
 class Rank:
-  """Clients of different LoRA rank; the ranks are those of FLoRA's authors.
+  """Clients of different LoRA rank.
 
   Attributes:
     ranks: Clients take them in turn, by their number; the largest must be
-      `lora.rank`, which the server has.
+      `lora.rank`, which the server has. () gives it to all.
     scaling: 'common' multiplies every client's adapters by lora.alpha /
       lora.rank, so that a rank means the same to all (alpha proportional to
       the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
-      own rank, as peft does for a fixed alpha.
+      own rank, as peft and FlexLoRA's authors do, with a fixed alpha. What a
+      client gets of the server's is then worth more to it the less ranks it
+      has; FlexLoRA alone makes up for that.
   """
 
-  ranks: tuple[int, ...] = (64, 32, 16, 16, 8, 8, 4, 4, 4, 4)
+  ranks: tuple[int, ...] = ()
   scaling: str = 'common'
 
 

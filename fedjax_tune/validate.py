@@ -231,8 +231,6 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
   lengths = experiment.data.lengths
   if not lengths or list(lengths) != sorted(set(lengths)):
     yield f'data.lengths={lengths} must be ascending, and at least one.'
-  if not experiment.rank.ranks:
-    yield 'rank.ranks=() must not be empty.'
   for name in ('rates', 'axes'):
     if not getattr(experiment.width, name):
       yield f'width.{name}=() must not be empty.'

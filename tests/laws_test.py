@@ -308,8 +308,10 @@ def _vdot(x, y):
 
 # -- merging
 
-# Whether an update is about all of LoRA, whoever holds which rank of it.
+# Whether an update is about all of LoRA, whoever holds which rank of it; where
+# smaller adapters are filled up with zeros, it is about all of B.
 _WHOLE_LORA = {'flexlora': True, 'flora': False}
+_PADDED = ('fedit', 'ffa_lora', 'hetlora', 'fedex_lora')
 
 
 @pytest.mark.parametrize('name', ['fedavgm', 'fedadam'])
@@ -332,6 +334,10 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
   if case.name in _WHOLE_LORA:
     whole = lambda c: np.full_like(c, _WHOLE_LORA[case.name])
     covered = adapters.change(whole, covered)
+  if case.name in _PADDED:
+    covered = jax.tree.map_with_path(
+      lambda path, c: c | (path[-1].key == 'lora_b'), covered
+    )
   end = server.build_server_step(run.method, opt)(
     start, _totals(run, cohort, rows)
   )

@@ -73,6 +73,20 @@ def test_clients_take_the_ranks_in_turn():
   assert held == [3, 1, 3, 3]
 
 
+def test_without_ranks_all_have_the_servers():
+  e = tiny.experiment('fedit', lora={'rank': 3}, rank={'ranks': ()})
+  method = BUILDERS['fedit'](e, {'layer': 4}, (4,) * 2)
+  assert [row['rank'] for row in method.allocate(0, [0, 1])] == [3, 3]
+
+
+def test_there_must_be_adapters():
+  method = BUILDERS['fedit'](tiny.experiment('fedit'), {'layer': 4}, (4,))
+  found = tiny.stack()
+  without = tiny.dataclasses.replace(found, axes={'head': found.axes['head']})
+  with pytest.raises(ValueError, match=r'lora\.targets=\(\) must name'):
+    method.study(without)
+
+
 @pytest.mark.parametrize('name', _NAMES)
 @pytest.mark.parametrize(
   ('changes', 'message'),
@@ -80,7 +94,11 @@ def test_clients_take_the_ranks_in_turn():
     ({'model': {'tune': 'full'}}, r"model.tune='full' must be 'lora'"),
     (
       {'rank': {'ranks': (1, 1)}},
-      r'rank.ranks=\(1, 1\): the largest must be lora.rank=2',
+      r'rank.ranks=\(1, 1\): the largest .* must be lora.rank=2',
+    ),
+    (
+      {'rank': {'ranks': (1, 1, 1, 1, 2)}},
+      r'the largest that one of 4 clients has must be lora.rank=2',
     ),
   ],
 )
@@ -185,9 +203,16 @@ def test_ranks_given_up_stay_up():
     state, _ = run.engine.round(state, run.planner.plan(rnd), key, 0.05)
     ranks.append(state.memory['rank'].tolist())
   assert ranks == [[4, 2, 4, 2], [2, 1, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-  # Filled up with zeros by all, what nobody has left is gone.
-  assert np.all(state.theta['blocks']['lora_a'][..., 2:] == 0)
-  assert np.all(state.theta['blocks']['lora_a'][..., 0] != 0)
+  # Filled up with zeros by all, what nobody has left is gone; but A stays.
+  blocks = state.theta['blocks']
+  assert np.all(blocks['lora_b'][:, 2:] == 0)
+  assert np.all(blocks['lora_b'][:, 0] != 0)
+  # A client that had not pruned would not be taken for one that had.
+  memory = {'rank': jnp.full(4, 4.0)}
+  (row,) = run.method.allocate(0, [0])
+  sig = Signature.of(row)
+  start = run.method.begin(sig, state.theta, row, memory, key)
+  assert run.method.current(start) == 4
 
 
 # -- the frozen weights of a round
@@ -213,3 +238,22 @@ def test_clients_train_on_what_the_server_added():
   add = jax.tree.map(jnp.add, first.memory, want.memory)
   tiny.assert_close(got.memory, add, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
+
+
+def test_nothing_is_added_for_clients_that_change_nothing():
+  """Though each lacks the largest rank, whose product they don't have."""
+  run = tiny.run(
+    tiny.experiment(
+      'fedex_lora', rank={'ranks': (2, 1, 1, 1)}, clients={'cohort_size': 1}
+    )
+  )
+  state, key, added = run.engine.init(), jax.random.key(0), []
+  for rnd in range(8):
+    planned = run.planner.plan(rnd)
+    if all(member.client for member in planned.members):
+      state, _ = run.engine.round(state, planned, key, 0.0)
+      added.append(state.memory)
+  assert len(added) > 2
+  for memory in added:
+    zeros = jax.tree.map(jnp.zeros_like, memory)
+    tiny.assert_close(memory, zeros, rtol=0, atol=1e-6)

@@ -20,11 +20,12 @@ _MAPS = {('embed',): 0, ('blocks',): 1}
 
 
 class Round(NamedTuple):
-  """A round of three clients whose changes are noise.
+  """A round of clients whose changes are noise.
 
   `starts` and `ends` are what the clients trained from and what became of it.
   """
 
+  cohort: tuple[int, ...]
   method: Any
   base: Any
   before: Any
@@ -44,7 +45,7 @@ def _build(name, **changes):
 
 
 @functools.cache
-def _round(name, scaling='common', ranks=_RANKS):
+def _round(name, scaling='common', ranks=_RANKS, cohort=(0, 1, 2)):
   method, found, theta, axes = _build(
     name,
     lora={'rank': _RANK, 'alpha': _ALPHA},
@@ -53,7 +54,7 @@ def _round(name, scaling='common', ranks=_RANKS):
   memory = method.init_memory(theta)
   like, names = method.sums(theta, axes)
   starts, ends, total = [], [], None
-  for k, weight in enumerate(_WEIGHTS):
+  for k in cohort:
     (row,) = method.allocate(0, [k])
     sig = Signature.of(row)
     held = selection.select(theta, axes, row)
@@ -65,7 +66,7 @@ def _round(name, scaling='common', ranks=_RANKS):
       names,
       {a: n if isinstance(n, int) else n[None] for a, n in row.items()},
       jax.tree.map(lambda x: x[None], sent),
-      jnp.array([weight]) * method.weigh(sig, start, delta),
+      jnp.array([_WEIGHTS[k]]) * method.weigh(sig, start, delta),
       {'layer', 'rank', 'client'},
     )
     total = jax.tree.map(jnp.add, total, part) if total else part
@@ -74,7 +75,8 @@ def _round(name, scaling='common', ranks=_RANKS):
   update, memory = method.merge(theta, {'all': total}, memory)
   move = lambda moves, w, d: jnp.where(moves, w + d, w)
   after = jax.tree.map(move, update.covered, theta, update.delta)
-  return Round(method, found.base, theta, after, memory, starts, ends)
+  base = found.base
+  return Round(cohort, method, base, theta, after, memory, starts, ends)
 
 
 # -- in NumPy
@@ -97,10 +99,10 @@ def _scale(rank, scaling):
 def _mean_kernel(run, path, scaling='common'):
   """Returns the weighted mean of what the clients' adapters multiply to."""
   kernels = [
-    _kernel(end, path, _scale(rank, scaling))
-    for end, rank in zip(run.ends, _RANKS, strict=True)
+    _kernel(end, path, _scale(_RANKS[k], scaling))
+    for k, end in zip(run.cohort, run.ends, strict=True)
   ]
-  return np.average(kernels, axis=0, weights=_WEIGHTS)
+  return np.average(kernels, axis=0, weights=_WEIGHTS[list(run.cohort)])
 
 
 def _padded(x, axis):
@@ -168,6 +170,18 @@ def test_hetlora_weighs_by_norms(path):
   _assert_head(run, weights)
 
 
+@pytest.mark.parametrize('path', _MAPS)
+@pytest.mark.parametrize('name', ['fedit', 'fedex_lora'])
+def test_of_ranks_that_nobody_sends_b_is_zero(name, path):
+  run = _round(name, cohort=(1, 2))
+  before_a, before_b = _pair(run.before, path)
+  assert np.all(before_b != 0)
+  a, b = _padded_mean(run, path, _WEIGHTS[1:])
+  assert np.all(a[..., 2:] == 0)
+  a[..., 2:] = before_a[..., 2:]
+  _assert_pair(run, path, [a, b])
+
+
 def test_equal_ranks_are_fedavg_of_adapters():
   for path in _MAPS:
     runs = [_round(n, ranks=(_RANK,)) for n in ('fedit', 'rbla', 'fedex_lora')]
@@ -183,24 +197,29 @@ def test_equal_ranks_are_fedavg_of_adapters():
 
 
 @pytest.mark.parametrize('path', _MAPS)
+@pytest.mark.parametrize('cohort', [(0, 1, 2), (1, 2)])
 @pytest.mark.parametrize('scaling', ['common', 'client'])
 @pytest.mark.parametrize('name', ['flora', 'fedex_lora'])
-def test_the_model_is_exactly_the_mean_of_the_clients(name, scaling, path):
-  run = _round(name, scaling)
+def test_the_model_is_exactly_the_mean_of_the_clients(
+  name, scaling, cohort, path
+):
+  run = _round(name, scaling, cohort=cohort)
   added = run.method.ground(run.memory)
   for part in path:
     added = added[part]
   got = added['kernel'] + _kernel(run.after, path, _ALPHA / _RANK)
   want = _mean_kernel(run, path, scaling)
   np.testing.assert_allclose(got, want, atol=1e-5)
-  naive = _kernel(_round('fedit', scaling).after, path, _ALPHA / _RANK)
+  fedit = _round('fedit', scaling, cohort=cohort)
+  naive = _kernel(fedit.after, path, _ALPHA / _RANK)
   assert np.abs(naive - want).max() > 1e-2
-  _assert_head(run, _WEIGHTS)
+  _assert_head(run, _WEIGHTS[list(cohort)])
 
 
 @pytest.mark.parametrize('path', _MAPS)
-def test_ffa_is_exact_and_trains_b_alone(path):
-  run = _round('ffa_lora')
+@pytest.mark.parametrize('cohort', [(0, 1, 2), (1, 2)])
+def test_ffa_is_exact_and_trains_b_alone(cohort, path):
+  run = _round('ffa_lora', cohort=cohort)
   base, after = run.base, run.after
   for part in path:
     base, after = base[part], after[part]
@@ -208,11 +227,12 @@ def test_ffa_is_exact_and_trains_b_alone(path):
   assert set(after) == {'lora_b'}
   a = np.asarray(base['lora_a'], np.float64)
   kernels = []
-  for end, rank in zip(run.ends, _RANKS, strict=True):
+  for k, end in zip(cohort, run.ends, strict=True):
     for part in path:
       end = end[part]
-    kernels.append(a[..., :rank] @ np.asarray(end['lora_b'], np.float64))
-  want = np.average(kernels, axis=0, weights=_WEIGHTS)
+    b = np.asarray(end['lora_b'], np.float64)
+    kernels.append(a[..., : _RANKS[k]] @ b)
+  want = np.average(kernels, axis=0, weights=_WEIGHTS[list(cohort)])
   np.testing.assert_allclose(a @ after['lora_b'], want, atol=1e-6)
 
 
@@ -222,8 +242,19 @@ def test_flexlora_is_the_best_of_every_rank(scaling, path):
   run = _round('flexlora', scaling)
   u, s, v = np.linalg.svd(_mean_kernel(run, path, scaling), full_matrices=False)
   a, b = _pair(run.after, path)
-  for rank in (1, 2, _RANK):
-    got = _ALPHA / _RANK * (a[..., :rank] @ b[..., :rank, :])
+  np.testing.assert_allclose(
+    _ALPHA / _RANK * a @ b,
+    (u[..., :_RANK] * s[..., None, :_RANK]) @ v[..., :_RANK, :],
+    atol=1e-5,
+  )
+  _, axes = run.method.init(run.after, tiny.stack(0.0, _RANK).axes)
+  for k, rank in enumerate(_RANKS):
+    (row,) = run.method.allocate(1, [k])
+    held = selection.select(run.after, axes, row)
+    start = run.method.begin(
+      Signature.of(row), held, row, run.memory, jax.random.key(k)
+    )
+    got = _kernel(start, path, _scale(rank, scaling))
     want = (u[..., :rank] * s[..., None, :rank]) @ v[..., :rank, :]
     np.testing.assert_allclose(got, want, atol=1e-5)
   gram = np.swapaxes(a, -1, -2) @ a

@@ -93,11 +93,30 @@ class FlexLora(_Exact):
 
   Bai, Chen, Qian, Yao, Li, "Federated Fine-tuning of Large Language Models
   under Heterogeneous Tasks and Client Resources", NeurIPS 2024, arXiv
-  2402.11505; read in summaries, not its code. The server keeps the largest
-  rank, a client gets the best approximation of its own: the first ranks of
-  it. What is not certain is who gets the singular values; here B does, so
-  that a rank of singular value 0 can still be trained.
+  2402.11505; the authors' code is the branch FlexLoRA of
+  github.com/alibaba/FederatedScope (fed_utils/model_aggregation.py and
+  adaptive_peft.py). The server keeps the largest rank, a client gets the best
+  approximation of its own: the first ranks of it, over the client's scale. B
+  gets the singular values. Theirs is `rank.scaling` 'client' (alpha 16) and
+  `server.weighting` 'examples'.
   """
+
+  def begin(
+    self,
+    sig: Signature,
+    held: Tree,
+    alloc: Allocation,
+    memory: Tree,
+    key: jax.Array,
+  ) -> Tree:
+    """Divides B by the client's scale instead of the server's."""
+    del alloc, memory, key
+    ratio = self.scale(self.server_rank) / self.scale(sig['rank'])
+    pairs = {}
+    for path in self.adapted:
+      a, b = adapters.pair(held, path)
+      pairs[path] = (a, ratio * b)
+    return adapters.replace(held, pairs)
 
   def place(
     self, theta: Tree, update: base.Update, kernels: Tree, memory: Tree
@@ -142,7 +161,7 @@ class Flora(_Merged):
   ...] and [B_1 B_2 ...], whose product is the mean of products, and wrap the
   model in it. Every client begins each round with an A of its own draw and
   B = 0; with ranks r_k they set lora_alpha = 2 r_k, one scale for all, which
-  is `rank.scaling` 'common'.
+  is `rank.scaling` 'common'; p_k is by examples, `server.weighting` 'examples'.
 
   Everyone gets the stack of all. A client that sat out rounds would need
   theirs, too; only the round's own stack is counted.
@@ -208,8 +227,10 @@ class FedexLora(_Merged):
     W <- W + mean(A_k B_k) - mean(A_k) mean(B_k),
 
   after which the server's model is exactly the mean of the clients'. The
-  paper knows one rank; others are filled up with zeros. A client of a smaller
-  rank holds the exact kernel but the first ranks only of the mean adapters.
+  paper knows one rank, and weights clients alike; other ranks are filled up
+  with zeros. A client of a smaller rank holds the exact kernel, but the first
+  ranks only of the mean adapters, and with `rank.scaling` 'client' multiplies
+  them by its own scale.
   """
 
   def place(

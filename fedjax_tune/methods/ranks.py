@@ -29,7 +29,8 @@ class Rbla(base.Method):
   Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for
   Fine-tuning Heterogeneous Models in FLaaS", arXiv 2408.08699; its abstract
   was read, not its code. FediLoRA's dimension-wise mean is the same: the
-  coverage mean, the default of every method here.
+  coverage mean, the default of every method here. A rank is averaged over few
+  if few hold it, so that the largest ranks move furthest.
 
   Attributes:
     ranks: Rank of each client.
@@ -58,8 +59,8 @@ class Rbla(base.Method):
     """Builds the method from an experiment.
 
     Raises:
-      ValueError: Something other than adapters trains, or the server's rank
-        is not the largest of the clients'.
+      ValueError: Something other than LoRA trains, or the server's rank is
+        not the largest of the clients'.
     """
     rank, lora = experiment.rank, experiment.lora
     if experiment.model.tune != 'lora':
@@ -67,12 +68,13 @@ class Rbla(base.Method):
         f"model.tune={experiment.model.tune!r} must be 'lora' with"
         f' method={experiment.method!r}.'
       )
-    if max(rank.ranks) != lora.rank:
+    choices = rank.ranks or (lora.rank,)
+    in_turn = [choices[k % len(choices)] for k in range(len(budgets))]
+    if max(in_turn) != lora.rank:
       raise ValueError(
-        f'rank.ranks={rank.ranks}: the largest must be lora.rank={lora.rank},'
-        " the server's."
+        f'rank.ranks={rank.ranks}: the largest that one of {len(in_turn)} '
+        f"clients has must be lora.rank={lora.rank}, the server's."
       )
-    in_turn = [rank.ranks[k % len(rank.ranks)] for k in range(len(budgets))]
     return cls(
       depth=sizes['layer'],
       budgets=budgets,
@@ -85,8 +87,17 @@ class Rbla(base.Method):
     )
 
   def study(self, found: Foundation) -> Self:
-    """Notes where the adapters are."""
-    return dataclasses.replace(self, adapted=adapters.find(found.axes))
+    """Notes where the adapters are.
+
+    Raises:
+      ValueError: There are none.
+    """
+    adapted = adapters.find(found.axes)
+    if not adapted:
+      raise ValueError(
+        'lora.targets=() must name a linear map for methods of LoRA ranks.'
+      )
+    return dataclasses.replace(self, adapted=adapted)
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns all blocks, at the client's rank."""
@@ -110,10 +121,12 @@ class FedIT(Rbla):
 
     A <- sum_k p_k pad(A_k),  B <- sum_k p_k pad(B_k),
 
-  in which ranks that few hold shrink. They pad to the largest rank of all,
-  and all their clients take part; here, where a cohort lacks the clients of
-  the largest ranks, those stay as they are: set to zero in A and B at once,
-  they would have no gradient ever again.
+  in which ranks that few hold shrink. They pad to the largest rank of all, so
+  that ranks of which a cohort sends nothing become zero. Here only B does: the
+  mean is the same, and with A and B zero at once these ranks would have no
+  gradient ever again.
+
+  They weight clients by examples, `server.weighting` 'examples'.
   """
 
   def upload(
@@ -131,8 +144,15 @@ class FedIT(Rbla):
     weight = jax.tree.map(jnp.max, total.den)
     mean = selection.coverage_mean(GroupSum(total.num, weight))
     delta = adapters.change(jnp.subtract, mean, theta)
-    covered = jax.tree.map(lambda d: d > 0, total.den)
+    covered = jax.tree.map_with_path(_padded, mean, weight)
     return base.Update(delta, covered), memory
+
+
+def _padded(path: Sequence[Any], mean: jax.Array, weight: jax.Array) -> Any:
+  """Says what the mean replaces: all, but ranks of A that nobody sent."""
+  if path[-1].key != 'lora_a':  # [..., R]
+    return weight > 0
+  return jnp.any(mean != 0, range(mean.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +162,8 @@ class FfaLora(FedIT):
   Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning",
   ICLR 2024, arXiv 2403.12313; read in summaries, not its code. The mean of
   products is then the product of means, at half the traffic. The paper knows
-  one rank; smaller B are filled up with zeros, which keeps the mean exact if
-  `rank.scaling` is 'common'.
+  one rank, and weights clients alike; smaller B are filled up with zeros, which
+  keeps the mean exact if `rank.scaling` is 'common'.
   """
 
   def prepare(self, found: Foundation) -> Foundation:
