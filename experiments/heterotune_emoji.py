@@ -29,8 +29,8 @@ def get_config() -> config.Experiment:
   experiment.tiers = method_config.Tiers(
     weights=('dinov2_vits14',) * 3, depth=(12, 8, 6)
   )
-  # Of 1e-3, 3e-3 and 1e-2, after 12 rounds of seed 0: this for adapters, with
-  # which tiers learn apart, and 1e-3 for the LoRA of all_large.
+  # After 12 rounds of seed 0: `apart` had 22.1 % at 1e-3, 27.5 at 3e-3 and 13.6
+  # at 1e-2; LoRA in all_large 42.9 at 1e-3, 21.7 at 3e-3, 3.0 at 1e-2.
   experiment.local.lr = 3e-3
   experiment.lora.targets = ('attn.proj', 'mlp.fc2')
   experiment.width.rates = (1.0, 2 / 3, 1 / 2)

@@ -38,7 +38,8 @@ def get_config() -> config.Experiment:
       cohort='uniform',
       cohort_size=10,
     ),
-    # Of 1e-3, 3e-3 and 1e-2, after 12 rounds of seed 0 of all_large.
+    # After 12 rounds of seed 0 all_large had 70.6 % at 1e-3, 70.9 at 3e-3 and
+    # 48.1 at 1e-2.
     local=config.Local(
       optimizer='adamw',
       lr=3e-3,

@@ -61,7 +61,7 @@ class Sites:
     """Gives each block its site's row of a leaf [G, ...]; zeros without."""
     return jnp.take(leaf, self.of_block, axis=0, mode='fill', fill_value=0)
 
-  def own(self, leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
+  def private(self, leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
     """Returns what a tier has of a leaf for itself, with its axis in front."""
     kept = leaf[self.blocks] if names[0] == 'layer' else leaf
     return kept[None]
@@ -141,8 +141,10 @@ def federate(
     every_block: See `Sites`.
 
   Raises:
-    ValueError: There are more sites than blocks.
+    ValueError: There are more sites than blocks, or a tier is called 'shared'.
   """
+  if 'shared' in tiers:
+    raise ValueError("tiers.weights: a tier must not be called 'shared'.")
   shallowest = min(tiers, key=lambda name: tiers[name].depth)
   least = tiers[shallowest].depth
   if sites > least:
@@ -157,7 +159,8 @@ def federate(
   for name, tier in tiers.items():
     leaves, names = _flat(tier.theta), _flat(tier.axes)
     own = [path for path in leaves if path[-1] not in shared]
-    theta[name] = {p: places[name].own(leaves[p], names[p]) for p in own}
+    private = places[name].private
+    theta[name] = {p: private(leaves[p], names[p]) for p in own}
     axes[name] = {
       p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
       for p in own

@@ -190,13 +190,15 @@ class Heterotune:
       branches; 'own': all branches, of which branch m is tier m's; 'width': the
       first columns of one wide branch.
     branches: Of each tier, in the nested reading how many branches it has, in
-      the width reading which share of the columns; () is M, M - 1, ..., 1.
+      the width reading which share of the columns; () is M for the deepest
+      tier, M - 1 for the next, ..., 1; of equal ones the first listed has more.
     foreign: Whether in reading 'own' a tier's clients train the branches of
       other tiers too, 'trained', or not, 'frozen'.
     sites: How many of each core are shared, at equal relative depths; 0 takes
       the number of blocks of the shallowest tier.
     every_block: Whether all blocks have adapters; else one a site.
-    share: Whether tiers share anything; without it they train apart.
+    share: Whether tiers share anything; without it they train apart, and the
+      cores of a tier's blocks are not tied at a site, either.
     cmga: Cross-model gradient alignment of the tiers' updates: 'off',
       'pairwise' (as in PCGrad) or 'mean'.
   """

@@ -30,7 +30,8 @@ def names(cfg: method_config.Tiers) -> tuple[str, ...]:
   A tier that stands there twice, to give it more clients, is one.
 
   Raises:
-    ValueError: A field has another number of values than `weights`.
+    ValueError: A field has another number of values than `weights`, or two
+      tiers would have one name.
   """
   for field in ('depth', 'width', 'joins'):
     values = getattr(cfg, field)
@@ -39,13 +40,24 @@ def names(cfg: method_config.Tiers) -> tuple[str, ...]:
         f'tiers.{field}={values} must have {len(cfg.weights)} values, one for '
         'each of tiers.weights.'
       )
-  stems = [pathlib.Path(w.removeprefix('random:')).name for w in cfg.weights]
-  depth = cfg.depth or (0,) * len(stems)
-  width = cfg.width or (1.0,) * len(stems)
-  return tuple(
-    stem + (f'_d{d}' if d else '') + (f'_w{w:g}' if w < 1 else '')
-    for stem, d, w in zip(stems, depth, width, strict=True)
-  )
+  depth = cfg.depth or (0,) * len(cfg.weights)
+  width = cfg.width or (1.0,) * len(cfg.weights)
+  named: dict[str, tuple[str, int, float]] = {}
+  found = []
+  for tier in zip(cfg.weights, depth, width, strict=True):
+    name = _name(*tier)
+    if named.setdefault(name, tier) != tier:
+      raise ValueError(
+        f'tiers.weights={cfg.weights} must have a last part of their own: '
+        f'two tiers would be called {name!r}.'
+      )
+    found.append(name)
+  return tuple(found)
+
+
+def _name(weights: str, depth: int, width: float) -> str:
+  stem = pathlib.Path(weights.removeprefix('random:')).name
+  return stem + (f'_d{depth}' if depth else '') + (f'_w{width:g}' * (width < 1))
 
 
 def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:

@@ -181,7 +181,7 @@ def validate(experiment: config.Experiment, methods: Collection[str]) -> None:
           stop = '' if text.endswith('?') else '.'
           problems.append(f'{place}={value!r} {text}{stop}')
     problems += _empty(experiment)
-    problems += _disagreements(experiment.clients)
+    problems += _disagreements(experiment)
   if problems:
     raise ValueError('\n'.join(problems))
 
@@ -231,6 +231,8 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
   lengths = experiment.data.lengths
   if not lengths or list(lengths) != sorted(set(lengths)):
     yield f'data.lengths={lengths} must be ascending, and at least one.'
+  if not experiment.fedadapter.after:
+    yield 'fedadapter.after=() must not be empty.'
   for name in ('rates', 'axes'):
     if not getattr(experiment.width, name):
       yield f'width.{name}=() must not be empty.'
@@ -239,8 +241,14 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
       yield f'raffm.{name}=() must not be empty.'
 
 
-def _disagreements(cfg: config.Clients) -> Iterator[str]:
+def _disagreements(experiment: config.Experiment) -> Iterator[str]:
   """Yields what is wrong about fields together."""
+  if max(experiment.tiers.joins, default=0) >= experiment.rounds:
+    yield (
+      f'tiers.joins={experiment.tiers.joins} must lie below rounds='
+      f'{experiment.rounds}.'
+    )
+  cfg = experiment.clients
   if cfg.partition not in _WITHOUT_DOMAINS:
     return
   where = f'with clients.partition={cfg.partition!r}'

@@ -16,7 +16,7 @@ import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
 
-from fedjax_tune import build
+from fedjax_tune import build, federation
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import costs, tables
 from fedjax_tune.run import Run
@@ -85,12 +85,15 @@ def _lines(run: Run) -> dict[str, str]:
   trainable = num_params(setup.theta)
   params = trainable + num_params(setup.foundation.base)
   sizes, steps = setup.partition.sizes(), setup.planner.steps
-  eligible = int(setup.method.eligible(e.rounds).sum())
+  eligible = int(setup.method.eligible(e.rounds - 1).sum())
+  found = setup.foundation
+  several = isinstance(found, federation.Federation)
+  models = ', '.join(found.tiers) if several else e.model.weights
   bytes_, needed, total = tables.human_bytes, memory(run), totals(run)
   causes = ', '.join(f'{k} {bytes_(v)}' for k, v in needed.items())
   return {
     'experiment': f'{e.method}, {e.rounds} rounds, seed {e.seed}',
-    'model': f'{e.model.weights}, {setup.foundation.depth} blocks',
+    'model': f'{models}, {found.depth} blocks',
     'parameters': f'{tables.human_count(params)}, trainable'
     f' {tables.human_count(trainable)} ({100 * trainable / params:.2f}%)',
     'data': f'{e.data.name}{_form(run)}: {len(setup.train)} train and'

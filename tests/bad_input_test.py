@@ -63,6 +63,11 @@ _IID = {'clients__partition': 'iid', 'clients__cohort': 'uniform'}
       r'clients.budgets=\(5, .*: 5 is not from 1 to 4',
     ),
     ({'clients__budgets': (4, 3)}, r'=\(4, 3\): has 2 .*, must have 6 '),
+    (
+      {'tiers__joins': (0, 99)},
+      r'tiers.joins=\(0, 99\) must lie below rounds=',
+    ),
+    ({'fedadapter__after': ()}, r'fedadapter.after=\(\) must not be empty'),
     ({'clients__budgets': (4, 'a')}, r"budgets=\(4, 'a'\) must be of type"),
     ({'data__image_size': 18}, r'data.image_size=18 must be .*multiple'),
     ({'data__domains': ('photo',)}, r"data.domains=.*no domain 'photo'"),

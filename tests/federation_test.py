@@ -91,6 +91,12 @@ def test_more_sites_than_blocks():
     federation.federate(whole.tiers, adapter.CORES, sites=3)
 
 
+def test_no_tier_is_called_shared():
+  (tier,) = tiny.federated_stacks((2, _NARROW)).tiers.values()
+  with pytest.raises(ValueError, match="must not be called 'shared'"):
+    federation.federate({'shared': tier}, adapter.CORES)
+
+
 def test_cut_keeps_the_beginning():
   found = tiny.vit_foundation()
   small = foundation.cut(found, {'layer': 2, 'heads': 1})

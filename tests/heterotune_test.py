@@ -1,6 +1,7 @@
 """HeteroTune: what tiers share, what they keep, and who joins when."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import tiny
 
 from fedjax_tune import federation
-from fedjax_tune.methods import BUILDERS, base
+from fedjax_tune.engine import cost
+from fedjax_tune.methods import BUILDERS, base, cmga
 from fedjax_tune.models import adapter
 
 _WIDE = adapter.Bottleneck(3, 2)
@@ -44,7 +46,7 @@ def test_one_tier_and_one_branch_is_fedavg_of_adapters():
   )
 
 
-def test_a_branch_is_averaged_over_those_who_have_it():
+def test_the_first_tier_has_one_branch_more():
   run = tiny.run(_experiment())
   clients = range(4)
   rows = run.method.allocate(0, clients)
@@ -82,21 +84,52 @@ def test_tiers_apart_share_nothing():
   assert 'core_in' in both['large']['blocks']['extra']
 
 
-def test_own_branches_learn_from_their_tier_alone():
+def test_the_deepest_tier_has_the_most_branches():
+  e = _experiment(tiers={'weights': ('a', 'b', 'c', 'd')})
+  depths = {'a': 2, 'b': 4, 'c': 2, 'd': 3}
+  sizes = {federation.tier_axis(n): d for n, d in depths.items()}
+  method = BUILDERS['heterotune'](e, sizes, (4, 4, 4, 4))
+  rows = method.allocate(0, range(4))
+  assert [row['branch'] for row in rows] == [2, 4, 1, 3]
+
+
+def _own_branches(foreign, joins=()):
+  """Returns the cores before and after a round of two tiers, and the method."""
   stacks = tiny.federated_stacks((4, _WIDE), (2, _WIDE))
-  options = {'reading': 'own', 'foreign': 'frozen'}
-  e = _experiment(
-    heterotune=options, tiers={'joins': (0, 9)}, local={'weight_decay': 0.0}
+  options = {'reading': 'own', 'foreign': foreign}
+  run = tiny.run(
+    _experiment(heterotune=options, tiers={'joins': joins}), stacks
   )
-  run = tiny.run(e, stacks)
-  state = run.rounds(1)
-  for name in adapter.CORES:
-    new = state.theta['shared']['blocks']['extra'][name]
-    old = run.theta['shared']['blocks']['extra'][name]
-    np.testing.assert_array_equal(new[:, 1], old[:, 1])
-    assert np.all(np.abs(new[:, 0] - old[:, 0]).max((-1, -2)) > 0)
-  trained = dataclasses.replace(run.method, own_branches=False)
-  assert trained.bucket(tiny.signature(run.method, 0)) == 'all'
+  part = lambda theta: theta['shared']['blocks']['extra']['core_in']
+  return part(run.theta), part(run.rounds(1).theta), run
+
+
+def test_own_branches_learn_from_their_tier_alone():
+  """Weight decay, too, leaves other tiers' branches alone."""
+  old, both, run = _own_branches('frozen')
+  _, large, _ = _own_branches('frozen', joins=(0, 9))
+  np.testing.assert_array_equal(large[:, 1], old[:, 1])
+  assert np.all(np.abs(large[:, 0] - old[:, 0]).max((-1, -2)) > 0)
+  # Who has its branch frozen does not dilute what its own tier sends.
+  tiny.assert_close(both[:, 0], large[:, 0], **_ROUNDING)
+  assert np.all(np.abs(both[:, 1] - old[:, 1]).max((-1, -2)) > 0)
+  sig = tiny.signature(run.method, 0)
+  held = functools.partial(cost.held_shapes, run.theta, run.axes)
+  traffic = run.method.traffic(sig, [sig], held)
+  cores = 2 * (2 * 2 * 3 * 3) * 4
+  assert traffic.downlink - traffic.uplink == cores / 2
+
+
+def test_foreign_branches_may_train():
+  old, large, run = _own_branches('trained', joins=(0, 9))
+  assert np.all(np.abs(large - old).max((-1, -2)) > 0)
+  _, both, _ = _own_branches('trained')
+  assert np.abs(both[:, 0] - large[:, 0]).max() > 1e-3
+  sig = tiny.signature(run.method, 0)
+  assert run.method.bucket(sig) == 'all'
+  held = functools.partial(cost.held_shapes, run.theta, run.axes)
+  traffic = run.method.traffic(sig, [sig], held)
+  assert traffic.downlink == traffic.uplink
 
 
 def test_the_width_reading_shares_the_first_columns():
@@ -119,20 +152,48 @@ def test_the_width_reading_shares_the_first_columns():
   assert not moved[..., :, 2:].any()
 
 
+def _opposed():
+  """Returns tiers of which the smaller wants of the cores the opposite."""
+  found = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
+  extra = dict(found.theta['small']['blocks']['extra'])
+  extra['up'] = -3 * extra['up']
+  small = {**found.theta['small'], 'blocks': {'extra': extra}}
+  return dataclasses.replace(found, theta={**found.theta, 'small': small})
+
+
 @pytest.mark.parametrize('align', ['pairwise', 'mean'])
 def test_alignment_touches_the_cores_alone(align):
-  plain = tiny.run(_experiment())
-  run = tiny.run(_experiment(heterotune={'cmga': align}))
-  assert {run.method.bucket(s) for s in run.planner.widths} == {
+  found, runs = _opposed(), []
+  for choice, joins in (
+    (align, ()),
+    ('off', ()),
+    ('off', (0, 9)),
+    ('off', (9, 0)),
+  ):
+    # Decay would be most of what changes, and the same for all.
+    e = _experiment(
+      heterotune={'cmga': choice},
+      tiers={'joins': joins},
+      local={'weight_decay': 0.0},
+    )
+    runs.append(tiny.run(e, found))
+  assert {runs[0].method.bucket(s) for s in runs[0].planner.widths} == {
     'large',
     'small',
   }
-  got, want = run.rounds(1).theta, plain.rounds(1).theta
+  got, want, *alone = (run.rounds(1).theta for run in runs)
   tiny.assert_close(got['large'], want['large'], **_ROUNDING)
   tiny.assert_close(got['small'], want['small'], **_ROUNDING)
   core = lambda theta: theta['shared']['blocks']['extra']['core_in']
   # The large tier alone has the second branch.
   tiny.assert_close(core(got)[:, 1], core(want)[:, 1], **_ROUNDING)
+  # Of the first, what the tiers change is aligned.
+  start = core(runs[0].theta)[:, 0]
+  deltas = np.stack([core(theta)[:, 0] - start for theta in alone])
+  shares = np.full((2, 1, 1, 1), 0.5, np.float32)
+  aligned = getattr(cmga, align)(deltas, shares).mean(0)
+  tiny.assert_close(core(got)[:, 0] - start, aligned, **_ROUNDING)
+  assert np.abs(aligned - deltas.mean(0)).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -160,6 +221,22 @@ def test_alignment_touches_the_cores_alone(align):
       {'heterotune': {'share': False, 'cmga': 'mean'}},
       r"share=False leaves nothing for heterotune\.cmga='mean'",
     ),
+    (
+      {'heterotune': {'reading': 'own', 'branches': (2, 2)}},
+      r'heterotune\.branches=\(2, 2\) must be \(\)',
+    ),
+    (
+      {'heterotune': {'reading': 'own', 'cmga': 'mean'}},
+      r"heterotune\.cmga='mean' must be 'off'",
+    ),
+    (
+      {'heterotune': {'foreign': 'trained'}},
+      r"heterotune\.foreign='trained' must be 'frozen'",
+    ),
+    (
+      {'tiers': {'weights': ('large', 'small', 'x', 'y', 'z')}},
+      r'tiers\.weights=.* must be at most 4, the number of clients',
+    ),
     ({'tiers': {'joins': (2, 1)}}, r'tiers\.joins=\(2, 1\) must have a 0'),
     ({'tiers': {'depth': (2,)}}, r'tiers\.depth=\(2,\) must have 2 values'),
   ],
@@ -170,7 +247,7 @@ def test_contradictions(changes, message):
     for field, value in fields.items():
       setattr(getattr(e, section), field, value)
   sizes = {'layer': 4} | {
-    federation.tier_axis(name): 2 for name in ('large', 'small', 'x')
+    federation.tier_axis(name): 2 for name in ('large', 'small', *'xyz')
   }
   with pytest.raises(ValueError, match=message):
     BUILDERS['heterotune'](e, sizes, (4,) * 4)

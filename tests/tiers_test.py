@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -69,6 +70,24 @@ def test_each_tier_reads_by_its_own_tokenizer(folders):
   assert llama.base['blocks']['attn']['q']['kernel'].shape[1] == 24
 
 
+def test_what_tiers_share_knows_no_width(folders):
+  """Each alone, models 16 and 24 wide, has cores of the same shapes."""
+  with tfds.testing.mock_data(num_examples=40):
+    setups = [build.build(_experiment([folder])) for folder in folders]
+  sites = min(setup.foundation.depth for setup in setups)
+  shapes = [
+    jax.tree.map(lambda x: x.shape[1:], setup.theta['shared'])
+    for setup in setups
+  ]
+  assert sites > 0
+  assert shapes[0] == shapes[1]
+  ups = [
+    setup.theta[name]['blocks']['mlp_adapter']['up'].shape
+    for setup, name in zip(setups, ('bert', 'llama'), strict=True)
+  ]
+  assert (ups[0][-1], ups[1][-1]) == (16, 24)
+
+
 def test_a_subnetwork_is_a_tier():
   e = _experiment(
     ('random:vit_test',) * 3,
@@ -93,6 +112,7 @@ def test_a_subnetwork_is_a_tier():
   [
     ({'depth': (0, 9)}, r'tiers\.depth: tier .*d9. must keep at most 4'),
     ({'weights': ('random:vit_test', 'random:text_test')}, r'all read text'),
+    ({'weights': ('/a/vit', '/b/vit')}, r"would be called 'vit'"),
     ({'width': (1.0,)}, r'tiers\.width=\(1\.0,\) must have 2 values'),
   ],
 )

@@ -3,7 +3,8 @@
 HeteroTune (arXiv 2411.16796, version 2) names it and gives its purpose, to
 harmonise gradient directions across models during aggregation; the formula is
 not public. Two stand-ins: projection of conflicting pairs, as PCGrad does for
-tasks (arXiv 2001.06782), and the same against the mean of all.
+tasks (arXiv 2001.06782), but in the tiers' order where PCGrad draws one; and the
+same against the mean of all.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from fedjax_tune import selection
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Tree
 
-# (deltas [m, ..., R, R], weights [m, ..., 1, 1]) -> aligned deltas
+# (deltas [m, ..., R, R], shares [m, ..., 1, 1]) -> aligned deltas
 Align = Callable[[Array, Array], Array]
 
 

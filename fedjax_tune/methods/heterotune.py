@@ -5,11 +5,13 @@ Models", arXiv 2411.16796. The paper's code is not public, and what follows was
 built from its public abstracts. Theirs: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
-else; each open choice is a field of `method_config.Heterotune`. Another method,
-AdaFL (arXiv 2205.10162), also calls its adapters FedAdapter.
+else; open choices are fields of `method_config.Heterotune` and, of the adapter,
+of `config.Fedadapter`. One is not built: projections and heads that each client
+keeps to itself. Another method, AdaFL (arXiv 2205.10162), also calls its
+adapters FedAdapter.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config, tiers
+from fedjax_tune.engine.cost import Traffic, num_bytes
 from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.federation import tier_axis
 from fedjax_tune.methods import base, cmga
@@ -35,7 +38,7 @@ class Heterotune(base.Method):
     W_b <- W_b + sum_{k: b <= B_m(k)} n_k delta_k / sum_{k: b <= B_m(k)} n_k.
 
   Attributes:
-    tiers: The tier of each client, by name.
+    tier_of_client: The tier of each client, by name.
     rows: What a client of each tier holds.
     adapters: The bottleneck of each tier's model.
     joins: First round of each client.
@@ -43,7 +46,7 @@ class Heterotune(base.Method):
     own_branches: Whether a branch learns from its own tier alone.
   """
 
-  tiers: tuple[str, ...]
+  tier_of_client: tuple[str, ...]
   rows: Mapping[str, Row]
   adapters: Mapping[str, config.Fedadapter]
   joins: tuple[int, ...]
@@ -56,12 +59,12 @@ class Heterotune(base.Method):
 
   def tier(self, client: int) -> str:
     """Names a client's tier."""
-    return self.tiers[client]
+    return self.tier_of_client[client]
 
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns what each client of the cohort holds: all of its tier's."""
     del rnd
-    return [self.rows[self.tiers[k]] for k in cohort]
+    return [self.rows[self.tier_of_client[k]] for k in cohort]
 
   def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
     """Stops the gradients of other tiers' branches where these are frozen.
@@ -109,9 +112,21 @@ class Heterotune(base.Method):
 
   def headline(self) -> dict[str, float]:
     """Weighs the tiers by their clients."""
-    return {
-      name: self.tiers.count(name) / len(self.tiers) for name in self.rows
-    }
+    every = self.tier_of_client
+    return {name: every.count(name) / len(every) for name in self.rows}
+
+  def traffic(
+    self,
+    sig: Signature,
+    cohort: Sequence[Signature],
+    held: Callable[[Signature], Tree],
+  ) -> Traffic:
+    """Leaves out of the uplink what other tiers' branches would send."""
+    both = super().traffic(sig, cohort, held)
+    if not self.own_branches:
+      return both
+    cores = num_bytes(held(sig)['shared'])
+    return both._replace(uplink=both.uplink - cores + cores // len(self.rows))
 
   def _tier_of(self, sig: Signature) -> str:
     (name,) = (name for name in self.rows if sig[tier_axis(name)])
@@ -151,7 +166,9 @@ def build(
   _check(experiment, each)
   unique = tuple(dict.fromkeys(each))
   branches = dict(zip(each, options.branches, strict=False))
-  branches = branches or {n: len(unique) - i for i, n in enumerate(unique)}
+  if not branches:
+    deepest = sorted(unique, key=lambda name: -sizes[tier_axis(name)])
+    branches = {name: len(unique) - i for i, name in enumerate(deepest)}
   adapters, rows = {}, {}
   for name in unique:
     held = {tier_axis(other): int(other == name) for other in unique}
@@ -159,6 +176,11 @@ def build(
     adapter, part = _adapter(experiment, branches, name)
     adapters[name] = adapter
     rows[name] |= part
+  if len(budgets) < len(each):
+    raise ValueError(
+      f'tiers.weights={experiment.tiers.weights} must be at most '
+      f'{len(budgets)}, the number of clients.'
+    )
   turn = lambda values, k: values[k % len(values)]
   clients = range(len(budgets))
   depths = tuple(rows[turn(each, k)]['layer'] for k in clients)
@@ -172,7 +194,7 @@ def build(
     depth=max(sizes[tier_axis(name)] for name in unique),
     budgets=depths,
     seed=experiment.seed,
-    tiers=tuple(turn(each, k) for k in clients),
+    tier_of_client=tuple(turn(each, k) for k in clients),
     rows=rows,
     adapters=adapters,
     joins=tuple(turn(experiment.tiers.joins or (0,), k) for k in clients),
@@ -223,6 +245,22 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
       f'heterotune.share=False leaves nothing for heterotune.cmga='
       f'{options.cmga!r} and reading={options.reading!r}; they must be '
       "'off' and 'nested'."
+    )
+  own, frozen = options.reading == 'own', options.foreign == 'frozen'
+  if own and options.branches:
+    raise ValueError(
+      f'heterotune.branches={options.branches} must be () with heterotune.'
+      "reading='own': all tiers have all branches, one of each tier."
+    )
+  if own and frozen and options.cmga != 'off':
+    raise ValueError(
+      f"heterotune.cmga={options.cmga!r} must be 'off' with heterotune."
+      "reading='own' and foreign='frozen': no two tiers train one branch."
+    )
+  if not own and not frozen:
+    raise ValueError(
+      f"heterotune.foreign={options.foreign!r} must be 'frozen' but with "
+      "heterotune.reading='own'."
     )
   if options.branches and len(options.branches) != len(each):
     raise ValueError(
