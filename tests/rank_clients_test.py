@@ -79,6 +79,23 @@ def test_without_ranks_all_have_the_servers():
   assert [row['rank'] for row in method.allocate(0, [0, 1])] == [3, 3]
 
 
+@pytest.mark.parametrize('scaling', ['common', 'client'])
+def test_every_rank_is_evaluated(scaling):
+  options = {'lora': {'rank': 4}, 'rank': {'ranks': (1, 4, 2, 1)}}
+  options['rank']['scaling'] = scaling
+  whole = {'layer': 4}
+  for name in _NAMES:
+    e = tiny.experiment(name, **options)
+    method = BUILDERS[name](e, whole, (4,) * 4)
+    alone = name == 'flora' or (name, scaling) == ('flexlora', 'client')
+    smaller = () if alone else (2, 1)
+    assert method.evaluations() == {
+      'full': whole,
+      **{f'rank{r}': {**whole, 'rank': r} for r in smaller},
+    }
+    assert method.headline() == {'full': 1.0}
+
+
 def test_there_must_be_adapters():
   method = BUILDERS['fedit'](tiny.experiment('fedit'), {'layer': 4}, (4,))
   found = tiny.stack()

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax_tune import config, selection
 from fedjax_tune.engine.cost import Traffic, num_bytes
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.methods import adapters, base, ranks
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Allocation, Axes, Tree
@@ -118,6 +118,11 @@ class FlexLora(_Exact):
       pairs[path] = (a, ratio * b)
     return adapters.replace(held, pairs)
 
+  def evaluations(self) -> dict[str, Row]:
+    """Leaves out clients whose B is not the server's."""
+    rows = super().evaluations()
+    return rows if self.scaling == 'common' else {'full': rows['full']}
+
   def place(
     self, theta: Tree, update: base.Update, kernels: Tree, memory: Tree
   ) -> tuple[base.Update, Tree]:
@@ -203,6 +208,10 @@ class Flora(_Merged):
     delta = adapters.change(jnp.zeros_like, update.delta)
     covered = adapters.change(jnp.zeros_like, update.covered)
     return base.Update(delta, covered), jax.tree.map(jnp.add, memory, kernels)
+
+  def evaluations(self) -> dict[str, Row]:
+    """Evaluates one model: all of it is in the kernels, for everyone."""
+    return {'full': super().evaluations()['full']}
 
   def traffic(
     self,

@@ -104,6 +104,14 @@ class Rbla(base.Method):
     del rnd
     return [{'layer': self.depth, 'rank': self.ranks[k]} for k in cohort]
 
+  def evaluations(self) -> dict[str, Row]:
+    """Evaluates the server's adapters, and what clients of each rank get."""
+    rows: dict[str, Row] = {'full': {'layer': self.depth}}
+    smaller = {rank for rank in self.ranks if rank < self.server_rank}
+    for rank in sorted(smaller, reverse=True):
+      rows[f'rank{rank}'] = {'layer': self.depth, 'rank': rank}
+    return rows
+
   def scale(self, rank: int) -> float:
     """Returns by what a product A B of a rank is multiplied."""
     common = self.scaling == 'common'
