@@ -1,12 +1,13 @@
 r"""HeteroTune on six drawing styles: DINOv2 ViT-S/14 and two parts of it.
 
   python -m launch.sweep --config=experiments/heterotune_emoji.py \
-    --methods=heterotune,late=heterotune:tiers.joins=(0,0,10),apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-3,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-3,fedra=fedra:model.tune=lora:local.lr=1e-3,heterofl=heterofl:model.tune=lora:local.lr=1e-3,all_large=all_large:model.tune=lora:local.lr=1e-3 \
+    --methods=heterotune,late=heterotune:tiers.joins=(0,0,10),apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-3,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-3,fedra=fedra:model.tune=lora:local.lr=1e-3,heterofl=heterofl:model.tune=lora:local.lr=1e-3,all_large=all_large:model.tune=lora:local.lr=1e-3,late_apart=heterotune:tiers.joins=(0,0,10):heterotune.share=False,large_adapter=all_large:model.tune=adapter,small_adapter=all_small:model.tune=adapter \
     --seeds=0,1,2 --jobs=2 --workdir=DIR
 
 The pictures and clients of raffm_emoji.py. Clients have in turn all 12 blocks,
 the first 8, the first 6; HeteroFL's all heads and all of the MLP, two thirds
-and half of both. `late` has its third tier join in round 10 of 20.
+and half of both. `late` has its third tier join in round 10 of 20; `late_apart`, too, but shares
+nothing.
 
 Ablations, in place of `--methods` above:
 

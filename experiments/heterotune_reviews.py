@@ -1,16 +1,25 @@
 r"""HeteroTune on film reviews: two language models that learn together.
 
   python -m launch.sweep --config=experiments/heterotune_reviews.py \
-    --methods=heterotune,heterotune_cmga=heterotune:heterotune.cmga=pairwise,apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-2,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-2,fedra=fedra:model.tune=lora:local.lr=1e-2,heterofl=heterofl:model.tune=lora:local.lr=1e-2,all_large=all_large:model.tune=lora:local.lr=1e-2 \
+    --methods=heterotune,heterotune_cmga=heterotune:heterotune.cmga=pairwise,apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-2,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-2,fedra=fedra:model.tune=lora:local.lr=1e-2,heterofl=heterofl:model.tune=lora:local.lr=1e-2,all_large=all_large:model.tune=lora:local.lr=1e-2,large_adapter=all_large:model.tune=adapter,small_adapter=all_small:model.tune=adapter \
     --seeds=0,1,2 --jobs=2 --workdir=DIR
 
 A hundred clients, Dirichlet 5 over labels, ten a round; every other one has
 MiniLM-L3 instead of MiniLM-L6. HeteroTune's tiers are these two checkpoints.
 The methods that know one model cut MiniLM-L6 instead, and tune it by LoRA: to
 its first three blocks (AllSmall, InclusiveFL), to any three (FedRA), to half of
-its heads and of its MLP (HeteroFL). `apart` trains the tiers without anything
-in common. With Dirichlet 0.5 accuracies of two labels swing by ten points from
+its heads and of its MLP (HeteroFL); `large_adapter` and `small_adapter` tune it
+by HeteroTune's adapters. `apart` trains the tiers without anything in common.
+With Dirichlet 0.5 accuracies of two labels swing by ten points from
 round to round (raffm_reviews.py), and nothing can be told apart.
+
+Two tiers of one model, in place of `--methods` above:
+
+  'shared=heterotune:tiers.weights=("minilm_l6","minilm_l6"):tiers.depth=(0,6):clients.budgets=():heterotune.branches=(1,1),apart=heterotune:tiers.weights=("minilm_l6","minilm_l6"):tiers.depth=(0,6):clients.budgets=():heterotune.branches=(1,1):heterotune.share=False'
+
+One adapter a site, so that sharing ties no blocks of one model:
+
+  shared=heterotune:heterotune.every_block=False,apart=heterotune:heterotune.every_block=False:heterotune.share=False
 """
 
 from fedjax_tune import config, method_config
