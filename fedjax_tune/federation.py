@@ -159,8 +159,7 @@ def federate(
   for name, tier in tiers.items():
     leaves, names = _flat(tier.theta), _flat(tier.axes)
     own = [path for path in leaves if path[-1] not in shared]
-    private = places[name].private
-    theta[name] = {p: private(leaves[p], names[p]) for p in own}
+    theta[name] = {p: places[name].private(leaves[p], names[p]) for p in own}
     axes[name] = {
       p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
       for p in own

@@ -57,7 +57,8 @@ def names(cfg: method_config.Tiers) -> tuple[str, ...]:
 
 def _name(weights: str, depth: int, width: float) -> str:
   stem = pathlib.Path(weights.removeprefix('random:')).name
-  return stem + (f'_d{depth}' if depth else '') + (f'_w{width:g}' * (width < 1))
+  cut = (f'_d{depth}' if depth else '') + (f'_w{width:g}' if width < 1 else '')
+  return stem + cut
 
 
 def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:

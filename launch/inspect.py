@@ -81,12 +81,11 @@ def memory(run: Run) -> dict[str, int]:
 
 
 def _lines(run: Run) -> dict[str, str]:
-  e, setup = run.setup.experiment, run.setup
+  e, setup, found = run.setup.experiment, run.setup, run.setup.foundation
   trainable = num_params(setup.theta)
-  params = trainable + num_params(setup.foundation.base)
+  params = trainable + num_params(found.base)
   sizes, steps = setup.partition.sizes(), setup.planner.steps
   eligible = int(setup.method.eligible(e.rounds - 1).sum())
-  found = setup.foundation
   several = isinstance(found, federation.Federation)
   models = ', '.join(found.tiers) if several else e.model.weights
   bytes_, needed, total = tables.human_bytes, memory(run), totals(run)

@@ -94,7 +94,7 @@ def test_the_deepest_tier_has_the_most_branches():
 
 
 def _own_branches(foreign, joins=()):
-  """Returns the cores before and after a round of two tiers, and the method."""
+  """Returns the cores before and after a round of two tiers, and the run."""
   stacks = tiny.federated_stacks((4, _WIDE), (2, _WIDE))
   options = {'reading': 'own', 'foreign': foreign}
   run = tiny.run(
@@ -102,6 +102,13 @@ def _own_branches(foreign, joins=()):
   )
   part = lambda theta: theta['shared']['blocks']['extra']['core_in']
   return part(run.theta), part(run.rounds(1).theta), run
+
+
+def _traffic(run):
+  """Returns what the first client moves in a round."""
+  sig = tiny.signature(run.method, 0)
+  held = functools.partial(cost.held_shapes, run.theta, run.axes)
+  return run.method.traffic(sig, [sig], held)
 
 
 def test_own_branches_learn_from_their_tier_alone():
@@ -113,9 +120,7 @@ def test_own_branches_learn_from_their_tier_alone():
   # Who has its branch frozen does not dilute what its own tier sends.
   tiny.assert_close(both[:, 0], large[:, 0], **_ROUNDING)
   assert np.all(np.abs(both[:, 1] - old[:, 1]).max((-1, -2)) > 0)
-  sig = tiny.signature(run.method, 0)
-  held = functools.partial(cost.held_shapes, run.theta, run.axes)
-  traffic = run.method.traffic(sig, [sig], held)
+  traffic = _traffic(run)
   cores = 2 * (2 * 2 * 3 * 3) * 4
   assert traffic.downlink - traffic.uplink == cores / 2
 
@@ -125,10 +130,8 @@ def test_foreign_branches_may_train():
   assert np.all(np.abs(large - old).max((-1, -2)) > 0)
   _, both, _ = _own_branches('trained')
   assert np.abs(both[:, 0] - large[:, 0]).max() > 1e-3
-  sig = tiny.signature(run.method, 0)
-  assert run.method.bucket(sig) == 'all'
-  held = functools.partial(cost.held_shapes, run.theta, run.axes)
-  traffic = run.method.traffic(sig, [sig], held)
+  assert run.method.bucket(tiny.signature(run.method, 0)) == 'all'
+  traffic = _traffic(run)
   assert traffic.downlink == traffic.uplink
 
 

@@ -57,6 +57,16 @@ def replace(tree: Tree, pairs: Mapping[tuple[str, ...], tuple]) -> Tree:
   return traverse_util.unflatten_dict(flat)
 
 
+def change_pairs(
+  fn: Callable[[Array, Array, int], tuple[Array, Array]],
+  tree: Tree,
+  adapters: Adapters,
+) -> Tree:
+  """Returns a tree of which every A and B are fn(A, B, stack)."""
+  pairs = {p: fn(*pair(tree, p), stack) for p, stack in adapters.items()}
+  return replace(tree, pairs)
+
+
 def matrices(a: Array, b: Array, stack: int) -> tuple[Array, Array]:
   """Returns A [*stack, I, R] and B [*stack, R, O], flat outside the stack."""
   lead, rank = a.shape[:stack], a.shape[-1]

@@ -77,12 +77,12 @@ class HetLora(ranks.FedIT):
     del key
     rank = memory['rank'][jnp.asarray(alloc['client'])[0]]
     alive_R = jnp.arange(sig['rank']) < rank
-    pairs = {}
-    for path, stack in self.adapted.items():
-      a, b = adapters.pair(held, path)
+
+    def silence(a, b, stack):
       rows = alive_R.reshape(-1, *[1] * (b.ndim - stack - 1))
-      pairs[path] = (jnp.where(alive_R, a, 0), jnp.where(rows, b, 0))
-    return adapters.replace(held, pairs)
+      return jnp.where(alive_R, a, 0), jnp.where(rows, b, 0)
+
+    return adapters.change_pairs(silence, held, self.adapted)
 
   def loss(
     self,

@@ -112,11 +112,8 @@ class FlexLora(_Exact):
     """Divides B by the client's scale instead of the server's."""
     del alloc, memory, key
     ratio = self.scale(self.server_rank) / self.scale(sig['rank'])
-    pairs = {}
-    for path in self.adapted:
-      a, b = adapters.pair(held, path)
-      pairs[path] = (a, ratio * b)
-    return adapters.replace(held, pairs)
+    divide = lambda a, b, _: (a, ratio * b)
+    return adapters.change_pairs(divide, held, self.adapted)
 
   def evaluations(self) -> dict[str, Row]:
     """Leaves out clients whose B is not the server's."""
@@ -174,11 +171,8 @@ class Flora(_Merged):
 
   def init(self, theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     """Keeps the server's adapters at a product of zero."""
-    pairs = {}
-    for path in self.adapted:
-      a, b = adapters.pair(theta, path)
-      pairs[path] = (a, jnp.zeros_like(b))
-    return adapters.replace(theta, pairs), axes
+    rest = lambda a, b, _: (a, jnp.zeros_like(b))
+    return adapters.change_pairs(rest, theta, self.adapted), axes
 
   def begin(
     self,
