@@ -6,8 +6,9 @@ r"""HeteroTune on six drawing styles: DINOv2 ViT-S/14 and two parts of it.
 
 The pictures and clients of raffm_emoji.py. Clients have in turn all 12 blocks,
 the first 8, the first 6; HeteroFL's all heads and all of the MLP, two thirds
-and half of both. `late` has its third tier join in round 10 of 20; `late_apart`, too, but shares
-nothing.
+and half of both. `late` has its third tier join in round 10 of 20; `late_apart`,
+too, but shares nothing. `large_adapter` and `small_adapter` tune one model by
+HeteroTune's adapters.
 
 Ablations, in place of `--methods` above:
 

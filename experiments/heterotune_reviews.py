@@ -10,8 +10,8 @@ The methods that know one model cut MiniLM-L6 instead, and tune it by LoRA: to
 its first three blocks (AllSmall, InclusiveFL), to any three (FedRA), to half of
 its heads and of its MLP (HeteroFL); `large_adapter` and `small_adapter` tune it
 by HeteroTune's adapters. `apart` trains the tiers without anything in common.
-With Dirichlet 0.5 accuracies of two labels swing by ten points from
-round to round (raffm_reviews.py), and nothing can be told apart.
+With Dirichlet 0.5 accuracies of two labels swing by ten points from round to
+round (raffm_reviews.py), and nothing can be told apart.
 
 Two tiers of one model, in place of `--methods` above:
 
