@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 
-from fedjax_tune import build, config
+from fedjax_tune import build, config, endings
+
+# Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
+_STATUS = {
+  endings.Diverged: 3,
+  endings.Interrupted: 4,
+  endings.StorageError: 5,
+}
+_REFUSED = 2
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -22,7 +30,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """Turns errors that a user can mend into one message and exit code 2."""
+  """Turns errors that a user can mend into one message and a status."""
 
   def run(argv: list[str]) -> None:
     # Orbax and TFDS report every file that they touch at INFO.
@@ -101,4 +109,4 @@ def _fail(error: Exception) -> NoReturn:
   if quoted:
     message = f'{head}: {trace.strip().splitlines()[-1]}'
   sys.stderr.write(f'error: {message}\n')
-  sys.exit(2)
+  sys.exit(_STATUS.get(type(error), _REFUSED))
