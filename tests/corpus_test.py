@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -100,3 +101,23 @@ def test_import_leaves_tensorflow_datasets_alone():
     "assert 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', program], check=True)
+
+
+@pytest.mark.parametrize('limit', [corpus._IN_MEMORY_BYTES, 0])
+def test_fingerprint_is_of_the_content(monkeypatch, limit):
+  monkeypatch.setattr(corpus, '_IN_MEMORY_BYTES', limit)
+  with tfds.testing.mock_data(num_examples=5):
+    train, again = (_load('cifar10')[0] for _ in range(2))
+    fewer, _ = _load('domainnet', domains=('real',))
+  assert train.fingerprint() == again.fingerprint()
+  labels = (train.labels + 1) % 10
+  others = [
+    fewer,
+    dataclasses.replace(train, labels=labels),
+    dataclasses.replace(train, domains=train.domains + 1),
+    dataclasses.replace(train, groups=np.array(list('abcde'))),
+    dataclasses.replace(train, inputs=255 - train.read(np.arange(5))),
+    train.seen_as([again]),
+  ]
+  prints = {one.fingerprint() for one in (train, *others)}
+  assert len(prints) == len(others) + 1

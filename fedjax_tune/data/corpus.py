@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_tune import config, scores
-from fedjax_tune.data import sources, text, text_sets, tokens
+from fedjax_tune.data import digest, sources, text, text_sets, tokens
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.scores import Questions
 from fedjax_tune.tasks import Task
@@ -68,6 +68,18 @@ class Corpus:
   def view(self, reader: int) -> 'Corpus':
     """Returns the examples as one of the tokenizers has them."""
     return (self, *self.others)[reader]
+
+  def fingerprint(self) -> str:
+    """Returns a hash of all that the corpus holds, hex.
+
+    The same data give the same one in every process and on every platform.
+    Of images that stay on disk it is their files' bytes that count.
+    """
+    own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    if isinstance(self.inputs, Stored):
+      own['inputs'] = self.inputs.fingerprint()
+    own['others'] = [other.fingerprint() for other in self.others]
+    return digest.of(own)
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -200,7 +212,7 @@ def _load_images(
 ) -> Corpus:
   import tensorflow_datasets as tfds
 
-  labels, names, where, stored = [], [], [], []
+  labels, names, where, stored, hashes = [], [], [], [], []
   for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
     source = sources.open_split(cfg, builder, split)
     source.decoders = {'image': tfds.decode.SkipDecoding()}
@@ -208,17 +220,23 @@ def _load_images(
     first = len(where)
     # The images are left where they are: together they may exceed memory.
     kept = [
-      (record, row['label'], text.to_str(row.get('name', '')))
+      (
+        record,
+        row['label'],
+        text.to_str(row.get('name', '')),
+        digest.of(row['image']),
+      )
       for record, row in enumerate(sources.iterate(cfg, builder, source))
       if _is_kept(cfg, row['label'])
     ]
-    for record, label, name in _spread(cfg, kept, split):
+    for record, label, name, content in _spread(cfg, kept, split):
+      hashes.append(content)
       labels.append(label)
       names.append(name)
       where.append((i, record))
     _check_size(cfg, domain, split, len(where) - first)
   where_Nx2 = np.array(where)
-  images = Stored(stored, where_Nx2, cfg.image_size)
+  images = Stored(stored, where_Nx2, cfg.image_size, digest.of(hashes))
   in_memory = len(where_Nx2) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
   has_names = 'name' in builders[0].info.features
   class_names = _class_names(cfg, builders[0].info.features['label'])

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from fedjax_tune.data import digest
+
 _THREADS = 8
 
 
@@ -24,12 +26,17 @@ class Stored:
   """Images on disk: row i is record `where[i, 1]` of `sources[where[i, 0]]`.
 
   Those of another size than `size` are resized bicubically (Pillow, which
-  smooths when it shrinks).
+  smooths when it shrinks). `contents` is a hash of all their bytes.
   """
 
   sources: Sequence[Sequence]
   where: np.ndarray
   size: int
+  contents: str
+
+  def fingerprint(self) -> str:
+    """Returns a hash of the pictures and of their size."""
+    return digest.of(self.contents, self.size)
 
   def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
     images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
