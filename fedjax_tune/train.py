@@ -11,7 +11,7 @@ import numpy as np
 from rich import console as rich_console
 
 from fedjax_tune import build as building
-from fedjax_tune import checkpoint, config
+from fedjax_tune import checkpoint, config, unread
 from fedjax_tune.engine.plan import RoundPlan, prefetch
 from fedjax_tune.report import costs, plots
 from fedjax_tune.report import metrics as reporting
@@ -48,6 +48,7 @@ def train(
   setup = building.build(experiment)
   checkpoint.experiment_guard(workdir, fields, resume)
   console = console or rich_console.Console()
+  tell_unread(setup, console)
   with console.status('Compiling a program for each class of clients'):
     run = Run(setup)
   classes = run.class_costs()
@@ -86,6 +87,13 @@ def train(
   summary = summarize(run, workdir)
   reporting.write_json(pathlib.Path(workdir) / 'summary.json', summary)
   return summary
+
+
+def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
+  """Prints a line for each option that is set and that nothing reads."""
+  images = setup.train.lengths is None
+  for line in unread.in_vain(setup.experiment, images):
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def round_record(

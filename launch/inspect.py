@@ -16,7 +16,7 @@ import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
 
-from fedjax_tune import build, federation
+from fedjax_tune import build, federation, train
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import costs, tables
 from fedjax_tune.run import Run
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
   console = rich_console.Console()
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(_CONFIG.value))
+  train.tell_unread(run.setup, console)
   console.print(overview(run))
   console.print(costs.cost_table(run.class_costs()))
 

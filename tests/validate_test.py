@@ -14,6 +14,13 @@ _BROKEN = [
   ('method', 'xyz', "must be one of 'fedra', 'all_large'."),
   ('rounds', 0, 'must be at least 1.'),
   ('seed', -1, 'must be at least 0.'),
+  ('seed', 2**32, 'must be at most 4294967295: random keys have 32 bits'),
+  ('seed', 2**70, 'must be at most 4294967295: random keys have 32 bits'),
+  ('rounds', 10**20, 'must be at most 1000000: all rounds are planned before'),
+  ('local.batch_size', 10**8, 'must be at most 1000000: the examples of a'),
+  ('data.image_size', 10**6, 'must be at most 4096: every patch of a pict'),
+  ('clients.count', 10**9, 'must be at most 1000000: each client is planned'),
+  ('clients.shots', 10**12, 'must be at most 1000000: the examples of a'),
   ('eval_every', 0, 'must be at least 1.'),
   ('checkpoint_every', 0, 'must be at least 1.'),
   ('model.weights', '', 'must not be empty.'),
@@ -39,6 +46,7 @@ _BROKEN = [
   ('clients.cohort', 'unifrom', "; did you mean 'uniform'?"),
   ('clients.cohort_size', 0, 'must be at least 1.'),
   ('clients.seed', -1, 'must be at least 0.'),
+  ('clients.seed', 2**32, 'must be at most 4294967295: random keys'),
   ('local.optimizer', 'lamb', "must be one of 'sgd', 'adam', 'adamw'."),
   ('local.lr', 0.0, 'must be above 0.'),
   ('local.momentum', 1.0, 'must lie in [0, 1).'),
@@ -67,9 +75,13 @@ _BROKEN = [
   # Wrong types.
   ('rounds', 1.5, 'must be of type int.'),
   ('rounds', True, 'must be of type int.'),
-  ('local.lr', '0.1', 'must be a finite float.'),
-  ('local.lr', float('nan'), 'must be a finite float.'),
-  ('local.clip_norm', float('inf'), 'must be a finite float.'),
+  ('local.lr', '0.1', 'must be a finite float, 0 or within'),
+  ('local.lr', float('nan'), 'must be a finite float, 0 or within'),
+  ('local.clip_norm', float('inf'), 'must be a finite float, 0 or within'),
+  ('local.lr', 10**400, 'must be a finite float, 0 or within the range of'),
+  ('local.lr', 1e-50, 'must be a finite float, 0 or within the range of'),
+  ('server.lr', 1e300, 'must be a finite float, 0 or within the range of'),
+  ('prism.power', 400.0, 'must be at most 30: small singular values would'),
   ('model.remat', 1, 'must be of type bool.'),
   ('clients.budgets', [3, 3], 'must be of type tuple[int, ...].'),
   ('clients.budgets', (3.0,), 'must be of type tuple[int, ...].'),
@@ -141,6 +153,13 @@ def test_partition_without_domains():
   assert len(lines) == 2
   assert "clients.cohort='one_per_domain' must be 'uniform'" in lines[0]
   assert 'must have at most clients.count=2 numbers' in lines[1]
+
+
+def test_objects_are_divided_among_domains_only():
+  fields = {'clients.partition': 'natural', 'clients.cohort': 'uniform'}
+  fields |= {'clients.budgets': (), 'clients.divide_objects': True}
+  (line,) = _problems(**fields)
+  assert "divide_objects=True must be False, or clients.partition='nat" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,213 @@
+"""What each field of an experiment must fulfil by itself."""
+
+from collections.abc import Callable
+import difflib
+from typing import Any, NamedTuple
+
+from fedjax_tune import devices
+
+
+class Rule(NamedTuple):
+  """A rule of one field, or of each element of a tuple.
+
+  Attributes:
+    holds: Whether a value of the right type fulfils it.
+    text: What is said about one that doesn't: 'must be ...'.
+  """
+
+  holds: Callable[[Any], bool]
+  text: Callable[[Any], str]
+
+
+def _rule(holds: Callable[[Any], bool], text: str) -> Rule:
+  return Rule(holds, lambda _: text)
+
+
+def at_least(low: int) -> Rule:
+  """Bounds a number from below."""
+  return _rule(lambda x: x >= low, f'must be at least {low}')
+
+
+def within(low: int, high: int, why: str) -> Rule:
+  """Bounds a number from both sides; a value above is told the reason."""
+
+  def text(value: float) -> str:
+    if value < low:
+      return f'must be at least {low}'
+    return f'must be at most {high}: {why}'
+
+  return Rule(lambda x: low <= x <= high, text)
+
+
+def one_of(*names: str) -> Rule:
+  """Takes one of some names, and suggests the nearest."""
+
+  def text(value: str) -> str:
+    nearest = difflib.get_close_matches(value, names, n=1)
+    hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
+    return f'must be one of {", ".join(map(repr, names))}{hint}'
+
+  return Rule(lambda x: x in names, text)
+
+
+_POSITIVE = _rule(lambda x: x > 0, 'must be above 0')
+_FRACTION = _rule(lambda x: 0 <= x < 1, 'must lie in [0, 1)')
+_SHARE = _rule(lambda x: 0 <= x <= 1, 'must lie in [0, 1]')
+_DECAY = _rule(lambda x: 0 < x <= 1, 'must lie in (0, 1]')
+_NAMED = _rule(bool, 'must not be empty')
+_ANY = _rule(lambda _: True, '')
+
+# What a run counts up to. None of these bounds is near anything that is done;
+# above them, planning alone would take days or more memory than there is.
+_MOST = 10**6
+_SEED = within(
+  0, 2**32 - 1, 'random keys have 32 bits, so that larger seeds repeat others'
+)
+_ROUNDS = within(1, _MOST, 'all rounds are planned before the first one')
+_RAMP = within(0, _MOST, 'there are at most as many rounds')
+_CLIENTS = within(1, _MOST, 'each client is planned for by itself')
+_EXAMPLES = within(1, _MOST, 'the examples of a round are held in memory')
+_STEPS = within(0, _MOST, 'the examples of a round are held in memory')
+_PARAMETERS = within(1, _MOST, 'more parameters fit no memory')
+
+# Clients of these partitions belong to no domain.
+WITHOUT_DOMAINS = (
+  'iid',
+  'dirichlet',
+  'pathological',
+  'quantity',
+  'k_shot',
+  'natural',
+)
+
+# For a tuple the rule is about each element. Every field has one, if only
+# `_ANY`; `tests/validate_test.py` holds that.
+RULES = {
+  'method': _NAMED,  # `validate` is told which ones there are.
+  'rounds': _ROUNDS,
+  'seed': _SEED,
+  'eval_every': at_least(1),
+  'checkpoint_every': at_least(1),
+  'model.weights': _NAMED,
+  'model.tune': one_of('lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'),
+  'model.prompt_tokens': _PARAMETERS,
+  'model.dtype': one_of('float32', 'bfloat16'),
+  'model.remat': _ANY,
+  'lora.rank': _PARAMETERS,
+  'lora.alpha': _POSITIVE,
+  'lora.dropout': _FRACTION,
+  'lora.targets': one_of(
+    'attn.q',
+    'attn.k',
+    'attn.v',
+    'attn.proj',
+    'mlp.fc1',
+    'mlp.fc2',
+    'mlp.gate',
+    'mlp.up',
+    'mlp.down',
+  ),
+  'lora.patch_embed': _ANY,
+  'fedadapter.rank': _PARAMETERS,
+  'fedadapter.branches': _PARAMETERS,
+  'fedadapter.after': one_of('mlp', 'attn'),
+  'fedadapter.core': one_of('mlp', 'linear'),
+  'fedadapter.gating': one_of('static', 'token', 'uniform'),
+  'fedadapter.placement': one_of('sequential', 'parallel'),
+  'fedadapter.scale': _POSITIVE,
+  'tiers.weights': _NAMED,
+  'tiers.depth': at_least(0),
+  'tiers.width': _DECAY,
+  'tiers.joins': at_least(0),
+  'data.name': _NAMED,
+  'data.task': one_of('', 'next_token'),
+  'data.data_dir': _ANY,
+  'data.image_size': within(
+    1, 4096, 'every patch of a picture attends to every other'
+  ),
+  'data.domains': _NAMED,
+  'data.num_classes': at_least(0),
+  'data.normalization': one_of('', 'imagenet', 'clip', 'half'),
+  'data.test_examples': at_least(0),
+  'data.lengths': within(
+    8, 2**17, 'every token of a text attends to every other'
+  ),
+  'clients.partition': one_of(*WITHOUT_DOMAINS, 'domain', 'domain_dirichlet'),
+  'clients.count': _CLIENTS,
+  'clients.alpha': _POSITIVE,
+  'clients.classes_per_client': at_least(1),
+  'clients.shots': _EXAMPLES,
+  'clients.min_examples': at_least(1),
+  'clients.divide_objects': _ANY,
+  'clients.budgets': at_least(1),
+  'clients.cohort': one_of('one_per_domain', 'uniform'),
+  'clients.cohort_size': at_least(1),
+  'clients.devices': one_of('', *devices.SETTINGS),
+  'clients.seed': _SEED,
+  'local.optimizer': one_of('sgd', 'adam', 'adamw'),
+  'local.lr': _POSITIVE,
+  'local.momentum': _FRACTION,
+  'local.weight_decay': at_least(0),
+  'local.clip_norm': at_least(0),
+  'local.batch_size': _EXAMPLES,
+  'local.steps': _STEPS,
+  'local.epochs': _EXAMPLES,
+  'local.equal_steps': _ANY,
+  'local.prox': at_least(0),
+  'local.decay': _DECAY,
+  'local.decay_every': at_least(1),
+  'server.optimizer': one_of(
+    'fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad'
+  ),
+  'server.lr': _POSITIVE,
+  'server.momentum': _FRACTION,
+  'server.beta2': _FRACTION,
+  'server.eps': _POSITIVE,
+  'server.weighting': one_of('uniform', 'examples'),
+  'engine.mode': one_of('auto', 'map', 'chunk', 'vmap'),
+  'engine.chunk': at_least(1),
+  'engine.slab': at_least(0),
+  'engine.devices': at_least(0),
+  'engine.compilation_cache': _ANY,
+  'fedra.coverage_repair': _ANY,
+  'inclusivefl.variant': one_of('published', 'fedra_port'),
+  'inclusivefl.beta': _SHARE,
+  'depthfl.variant': one_of('published', 'fedra_port'),
+  'depthfl.ramp_rounds': _RAMP,
+  'depthfl.evaluate': one_of('', 'ensemble', 'last'),
+  'width.rates': _DECAY,
+  'width.axes': one_of('embed', 'heads', 'qk_dim', 'v_dim', 'ffn'),
+  'width.scaler': _ANY,
+  'width.masked_loss': _ANY,
+  'width.distill': _ANY,
+  'raffm.mode': one_of('slice', 'mask'),
+  'raffm.space': _NAMED,  # The preset is checked where presets are known.
+  'raffm.head_dim': _DECAY,
+  'raffm.heads': _DECAY,
+  'raffm.ffn': _DECAY,
+  'raffm.embed': _DECAY,
+  'raffm.layers': _DECAY,
+  'raffm.sampling': one_of('random', 'sandwich', 'resource'),
+  'raffm.deadline_s': _POSITIVE,
+  'raffm.priority': one_of('none', 'qk', 'qk+vo', 'qk+vo+ffn'),
+  'raffm.reorder': one_of('every_round', 'once'),
+  'raffm.aggregation': one_of('mean', 'coverage', 'zero_filled'),
+  'prunefl.keep': _DECAY,
+  'prunefl.threshold': at_least(0),
+  'prism.keep': _DECAY,
+  'prism.power': within(
+    0, 30, 'small singular values would be drawn with probability 0'
+  ),
+  'prism.frob_decay': at_least(0),
+  'rank.ranks': _PARAMETERS,
+  'rank.scaling': one_of('common', 'client'),
+  'hetlora.gamma': _DECAY,
+  'hetlora.penalty': at_least(0),
+  'heterotune.reading': one_of('nested', 'own', 'width'),
+  'heterotune.branches': _PARAMETERS,
+  'heterotune.foreign': one_of('frozen', 'trained'),
+  'heterotune.sites': at_least(0),
+  'heterotune.every_block': _ANY,
+  'heterotune.share': _ANY,
+  'heterotune.cmga': one_of('off', 'pairwise', 'mean'),
+}

@@ -1,0 +1,217 @@
+"""Which options of an experiment nothing reads, so that none is set in vain."""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+from typing import Any
+
+from fedjax_tune import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What makes an option be read: a field with one of some values.
+
+  Attributes:
+    field: The dotted name.
+    values: Those with which the option is read.
+    but: Whether they are those with which it is not.
+  """
+
+  field: str
+  values: tuple[Any, ...]
+  but: bool = False
+
+  def met(self, experiment: config.Experiment) -> bool:
+    """Says whether an experiment reads the option, as far as this goes."""
+    return (_value(experiment, self.field) in self.values) != self.but
+
+  def __str__(self) -> str:
+    listed = ' or '.join(map(repr, self.values))
+    return f'{self.field}{" other than " if self.but else "="}{listed}'
+
+
+def _method(*names: str) -> Need:
+  return Need('method', names)
+
+
+def _tune(*names: str) -> Need:
+  return Need('model.tune', names)
+
+
+def _partition(*names: str) -> Need:
+  return Need('clients.partition', names)
+
+
+_ADAPTIVE = ('fedadam', 'fedyogi', 'fedadagrad')
+_HETEROTUNE, _RAFFM = _method('heterotune'), _method('raffm')
+_ONE_MODEL = Need('method', ('heterotune',), but=True)
+_WIDTH = _method('heterofl', 'fedrolex', 'fjord', 'federated_dropout')
+_RANK = _method(
+  'fedit', 'rbla', 'ffa_lora', 'hetlora', 'flexlora', 'flora', 'fedex_lora'
+)
+_BUDGETS = _method(
+  'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune'
+)
+_CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
+
+# Field -> what must hold for it to be read, all of it; () always reads it.
+READ: dict[str, tuple[Need, ...]] = {
+  'method': (),
+  'rounds': (),
+  'seed': (),
+  'eval_every': (),
+  'checkpoint_every': (),
+  'model.weights': (_ONE_MODEL,),
+  'model.tune': (),
+  'model.prompt_tokens': (_tune('prompt', 'prefix'),),
+  'model.dtype': (Need('model.tune', ('full',), but=True),),
+  'model.remat': (),
+  'lora.rank': (_tune('lora'),),
+  'lora.alpha': (_tune('lora'),),
+  'lora.dropout': (_tune('lora'),),
+  'lora.targets': (_tune('lora'),),
+  'lora.patch_embed': (_tune('lora'),),
+  'fedadapter.rank': (_tune('adapter'),),
+  'fedadapter.branches': (_tune('adapter'), _ONE_MODEL),
+  'fedadapter.after': (_tune('adapter'),),
+  'fedadapter.core': (_tune('adapter'),),
+  'fedadapter.gating': (_tune('adapter'),),
+  'fedadapter.placement': (_tune('adapter'),),
+  'fedadapter.scale': (_tune('adapter'),),
+  'tiers.weights': (_HETEROTUNE,),
+  'tiers.depth': (_HETEROTUNE,),
+  'tiers.width': (_HETEROTUNE,),
+  'tiers.joins': (_HETEROTUNE,),
+  'data.name': (),
+  'data.task': (),
+  'data.data_dir': (),
+  'data.image_size': (),
+  'data.domains': (),
+  'data.num_classes': (),
+  'data.normalization': (),
+  'data.test_examples': (),
+  'data.lengths': (),
+  'clients.partition': (),
+  'clients.count': (),
+  'clients.alpha': (_partition('dirichlet', 'domain_dirichlet', 'quantity'),),
+  'clients.classes_per_client': (_partition('pathological'),),
+  'clients.shots': (_partition('k_shot'),),
+  'clients.min_examples': (),
+  'clients.divide_objects': (),
+  'clients.budgets': (_BUDGETS,),
+  'clients.cohort': (),
+  'clients.cohort_size': (Need('clients.cohort', ('uniform',)),),
+  'clients.devices': (),
+  'clients.seed': (Need('clients.partition', ('natural',), but=True),),
+  'local.optimizer': (),
+  'local.lr': (),
+  'local.momentum': (Need('local.optimizer', ('sgd',)),),
+  'local.weight_decay': (),
+  'local.clip_norm': (),
+  'local.batch_size': (),
+  'local.steps': (),
+  'local.epochs': (Need('local.steps', (0,)),),
+  'local.equal_steps': (Need('local.steps', (0,)),),
+  'local.prox': (),
+  'local.decay': (),
+  'local.decay_every': (Need('local.decay', (1,), but=True),),
+  'server.optimizer': (),
+  'server.lr': (),
+  'server.momentum': (Need('server.optimizer', ('fedavgm', *_ADAPTIVE)),),
+  'server.beta2': (Need('server.optimizer', ('fedadam', 'fedyogi')),),
+  'server.eps': (Need('server.optimizer', _ADAPTIVE),),
+  'server.weighting': (),
+  'engine.mode': (),
+  'engine.chunk': (Need('engine.mode', ('chunk',)),),
+  'engine.slab': (),
+  'engine.devices': (),
+  'engine.compilation_cache': (),
+  'fedra.coverage_repair': (_method('fedra'),),
+  'inclusivefl.variant': (_method('inclusivefl'),),
+  'inclusivefl.beta': (
+    _method('inclusivefl'),
+    Need('inclusivefl.variant', ('published',)),
+  ),
+  'depthfl.variant': (_method('depthfl'),),
+  'depthfl.ramp_rounds': (_method('depthfl'),),
+  'depthfl.evaluate': (_method('depthfl'),),
+  'width.rates': (_WIDTH,),
+  'width.axes': (_WIDTH,),
+  'width.scaler': (_method('heterofl'),),
+  'width.masked_loss': (_method('heterofl'),),
+  'width.distill': (_method('fjord'),),
+  'raffm.mode': (_RAFFM,),
+  'raffm.space': (_RAFFM,),
+  'raffm.head_dim': _CUSTOM,
+  'raffm.heads': _CUSTOM,
+  'raffm.ffn': _CUSTOM,
+  'raffm.embed': _CUSTOM,
+  'raffm.layers': _CUSTOM,
+  'raffm.sampling': (_RAFFM, Need('raffm.mode', ('slice',))),
+  'raffm.deadline_s': (_RAFFM, Need('raffm.sampling', ('resource',))),
+  'raffm.priority': (_RAFFM,),
+  'raffm.reorder': (
+    _RAFFM,
+    _tune('full'),
+    Need('raffm.priority', ('none',), but=True),
+  ),
+  'raffm.aggregation': (_RAFFM,),
+  'prunefl.keep': (_method('prunefl'),),
+  'prunefl.threshold': (_method('prunefl'),),
+  'prism.keep': (_method('prism'),),
+  'prism.power': (_method('prism'),),
+  'prism.frob_decay': (_method('prism'),),
+  'rank.ranks': (_RANK,),
+  'rank.scaling': (_RANK,),
+  'hetlora.gamma': (_method('hetlora'),),
+  'hetlora.penalty': (_method('hetlora'),),
+  'heterotune.reading': (_HETEROTUNE,),
+  'heterotune.branches': (_HETEROTUNE,),
+  'heterotune.foreign': (_HETEROTUNE, Need('heterotune.reading', ('own',))),
+  'heterotune.sites': (_HETEROTUNE,),
+  'heterotune.every_block': (_HETEROTUNE,),
+  'heterotune.share': (_HETEROTUNE,),
+  'heterotune.cmga': (_HETEROTUNE,),
+}
+# Read of one kind of data only; which kind it is, the model decides.
+OF_IMAGES = ('data.image_size', 'data.normalization', 'lora.patch_embed')
+OF_TEXTS = ('data.lengths',)
+
+
+def in_vain(
+  experiment: config.Experiment, images: bool | None = None
+) -> list[str]:
+  """Returns a line for each option that is set and that nothing reads.
+
+  A value equal to the default is not set, and what is empty asks for nothing.
+
+  Args:
+    experiment: A valid experiment.
+    images: Whether its model reads images; None while that is not known.
+  """
+  other_kind = {True: OF_TEXTS, False: OF_IMAGES, None: ()}[images]
+  lines = []
+  for path, value in _set(experiment):
+    needs = [str(need) for need in READ[path] if not need.met(experiment)]
+    if not needs and path in other_kind:
+      needs = ['texts' if images else 'images']
+    if needs:
+      lines.append(
+        f'{path}={value!r} has no effect here: it is read only with '
+        f'{" and ".join(needs)}.'
+      )
+  return lines
+
+
+def _set(experiment: config.Experiment) -> Iterator[tuple[str, Any]]:
+  """Yields the fields that differ from the defaults and are not empty."""
+  default = config.Experiment()
+  for path in READ:
+    value = _value(experiment, path)
+    if value != _value(default, path) and value not in ((), ''):
+      yield path, value
+
+
+def _value(experiment: config.Experiment, path: str) -> Any:
+  return functools.reduce(getattr, path.split('.'), experiment)
