@@ -21,6 +21,7 @@ from fedjax_tune.models import (
   huggingface,
   linear,
   primitives,
+  rope,
   sizes,
 )
 from fedjax_tune.typing import Tokens
@@ -249,7 +250,7 @@ def test_no_selection_finds_the_width_of_rotary_heads():
 def test_rotary_scores_depend_on_distance_alone():
   q, k = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
   turn = lambda x: np.asarray(decoder_block.rotate(
-    jnp.tile(jnp.asarray(x), (1, 6, 1)), 100.0
+    jnp.tile(jnp.asarray(x), (1, 6, 1)), rope.Rope(100.0)
   )[0])  # fmt: skip
   scores = turn(q) @ turn(k).T
   for distance in range(-5, 6):
@@ -278,7 +279,7 @@ def test_too_long_a_text_is_refused():
     ('mlp_bias', True, 'mlp_bias=True'),
     ('num_key_value_heads', 4, 'num_attention_heads=6.*num_key_value_heads=4'),
     ('head_dim', 3, 'head_dim=3 must be even'),
-    ('rope_parameters', {'rope_type': 'llama3'}, "rope_parameters=.*'default'"),
+    ('rope_parameters', {'rope_type': 'su'}, "rope_type='su' must be .*linear"),
     ('pad_token_id', 40, 'pad_token_id=40 must be below vocab_size=40'),
     ('vocab_size', 41, r'embed_tokens.*\(40, 12\).*\(41, 12\)'),
   ],
@@ -288,20 +289,6 @@ def test_unsupported_config(folder, field, value, message):
   path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
   with pytest.raises(ValueError, match=message):
     huggingface.load_huggingface(folder)
-
-
-def test_old_rope_scaling_is_refused(folder):
-  path = folder / 'config.json'
-  raw = json.loads(path.read_text())
-  del raw['rope_parameters']
-  scaled = {'rope_scaling': {'type': 'linear', 'factor': 2.0}}
-  path.write_text(json.dumps(raw | scaled))
-  with pytest.raises(ValueError, match=r"rope_scaling=.*'linear'"):
-    huggingface.load_huggingface(folder)
-  # As files of transformers 4 have it.
-  path.write_text(json.dumps(raw | {'rope_theta': 500.0}))
-  config: Any = huggingface.load_huggingface(folder).config
-  assert config.rope_base == 500
 
 
 @pytest.mark.parametrize('end', [7, [7, 8]])

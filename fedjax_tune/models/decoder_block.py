@@ -14,17 +14,19 @@ from fedjax_tune.models.block import (
   adapted,
   add_fedadapters,
 )
+from fedjax_tune.models.rope import Rope
 from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 
 
-def rotate(x: Float[Array, 'B T ... E'], base: float) -> Float[Array, '...']:
+def rotate(x: Float[Array, 'B T ... E'], rope: Rope) -> Float[Array, '...']:
   """Turns channel pairs (i, i + E/2) by the positions 0, -1, -2, ..."""
   tokens, half = x.shape[1], x.shape[-1] // 2
-  frequency_P = base ** (-np.arange(half) / half)
+  frequency_P, factor = rope.frequencies(x.shape[-1])
   angle_TxP = -np.outer(np.arange(tokens), frequency_P)
   shape = (tokens, *[1] * (x.ndim - 3), half)
   cos, sin = (
-    jnp.asarray(f(angle_TxP).reshape(shape), x.dtype) for f in (np.cos, np.sin)
+    jnp.asarray(factor * f(angle_TxP).reshape(shape), x.dtype)
+    for f in (np.cos, np.sin)
   )
   a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -37,7 +39,7 @@ class Attention(nnx.Module):
     self, config: DecoderConfig, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
     axes, group = Axes.of(config), ('group', config.group)
-    self.base = config.rope_base
+    self.rope = config.rope
 
     def build(name, ins, outs):
       return linear.Linear(
@@ -59,8 +61,8 @@ class Attention(nnx.Module):
     self, x_BxTxD: Array, queries: int, keys: Keys, real_BxT: Array
   ) -> Array:
     """Attends from the first `queries` tokens to those at and behind them."""
-    q = rotate(self.q(x_BxTxD[:, :queries], keys('attn.q')), self.base)
-    k = rotate(self.k(x_BxTxD, keys('attn.k')), self.base)
+    q = rotate(self.q(x_BxTxD[:, :queries], keys('attn.q')), self.rope)
+    k = rotate(self.k(x_BxTxD, keys('attn.k')), self.rope)
     v = self.v(x_BxTxD, keys('attn.v'))
     # A group's queries read the same keys: they are so many more tokens.
     B, Q, H, G, E = q.shape

@@ -1,9 +1,52 @@
-"""Fields of config.json, read with what a reader should know of a mistake."""
+"""Fields of config.json, read with what a reader should know of a mistake.
 
+JSON has no types that a reader could rely on: a switch may be the word
+'false', a count 12.0 or true, a number NaN. Only what is meant is taken.
+"""
+
+import json
+import math
 import pathlib
 from typing import Any
 
 from fedjax_tune.models.sizes import DecoderConfig, TextConfig
+
+# No count of a model is longer; positions and tokens are int32.
+_LARGEST = 2**31 - 1
+# Far above any config.json or index; a file beyond it is something else.
+_MAX_BYTES = 32 * 2**20
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    ValueError: It is too large, not JSON, no object, or says a field twice.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f'{path} is missing.')
+  if path.stat().st_size > _MAX_BYTES:
+    raise ValueError(
+      f'{path} has {path.stat().st_size} bytes; it must have at most '
+      f'{_MAX_BYTES}.'
+    )
+  try:
+    value = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is not valid JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{path} must hold a JSON object.')
+  return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in found if names.count(name) > 1)
+    raise ValueError(f'it has the field {twice!r} twice')
+  return found
 
 
 def check_supported(
@@ -11,9 +54,10 @@ def check_supported(
 ) -> None:
   """Raises a ValueError where a field is there and has another value."""
   for field, value in supported.items():
-    if raw.get(field, value) != value:
+    found = raw.get(field, value)
+    if type(found) is not type(value) or found != value:
       raise ValueError(
-        f'{path}: {field}={raw[field]!r} is not supported, only {value!r}.'
+        f'{path}: {field}={found!r} is not supported, only {value!r}.'
       )
 
 
@@ -21,15 +65,67 @@ def integer(
   raw: dict[str, Any], field: str, path: pathlib.Path, least: int = 1
 ) -> int:
   """Returns a field that must be a whole number, of at least `least`."""
-  value = raw.get(field)
-  if isinstance(value, list) and len(set(value)) == 1:  # A square [h, w].
-    value = value[0]
-  if type(value) is not int or value < least:
+  value: Any = raw.get(field)
+  if type(value) is not int or not least <= value <= _LARGEST:
     rule = 'positive' if least else 'non-negative'
     raise ValueError(
-      f'{path}: {field}={value!r} must be a {rule} whole number.'
+      f'{path}: {field}={_short(value)} must be a {rule} whole number.'
     )
   return value
+
+
+def square(raw: dict[str, Any], field: str, path: pathlib.Path) -> int:
+  """Returns the side of a square, which may be there as [height, width]."""
+  value: Any = raw.get(field)
+  if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+    return integer({field: value[0]}, field, path)
+  return integer(raw, field, path)
+
+
+def number(
+  raw: dict[str, Any],
+  field: str,
+  path: pathlib.Path,
+  *,
+  above: float = -math.inf,
+  least: float = -math.inf,
+  most: float = 1e12,
+) -> float:
+  """Returns a field that must be a finite number of a range."""
+  value: Any = raw.get(field)
+  fits = type(value) in (int, float) and above < value <= most
+  if not fits or not value >= least:
+    low = f'above {above:g}' if above > -math.inf else f'at least {least:g}'
+    raise ValueError(
+      f'{path}: {field}={_short(value)} must be a number {low} and at most '
+      f'{most:g}.'
+    )
+  return float(value)
+
+
+def boolean(
+  raw: dict[str, Any], field: str, path: pathlib.Path, default: bool
+) -> bool:
+  """Returns a field that must be true or false where it is there."""
+  value = raw.get(field, default)
+  if type(value) is not bool:
+    raise ValueError(
+      f'{path}: {field}={_short(value)} must be true or false, without quotes.'
+    )
+  return value
+
+
+def epsilon(
+  raw: dict[str, Any], field: str, path: pathlib.Path, default: float
+) -> float:
+  """Returns the epsilon of a norm; with 0 a constant row would give NaN."""
+  return number({field: default} | raw, field, path, above=0, most=1)
+
+
+def _short(value: Any) -> str:
+  """Shows a value, and of a long one the beginning."""
+  shown = repr(value)
+  return shown if len(shown) <= 60 else shown[:57] + '...'
 
 
 def check_padding(

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from fedjax_tune.models import hub_fields
+from fedjax_tune.models import hub_fields, hub_rope
 from fedjax_tune.models.sizes import DecoderConfig
 
 _SUPPORTED = {
@@ -27,41 +27,33 @@ def parse(raw: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
       f'num_key_value_heads={heads}.'
     )
   embed = hub_fields.integer(raw, 'hidden_size', path)
+  if embed % queries:
+    raise ValueError(
+      f'{path}: hidden_size={embed} must be a multiple of num_attention_heads='
+      f'{queries}.'
+    )
   if raw.get('head_dim') is None:
     raw = raw | {'head_dim': embed // queries}
   wide = hub_fields.integer(raw, 'head_dim', path)
   if wide % 2:
     raise ValueError(f'{path}: head_dim={wide} must be even.')
+  positions = hub_fields.integer({_LONGEST: 2048} | raw, _LONGEST, path)
   config = DecoderConfig(
     depth=hub_fields.integer(raw, 'num_hidden_layers', path),
     embed=embed,
     heads=heads,
     ffn=hub_fields.integer(raw, 'intermediate_size', path),
     vocab=hub_fields.integer(raw, 'vocab_size', path),
-    positions=hub_fields.integer({_LONGEST: 2048} | raw, _LONGEST, path),
+    positions=positions,
     group=queries // heads,
     head_dim=wide,
-    tied=raw.get('tie_word_embeddings', False),
-    rope_base=_rope_base(raw, path),
+    tied=hub_fields.boolean(raw, 'tie_word_embeddings', path, False),
+    rope=hub_rope.parse(raw, positions, path),
     pad=_padding(raw, path),
-    eps=raw.get('rms_norm_eps', 1e-6),
+    eps=hub_fields.epsilon(raw, 'rms_norm_eps', path, 1e-6),
   )
   hub_fields.check_padding(config, path)
   return config
-
-
-def _rope_base(raw: dict[str, Any], path: pathlib.Path) -> float:
-  """Returns the base of rotary positions, of transformers 4 or 5."""
-  found = {'rope_theta': raw.get('rope_theta', 10000.0)}
-  field = 'rope_parameters' if 'rope_parameters' in raw else 'rope_scaling'
-  found |= raw.get(field) or {}
-  scaled = found.get('rope_type', found.get('type', 'default')) != 'default'
-  if scaled or found.get('partial_rotary_factor', 1) != 1:
-    raise ValueError(
-      f'{path}: {field}={raw[field]!r} is not supported, only '
-      "rope_type='default' over the whole width of a head."
-    )
-  return float(found['rope_theta'])
 
 
 def _padding(raw: dict[str, Any], path: pathlib.Path) -> int:
@@ -84,11 +76,7 @@ def render(config: DecoderConfig) -> dict[str, Any]:
     'head_dim': config.head_dim,
     'rms_norm_eps': config.eps,
     'tie_word_embeddings': config.tied,
-    'rope_theta': config.rope_base,
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': config.rope_base,
-    },
+    **hub_rope.render(config.rope),
     'vocab_size': config.vocab,
     'max_position_embeddings': config.positions,
     'pad_token_id': config.pad,

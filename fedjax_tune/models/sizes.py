@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from flax import nnx
 
 from fedjax_tune.models import linear
+from fedjax_tune.models.rope import PLAIN, Rope
 
 
 class BlockSizes(Protocol):
@@ -171,7 +172,7 @@ class DecoderConfig:
       attention, arXiv 2305.13245); 1 is plain multi-head attention.
     head_dim: Width of a head, even.
     tied: Whether the word table is also the kernel that predicts tokens.
-    rope_base: Of the rotary positions' wavelengths (arXiv 2104.09864).
+    rope: Its rotary positions.
     pad: The token that fills up a batch; nothing attends to it.
     eps: Of every RMSNorm.
     num_classes: Outputs of a new head on the last token; 0 predicts for every
@@ -188,7 +189,7 @@ class DecoderConfig:
   group: int
   head_dim: int
   tied: bool = True
-  rope_base: float = 10000.0
+  rope: Rope = PLAIN
   pad: int = 0
   eps: float = 1e-5
   num_classes: int = 0
