@@ -39,9 +39,11 @@ def check(
         f'lora.targets[{i}]={target!r} must be one of {", ".join(known)}, the '
         f'linear maps of the model {weights.source!r}.'
       )
+  cfg = weights.config
+  if not isinstance(cfg, sizes.ViTConfig):
+    _check_lengths(experiment.data.lengths, cfg, weights.source)
   if experiment.data.task != 'next_token':
     return
-  cfg = weights.config
   has_head = isinstance(cfg, sizes.DecoderConfig) and (
     cfg.tied or 'lm_head' in weights.params
   )
@@ -49,6 +51,22 @@ def check(
     raise ValueError(
       "data.task='next_token' needs a decoder with its pretrained head; the "
       f'model {weights.source!r} has none.'
+    )
+
+
+def _check_lengths(
+  lengths: tuple[int, ...],
+  cfg: sizes.TextConfig | sizes.DecoderConfig,
+  source: str,
+) -> None:
+  """Refuses texts that may be longer than the positions, in either split.
+
+  Trained tokens (`model.tune` 'prompt' or 'prefix') take no position.
+  """
+  if max(lengths) > cfg.max_tokens:
+    raise ValueError(
+      f'data.lengths={lengths} must be at most {cfg.max_tokens}: the model '
+      f'{source!r} has no positions for longer texts.'
     )
 
 

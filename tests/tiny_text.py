@@ -14,6 +14,7 @@ from tokenizers import (
 )
 
 BERT_PAD, ROBERTA_PAD = 0, 1
+_SPECIAL = ('<s>', '<pad>', '</s>', '<unk>')
 _WORDS = ('who', 'wrote', 'the', 'book', 'was', 'written', 'by', 'ann', 'lee')
 
 
@@ -39,18 +40,27 @@ def write_vocab(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def write_roberta(folder: pathlib.Path) -> pathlib.Path:
+def write_letters(folder: pathlib.Path) -> pathlib.Path:
   """Writes tokenizer.json of bytes, one token each; returns the folder."""
-  special = ('<s>', '<pad>', '</s>', '<unk>')
-  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocab = {token: i for i, token in enumerate((*special, *letters))}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
+  return _save(folder, _letters(), '<pad>', _SPECIAL)
+
+
+def write_roberta(folder: pathlib.Path) -> pathlib.Path:
+  """Writes the same, with a token before and behind each text."""
+  tokenizer = _letters()
   tokenizer.post_processor = processors.RobertaProcessing(
     ('</s>', 2), ('<s>', 0), trim_offsets=True, add_prefix_space=False
   )
-  return _save(folder, tokenizer, '<pad>', special)
+  return _save(folder, tokenizer, '<pad>', _SPECIAL)
+
+
+def _letters() -> tokenizers.Tokenizer:
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocab = {token: i for i, token in enumerate((*_SPECIAL, *letters))}
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  return tokenizer
 
 
 def _bert_vocab() -> dict[str, int]:

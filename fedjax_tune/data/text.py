@@ -56,7 +56,8 @@ def encode(
     pad: The model's padding token.
 
   Raises:
-    ValueError: `max_length` is too small, or `pad` is a token of a text.
+    ValueError: `max_length` is too small, `pad` is a token of a text, or a
+      text that gets a label has no token.
   """
   first = [' '.join(to_str(row[f]) for f in entry.first) for row in rows]
   second = None
@@ -77,10 +78,21 @@ def encode(
   if entry.kind == 'next_token':
     labels = next_tokens(encoded)
   else:
+    _check_tokens(first, encoded.lengths)
     dtype = np.float32 if entry.kind == 'regression' else np.int32
     labels = np.array([row[entry.label] for row in rows], dtype)
   rows_N = np.arange(len(rows), dtype=np.int32)
   return TextExamples(encoded, labels, groups, rows_N, None)
+
+
+def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:
+  """Refuses texts of padding alone, whose class would be made up."""
+  if not lengths_N.all():
+    number = int(np.argmin(lengths_N))
+    raise ValueError(
+      f'example {number} (counted from 0) is {texts[number]!r}, which has no '
+      'token, and this tokenizer adds none: there is nothing to classify.'
+    )
 
 
 def next_tokens(encoded: tokens.Encoded) -> np.ndarray:

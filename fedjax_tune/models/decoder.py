@@ -38,7 +38,7 @@ class Embedding(nnx.Module):
     Raises:
       ValueError: The texts are longer than the model's positions.
     """
-    longest = self.config.positions
+    longest = self.config.max_tokens
     if ids_BxT.shape[1] > longest:
       raise ValueError(
         f'inputs.ids has {ids_BxT.shape[1]} tokens; the model has positions '

@@ -203,6 +203,11 @@ class DecoderConfig:
     """What Hugging Face calls this architecture."""
     return 'llama'
 
+  @property
+  def max_tokens(self) -> int:
+    """Tokens of the longest text."""
+    return self.positions
+
 
 # Of any model.
 Config = ViTConfig | TextConfig | DecoderConfig
