@@ -83,7 +83,9 @@ class Data:
     task: '' learns what the set has labels for; 'next_token' (of a decoder)
       to predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
-    image_size: Pixels of a side, a multiple of the model's patch size.
+    image_size: Pixels of a side, a multiple of the model's patch size. Other
+      pictures are resized to that square, bicubically, whatever the weights'
+      own preprocessor does.
     domains: Which domains, in this order; () takes all that the set has.
     num_classes: Keep labels below this number; 0 keeps all.
     test_examples: How many test examples of each domain to evaluate, evenly

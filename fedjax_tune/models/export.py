@@ -13,7 +13,7 @@ from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
-from fedjax_tune.models import backbone, hub_config, layouts
+from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
 from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
 from fedjax_tune.typing import Tree
 
@@ -114,7 +114,7 @@ def save_huggingface(
   _write_json(folder / 'config.json', hub_config.render(config, label_names))
   if isinstance(config, ViTConfig):
     _write_json(
-      folder / 'preprocessor_config.json', hub_config.preprocessor(config)
+      folder / 'preprocessor_config.json', preprocessor.render(config)
     )
   for name in _TOKENIZER_FILES if tokenizer else ():
     source = pathlib.Path(str(tokenizer)) / name

@@ -186,18 +186,3 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
     del common['layer_norm_eps']
     return {renamed.get(k, k): value for k, value in common.items()}
   return common | {'type_vocab_size': config.types}
-
-
-def preprocessor(config: ViTConfig) -> dict[str, Any]:
-  """Returns preprocessor_config.json."""
-  side = config.image_size
-  return {
-    'image_processor_type': 'ViTImageProcessor',
-    'do_resize': True,
-    'size': {'height': side, 'width': side},
-    'do_rescale': True,
-    'rescale_factor': 1 / 255,
-    'do_normalize': True,
-    'image_mean': list(config.mean),
-    'image_std': list(config.std),
-  }

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fedjax_tune.models import backbone, hub_config, layouts
+from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
 from fedjax_tune.models.sizes import Config, ViTConfig
 
 
@@ -24,8 +24,8 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
 
   Args:
     folder: Holds `config.json` and `model.safetensors`, or
-      `model.safetensors.index.json` with its shards; `image_mean` and
-      `image_std` are read from `preprocessor_config.json` if it is there.
+      `model.safetensors.index.json` with its shards; and, if it is there,
+      `preprocessor_config.json`, see `preprocessor`.
 
   Raises:
     FileNotFoundError: If the folder or one of its files is missing.
@@ -38,7 +38,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   raw = _read_json(folder / 'config.json')
   config = hub_config.parse(raw, folder / 'config.json')
   if isinstance(config, ViTConfig):
-    config = _with_statistics(config, folder / 'preprocessor_config.json')
+    config = _with_preprocessor(config, folder)
   tensors = _normalise(_read_tensors(folder))
   if not raw.get('qkv_bias', True):
     _add_biases(tensors, config)
@@ -60,13 +60,17 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _with_statistics(config: ViTConfig, path: pathlib.Path) -> ViTConfig:
-  """Puts in the channel statistics of a preprocessor, if there is one."""
-  raw = _read_json(path) if path.is_file() else {}
-  if 'image_mean' not in raw or 'image_std' not in raw:
+def _with_preprocessor(config: ViTConfig, folder: pathlib.Path) -> ViTConfig:
+  """Puts in what a preprocessor does to pixels, if there is one."""
+  path = folder / 'processor_config.json'
+  if path.is_file():
+    nested = _read_json(path).get('image_processor')
+    if isinstance(nested, dict):  # It comes first in `transformers`, too.
+      return preprocessor.parse(nested, config, path)
+  path = folder / 'preprocessor_config.json'
+  if not path.is_file():
     return config
-  mean, std = tuple(raw['image_mean']), tuple(raw['image_std'])
-  return dataclasses.replace(config, mean=mean, std=std)
+  return preprocessor.parse(_read_json(path), config, path)
 
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:

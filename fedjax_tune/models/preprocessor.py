@@ -1,0 +1,152 @@
+"""preprocessor_config.json of Hugging Face's image models, read and written.
+
+What it says of values is heeded: rescaling and normalising are one map of each
+channel, (x - mean) / std of pixels in [0, 1], and a `ViTConfig` has both. What
+it says of geometry (`do_resize`, `size`, `resample`, `do_center_crop`,
+`crop_size`) is not read: every picture becomes a square of `data.image_size`
+pixels, by bicubic resizing, whatever the weights saw in pretraining.
+"""
+
+import dataclasses
+import math
+import pathlib
+import sys
+from typing import Any
+
+from fedjax_tune.models import hub_fields
+from fedjax_tune.models.sizes import ViTConfig
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+# Means and deviations that `transformers` takes where the file has none.
+_STATISTICS = {
+  'ViTImageProcessor': (_HALF, _HALF),
+  'DeiTImageProcessor': (_HALF, _HALF),
+  'BitImageProcessor': (_CLIP_MEAN, _CLIP_STD),
+}
+# Of a family, where the file names no type.
+_TYPES = {
+  'vit': 'ViTImageProcessor',
+  'deit': 'DeiTImageProcessor',
+  'dinov2': 'BitImageProcessor',
+}
+_SUPPORTED = {'do_pad': False}
+_FACTOR = 1 / 255
+
+_Channels = tuple[float, float, float]
+
+
+def parse(
+  raw: dict[str, Any], config: ViTConfig, path: pathlib.Path
+) -> ViTConfig:
+  """Returns the sizes with what a file says of pixels' values.
+
+  Fields that are missing have the defaults of `transformers` for the type of
+  processor; null is refused, to which it gives other meanings.
+
+  Args:
+    raw: What the file holds.
+    config: The model's sizes.
+    path: Begins every message.
+
+  Raises:
+    ValueError: The type is not known, or a value is no statistic.
+  """
+  hub_fields.check_supported(raw, _SUPPORTED, path)
+  mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+  default_mean, default_std = _STATISTICS[_find_type(raw, config, path)]
+  if _switch(raw, 'do_normalize', path):
+    mean = _channels(raw, 'image_mean', default_mean, path)
+    std = _channels(raw, 'image_std', default_std, path)
+  if min(std) <= 0:
+    raise ValueError(
+      f'{path}: image_std={raw["image_std"]!r} must be above 0 in every channel.'
+    )
+  unit = 255.0  # What a value of 1 is of pixels / 255, once it is rescaled.
+  if _switch(raw, 'do_rescale', path):
+    unit *= _factor(raw, path)
+  # Of the usual factor 1, but for rounding.
+  unit = 1.0 if math.isclose(unit, 1, rel_tol=1e-6) else unit
+  return dataclasses.replace(
+    config, mean=_scale(mean, unit), std=_scale(std, unit)
+  )
+
+
+def render(config: ViTConfig) -> dict[str, Any]:
+  """Returns the preprocessor_config.json that makes inputs as training did."""
+  side = config.image_size
+  return {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_convert_rgb': True,
+    'do_resize': True,
+    'size': {'height': side, 'width': side},
+    'resample': 3,  # Bicubic; without it `transformers` resizes bilinearly.
+    'do_center_crop': False,
+    'do_rescale': True,
+    'rescale_factor': _FACTOR,
+    'do_normalize': True,
+    'image_mean': list(config.mean),
+    'image_std': list(config.std),
+  }
+
+
+def _find_type(
+  raw: dict[str, Any], config: ViTConfig, path: pathlib.Path
+) -> str:
+  """Returns the type without what older files, and backends, add to it."""
+  field, old = 'image_processor_type', 'feature_extractor_type'
+  given = name = raw.get(field)
+  if given is None and raw.get(old) is not None:
+    field, given = old, raw[old]
+    name = str(given).replace('FeatureExtractor', 'ImageProcessor')
+  name = str(name or _TYPES[config.family]).removesuffix('Fast')
+  if name not in _STATISTICS:
+    raise ValueError(
+      f'{path}: {field}={given!r} is not supported, only '
+      f'{", ".join(_STATISTICS)}.'
+    )
+  return name
+
+
+def _switch(raw: dict[str, Any], field: str, path: pathlib.Path) -> bool:
+  value = raw.get(field, True)
+  if not isinstance(value, bool):
+    raise ValueError(f'{path}: {field}={value!r} must be true or false.')
+  return value
+
+
+def _channels(
+  raw: dict[str, Any],
+  field: str,
+  default: _Channels,
+  path: pathlib.Path,
+) -> _Channels:
+  """Returns the numbers of the three channels; one number stands for all."""
+  value = raw.get(field, default)
+  values = value if isinstance(value, list | tuple) else [value] * 3
+  if len(values) != 3 or not all(map(_is_number, values)):
+    raise ValueError(
+      f'{path}: {field}={value!r} must be a finite number, or three.'
+    )
+  red, green, blue = map(float, values)
+  return red, green, blue
+
+
+def _scale(channels: _Channels, unit: float) -> _Channels:
+  red, green, blue = channels
+  return red / unit, green / unit, blue / unit
+
+
+def _factor(raw: dict[str, Any], path: pathlib.Path) -> float:
+  value = raw.get('rescale_factor', _FACTOR)
+  if not _is_number(value) or value <= 0:
+    raise ValueError(
+      f'{path}: rescale_factor={value!r} must be a finite number above 0.'
+    )
+  return float(value)
+
+
+def _is_number(value: Any) -> bool:
+  numeric = isinstance(value, int | float) and not isinstance(value, bool)
+  return numeric and abs(value) <= sys.float_info.max
