@@ -1,5 +1,7 @@
 r"""FedRA and its baselines on six drawing styles, in four settings.
 
+  python -m launch.prepare --dataset=emoji_styles --image_size=42 \
+    --weights=dinov2_vits14
   python -m launch.train --config=experiments/fedra_emoji.py:SETTING \
     [--config.method=NAME] --workdir=DIR
 

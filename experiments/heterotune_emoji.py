@@ -1,5 +1,7 @@
 r"""HeteroTune on six drawing styles: DINOv2 ViT-S/14 and two parts of it.
 
+  python -m launch.prepare --dataset=emoji_styles --image_size=42 \
+    --weights=dinov2_vits14
   python -m launch.sweep --config=experiments/heterotune_emoji.py \
     --methods=heterotune,late=heterotune:tiers.joins=(0,0,10),apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-3,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-3,fedra=fedra:model.tune=lora:local.lr=1e-3,heterofl=heterofl:model.tune=lora:local.lr=1e-3,all_large=all_large:model.tune=lora:local.lr=1e-3,late_apart=heterotune:tiers.joins=(0,0,10):heterotune.share=False,large_adapter=all_large:model.tune=adapter,small_adapter=all_small:model.tune=adapter \
     --seeds=0,1,2 --jobs=2 --workdir=DIR

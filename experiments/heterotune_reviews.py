@@ -1,5 +1,7 @@
 r"""HeteroTune on film reviews: two language models that learn together.
 
+  python -m launch.prepare --dataset=movie_reviews \
+    --weights=minilm_l6,minilm_l3
   python -m launch.sweep --config=experiments/heterotune_reviews.py \
     --methods=heterotune,heterotune_cmga=heterotune:heterotune.cmga=pairwise,apart=heterotune:heterotune.share=False,all_small=all_small:model.tune=lora:local.lr=1e-2,inclusivefl=inclusivefl:model.tune=lora:local.lr=1e-2,fedra=fedra:model.tune=lora:local.lr=1e-2,heterofl=heterofl:model.tune=lora:local.lr=1e-2,all_large=all_large:model.tune=lora:local.lr=1e-2,large_adapter=all_large:model.tune=adapter,small_adapter=all_small:model.tune=adapter \
     --seeds=0,1,2 --jobs=2 --workdir=DIR

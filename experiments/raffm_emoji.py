@@ -1,5 +1,7 @@
 r"""RaFFM on six drawing styles: sixty clients tune all of DINOv2 ViT-S/14.
 
+  python -m launch.prepare --dataset=emoji_styles --image_size=42 \
+    --weights=dinov2_vits14
   python -m launch.sweep --config=experiments/raffm_emoji.py --workdir=DIR \
     --methods=all_large,raffm,heterofl,fedrolex,fjord,federated_dropout,prunefl,prism=prism:local.weight_decay=0.0 \
     --seeds=0,1,2 --jobs=2

@@ -1,5 +1,6 @@
 r"""RaFFM on movie reviews: a hundred clients tune all of MiniLM-L6.
 
+  python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6
   python -m launch.sweep --config=experiments/raffm_reviews.py --workdir=DIR \
     --methods=all_large,raffm,heterofl,fedrolex,fjord,federated_dropout,prunefl,prism=prism:local.weight_decay=0.0 \
     --seeds=0,1,2 --jobs=2

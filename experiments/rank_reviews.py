@@ -1,5 +1,6 @@
 r"""LoRA ranks from 64 down to 4 on movie reviews: a hundred clients, MiniLM-L6.
 
+  python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6
   python -m launch.sweep --config=experiments/rank_reviews.py --workdir=DIR \
     --methods=all_large,fedit,rbla,ffa_lora,hetlora,flexlora,flora,fedex_lora \
     --seeds=0,1,2 --jobs=2

@@ -12,11 +12,13 @@ from fedjax_tune import (
   devices,
   federation,
   foundation,
+  provisions,
   tasks,
   tiers,
   validate,
 )
-from fedjax_tune.data import corpus, fetch, partition
+from fedjax_tune.data import corpus, partition
+from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS, heterotune
 from fedjax_tune.models import adapter, pretrained, sizes
@@ -60,13 +62,19 @@ class Setup:
   readers: dict[str, int]
 
 
-def build(experiment: config.Experiment) -> Setup:
+def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   """Checks an experiment and builds everything that it names.
+
+  Args:
+    experiment: What to build.
+    fetch: Whether to fetch data and weights that are not there.
 
   Raises:
     ValueError: Something in the experiment is wrong; the message names the
       field, its value and the rule.
-    FileNotFoundError: Data or weights are not where they should be.
+    FileNotFoundError: Data or weights are not where they should be; the message
+      has the command that fetches them.
+    RuntimeError: They could not be fetched.
   """
   # What is cheap to check comes first, what takes long last.
   validate.validate(experiment, BUILDERS)
@@ -75,6 +83,9 @@ def build(experiment: config.Experiment) -> Setup:
     clients, len(corpus.domain_names(experiment.data))
   )
   _check_cohort(clients, len(domains))
+  if fetch:
+    provisions.obtain(experiment)
+  provisions.check(experiment)
   several = experiment.method == 'heterotune'
   load = tiers.load if several else tiers.load_one
   found = load(experiment, data_dir(experiment.data))
@@ -132,7 +143,7 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
 
 def data_dir(cfg: config.Data) -> str:
   """Returns where data and weights lie."""
-  return cfg.data_dir or str(fetch.default_data_dir())
+  return str(fetching.data_dir(cfg.data_dir))
 
 
 def _load_data(

@@ -24,6 +24,7 @@ def train(
   workdir: str,
   *,
   resume: bool = False,
+  fetch: bool = False,
   console: rich_console.Console | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
@@ -32,6 +33,8 @@ def train(
     experiment: What to run.
     workdir: A new folder, or with `resume` that of the same experiment.
     resume: Continue from the newest checkpoint, bit for bit.
+    fetch: Fetch data and weights that are not there; else nothing uses a
+      network.
     console: Where the cost table and the progress bar are shown; standard
       output by default.
 
@@ -41,11 +44,12 @@ def train(
   Raises:
     ValueError: Something in the experiment is wrong, or `workdir` holds
       another one.
-    FileNotFoundError: Data or weights are not where they should be.
+    FileNotFoundError: Data or weights are not where they should be; the message
+      has the command that fetches them.
   """
   fields = dataclasses.asdict(experiment)
   checkpoint.check_workdir(workdir, fields, resume)
-  setup = building.build(experiment)
+  setup = building.build(experiment, fetch=fetch)
   checkpoint.experiment_guard(workdir, fields, resume)
   console = console or rich_console.Console()
   tell_unread(setup, console)

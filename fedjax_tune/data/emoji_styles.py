@@ -17,17 +17,16 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
-import json
 import os
 import pathlib
-import tarfile
 from typing import Any, ClassVar, cast
 
 from PIL import Image
 import resvg_py
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import fetch, splits
+from fedjax_tune import json_files
+from fedjax_tune.data import archive, fetch, splits, svg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +205,8 @@ def make_builder(
 def load_sets(download_dir: str | os.PathLike) -> list[Mapping[str, Any]]:
   """Fetches all six packages into `download_dir` and returns their drawings.
 
-  Each has the keys of Iconify's icons.json, plus 'category', by object name.
+  Each has the keys of Iconify's icons.json, plus 'category', by object name,
+  and 'source', the tarball's name.
 
   Raises:
     RuntimeError: A package could not be fetched.
@@ -214,28 +214,26 @@ def load_sets(download_dir: str | os.PathLike) -> list[Mapping[str, Any]]:
   """
   styles = list(STYLES.values())
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    paths = pool.map(lambda s: fetch.npm_pack(s.package, download_dir), styles)
+    paths = pool.map(
+      lambda s: fetch.npm_pack(s.package, s.sha256, download_dir), styles
+    )
     return [_load_set(p, s.sha256) for p, s in zip(paths, styles, strict=True)]
 
 
 @functools.cache
 def _load_set(path: pathlib.Path, sha256: str) -> Mapping[str, Any]:
-  fetch.verify_sha256(path, sha256)
-  with tarfile.open(path) as archive:
-    icons = _read_json(archive, 'package/icons.json')
-    metadata = _read_json(archive, 'package/metadata.json')
+  names = ('package/icons.json', 'package/metadata.json')
+  members = archive.read_members(path, sha256, names)
+  icons, metadata = (
+    json_files.parse(members[name], f'{path}: {name}') for name in names
+  )
+  icons['source'] = path.name
   icons['category'] = {
     name: category
     for category, names in metadata['categories'].items()
     for name in names
   }
   return icons
-
-
-def _read_json(archive: tarfile.TarFile, name: str) -> Any:
-  file = archive.extractfile(name)
-  assert file is not None, name
-  return json.load(file)
 
 
 def find_objects(sets: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -272,17 +270,26 @@ def render(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:
 
   resvg's anti-aliasing is by area, so drawing at the target size looks like
   drawing large and shrinking. One-colour sets (`currentColor`) are black.
+
+  Raises:
+    ValueError: The drawing is other than plain shapes of a sane size.
   """
   icon = icons['icons'][name]
   box = [
     icon.get(key, icons.get(key, default))
     for key, default in (('left', 0), ('top', 0), ('width', 16), ('height', 16))
   ]
-  svg = (
+  try:
+    svg.check_box(box)
+    svg.check_body(icon['body'])
+  except ValueError as error:
+    source = icons.get('source', 'icons')
+    raise ValueError(f'{source}: drawing {name!r}: {error}') from error
+  drawing = (
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}"'
     f' viewBox="{" ".join(map(str, box))}" color="black">{icon["body"]}</svg>'
   )
   png = resvg_py.svg_to_bytes(
-    svg_string=svg, background='white', skip_system_fonts=True
+    svg_string=drawing, background='white', skip_system_fonts=True
   )
   return Image.open(io.BytesIO(bytes(png))).convert('RGB')

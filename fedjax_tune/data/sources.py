@@ -1,35 +1,30 @@
-"""Prepared sets on disk: where they are, how they are opened and made."""
+"""Prepared sets on disk: where they are, and how they are opened."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import os
-import pathlib
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.data import fetch
+from fedjax_tune.data import fetch, metadata
 
 
 def check(cfg: config.Data) -> None:
-  """Checks the numbers and the folder, before any data are read.
+  """Checks name, numbers and folder, before any data are read.
 
   Raises:
-    ValueError: A number is impossible.
-    FileNotFoundError, NotADirectoryError, PermissionError: The folder can't be
-      read.
+    ValueError: The name is none of a set, or a number is impossible.
+    NotADirectoryError, PermissionError: The folder can't be read.
   """
+  metadata.check_name(cfg.name)
   if cfg.image_size < 1:
     raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
   if cfg.num_classes < 0:
     raise ValueError(
       f'data.num_classes={cfg.num_classes}: must not be negative'
     )
-  folder = _folder(cfg)
+  folder = fetch.data_dir(cfg.data_dir)
   if not folder.exists():
-    if not cfg.data_dir:
-      return  # The cache, which is made when there is something to keep.
-    raise FileNotFoundError(
-      f'data.data_dir={cfg.data_dir!r} does not exist.{_how_to(cfg, folder)}'
-    )
+    return  # `launch.prepare` makes it.
   place = cfg.data_dir or str(folder)
   if not folder.is_dir():
     raise NotADirectoryError(f'data.data_dir={place!r} is not a folder')
@@ -38,20 +33,39 @@ def check(cfg: config.Data) -> None:
 
 
 def make_builder(cfg: config.Data, domain: str) -> Any:
-  """Returns the TFDS builder of one domain, prepared here where that is easy.
+  """Returns the TFDS builder of one domain; it reads, and fetches nothing.
 
-  That is a set out of packages, and nico where the data folder is that of
-  NICO++.
+  nico is prepared here where the data folder is that of NICO++.
   """
   from fedjax_tune.data import builders, nico
 
-  folder = _folder(cfg)
+  folder = fetch.data_dir(cfg.data_dir)
   builder = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-  if cfg.name in builders.PACKAGED:
-    builders.build(builder)
   if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
     builders.build(builder, source=folder)
   return builder
+
+
+def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
+  """Whether each domain of a set is there, or is made of files that are.
+
+  Raises:
+    ValueError: As `builders.make_builder`.
+  """
+  from fedjax_tune.data import builders, nico
+
+  folder = fetch.data_dir(cfg.data_dir)
+  if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
+    return True
+  for domain in domains:
+    builder = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
+    if builder.is_prepared():
+      continue
+    try:
+      open_split(cfg, builder, 'train')
+    except FileNotFoundError:
+      return False
+  return True
 
 
 def open_split(cfg: config.Data, builder: Any, split: str) -> Any:
@@ -65,7 +79,7 @@ def open_split(cfg: config.Data, builder: Any, split: str) -> Any:
   except (KeyError, NotImplementedError, OSError, ValueError) as error:
     raise FileNotFoundError(
       f'{builder.info.full_name} is not prepared, or not as array_record, in'
-      f' {builder.data_dir}.{_how_to(cfg, _folder(cfg))}'
+      f' {builder.data_dir}. Prepare it with `{command(cfg)}`.'
     ) from error
 
 
@@ -82,20 +96,16 @@ def iterate(
   except RuntimeError as error:  # Of the record reader.
     raise ValueError(
       f'{builder.data_dir} is incomplete or corrupt ({error}). Delete that'
-      f' folder.{_how_to(cfg, _folder(cfg))}'
+      f' folder. Prepare it with `{command(cfg)}`.'
     ) from error
 
 
-def _folder(cfg: config.Data) -> pathlib.Path:
-  if cfg.data_dir:
-    return pathlib.Path(cfg.data_dir).expanduser()
-  return fetch.default_data_dir()
-
-
-def _how_to(cfg: config.Data, folder: pathlib.Path) -> str:
-  size = f' --image_size={cfg.image_size}' * (cfg.name == 'emoji_styles')
-  source = ' --source=FOLDER' * (cfg.name == 'nico')
-  return (
-    f' Prepare it with `python -m launch.prepare --dataset={cfg.name}'
-    f' --data_dir={folder}{size}{source}`.'
+def command(cfg: config.Data, **options: str) -> str:
+  """Returns the command that prepares a set; `options` are more of its flags."""
+  return fetch.command(
+    cfg.data_dir,
+    dataset=cfg.name,
+    image_size=cfg.image_size if cfg.name == 'emoji_styles' else '',
+    source='FOLDER' if cfg.name == 'nico' else '',
+    **options,
   )

