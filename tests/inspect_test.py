@@ -38,7 +38,7 @@ def _show(renderable):
 
 
 def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
-  monkeypatch.setattr(build, 'build', lambda _: run.setup)
+  monkeypatch.setattr(build, 'build', lambda *_, **__: run.setup)
   monkeypatch.setattr(train, 'Run', lambda _: run)
   summary = train.train(experiment, str(tmp_path))
   assert inspect.totals(run) == {
