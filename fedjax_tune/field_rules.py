@@ -179,6 +179,9 @@ RULES = {
   'width.axes': one_of('embed', 'heads', 'qk_dim', 'v_dim', 'ffn'),
   'width.scaler': _ANY,
   'width.masked_loss': _ANY,
+  'width.head_by_class': _ANY,
+  'width.roll': one_of('backward', 'forward'),
+  'width.across_heads': _ANY,
   'width.distill': _ANY,
   'raffm.mode': one_of('slice', 'mask'),
   'raffm.space': _NAMED,  # The preset is checked where presets are known.

@@ -46,8 +46,15 @@ class Width:
     rates: Share of each axis that a client holds; clients take the rates in
       turn, by their number.
     axes: Which axes are narrower.
-    scaler: Divide activations by the rate while training (HeteroFL).
-    masked_loss: Leave classes that a client lacks out of its loss (HeteroFL).
+    scaler: Divide activations by the rate while training (HeteroFL, FedRolex).
+    masked_loss: Leave classes that a client lacks out of its loss (HeteroFL,
+      FedRolex).
+    head_by_class: Average what the head has for a class over the clients that
+      have the class (HeteroFL, FedRolex).
+    roll: Which way the window goes, 'backward' as in the authors' code, or
+      'forward' (FedRolex).
+    across_heads: Roll flattened queries, keys and values, as the authors' code
+      does, which mixes heads (FedRolex).
     distill: Teach narrow models by the client's widest (FjORD).
   """
 
@@ -55,6 +62,9 @@ class Width:
   axes: tuple[str, ...] = ('embed', 'qk_dim', 'v_dim', 'ffn')
   scaler: bool = True
   masked_loss: bool = True
+  head_by_class: bool = True
+  roll: str = 'backward'
+  across_heads: bool = False
   distill: bool = False
 
 

@@ -133,8 +133,14 @@ def test_heterofl_masks_the_logits_of_absent_classes():
     want = _cross_entropy(np.where(present[client], logits, 0), batch)
     got = _loss(method, found, client, batch)
     np.testing.assert_allclose(got, want, rtol=1e-5)
-  plain = _method('heterofl', masked_loss=False).meet(_TASK, present)
+  off = {'masked_loss': False, 'head_by_class': False}
+  plain = _method('heterofl', **off).meet(_TASK, present)
   assert 'present' not in plain.allocate(0, [0])[0]
+  # The head by class is of no concern to the loss.
+  unmasked = _method('heterofl', scaler=False, masked_loss=False)
+  got = _loss(unmasked.meet(_TASK, present), found, 0, batch)
+  want = _cross_entropy(_slow_stack(found, 3, batch, 1), batch)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
   # Evaluation sees all classes.
   whole = {'layer': tiny.DEPTH}
   assert method.evaluations() == {
@@ -149,11 +155,17 @@ def test_heterofl_masks_the_logits_of_absent_classes():
   np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['heterofl', 'fedrolex', 'fjord'])
+def test_two_rates_of_one_size_are_refused(name):
+  with pytest.raises(ValueError, match=r'0\.2 and 0\.3 must differ in some'):
+    _method(name, rates=(1.0, 0.3, 0.2))
+
+
 # -- FedRolex and Federated Dropout
 
 
 def test_fedrolex_rolls_by_one_a_round_and_around_the_end():
-  method = _method('fedrolex')
+  method = _method('fedrolex', roll='forward')
   windows = {
     rnd: [list(row['embed']) for row in method.allocate(rnd, [0, 2, 3])]
     for rnd in (0, 1, 4, 5, 6, 13)
@@ -170,7 +182,8 @@ def test_fedrolex_rolls_by_one_a_round_and_around_the_end():
 
 
 def test_each_axis_of_fedrolex_has_its_own_end():
-  (row,) = _method('fedrolex', {**_SIZES, 'ffn': 10}).allocate(7, [0])
+  sizes = {**_SIZES, 'ffn': 10}
+  (row,) = _method('fedrolex', sizes, roll='forward').allocate(7, [0])
   assert list(row['embed']) == [1, 2, 3]
   assert list(row['ffn']) == [7, 8, 9, 0, 1]
 

@@ -20,7 +20,7 @@ from fedjax_tune.engine.server import (
 )
 from fedjax_tune.engine.step import Programs, Schedule, build_slab_step
 from fedjax_tune.foundation import Models, ground
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Allocation, Axes, Tree
 
 
 class Engine:
@@ -99,7 +99,7 @@ class Engine:
     }
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
     self._copies = self._spread(self.foundation.base)
-    selected = {axis for sig in widths for axis in sig.axes}
+    selected = {axis for sig in widths for axis in self._counted(sig)}
     like, names = self.method.sums(self.theta, self.axes)
     zero = jax.jit(lambda: selection.zero_sum(like, names, selected))()
     # The same zeros every round: sums are added to them, never into them.
@@ -172,6 +172,11 @@ class Engine:
       self._reorder(self._server_step(state, totals)),
       jax.tree.map(lambda *xs: sum(xs), *reports),
     )
+
+  def _counted(self, sig: Signature) -> Allocation:
+    """Returns the axes along which what a client sends is selected."""
+    count = lambda own: self.method.counts({**own, **dict(sig.prefix)})
+    return jax.eval_shape(count, allocation_shapes(sig))
 
   def _spread(self, base: Tree) -> dict[jax.sharding.Sharding, Tree]:
     """Copies the frozen weights to each set of devices, not once a call."""

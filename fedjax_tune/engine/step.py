@@ -95,7 +95,7 @@ def build_slab_step(
     optimizer: The clients', for learning rate 1.
     axes: Axes of theta.
     prox: FedProx coefficient.
-    selected: Axes along which any client of the run selects.
+    selected: Axes along which what any client of the run sends is selected.
 
   Returns:
     step(sig, schedule, base, theta, memory, alloc, weight, ids, batches, key,
@@ -144,7 +144,7 @@ def build_slab_step(
       real = weight > 0
       weight = jnp.where(real, weight * factor, 0)
       metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
-      held = {**alloc, **dict(sig.prefix)}
+      held = method.counts({**alloc, **dict(sig.prefix)})
       total = selection.group_sum(like, names, held, sent, weight, selected)
       return total, metrics
 

@@ -206,6 +206,18 @@ class Method:
     """Returns what uploads look like on the server: shapes, and their axes."""
     return theta, axes
 
+  def counts(self, alloc: Allocation) -> Allocation:
+    """Returns where along each axis what a client sends is summed.
+
+    What it holds, by default. An axis more, or an index outside one, keeps a
+    part out of the sums and out of the weights that they are divided by.
+
+    Args:
+      alloc: What it holds along each selected axis, or what several clients
+        hold, with a leading axis.
+    """
+    return alloc
+
   def weigh(self, sig: Signature, start: Tree, delta: Tree) -> jax.Array:
     """Returns a factor of the client's weight in the sums, a scalar."""
     del sig, start, delta

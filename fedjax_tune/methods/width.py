@@ -1,27 +1,21 @@
-"""Clients of different width: HeteroFL, FedRolex, Federated Dropout.
+"""Clients of different width, and Federated Dropout.
 
 Each holds a share of every hidden axis, its rate; what it holds of them is
-the beginning, a rolling window, or random. The server averages each
-coordinate over those who held it.
+the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random. The
+server averages each coordinate over those who held it.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import math
-from typing import Any, Self
 
-from flax import nnx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Row, Signature
 from fedjax_tune.methods import base
 from fedjax_tune.randomness import host_rng
-from fedjax_tune.tasks import Task
-from fedjax_tune.typing import Allocation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Width(base.Method):
 
   def amounts(self, rate: float) -> dict[str, int]:
     """Returns how much of each narrowed axis is held at a rate."""
-    return {axis: math.ceil(rate * n) for axis, n in self.sizes.items()}
+    return {axis: amount(rate, n) for axis, n in self.sizes.items()}
 
   def rate_of(self, sig: Signature) -> float:
     """Returns the rate of a signature's clients."""
@@ -72,115 +66,6 @@ class Width(base.Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeteroFL(Width):
-  """HeteroFL: nested prefixes, scaled activations, masked cross entropy.
-
-  Diao, Ding, Tarokh, "HeteroFL: Computation and Communication Efficient
-  Federated Learning for Heterogeneous Clients", ICLR 2021, arXiv 2010.01264;
-  the authors' code is the repository of that title of github.com/diaoenmao
-  (fed.py, models/transformer.py, modules/modules.py `Scaler`).
-
-  Attention is sliced within each head, not across heads. The mean over holders
-  is uniform (`server.weighting='uniform'`).
-
-  Attributes:
-    scaler: While training, the output of every embedding and linear map but
-      the head's is divided by the rate; written here as a division of its
-      parameters, frozen ones and adapters too, the same numbers. A word table
-      that predicts tokens, too, divides the logits.
-    masked_loss: While training, logits of classes that a client lacks are 0.
-    present: Which classes each client has, bool [clients, K].
-  """
-
-  scaler: bool = True
-  masked_loss: bool = True
-  present: tuple[tuple[bool, ...], ...] = ()
-
-  def meet(self, task: Task, present: np.ndarray | None) -> Self:
-    """Notes which classes each client has, for the masked loss."""
-    known = () if present is None else tuple(map(tuple, present.tolist()))
-    return dataclasses.replace(super().meet(task, present), present=known)
-
-  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
-    """Adds which classes the client has; the key names no axis."""
-    rows = super().allocate(rnd, cohort)
-    if not self.masked_loss or not self.present:
-      return rows
-    return [
-      {**row, 'present': np.asarray(self.present[k], np.int32)}
-      for row, k in zip(rows, cohort, strict=True)
-    ]
-
-  def evaluations(self) -> dict[str, Row]:
-    """Evaluates the model of every rate, which is what its clients keep."""
-    rows: dict[str, Row] = {'full': {'layer': self.depth}}
-    for rate in sorted({r for r in self.rates if r < 1}, reverse=True):
-      rows[f'rate{rate:g}'] = {'layer': self.depth, **self.amounts(rate)}
-    return rows
-
-  def loss(
-    self,
-    sig: Signature,
-    model: Any,
-    alloc: Allocation,
-    batch: Batch,
-    key: jax.Array,
-    rnd: jax.Array,
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy of the scaled model; absent classes have logit 0."""
-    del rnd
-    rate = self.rate_of(sig)
-    if self.scaler and rate != 1:
-      model = _scaled(model, rate)
-    scores = self.outputs(model, batch.inputs, alloc, key)
-    if 'present' in alloc:
-      scores = jnp.where(jnp.asarray(alloc['present']) > 0, scores, 0)
-    return self.task.loss(scores, batch)
-
-
-# What the outputs of linear maps and embeddings are linear in.
-_SCALED = frozenset(
-  {'kernel', 'bias', 'lora_b', 'prefix', 'position', 'word', 'type'}
-  # Trained tokens stand beside those outputs.
-  | {'prompt', 'key', 'value'}
-)
-
-
-def _scaled(model: Any, rate: float) -> Any:
-  """Returns the model with HeteroFL's Scaler behind its linear maps."""
-  graph, state = nnx.split(model)
-
-  def divide(path, variable):
-    *modules, name = path
-    is_scaled = modules[0] != 'head' and 'norm' not in modules[-1]
-    if not is_scaled or name not in _SCALED:
-      return variable
-    return variable.replace(variable[...] / rate)
-
-  flat = [(path, divide(path, v)) for path, v in nnx.to_flat_state(state)]
-  return nnx.merge(graph, nnx.from_flat_state(flat))
-
-
-@dataclasses.dataclass(frozen=True)
-class FedRolex(Width):
-  """FedRolex: a window that rolls by one in each round.
-
-  Alam, Liu, Yan, Zhang, "FedRolex: Model-Heterogeneous Federated Learning with
-  Rolling Sub-Model Extraction", NeurIPS 2022, arXiv 2212.01548; the authors'
-  code is github.com/AIoT-MLSys-Lab/FedRolex. All clients of a round share the
-  roll, so the narrower of two windows lies within the wider.
-  """
-
-  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
-    """Returns the windows, from position `rnd` on, around the end."""
-    del client
-    return {
-      axis: (np.arange(amount) + rnd) % self.sizes[axis]
-      for axis, amount in amounts.items()
-    }
-
-
-@dataclasses.dataclass(frozen=True)
 class FederatedDropout(Width):
   """Federated Dropout: random units, new for each client and round.
 
@@ -199,30 +84,7 @@ class FederatedDropout(Width):
     }
 
 
-def build_heterofl(
-  experiment: config.Experiment,
-  sizes: Mapping[str, int],
-  budgets: tuple[int, ...],
-) -> HeteroFL:
-  """Builds HeteroFL from an experiment."""
-  options = experiment.width
-  return HeteroFL(
-    *common(experiment, sizes, budgets),
-    scaler=options.scaler,
-    masked_loss=options.masked_loss,
-  )
-
-
-def build_fedrolex(
-  experiment: config.Experiment,
-  sizes: Mapping[str, int],
-  budgets: tuple[int, ...],
-) -> FedRolex:
-  """Builds FedRolex from an experiment."""
-  return FedRolex(*common(experiment, sizes, budgets))
-
-
-def build_federated_dropout(
+def build(
   experiment: config.Experiment,
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
@@ -236,7 +98,11 @@ def common(
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
 ) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
-  """Returns what every method of this kind is made of."""
+  """Returns what every method of this kind is made of.
+
+  Raises:
+    ValueError: The model has no such axis, or two rates are one size of it.
+  """
   options = experiment.width
   known = [
     a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
@@ -247,5 +113,28 @@ def common(
       f' {", ".join(known)}, the axes along which this model is cut.'
     )
   narrowed = {axis: sizes[axis] for axis in options.axes}
+  amounts = {
+    rate: tuple(amount(rate, n) for n in narrowed.values())
+    for rate in sorted(set(options.rates))
+  }
+  for lower, upper in itertools.pairwise(amounts):
+    # Which of the two a client has would not show in what it holds.
+    if amounts[lower] == amounts[upper]:
+      raise ValueError(
+        f'width.rates={options.rates}: {lower} and {upper} must differ in some'
+        f' axis; of {narrowed} both hold {amounts[lower]}.'
+      )
   depth = sizes['layer']
   return depth, budgets, experiment.seed, narrowed, options.rates
+
+
+def amount(rate: float, size: int) -> int:
+  """Returns how much of an axis is held at a rate, rounded up.
+
+  In floating point, as HeteroFL's, FedRolex's and FjORD's authors have it
+  (`int(np.ceil(size * rate))`): 0.07 of 100 are 8.
+
+  >>> amount(0.07, 100), amount(0.5, 5), amount(1.0, 12)
+  (8, 3, 12)
+  """
+  return math.ceil(size * rate)
