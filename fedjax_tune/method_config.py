@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass
 class Fedra:
-  """FedRA; `coverage_repair` redraws rows until every layer has an owner."""
+  """FedRA; with `coverage_repair` every layer has an owner in each round."""
 
   coverage_repair: bool = False
 

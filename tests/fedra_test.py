@@ -1,15 +1,19 @@
 """FedRA: its draws, and a whole round against the paper's formulas."""
 
+import collections
+import itertools
+
 import hypothesis
 from hypothesis import strategies as st
 import jax
 import numpy as np
+import pytest
 import tiny
 import torch
 from torch.nn import functional as F
 
 from fedjax_tune import selection
-from fedjax_tune.methods import fedra
+from fedjax_tune.methods import cover, fedra
 from fedjax_tune.randomness import host_rng
 
 # -- the allocation matrix
@@ -47,24 +51,82 @@ def _rows(budgets, depth, seed):
 
 
 @hypothesis.given(
-  budgets=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+  depth=st.integers(1, 40),
+  budgets=st.lists(st.integers(1, 40), min_size=1, max_size=12),
   seed=st.integers(0, 999),
 )
-@hypothesis.settings(max_examples=60, deadline=None)
-def test_repair_covers_whenever_it_can(budgets, seed):
-  depth = 6
+@hypothesis.settings(max_examples=80, deadline=None)
+def test_repair_covers_whenever_it_can(depth, budgets, seed):
+  budgets = [min(budget, depth) for budget in budgets]
   drawn = _rows(budgets, depth, seed)
-  rows = list(drawn)
-  fedra.repair_coverage(rows, depth, host_rng('repair', seed, 0))
-  covered = set(np.concatenate(drawn)) == set(range(depth))
-  if sum(budgets) < depth or covered:
-    for row, old in zip(rows, drawn, strict=True):
-      np.testing.assert_array_equal(row, old)
-    return
-  assert set(np.concatenate(rows)) == set(range(depth))
+  rows = fedra.repair_coverage(drawn, depth, host_rng('repair', seed, 0))
+  if len(set(np.concatenate(drawn))) == depth:
+    assert rows is drawn
   for row, budget in zip(rows, budgets, strict=True):
     assert len(row) == len(set(row)) == budget
     assert list(row) == sorted(row)
+    assert 0 <= row[0] <= row[-1] < depth
+  covered = set(np.concatenate(rows))
+  assert len(covered) == min(depth, sum(budgets))
+
+
+# The authors' loop takes 50,000 redraws of these, or does not end.
+@pytest.mark.parametrize(
+  ('budgets', 'depth'), [((8,) * 4, 32), ((1,) * 48, 48), ((7, 9, 8, 9), 32)]
+)
+def test_repair_ends_where_budgets_hardly_cover(budgets, depth):
+  drawn = _rows(budgets, depth, 0)
+  rng = np.random.default_rng(1)
+  rows = fedra.repair_coverage(drawn, depth, rng)
+  assert sorted(set(np.concatenate(rows).tolist())) == list(range(depth))
+  assert [len(row) for row in rows] == list(budgets)
+
+
+@pytest.mark.parametrize(
+  ('budgets', 'depth'), [((2, 2), 3), ((2, 1), 3), ((2, 2, 1), 4)]
+)
+def test_every_cover_is_as_likely(budgets, depth):
+  subsets = [itertools.combinations(range(depth), c) for c in budgets]
+  covers = [
+    rows
+    for rows in itertools.product(*subsets)
+    if len(set(sum(rows, ()))) == depth
+  ]
+  rng = np.random.default_rng(0)
+  each = 60
+  seen = collections.Counter(
+    tuple(tuple(row.tolist()) for row in cover.draw_cover(budgets, depth, rng))
+    for _ in range(each * len(covers))
+  )
+  assert set(seen) == set(covers)
+  excess = sum((seen[rows] - each) ** 2 / each for rows in covers)
+  freedom = len(covers) - 1
+  # A chi-square's mean and deviation.
+  assert excess < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_layers_of_repaired_rows_are_uniform():
+  counts = np.zeros((4, 12))
+  for seed in range(600):
+    rows = fedra.repair_coverage(
+      _rows((4,) * 4, 12, seed), 12, np.random.default_rng((seed, 1))
+    )
+    for k, row in enumerate(rows):
+      counts[k, row] += 1
+  # Each client has each layer in a third of the rounds.
+  assert np.abs(counts - 200).max() < 5 * np.sqrt(600 * 2 / 9)
+
+
+def test_repair_is_refused_where_no_cohort_covers():
+  e = tiny.experiment(fedra={'coverage_repair': True})
+  e.clients.cohort_size = 2
+  with pytest.raises(ValueError, match=r'hold all 4 blocks; .* add up to 3\.'):
+    fedra.build(e, {'layer': 4}, (1, 2, 1, 1))
+  fedra.build(e, {'layer': 4}, (1, 2, 2, 1))
+  e.clients.cohort, e.clients.count = 'one_per_domain', 2
+  with pytest.raises(ValueError, match=r'add up to 3\.'):
+    fedra.build(e, {'layer': 4}, (1, 1, 2, 1))
+  fedra.build(e, {'layer': 4}, (1, 2, 2, 1))
 
 
 def test_repair_is_an_option():

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import base
+from fedjax_tune.methods import base, cover
 from fedjax_tune.randomness import host_rng
 
 
@@ -27,9 +27,10 @@ class Fedra(base.Method):
   and B of LoRA apart, uniformly; head and patch adapter over all clients.
 
   Attributes:
-    coverage_repair: Redraw rows until every layer has an owner, the rule that
-      the authors' code carries commented out for the case that nobody can
-      hold the whole model. Whether the paper's tables used it is unknown.
+    coverage_repair: Draw rows in which every layer has an owner, for the case
+      that nobody can hold the whole model. The authors' code carries a rule
+      for it commented out, which may never end; `repair_coverage` says how
+      this differs. Whether the paper's tables used it is unknown.
   """
 
   coverage_repair: bool = False
@@ -41,7 +42,7 @@ class Fedra(base.Method):
     ]
     if self.coverage_repair:
       rng = host_rng('repair', self.seed, rnd)
-      repair_coverage(rows, self.depth, rng)
+      rows = repair_coverage(rows, self.depth, rng)
     return [{'layer': row} for row in rows]
 
 
@@ -55,32 +56,24 @@ def draw_row(
 
 def repair_coverage(
   rows: list[np.ndarray], depth: int, rng: np.random.Generator
-) -> None:
-  """Redraws rows in place until every layer has an owner.
+) -> list[np.ndarray]:
+  """Returns the rows, or others if a layer has no owner.
 
-  While a layer is uncovered, a random client takes over uncovered layers: as
-  many as it can hold, filled up with random covered ones (server.py, the
-  branch in comments). Each redraw covers the client's share of what is
-  missing but may uncover its old layers, so the authors' loop need not end;
-  where the budgets add up to less than the depth it cannot, and the rows are
-  returned as drawn.
+  Rows that cover all layers stay. Otherwise they are drawn from all rows that
+  do, or, where the budgets add up to less than the depth, from those that
+  share no layer (`cover.py`). Together that is the distribution of rows that
+  are redrawn, all of them, until they cover.
+
+  The authors' loop (server.py, the branch in comments) is another rule: while
+  a layer is uncovered, a random client takes over as many of the uncovered
+  ones as it can hold, filled up with random covered ones, and may uncover its
+  old layers. It need not end: of four clients with 8 of 32 layers it takes
+  tens of thousands of redraws, or never stops. It also gives what is missing
+  to one client, so that its layers are not uniform.
   """
-  if sum(len(row) for row in rows) < depth:
-    return
-  while len(missing := _uncovered(rows, depth)):
-    i = rng.integers(len(rows))
-    budget = len(rows[i])
-    if len(missing) > budget:
-      row = rng.choice(missing, budget, replace=False)
-    else:
-      covered = np.setdiff1d(np.arange(depth), missing)
-      fill = rng.choice(covered, budget - len(missing), replace=False)
-      row = np.concatenate([missing, fill])
-    rows[i] = np.sort(row)
-
-
-def _uncovered(rows: list[np.ndarray], depth: int) -> np.ndarray:
-  return np.setdiff1d(np.arange(depth), np.concatenate(rows))
+  if len(np.unique(np.concatenate(rows))) == depth:
+    return rows
+  return cover.draw_cover([len(row) for row in rows], depth, rng)
 
 
 def build(
@@ -88,10 +81,28 @@ def build(
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
 ) -> Fedra:
-  """Builds FedRA from an experiment."""
+  """Builds FedRA from an experiment.
+
+  Raises:
+    ValueError: `fedra.coverage_repair` where no cohort can hold all blocks.
+  """
+  depth, repair = sizes['layer'], experiment.fedra.coverage_repair
+  together = sum(_largest_cohort(experiment.clients, budgets))
+  if repair and together < depth:
+    raise ValueError(
+      f'fedra.coverage_repair=True needs a cohort that can hold all {depth}'
+      f' blocks; clients.budgets of the largest add up to {together}.'
+    )
   return Fedra(
-    depth=sizes['layer'],
-    budgets=budgets,
-    seed=experiment.seed,
-    coverage_repair=experiment.fedra.coverage_repair,
+    depth=depth, budgets=budgets, seed=experiment.seed, coverage_repair=repair
   )
+
+
+def _largest_cohort(cfg: config.Clients, budgets: tuple[int, ...]) -> list[int]:
+  """Returns the budgets of the cohort that can hold most."""
+  if cfg.cohort == 'uniform':
+    return sorted(budgets)[-cfg.cohort_size :]
+  # One of each domain, whose clients follow one another.
+  return [
+    max(budgets[i : i + cfg.count]) for i in range(0, len(budgets), cfg.count)
+  ]

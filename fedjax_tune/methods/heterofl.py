@@ -136,7 +136,7 @@ def build(
   return HeteroFL(*common, **options(experiment))
 
 
-def options(experiment: config.Experiment) -> dict[str, bool]:
+def options(experiment: config.Experiment) -> dict[str, Any]:
   """Returns the options that FedRolex shares."""
   section = experiment.width
   return {
