@@ -1,0 +1,255 @@
+"""One picture, as a file's bytes or an array, to RGB: the only way there is.
+
+What becomes of what, for every set:
+
+- Transparent pixels are put on white, be it by an alpha channel, a palette or
+  a colour that counts as transparent.
+- EXIF's orientation is applied. EXIF that can't be read counts as upright.
+- 16 bits are scaled by their whole range (65535, or what a TIFF's
+  BitsPerSample or a PPM's maximum says), and so are floats, which must lie in
+  [0, 1]. Signed and 32-bit integers state no range and are refused.
+- Of an animation the first frame counts, of a TIFF the first page.
+- ICC profiles are not applied: numbers are taken as sRGB, as the pretrained
+  models took them. CMYK becomes RGB by the plain formula.
+- What the content is decides, never a file's name. Formats outside `FORMATS`
+  are refused; Pillow would call other programs for some.
+- Above `MAX_PIXELS` a picture is refused before it is decoded. JPEGs above
+  `_DRAFT_PIXELS` are decoded at a fraction of their size.
+
+What Pillow can't notice, a JPEG with noise in the middle for instance, counts
+as it is decoded.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import io
+from typing import Any
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fedjax_tune.data import budget, pixels
+
+# Pillow's own bound, about 89 megapixels.
+MAX_PIXELS = 89_478_485
+
+FORMATS = (
+  'JPEG',
+  'PNG',
+  'GIF',
+  'BMP',
+  'DIB',
+  'TIFF',
+  'WEBP',
+  'PPM',
+  'JPEG2000',
+  'AVIF',
+)
+
+_DRAFT_PIXELS = 1 << 24
+# Pixels that all threads together may have decoded at full size.
+_BUDGET = budget.Budget(1 << 25)
+_OTHER_SPACES = ('CMYK', 'LAB', 'HSV')
+
+# TIFF's tags.
+_BITS, _MEANING, _SAMPLES = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+# These name no file, and reading says what has to be said.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+
+
+def to_rgb(data: bytes | np.ndarray, size: int = 0) -> np.ndarray:
+  """Decodes a picture.
+
+  Args:
+    data: A file's bytes, or pixels [h, w] or [h, w, 1, 3 or 4].
+    size: Pixels of a side to resize to, bicubically (Pillow, which smooths
+      when it shrinks); 0 keeps the picture's own.
+
+  Returns:
+    uint8[h, w, 3].
+
+  Raises:
+    PictureError: What is wrong with it.
+  """
+  if isinstance(data, np.ndarray):
+    picture = _flatten(Image.fromarray(pixels.to_bytes(data)))
+    return np.asarray(_resize(picture, size))
+  picture = _open(data)
+  width, height = picture.size
+  with _BUDGET.hold(width * height), _faults_named():
+    return np.asarray(_render(picture, size))
+
+
+def inspect(data: bytes | np.ndarray) -> tuple[str, ...]:
+  """Returns what `to_rgb` will change, as far as a picture's header tells.
+
+  Raises:
+    PictureError: What is wrong with it; a body that is cut short, only
+      `to_rgb` finds.
+  """
+  if isinstance(data, np.ndarray):
+    shape = pixels.to_bytes(data).shape
+    notes = {
+      'scaled to 8 bits': data.dtype.itemsize == 2 or data.dtype.kind == 'f',
+      'put on white where transparent': shape[2:] == (4,),
+    }
+    return tuple(note for note, holds in notes.items() if holds)
+  picture = _open(data)
+  with _faults_named():
+    return _changes(picture)
+
+
+def _changes(picture: Image.Image) -> tuple[str, ...]:
+  profile = picture.info.get('icc_profile') or b'sRGB'
+  several = picture.format != 'MPO' and getattr(picture, 'n_frames', 1) > 1
+  # Asked for EXIF, Pillow decodes a PNG that has none in its header.
+  known = picture.format != 'PNG' or 'exif' in picture.info
+  turned = known and _orientation(picture) > 1
+  deep = picture.mode.startswith(('I', 'F')) or ';16' in _layout(picture)
+  notes = {
+    'scaled to 8 bits': deep,
+    'put on white where transparent': picture.has_transparency_data,
+    'turned upright as EXIF says': turned,
+    'read as far as the first frame or page': several,
+    f'converted from {picture.mode}': picture.mode in _OTHER_SPACES,
+    'taken as sRGB in spite of another ICC profile': (
+      b'sRGB' not in profile and 'sRGB'.encode('utf-16-be') not in profile
+    ),
+  }
+  return tuple(note for note, holds in notes.items() if holds)
+
+
+def _open(data: bytes) -> Image.Image:
+  """Reads a header, and checks what it says."""
+  if not isinstance(data, bytes):
+    raise pixels.PictureError(f'is {type(data).__name__}; must be a picture')
+  try:
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+  except UnidentifiedImageError as error:
+    raise pixels.PictureError(_describe(data)) from error
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    raise pixels.PictureError(
+      f'has more than {MAX_PIXELS} pixels, which is the limit ({e})'
+    ) from e
+  except Exception as error:
+    raise pixels.PictureError(f'is damaged or cut short: {error}') from error
+  width, height = picture.size
+  if not 1 <= width * height <= MAX_PIXELS:
+    raise pixels.PictureError(
+      f'has {width} x {height} pixels; must have 1 to {MAX_PIXELS}'
+    )
+  if _SIGNED in _tag(picture, _SAMPLES, ()):
+    raise pixels.PictureError('has signed numbers, which state no range')
+  known = picture.format in ('PPM', 'PNG')
+  if picture.mode == 'I' and not known:
+    raise pixels.PictureError('has 32-bit integers, which state no range')
+  return picture
+
+
+def _describe(data: bytes) -> str:
+  """Says what it is that is no picture."""
+  start = data[:1000].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+  if not data:
+    return 'is empty, 0 bytes'
+  if b'<svg' in start:
+    return 'is SVG, a drawing; must be a picture made of pixels'
+  if start.startswith((b'<!doctype html', b'<html')):
+    return 'is an HTML page; must be a picture'
+  if start.startswith(b'version https://git-lfs'):
+    return 'is a pointer of Git LFS; must be the picture itself'
+  return (
+    f'is no picture that can be read: it begins with {data[:8]!r}; must be one'
+    f' of {", ".join(FORMATS)}, and whole'
+  )
+
+
+@contextlib.contextmanager
+def _faults_named() -> Iterator[None]:
+  """Turns whatever Pillow's many decoders raise into one kind of error."""
+  try:
+    yield
+  except pixels.PictureError:
+    raise
+  except MemoryError as error:
+    raise pixels.PictureError('needs more memory than there is') from error
+  except Exception as error:
+    raise pixels.PictureError(f'is damaged or cut short: {error}') from error
+
+
+def _render(picture: Image.Image, size: int) -> Image.Image:
+  if size and picture.size[0] * picture.size[1] > _DRAFT_PIXELS:
+    picture.draft('RGB', (4 * size, 4 * size))  # Of a JPEG only.
+  key = _transparent_key(picture)
+  mode, white_is_zero = picture.mode, _tag(picture, _MEANING) == _WHITE_IS_ZERO
+  bits = _tag(picture, _BITS, (16,))[0]
+  picture.load()  # Which turns a TIFF upright already.
+  if _orientation(picture) > 1:
+    picture = ImageOps.exif_transpose(picture)
+  if not mode.startswith(('I', 'F')):
+    if key is not None:
+      picture.info['transparency'] = key
+    return _resize(_flatten(picture), size)
+  values = np.asarray(picture, np.float32)
+  if mode != 'F':
+    values /= 2**bits - 1
+  grey = pixels.to_bytes(1 - values if white_is_zero else values)
+  if key is not None:
+    grey = np.where(np.asarray(picture) == key, np.uint8(255), grey)
+  return _resize(_flatten(Image.fromarray(grey)), size)
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+  """Returns RGB, on white."""
+  if not picture.has_transparency_data:
+    return picture.convert('RGB')
+  picture = picture.convert('RGBA')
+  white = Image.new('RGB', picture.size, 'white')
+  white.paste(picture, mask=picture.getchannel('A'))
+  return white
+
+
+def _resize(picture: Image.Image, size: int) -> Image.Image:
+  if not size or picture.size == (size, size):
+    return picture
+  return picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _orientation(picture: Image.Image) -> int:
+  """Returns EXIF's number from 1, upright, to 8; 1 where there is none."""
+  try:
+    found = picture.getexif().get(0x0112, 1)
+  except Exception:  # Damaged EXIF raises whatever its reader met.
+    return 1
+  return found if found in range(2, 9) else 1
+
+
+def _layout(picture: Image.Image) -> str:
+  """Returns how a file stores pixels, in Pillow's words: 'RGB;16B'."""
+  tiles = getattr(picture, 'tile', [])
+  args = tiles[0].args if tiles else ''
+  return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _tag(picture: Image.Image, tag: int, default: Any = None) -> Any:
+  """Returns a TIFF's tag."""
+  return getattr(picture, 'tag_v2', {}).get(tag, default)
+
+
+def _transparent_key(picture: Image.Image) -> Any:
+  """Returns the transparent colour on the scale of the decoded pixels.
+
+  PNG gives it on the file's own scale, and Pillow passes it on.
+  """
+  key = picture.info.get('transparency')
+  if picture.format != 'PNG' or key is None:
+    return key
+  factors = {'L;2': 85, 'L;4': 17}
+  if isinstance(key, int):
+    return key * factors.get(_layout(picture), 1)
+  if isinstance(key, tuple) and ';16' in _layout(picture):
+    return tuple(part >> 8 for part in key)
+  return key
