@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus
+from fedjax_tune.data import corpus, examples
 
 
 def _load(name, **fields):
@@ -103,9 +103,9 @@ def test_import_leaves_tensorflow_datasets_alone():
   subprocess.run([sys.executable, '-c', program], check=True)
 
 
-@pytest.mark.parametrize('limit', [corpus._IN_MEMORY_BYTES, 0])
+@pytest.mark.parametrize('limit', [examples._IN_MEMORY_BYTES, 0])
 def test_fingerprint_is_of_the_content(monkeypatch, limit):
-  monkeypatch.setattr(corpus, '_IN_MEMORY_BYTES', limit)
+  monkeypatch.setattr(examples, '_IN_MEMORY_BYTES', limit)
   with tfds.testing.mock_data(num_examples=5):
     train, again = (_load('cifar10')[0] for _ in range(2))
     fewer, _ = _load('domainnet', domains=('real',))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import builders, corpus, emoji_styles, fetch
+from fedjax_tune.data import builders, corpus, emoji_styles, examples, fetch
 
 _SIZE = 8
 _NAMES = [f'object-{letter}' for letter in string.ascii_lowercase]
@@ -125,17 +125,17 @@ def test_second_load_renders_nothing(data_dir, monkeypatch):
 
 def test_large_sets_are_read_lazily_and_equal(data_dir, monkeypatch):
   eager, _ = _load(data_dir)
-  monkeypatch.setattr(corpus, '_IN_MEMORY_BYTES', 0)
+  monkeypatch.setattr(examples, '_IN_MEMORY_BYTES', 0)
   lazy, _ = _load(data_dir)
   assert not isinstance(lazy.inputs, np.ndarray)
   rows = np.array([5, 0, len(lazy) - 1, 5])
   np.testing.assert_array_equal(lazy.read(rows), eager.read(rows))
 
 
-def test_num_classes_filters_and_empty_domains_are_refused(data_dir):
-  train, _ = _load(data_dir, num_classes=7)
-  assert set(train.labels) == {6}  # Objects; Symbols has label 7.
-  assert train.class_names == emoji_styles.CATEGORIES[:7]
+def test_num_classes_must_leave_two_classes(data_dir):
+  message = r"all \d+ train examples have the label 6, 'Objects'"
+  with pytest.raises(ValueError, match=message):
+    _load(data_dir, num_classes=7)
   with pytest.raises(ValueError, match=r"'noto'.*no train.*num_classes=3"):
     _load(data_dir, num_classes=3)
 

@@ -7,20 +7,28 @@ TFDS config a domain.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 
 import numpy as np
 
 from fedjax_tune import config, scores
-from fedjax_tune.data import digest, sources, text, text_sets, tokens
+from fedjax_tune.data import (
+  digest,
+  examples,
+  images,
+  labels,
+  relations,
+  sources,
+  text,
+  text_sets,
+  tokens,
+)
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.scores import Questions
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Tokens
-
-# Sets that take less than this when decoded are decoded once, into memory.
-_IN_MEMORY_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Corpus:
     lengths: Tokens of each example, int32[N]; None of images.
     questions: What predicted spans are judged by; else None.
     others: The same examples as other tokenizers have them.
+    notes: What was converted or left out, or is odd about the data, a line
+      each.
   """
 
   labels: np.ndarray
@@ -52,6 +62,7 @@ class Corpus:
   lengths: np.ndarray | None = None
   questions: Questions | None = None
   others: 'tuple[Corpus, ...]' = ()
+  notes: tuple[str, ...] = ()
 
   def seen_as(self, others: 'Sequence[Corpus]') -> 'Corpus':
     """Adds the views of other tokenizers.
@@ -76,6 +87,7 @@ class Corpus:
     Of images that stay on disk it is their files' bytes that count.
     """
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    del own['notes']
     if isinstance(self.inputs, Stored):
       own['inputs'] = self.inputs.fingerprint()
     own['others'] = [other.fingerprint() for other in self.others]
@@ -143,7 +155,8 @@ def load(
     NotADirectoryError, PermissionError: The folder can't be read.
   """
   domains = domain_names(cfg)
-  made = [sources.make_builder(cfg, domain) for domain in domains]
+  builders = {domain: sources.make_builder(cfg, domain) for domain in domains}
+  made = list(builders.values())
   entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
   if entry is None and 'label' not in made[0].info.features:
     raise ValueError(
@@ -152,19 +165,57 @@ def load(
       " and label; without labels, data.task must be 'next_token'"
     )
   _check_kind(cfg, entry, tokenizer)
-  test = entry.test if entry else 'test'
-  splits = list(made[0].info.splits)
-  if splits and test not in splits:
-    test = 'validation'
+  wanted = entry.test if entry else 'test'
+  splits = ('train', sources.find_test(cfg, made, wanted))
   if entry and tokenizer is not None:
-    reader = _TextReader(entry, tokens.load(tokenizer), pad)
-    return (
-      _load_texts(cfg, made, domains, 'train', reader),
-      _load_texts(cfg, made, domains, test, reader),
+    reader = examples.TextReader(entry, tokens.load(tokenizer), pad)
+    outputs = reader.tokenizer.get_vocab_size()
+    has_classes = entry.kind == 'classification'
+    classes = labels.align(entry.label, made) if has_classes else None
+    read = functools.partial(
+      examples.read_texts, cfg, builders, classes=classes, reader=reader
     )
-  return (
-    _load_images(cfg, made, domains, 'train'),
-    _load_images(cfg, made, domains, test),
+  else:
+    images.check_features(made)
+    outputs, classes = 0, labels.align('label', made)
+    read = functools.partial(
+      examples.read_images, cfg, builders, classes=classes
+    )
+  train, test = (read(split) for split in splits)
+  names = classes.names[: cfg.num_classes or None] if classes else ()
+  if entry:
+    task = text.make_task(entry, len(names) or outputs)
+  else:
+    task = Task('classification', len(names))
+  notes = relations.find_shared(train, test)
+  if classes:
+    relations.check_classes(cfg, names, train)
+    notes += relations.compare_classes(domains, names, train, test)
+  if splits[1] != wanted:
+    notes += (f'test: evaluated on {splits[1]}, for want of a split {wanted}',)
+  make = functools.partial(_make, domains, names, task)
+  return make(train, 'train', ()), make(test, 'test', notes)
+
+
+def _make(
+  domains: tuple[str, ...],
+  names: tuple[str, ...],
+  task: Task,
+  found: examples.Examples,
+  split: str,
+  notes: tuple[str, ...],
+) -> Corpus:
+  return Corpus(
+    labels=found.labels,
+    domains=found.domains,
+    groups=found.groups,
+    domain_names=domains,
+    class_names=names,
+    inputs=found.inputs,
+    task=task,
+    lengths=found.lengths,
+    questions=found.questions,
+    notes=(*(f'{split}: {line}' for line in found.notes), *notes),
   )
 
 
@@ -205,124 +256,3 @@ def _check_kind(
     raise ValueError(
       f'data.num_classes={cfg.num_classes}: must be 0, {cfg.name} has no classes'
     )
-
-
-def _load_images(
-  cfg: config.Data, builders: list[Any], domains: tuple[str, ...], split: str
-) -> Corpus:
-  import tensorflow_datasets as tfds
-
-  labels, names, where, stored, hashes = [], [], [], [], []
-  for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
-    source = sources.open_split(cfg, builder, split)
-    source.decoders = {'image': tfds.decode.SkipDecoding()}
-    stored.append(source)
-    first = len(where)
-    # The images are left where they are: together they may exceed memory.
-    kept = [
-      (
-        record,
-        row['label'],
-        text.to_str(row.get('name', '')),
-        digest.of(row['image']),
-      )
-      for record, row in enumerate(sources.iterate(cfg, builder, source))
-      if _is_kept(cfg, row['label'])
-    ]
-    for record, label, name, content in _spread(cfg, kept, split):
-      hashes.append(content)
-      labels.append(label)
-      names.append(name)
-      where.append((i, record))
-    _check_size(cfg, domain, split, len(where) - first)
-  where_Nx2 = np.array(where)
-  images = Stored(stored, where_Nx2, cfg.image_size, digest.of(hashes))
-  in_memory = len(where_Nx2) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
-  has_names = 'name' in builders[0].info.features
-  class_names = _class_names(cfg, builders[0].info.features['label'])
-  return Corpus(
-    labels=np.array(labels, np.int32),
-    domains=where_Nx2[:, 0].astype(np.int32),
-    groups=np.array(names) if has_names else None,
-    domain_names=domains,
-    class_names=class_names,
-    inputs=images[np.arange(len(where_Nx2))] if in_memory else images,
-    task=Task('classification', len(class_names)),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _TextReader:
-  """How the rows of a text set become arrays."""
-
-  entry: text_sets.TextSet
-  tokenizer: Any
-  pad: int
-
-
-def _load_texts(
-  cfg: config.Data,
-  builders: list[Any],
-  domains: tuple[str, ...],
-  split: str,
-  reader: _TextReader,
-) -> Corpus:
-  entry = reader.entry
-  has_classes = entry.kind == 'classification'
-  rows, where = [], []
-  for i, (builder, domain) in enumerate(zip(builders, domains, strict=True)):
-    source = sources.open_split(cfg, builder, split)
-    kept = [
-      row
-      for row in sources.iterate(cfg, builder, source)
-      if not has_classes or _is_kept(cfg, row[entry.label])
-    ]
-    kept = _spread(cfg, kept, split)
-    _check_size(cfg, domain, split, len(kept))
-    rows += kept
-    where += [i] * len(kept)
-  examples = text.encode(
-    rows, entry, reader.tokenizer, max(cfg.lengths), reader.pad
-  )
-  class_names = ()
-  if has_classes:
-    class_names = _class_names(cfg, builders[0].info.features[entry.label])
-  outputs = len(class_names)
-  if entry.kind == 'next_token':
-    outputs = reader.tokenizer.get_vocab_size()
-  return Corpus(
-    labels=examples.labels,
-    domains=np.array(where, np.int32)[examples.rows],
-    groups=examples.groups,
-    domain_names=domains,
-    class_names=class_names,
-    inputs=Tokens(examples.encoded.ids, examples.encoded.types),
-    task=text.make_task(entry, outputs),
-    lengths=examples.encoded.lengths,
-    questions=examples.questions,
-  )
-
-
-def _spread(cfg: config.Data, rows: list[Any], split: str) -> list[Any]:
-  """Returns as many rows as are asked for, evenly spread over all."""
-  wanted = 0 if split == 'train' else cfg.test_examples
-  if not 0 < wanted < len(rows):
-    return rows
-  return [rows[i * len(rows) // wanted] for i in range(wanted)]
-
-
-def _is_kept(cfg: config.Data, label: Any) -> bool:
-  return not cfg.num_classes or label < cfg.num_classes
-
-
-def _check_size(cfg: config.Data, domain: str, split: str, size: int) -> None:
-  if not size:
-    raise ValueError(
-      f'domain {domain!r} of {cfg.name} has no {split} example with'
-      f' data.num_classes={cfg.num_classes} (0 keeps all)'
-    )
-
-
-def _class_names(cfg: config.Data, feature: Any) -> tuple[str, ...]:
-  names = feature.names or [str(k) for k in range(feature.num_classes)]
-  return tuple(names[: cfg.num_classes or None])

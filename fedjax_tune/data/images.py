@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
-import io
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
-from fedjax_tune.data import digest
+from fedjax_tune.data import digest, pictures, rows
 
 _THREADS = 8
 
@@ -23,42 +21,72 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Images on disk: row i is record `where[i, 1]` of `sources[where[i, 0]]`.
+  """Images on disk, decoded by `pictures.to_rgb`.
 
-  Those of another size than `size` are resized bicubically (Pillow, which
-  smooths when it shrinks). `contents` is a hash of all their bytes.
+  Attributes:
+    sources: Data sources, one a domain.
+    where: Of each image its source and record, int[N, 2].
+    names: What messages call each.
+    size: Pixels of a side.
+    contents: A hash of all their bytes.
+    place: What messages call all of them.
   """
 
   sources: Sequence[Sequence]
   where: np.ndarray
+  names: list[str]
   size: int
   contents: str
+  place: str
+
+  def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+    """Decodes some images in a few threads.
+
+    Raises:
+      ValueError: Some can't be decoded; names the first few.
+    """
+    images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+
+    def read(row: int) -> pictures.PictureError | None:
+      source, record = self.where[indices[row]]
+      image = self.sources[source][record]['image']
+      try:
+        images[row] = pictures.to_rgb(image, self.size)
+      except pictures.PictureError as error:
+        return error
+
+    faults = rows.Faults(self.place, 'pictures')
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+      found = pool.map(read, range(len(indices)))
+      for index, error in zip(indices, found, strict=True):
+        with faults.gather(self.names[index]):
+          if error:
+            raise error
+    faults.check()
+    return images
 
   def fingerprint(self) -> str:
     """Returns a hash of the pictures and of their size."""
     return digest.of(self.contents, self.size)
 
-  def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
-    images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
 
-    def read(row: int) -> None:
-      source, record = self.where[indices[row]]
-      image = self.sources[source][record]['image']
-      images[row] = _decode(image, self.size)
+def check_features(builders: Sequence[Any]) -> None:
+  """Checks what `image` is, in each domain.
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for _ in pool.map(read, range(len(indices))):
-        pass
-    return images
+  Raises:
+    ValueError: It is no single picture of plain numbers.
+  """
+  import tensorflow_datasets as tfds
 
-
-def _decode(image: bytes | np.ndarray, size: int) -> np.ndarray:
-  """Makes a file's bytes, or pixels [h, w, 1 or 3], RGB of `size` pixels."""
-  if isinstance(image, bytes):
-    picture = Image.open(io.BytesIO(image))
-  else:
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  picture = picture.convert('RGB')
-  if picture.size != (size, size):
-    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-  return np.asarray(picture)
+  for builder in builders:
+    kind = builder.info.features['image']
+    # Text, among others, is a kind of Tensor to TFDS.
+    plain = type(kind) in (tfds.features.Image, tfds.features.Tensor)
+    # TFDS packs floats into the bytes of a PNG of four channels.
+    packed = type(kind) is tfds.features.Image and kind.np_dtype == np.float32
+    if not plain or packed:
+      raise ValueError(
+        f'{builder.info.full_name}: image is {type(kind).__name__}'
+        f'{" of float32" * packed}; must be an Image of 8 or 16 bits, or a'
+        ' Tensor of pixels'
+      )

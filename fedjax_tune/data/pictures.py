@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedjax_tune.data import budget, pixels
+from fedjax_tune.data.pixels import PictureError
 
 # Pillow's own bound, about 89 megapixels.
 MAX_PIXELS = 89_478_485
@@ -126,27 +127,27 @@ def _changes(picture: Image.Image) -> tuple[str, ...]:
 def _open(data: bytes) -> Image.Image:
   """Reads a header, and checks what it says."""
   if not isinstance(data, bytes):
-    raise pixels.PictureError(f'is {type(data).__name__}; must be a picture')
+    raise PictureError(f'is {type(data).__name__}; must be a picture')
   try:
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
   except UnidentifiedImageError as error:
-    raise pixels.PictureError(_describe(data)) from error
+    raise PictureError(_describe(data)) from error
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    raise pixels.PictureError(
+    raise PictureError(
       f'has more than {MAX_PIXELS} pixels, which is the limit ({e})'
     ) from e
   except Exception as error:
-    raise pixels.PictureError(f'is damaged or cut short: {error}') from error
+    raise PictureError(f'is damaged or cut short: {error}') from error
   width, height = picture.size
   if not 1 <= width * height <= MAX_PIXELS:
-    raise pixels.PictureError(
+    raise PictureError(
       f'has {width} x {height} pixels; must have 1 to {MAX_PIXELS}'
     )
   if _SIGNED in _tag(picture, _SAMPLES, ()):
-    raise pixels.PictureError('has signed numbers, which state no range')
+    raise PictureError('has signed numbers, which state no range')
   known = picture.format in ('PPM', 'PNG')
   if picture.mode == 'I' and not known:
-    raise pixels.PictureError('has 32-bit integers, which state no range')
+    raise PictureError('has 32-bit integers, which state no range')
   return picture
 
 
@@ -172,12 +173,12 @@ def _faults_named() -> Iterator[None]:
   """Turns whatever Pillow's many decoders raise into one kind of error."""
   try:
     yield
-  except pixels.PictureError:
+  except PictureError:
     raise
   except MemoryError as error:
-    raise pixels.PictureError('needs more memory than there is') from error
+    raise PictureError('needs more memory than there is') from error
   except Exception as error:
-    raise pixels.PictureError(f'is damaged or cut short: {error}') from error
+    raise PictureError(f'is damaged or cut short: {error}') from error
 
 
 def _render(picture: Image.Image, size: int) -> Image.Image:

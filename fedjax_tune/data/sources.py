@@ -68,14 +68,52 @@ def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
   return True
 
 
-def open_split(cfg: config.Data, builder: Any, split: str) -> Any:
+def find_test(
+  cfg: config.Data, builders: Sequence[Any], wanted: str = 'test'
+) -> str:
+  """Returns the split to evaluate on: `wanted`, or else 'validation'.
+
+  Raises:
+    ValueError: A domain has no such split, or no train split.
+  """
+  split = wanted
+  for builder in builders:
+    # mock_data knows no splits before they are read.
+    sizes = {k: v.num_examples for k, v in builder.info.splits.items()}
+    if sizes and split not in sizes:
+      split = 'validation'
+    for needed in ('train', split):
+      if sizes and not sizes.get(needed):
+        has = ', '.join(f'{k} ({v})' for k, v in sizes.items())
+        raise ValueError(
+          f'data.name={cfg.name!r}: {builder.info.full_name} must have examples'
+          f' in a split train and in one called {wanted} or validation; it has'
+          f' {has}'
+        )
+  return split
+
+
+def open_split(
+  cfg: config.Data, builder: Any, split: str, encoded: str = ''
+) -> Any:
   """Returns the data source of a split.
+
+  Args:
+    cfg: Which set.
+    builder: Of the domain.
+    split: Its name.
+    encoded: A feature to leave as it is stored.
 
   Raises:
     FileNotFoundError: The set is not prepared; the message has the command.
   """
+  import tensorflow_datasets as tfds
+
   try:
-    return builder.as_data_source(split)
+    source = builder.as_data_source(split)
+    if encoded:
+      source.decoders = {encoded: tfds.decode.SkipDecoding()}
+    return source
   except (KeyError, NotImplementedError, OSError, ValueError) as error:
     raise FileNotFoundError(
       f'{builder.info.full_name} is not prepared, or not as array_record, in'

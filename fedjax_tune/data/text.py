@@ -95,6 +95,41 @@ def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:
     )
 
 
+def read_row(row: Mapping[str, Any], entry: TextSet) -> dict[str, Any]:
+  """Returns what is read of a row: texts as str, and the label as it is.
+
+  Raises:
+    ValueError: A text is no text or not UTF-8, or a number is not finite, or
+      not one that the set can have.
+  """
+  values = dict(row)
+  for feature in (*entry.texts, entry.group):
+    if feature:
+      values[feature] = read_text(row[feature], feature)
+  if entry.kind == 'regression':
+    low, high = entry.bounds
+    value = np.asarray(row[entry.label])
+    if value.shape or not low <= value <= high:
+      raise ValueError(
+        f'{entry.label}={row[entry.label]!s} must be a number from {low:g} to'
+        f' {high:g}'
+      )
+  return values
+
+
+def read_text(value: Any, feature: str) -> str:
+  """Returns a feature's text, or raises a ValueError if it is none."""
+  if not isinstance(value, bytes | str):
+    raise ValueError(f'{feature} is {type(value).__name__}; must be a text')
+  try:
+    return to_str(value)
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{feature}={value[:40]!r} is not UTF-8: {error.reason}, byte'
+      f' {error.start}'
+    ) from error
+
+
 def next_tokens(encoded: tokens.Encoded) -> np.ndarray:
   """Returns what follows each token, int32[N, T]; -1 from a text's last on."""
   following = np.roll(encoded.ids, -1, axis=1)

@@ -2,6 +2,8 @@
 
 from collections.abc import Container
 import dataclasses
+import sys
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,7 @@ class TextSet:
     metrics: Of the task, the primary one first; () takes the kind's.
     test: The split with public labels that is evaluated.
     group: Feature that names the example's natural client; '' if none does.
+    bounds: Of a regression's numbers.
   """
 
   first: tuple[str, ...]
@@ -25,6 +28,12 @@ class TextSet:
   metrics: tuple[str, ...] = ()
   test: str = 'test'
   group: str = ''
+  bounds: tuple[float, float] = (-sys.float_info.max, sys.float_info.max)
+
+  @property
+  def texts(self) -> tuple[str, ...]:
+    """The features that hold the text."""
+    return (*self.first, *([self.second] if self.second else []))
 
   @property
   def features(self) -> tuple[str, ...]:
@@ -34,9 +43,8 @@ class TextSet:
 
   def as_language(self) -> 'TextSet':
     """Returns the set as texts whose next tokens are learned, labels unread."""
-    second = (self.second,) if self.second else ()
     return TextSet(
-      (*self.first, *second),
+      self.texts,
       label='',
       kind='next_token',
       test=self.test,
@@ -51,9 +59,10 @@ def _glue(
   kind: str = 'classification',
   metrics: tuple[str, ...] = (),
   test: str = 'validation',
+  **options: Any,
 ) -> TextSet:
   # The labels of GLUE's test splits are kept secret.
-  return TextSet((first,), second, 'label', kind, metrics, test)
+  return TextSet((first,), second, 'label', kind, metrics, test, **options)
 
 
 _F1 = ('accuracy', 'f1')
@@ -69,7 +78,9 @@ TEXT_SETS = {
   'glue/sst2': _glue('sentence'),
   'glue/mrpc': _glue('sentence1', 'sentence2', metrics=_F1),
   'glue/qqp': _glue('question1', 'question2', metrics=_F1),
-  'glue/stsb': _glue('sentence1', 'sentence2', kind='regression'),
+  'glue/stsb': _glue(
+    'sentence1', 'sentence2', kind='regression', bounds=(0, 5)
+  ),
   'glue/mnli': _glue('premise', 'hypothesis', test='validation_matched'),
   'glue/qnli': _glue('question', 'sentence'),
   'glue/rte': _glue('sentence1', 'sentence2'),

@@ -1,0 +1,80 @@
+"""Labels of classes: one meaning in all domains, and nothing out of range."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+  """The classes of a set, and where each domain has them.
+
+  Attributes:
+    feature: Name of the labels.
+    names: Of the classes, in the first domain's order.
+    orders: For each domain, the position in `names` of its labels, int[K].
+  """
+
+  feature: str
+  names: tuple[str, ...]
+  orders: tuple[np.ndarray, ...]
+
+  def read(self, domain: int, row: Mapping[str, Any]) -> int:
+    """Returns the class of a row.
+
+    Raises:
+      ValueError: The label is no integer, or not that of a class.
+    """
+    value = np.asarray(row[self.feature])
+    if value.shape or value.dtype.kind not in 'iu':
+      raise ValueError(
+        f'{self.feature}={row[self.feature]!r} must be one integer'
+      )
+    if not 0 <= value < len(self.names):
+      missing = '; -1 marks a row without a label' * bool(value == -1)
+      raise ValueError(
+        f'{self.feature}={value} must be from 0 to {len(self.names) - 1}'
+        f'{missing}'
+      )
+    return int(self.orders[domain][value])
+
+
+def align(feature: str, builders: Sequence[Any]) -> Classes:
+  """Returns the classes of a set; domains may list them in another order.
+
+  Args:
+    feature: Name of the labels.
+    builders: Of each domain.
+
+  Raises:
+    ValueError: The labels are not those of classes, or a domain has others.
+  """
+  names, orders = _names(feature, builders[0]), []
+  for builder in builders:
+    own = _names(feature, builder)
+    if other := sorted(set(own) ^ set(names)):
+      raise ValueError(
+        f'{builder.info.full_name}: {other[0]!r} is a class of only one of it'
+        f' and {builders[0].info.full_name}; domains must have the same classes'
+      )
+    orders.append(np.array([names.index(name) for name in own]))
+  return Classes(feature, names, tuple(orders))
+
+
+def _names(feature: str, builder: Any) -> tuple[str, ...]:
+  import tensorflow_datasets as tfds
+
+  kind = builder.info.features[feature]
+  if not isinstance(kind, tfds.features.ClassLabel) or not kind.num_classes:
+    raise ValueError(
+      f'{builder.info.full_name}: {feature} is {type(kind).__name__}; must be'
+      ' ClassLabel with a number of classes: one label a row'
+    )
+  if len(kind.names) != kind.num_classes:
+    raise ValueError(
+      f'{builder.info.full_name}: {feature} has {len(kind.names)} names for'
+      f' {kind.num_classes} classes'
+    )
+  return tuple(kind.names)

@@ -1,0 +1,113 @@
+"""The rows of a split, each checked; what is wrong is said with its place."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+from typing import Any
+
+from fedjax_tune import config
+from fedjax_tune.data import notes, sources
+
+# Features that tell what a row was made of, where a set has one.
+_NAMES = ('file', 'filename', 'file_name', 'image/filename', 'id')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row that is kept.
+
+  Attributes:
+    domain: Position of its domain.
+    record: Its position in the split of its domain.
+    name: What messages call it.
+    values: What was taken of it.
+  """
+
+  domain: int
+  record: int
+  name: str
+  values: Any
+
+
+class Faults:
+  """Gathers what is wrong with the parts of a whole, to say it at once."""
+
+  def __init__(self, whole: str, parts: str) -> None:
+    """Takes the name of the whole, and what it is made of: 'rows'."""
+    self._whole, self._parts = whole, parts
+    self._found: list[str] = []
+    self._count = 0
+
+  @contextlib.contextmanager
+  def gather(self, name: str) -> Iterator[None]:
+    """Keeps a ValueError about the part `name` for later."""
+    self._count += 1
+    try:
+      yield
+    except ValueError as error:
+      self._found.append(f'{name}: {error}')
+
+  def check(self) -> None:
+    """Raises a ValueError if there was one, with the first few of them."""
+    if self._found:
+      raise ValueError(
+        f'{self._whole}: {len(self._found)} of {self._count} {self._parts}'
+        f" can't be used. {notes.join_first(self._found, '; ')}."
+      )
+
+
+def read(
+  cfg: config.Data,
+  builders: Mapping[str, Any],
+  split: str,
+  take: Callable[[int, Mapping[str, Any], str], Any],
+  encoded: str = '',
+) -> tuple[list[Row], list[Any]]:
+  """Returns the rows of a split, domain by domain, and its data sources.
+
+  Args:
+    cfg: Which set.
+    builders: By domain.
+    split: Its name.
+    take: What to keep of a row, from its domain, the row and its name; None
+      leaves the row out. It raises a ValueError for what is wrong.
+    encoded: A feature to leave as it is stored.
+
+  Raises:
+    FileNotFoundError: The set is not prepared.
+    ValueError: A row or a file is wrong, or nothing was kept of a domain.
+  """
+  rows, opened = [], []
+  for domain, (domain_name, builder) in enumerate(builders.items()):
+    faults = Faults(f'{builder.info.full_name}, split {split}', 'rows')
+    source = sources.open_split(cfg, builder, split, encoded)
+    prefix = f'{domain_name} ' * (len(builders) > 1)
+    kept = []
+    for record, row in enumerate(sources.iterate(cfg, builder, source)):
+      name = prefix + _name(record, row)
+      with faults.gather(name):
+        values = take(domain, row, name)
+        if values is not None:
+          kept.append(Row(domain, record, name, values))
+    faults.check()
+    if not kept:
+      raise ValueError(
+        f'domain {domain_name!r} of {cfg.name} has no {split} example with'
+        f' data.num_classes={cfg.num_classes} (0 keeps all)'
+      )
+    rows += kept if split == 'train' else spread(kept, cfg.test_examples)
+    opened.append(source)
+  return rows, opened
+
+
+def spread(rows: list[Row], count: int) -> list[Row]:
+  """Returns `count` rows, evenly spread over all; 0 is all."""
+  if not 0 < count < len(rows):
+    return rows
+  return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _name(record: int, row: Mapping[str, Any]) -> str:
+  made_of = next((row[n] for n in _NAMES if isinstance(row.get(n), bytes)), b'')
+  file = f' ({made_of.decode(errors="replace")})' * bool(made_of)
+  return f'row {record}{file}'
