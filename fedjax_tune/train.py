@@ -94,9 +94,10 @@ def train(
 
 
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
-  """Prints a line for each option that is set and that nothing reads."""
+  """Prints the options that nothing reads, and what is odd about the data."""
   images = setup.train.lengths is None
-  for line in unread.in_vain(setup.experiment, images):
+  lines = unread.in_vain(setup.experiment, images)
+  for line in (*lines, *setup.train.notes, *setup.test.notes):
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -44,7 +45,7 @@ def write(
     return {split: generate(self, split) for split in rows}
 
   configs = [tfds.core.BuilderConfig(name=domain)] if domain else []
-  with tfds.core.registered.skip_registration():
+  with registered.skip_registration():
     kind = type(
       'Tiny',
       (tfds.core.GeneratorBasedBuilder,),

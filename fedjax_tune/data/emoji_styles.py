@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
-import io
 import os
 import pathlib
 from typing import Any, ClassVar, cast
@@ -26,7 +25,7 @@ import resvg_py
 import tensorflow_datasets as tfds
 
 from fedjax_tune import json_files
-from fedjax_tune.data import archive, fetch, splits, svg
+from fedjax_tune.data import archive, fetch, pictures, splits, svg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,4 +291,4 @@ def render(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:
   png = resvg_py.svg_to_bytes(
     svg_string=drawing, background='white', skip_system_fonts=True
   )
-  return Image.open(io.BytesIO(bytes(png))).convert('RGB')
+  return Image.fromarray(pictures.to_rgb(bytes(png)))

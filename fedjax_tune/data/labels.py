@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
+
+from fedjax_tune import json_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ def align(feature: str, builders: Sequence[Any]) -> Classes:
 
 
 def _names(feature: str, builder: Any) -> tuple[str, ...]:
+  """Returns the names of the classes as the prepared copy numbers them."""
   import tensorflow_datasets as tfds
 
   kind = builder.info.features[feature]
@@ -72,9 +76,25 @@ def _names(feature: str, builder: Any) -> tuple[str, ...]:
       f'{builder.info.full_name}: {feature} is {type(kind).__name__}; must be'
       ' ClassLabel with a number of classes: one label a row'
     )
-  if len(kind.names) != kind.num_classes:
-    raise ValueError(
-      f'{builder.info.full_name}: {feature} has {len(kind.names)} names for'
-      f' {kind.num_classes} classes'
+  names, count = kind.names, kind.num_classes
+  # A builder of the catalogue has names of its own, whatever the copy says.
+  file = pathlib.Path(builder.data_dir, f'{feature}.labels.txt')
+  if file.exists():
+    names = [n.strip() for n in file.read_text('utf8').split('\n') if n.strip()]
+    count = _stored_count(feature, file.with_name('features.json')) or len(
+      names
     )
-  return tuple(kind.names)
+  if len(names) != count or len(set(names)) != count:
+    raise ValueError(
+      f'{file}: has {len(set(names))} names for {count} classes; must have one'
+      ' each'
+    )
+  return tuple(names)
+
+
+def _stored_count(feature: str, file: pathlib.Path) -> int:
+  """Returns the number of classes in features.json; 0 if it has none."""
+  found = json_files.read_object(file) if file.exists() else {}
+  for key in ('featuresDict', 'features', feature, 'classLabel', 'numClasses'):
+    found = found.get(key) if isinstance(found, dict) else None
+  return int(found) if isinstance(found, int | str) else 0

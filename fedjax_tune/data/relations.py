@@ -35,7 +35,7 @@ def compare_classes(
   train: Examples,
   test: Examples,
 ) -> tuple[str, ...]:
-  """Returns a line for each domain that lacks classes, and for test's own.
+  """Returns a line about domains that lack classes, and one on test's own.
 
   Args:
     domains: Names of the domains.
@@ -44,19 +44,20 @@ def compare_classes(
     test: The test split.
   """
   lines = []
-  for domain, domain_name in enumerate(domains):
-    for split, part in (('train', train), ('test', test)):
+  for split, part in (('train', train), ('test', test)):
+    found = Notes()
+    for domain, domain_name in enumerate(domains):
       present = set(part.labels[part.domains == domain])
-      if missing := [n for k, n in enumerate(names) if k not in present]:
-        lines.append(
-          f'{split}: {domain_name} has no example of {len(missing)} of'
-          f' {len(names)} classes: {join_first(missing)}'
-        )
+      missing = [name for k, name in enumerate(names) if k not in present]
+      if missing:
+        some = f'{domain_name} of {len(missing)} ({join_first(missing)})'
+        found.add('domains have no example of some classes', some)
+    lines += [f'{split}: {line}' for line in found.lines()]
   unknown = np.setdiff1d(test.labels, train.labels)
   if len(unknown):
     lines.append(
       f'test: {len(unknown)} classes have no train example:'
-      f' {join_first([str(names[k]) for k in unknown])}'
+      f' {join_first([names[k] for k in unknown])}'
     )
   return tuple(lines)
 
