@@ -17,7 +17,7 @@ from fedjax_tune import (
   tiers,
   validate,
 )
-from fedjax_tune.data import corpus, partition
+from fedjax_tune.data import corpus, digest, partition
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS, heterotune
@@ -44,6 +44,7 @@ class Setup:
     planner: Plans the rounds.
     tokenizer: Folder of a text model's tokenizer, else None.
     readers: The tokenizer of each tier: which view of the data it reads.
+    weights: A hash of the pretrained weights and their sizes.
   """
 
   experiment: config.Experiment
@@ -60,6 +61,7 @@ class Setup:
   planner: Planner
   tokenizer: str | None
   readers: dict[str, int]
+  weights: str
 
 
 def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
@@ -130,6 +132,7 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     planner,
     weights.tokenizer,
     readers,
+    digest.of([[t.weights.config, t.weights.params] for t in found])[:16],
   )
 
 

@@ -1,116 +1,171 @@
-"""A run's memory: its experiment, and checkpoints of its whole state."""
+"""A run's memory: checkpoints of its whole state, and the newest whole one."""
 
 from collections.abc import Mapping
-import json
+import concurrent.futures
 import os
 import pathlib
-import shutil
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+from fedjax_tune import endings, snapshot
 from fedjax_tune.typing import Tree
 
 _KEEP = 2
-# Orbax writes this file last.
-_COMPLETE = 'commit_success.txt'
+
+
+class Found(NamedTuple):
+  """What `find` finds.
+
+  Attributes:
+    newest: The newest whole checkpoint, if there is one.
+    damaged: By their rounds what is wrong with those that are newer.
+  """
+
+  newest: snapshot.Snapshot | None
+  damaged: dict[int, str]
+
+  def describe(self) -> str:
+    """Says what is wrong with the damaged ones."""
+    return '; '.join(f'{n}: {what}' for n, what in self.damaged.items())
+
+
+def find(workdir: str | os.PathLike[str]) -> Found:
+  """Reads the newest whole checkpoint of a run, and changes nothing.
+
+  The run may be under way: a checkpoint that its process has meanwhile taken
+  away is no damage.
+
+  Args:
+    workdir: Folder of the run.
+  """
+  folder = _folder(workdir)
+  damaged: dict[int, str] = {}
+  for rounds in snapshot.list_rounds(folder):
+    try:
+      return Found(snapshot.read(folder, rounds), damaged)
+    except snapshot.Damaged as error:
+      if not (folder / str(rounds)).exists():
+        return find(workdir)
+      damaged[rounds] = str(error)
+  return Found(None, damaged)
+
+
+def fit(kept: snapshot.Snapshot, template: Tree, *, part: bool = False) -> Tree:
+  """Returns the state that a checkpoint holds.
+
+  Args:
+    kept: The checkpoint.
+    template: A state with the structure, shapes and dtypes of the saved one,
+      such as a fresh run's.
+    part: Whether the template may lack some of what was saved.
+
+  Raises:
+    ValueError: If the checkpoint does not fit the template.
+  """
+  fresh = _flat(template)
+  saved = {key: _form(leaf) for key, leaf in kept.leaves.items()}
+  wanted = {key: _form(leaf) for key, leaf in fresh.items() if np.size(leaf)}
+  for key in wanted if part else {**saved, **wanted}:
+    if saved.get(key) != wanted.get(key):
+      raise ValueError(
+        f'Checkpoint {kept.rounds} has {key}: {saved.get(key, "nothing")}, '
+        f'which must be {wanted.get(key, "nothing")}.'
+      )
+  return jax.tree.unflatten(
+    jax.tree.structure(template),
+    [_like(kept.leaves.get(key, leaf), leaf) for key, leaf in fresh.items()],
+  )
 
 
 class Checkpoints:
-  """Asynchronous checkpoints of a run, the newest two on disk.
+  """Writes a run's checkpoints in the background, and keeps the newest two.
 
-  Use it as a context manager; leaving it waits for the last save.
+  Use it as a context manager, with the folder claimed (`workdir.claim`);
+  leaving it waits for the last save.
 
   Guarantees:
-    - What `restore` returns equals what `save` was given bit for bit, with the
-      template's structure and leaf types (JAX or NumPy array, or scalar).
+    - What `find` and `fit` return equals what `save` was given bit for bit,
+      with the template's structure and leaf types (JAX or NumPy array, or
+      scalar), or is called damaged.
     - A state given to `save` may be changed or donated right after.
     - A checkpoint appears by a rename when it is complete and older ones go
       after that, so a killed process leaves the last complete one readable.
+    - Nothing is deleted but what an instance has written.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], every: int) -> None:
-    """Opens `workdir`/checkpoints.
+  def __init__(
+    self, workdir: str | os.PathLike[str], every: int, run: Mapping[str, Any]
+  ) -> None:
+    """Opens `workdir`/checkpoints for writing.
 
     Args:
-      workdir: Folder of the run; made if absent.
+      workdir: Folder of the run.
       every: Rounds from one checkpoint to the next.
+      run: What identifies the run, as JSON can hold it; kept in each.
 
     Raises:
       ValueError: If `every` is below 1.
     """
     if every < 1:
       raise ValueError(f'checkpoint_every={every} must be at least 1.')
-    self._every = every
-    folder = pathlib.Path(workdir).resolve() / 'checkpoints'
-    # Orbax would take a cut-off copy for the newest step, and it leaves behind
-    # what a killed process had begun.
-    for step in folder.glob('*/'):
-      if not (step / _COMPLETE).exists():
-        shutil.rmtree(step)
-    self._manager = ocp.CheckpointManager(
-      folder, options=ocp.CheckpointManagerOptions(max_to_keep=_KEEP)
-    )
+    self._every, self._run = every, run
+    self._folder = _folder(workdir)
+    snapshot.remove_leftovers(self._folder)
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: concurrent.futures.Future[None] | None = None
+    self._saved: int | None = None
 
-  def latest_round(self) -> int | None:
-    """Returns the newest checkpoint's number of finished rounds, or None."""
-    return self._manager.latest_step()
-
-  def save(self, rounds: int, state: Tree, *, force: bool = False) -> None:
+  def save(
+    self, rounds: int, state: Tree, rows: str = '', *, force: bool = False
+  ) -> None:
     """Keeps the state after so many rounds, in the background.
 
     Args:
       rounds: Number of finished rounds; unless `force`, only multiples of
         `every` are kept.
       state: Any pytree of arrays and numbers.
+      rows: The lines of metrics of these rounds.
       force: Keep it regardless, as after the last round.
-    """
-    if rounds == self.latest_round() or not (
-      force or rounds % self._every == 0
-    ):
-      return
-    # The copy is small beside a round; without it, a donated buffer could be
-    # overwritten before the writing thread has read it.
-    leaves = {k: np.array(v) for k, v in _flat(state).items() if np.size(v)}
-    self._manager.save(rounds, args=ocp.args.StandardSave(leaves), force=True)
-
-  def restore(self, template: Tree, *, part: bool = False) -> Tree:
-    """Reads the newest checkpoint.
-
-    Args:
-      template: A state with the structure, shapes and dtypes of the saved one,
-        such as a fresh run's.
-      part: Whether the template may lack some of what was saved.
-
-    Returns:
-      The saved state.
 
     Raises:
-      FileNotFoundError: If there is no checkpoint.
-      ValueError: If the checkpoint does not fit the template.
+      StorageError: The checkpoint before could not be written.
     """
-    self._manager.wait_until_finished()
-    rounds = self.latest_round()
-    if rounds is None:
-      raise FileNotFoundError(f'No checkpoint in {self._manager.directory}.')
-    fresh = _flat(template)
-    leaves = self._manager.restore(rounds, args=ocp.args.StandardRestore())
-    saved = {key: _form(leaf) for key, leaf in leaves.items()}
-    wanted = {key: _form(leaf) for key, leaf in fresh.items() if np.size(leaf)}
-    for key in wanted if part else {**saved, **wanted}:
-      if saved.get(key) != wanted.get(key):
-        raise ValueError(
-          f'Checkpoint {rounds} in {self._manager.directory} has {key}: '
-          f'{saved.get(key, "nothing")}, which must be '
-          f'{wanted.get(key, "nothing")}.'
-        )
-    return jax.tree.unflatten(
-      jax.tree.structure(template),
-      [_like(leaves.get(key, leaf), leaf) for key, leaf in fresh.items()],
-    )
+    if self._pending and self._pending.done():
+      self.wait()
+    if rounds == self._saved or not (force or rounds % self._every == 0):
+      return
+    self.wait()
+    # The copy is small beside a round; without it, a donated buffer could be
+    # overwritten before the writing thread has read it.
+    leaves = {
+      key: np.array(leaf, order='C')
+      for key, leaf in _flat(state).items()
+      if np.size(leaf)
+    }
+    made = snapshot.Snapshot(rounds, self._run, rows, leaves)
+    self._pending = self._pool.submit(self._write, made)
+    self._saved = rounds
+
+  def wait(self) -> None:
+    """Waits for the last save.
+
+    Raises:
+      StorageError: It could not be written.
+    """
+    if self._pending:
+      pending, self._pending = self._pending, None
+      pending.result()
+
+  def _write(self, made: snapshot.Snapshot) -> None:
+    with endings.storing(self._folder / str(made.rounds)):
+      snapshot.write(self._folder, made)
+      found = snapshot.list_rounds(self._folder)
+      older = [rounds for rounds in found if rounds < made.rounds]
+      for rounds in older[_KEEP - 1 :]:
+        snapshot.remove(self._folder, rounds)
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -121,97 +176,14 @@ class Checkpoints:
     error: BaseException | None,
     trace: types.TracebackType | None,
   ) -> None:
-    del kind, error, trace
-    self._manager.close()
+    self._pool.shutdown()
+    # An error of the folder is not said twice.
+    if not isinstance(error, endings.StorageError):
+      self.wait()
 
 
-def check_workdir(
-  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
-) -> None:
-  """Checks that an experiment may have a folder, and writes nothing.
-
-  Args:
-    workdir: Folder of the run; may be absent.
-    experiment: The experiment's fields, as `dataclasses.asdict` gives them.
-    resume: Go on with the same experiment; only its `rounds` may have grown.
-
-  Raises:
-    NotADirectoryError, PermissionError: If the folder cannot be made or
-      written.
-    ValueError: If the folder belongs to another experiment, or to this one and
-      `resume` is off.
-  """
-  workdir = pathlib.Path(workdir)
-  nearest = next(
-    p for p in [workdir, *workdir.absolute().parents] if p.exists()
-  )
-  if not nearest.is_dir():
-    raise NotADirectoryError(
-      f'workdir={workdir} must be a folder: {nearest} is a file.'
-    )
-  if not os.access(nearest, os.W_OK | os.X_OK):
-    raise PermissionError(f'workdir={workdir} must be writable.')
-  path = workdir / 'config.json'
-  if path.exists():
-    _check_same(path, json.loads(json.dumps(experiment)), resume)
-
-
-def experiment_guard(
-  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
-) -> None:
-  """Takes a folder for one experiment and writes its `config.json`.
-
-  The arguments and errors are those of `check_workdir`; the folder is made if
-  absent.
-  """
-  check_workdir(workdir, experiment, resume)
-  path = pathlib.Path(workdir) / 'config.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Renamed into place, so that a killed process leaves no half a file.
-  draft = path.with_suffix('.tmp')
-  draft.write_text(json.dumps(experiment, indent=2) + '\n')
-  draft.replace(path)
-
-
-def _check_same(path: pathlib.Path, new: dict[str, Any], resume: bool) -> None:
-  try:
-    old = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'{path} must hold an experiment: {error}.') from error
-  if not isinstance(old, dict):
-    raise ValueError(f'{path} must hold an experiment, not a list or a value.')
-  there, here = _fields(old), _fields(new)
-  differing = {
-    name: (there.get(name), here.get(name))
-    for name in {**there, **here}
-    if there.get(name) != here.get(name)
-  }
-  if resume and here['rounds'] > there.get('rounds', 0):
-    differing.pop('rounds', None)
-  if differing:
-    raise ValueError(
-      f'{path} is of another experiment (--resume lets only rounds grow):'
-      + ''.join(
-        f'\n  {name}: {old!r} there, {now!r} here'
-        for name, (old, now) in differing.items()
-      )
-    )
-  if not resume:
-    raise ValueError(
-      f'workdir={path.parent} already has this experiment: pass --resume to go '
-      'on with it, or choose another workdir.'
-    )
-
-
-def _fields(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Flattens nested fields to `{'lora.rank': 8}`."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _fields(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
+def _folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  return pathlib.Path(workdir) / 'checkpoints'
 
 
 def _flat(tree: Tree) -> dict[str, Any]:

@@ -1,5 +1,12 @@
 """How a run ends before its last round; `launch/start.py` has the statuses."""
 
+from collections.abc import Iterator
+import contextlib
+import errno
+import os
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class Diverged(RuntimeError):
   """The server's state, or what an evaluation found, is not finite."""
@@ -11,3 +18,32 @@ class Interrupted(RuntimeError):
 
 class StorageError(OSError):
   """The run's folder can no longer be written: a full disk, a lost folder."""
+
+
+@contextlib.contextmanager
+def storing(
+  path: str | os.PathLike[str], *, only_full: bool = False
+) -> Iterator[None]:
+  """Turns an OSError of what is inside into a StorageError of one line.
+
+  Args:
+    path: What is being written.
+    only_full: Leave errors alone that do not say that a disk is full; for code
+      that also reads.
+
+  Raises:
+    StorageError: Something could not be written.
+  """
+  try:
+    yield
+  except StorageError:
+    raise
+  except OSError as error:
+    full = error.errno in _FULL
+    if only_full and not full:
+      raise
+    first = 'make room there' if full else 'mend that'
+    raise StorageError(
+      f'cannot write {error.filename or path}: {error.strerror or error}; '
+      f'{first}, then a run goes on with --resume.'
+    ) from error

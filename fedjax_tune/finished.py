@@ -11,7 +11,16 @@ from typing import Any
 from flax import nnx
 import jax
 
-from fedjax_tune import build, checkpoint, config, foundation, selection
+from fedjax_tune import (
+  build,
+  checkpoint,
+  config,
+  foundation,
+  identity,
+  selection,
+  snapshot,
+)
+from fedjax_tune import workdir as folder
 from fedjax_tune.engine import server
 from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import base, salience
@@ -78,7 +87,8 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
 
   Raises:
     FileNotFoundError: There is no run, or its data or weights are gone.
-    ValueError: The run is not finished, or its result is not one plain model.
+    ValueError: The run is not finished, its last checkpoint is damaged or was
+      trained on other data or weights, or its result is not one plain model.
   """
   workdir = pathlib.Path(workdir)
   experiment = _read_experiment(workdir)
@@ -87,18 +97,40 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       f'model.tune={tune!r} does not end with one plain model (its trained'
       ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
     )
-  experiment.data.test_examples = test_examples or experiment.data.test_examples
   setup = build.build(experiment)
   _check_plain(setup)
+  kept = _last(workdir, experiment)
+  identity.check_content(
+    kept.run, identity.of(setup), f'The last checkpoint in {workdir}'
+  )
+  if test_examples:
+    experiment.data.test_examples = test_examples
+    setup = build.build(experiment)
   # Nothing that only training reads: optimizer, most memory, what was spent.
   memory = setup.method.init_memory(setup.theta)
   memory = memory if setup.method.ground(memory) else ()
   template = {'state': server.ServerState(setup.theta, (), memory)}
-  with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
-    state = saved.restore(template, part=True)['state']
+  state = checkpoint.fit(kept, template, part=True)['state']
   added = setup.method.ground(state.memory) if memory else {}
   frozen = foundation.ground(setup.foundation.base, added)
   return _assemble(setup, frozen, state.theta)
+
+
+def _last(
+  workdir: pathlib.Path, experiment: config.Experiment
+) -> snapshot.Snapshot:
+  """Reads the checkpoint after the last round."""
+  found = checkpoint.find(workdir)
+  if found.newest is None or found.newest.rounds != experiment.rounds:
+    why = found.describe() or 'it is not there'
+    raise ValueError(
+      f'workdir={workdir} has no whole checkpoint of round {experiment.rounds}'
+      f' ({why}); launch.train --resume makes it again.'
+    )
+  where = f'The last checkpoint in {workdir}'
+  fields = dataclasses.asdict(experiment)
+  folder.check_same(found.newest.run['experiment'], fields, False, where)
+  return found.newest
 
 
 def _read_experiment(workdir: pathlib.Path) -> config.Experiment:

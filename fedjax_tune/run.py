@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import build, checkpoint
+from fedjax_tune import build, checkpoint, snapshot
 from fedjax_tune.engine import server
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
@@ -88,18 +88,16 @@ class Run:
     return Batch(inputs, shape(train.labels[one]), valid)
 
   def start(
-    self, saved: checkpoint.Checkpoints
-  ) -> tuple[server.ServerState, dict[str, Any], int]:
-    """Returns state, meter and first round, from a checkpoint if there is."""
+    self, kept: snapshot.Snapshot | None
+  ) -> tuple[server.ServerState, dict[str, Any]]:
+    """Returns the state and the meter, of a checkpoint if there is one."""
     meter: dict[str, Any] = dict.fromkeys(
       ('uplink', 'downlink', 'flops', 'simulated_us'), np.int64(0)
     )
-    fresh = {'state': self.engine.init(), 'meter': meter}
-    done = saved.latest_round()
-    if done is None:
-      return fresh['state'], meter, 0
-    kept = saved.restore(fresh)
-    return kept['state'], kept['meter'], done
+    start = {'state': self.engine.init(), 'meter': meter}
+    if kept:
+      start = checkpoint.fit(kept, start)
+    return start['state'], start['meter']
 
   def charge(
     self, meter: dict[str, Any], members: Sequence[Member]

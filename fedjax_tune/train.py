@@ -11,12 +11,24 @@ import numpy as np
 from rich import console as rich_console
 
 from fedjax_tune import build as building
-from fedjax_tune import checkpoint, config, unread
+from fedjax_tune import (
+  checkpoint,
+  config,
+  endings,
+  identity,
+  interrupts,
+  resuming,
+  snapshot,
+  unread,
+)
+from fedjax_tune import workdir as folder
 from fedjax_tune.engine.plan import RoundPlan, prefetch
 from fedjax_tune.report import costs, plots
 from fedjax_tune.report import metrics as reporting
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.run import Run
+
+_SUMMARY = 'summary.json'
 
 
 def train(
@@ -25,6 +37,7 @@ def train(
   *,
   resume: bool = False,
   fetch: bool = False,
+  inexact: bool = False,
   console: rich_console.Console | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
@@ -32,9 +45,11 @@ def train(
   Args:
     experiment: What to run.
     workdir: A new folder, or with `resume` that of the same experiment.
-    resume: Continue from the newest checkpoint, bit for bit.
+    resume: Continue from the newest whole checkpoint, bit for bit.
     fetch: Fetch data and weights that are not there; else nothing uses a
       network.
+    inexact: Resume on another machine or with other packages, too, where the
+      last bits may differ.
     console: Where the cost table and the progress bar are shown; standard
       output by default.
 
@@ -42,55 +57,102 @@ def train(
     What `summary.json` holds.
 
   Raises:
-    ValueError: Something in the experiment is wrong, or `workdir` holds
-      another one.
+    ValueError: Something in the experiment is wrong, `workdir` holds another
+      one, or data, weights or settings are not those that it began with.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
+    RuntimeError: Another process writes to `workdir`.
+    StorageError: `workdir` can no longer be written.
+    Interrupted: A signal came; what was done until then is saved.
   """
-  fields = dataclasses.asdict(experiment)
-  checkpoint.check_workdir(workdir, fields, resume)
-  setup = building.build(experiment, fetch=fetch)
-  checkpoint.experiment_guard(workdir, fields, resume)
   console = console or rich_console.Console()
-  tell_unread(setup, console)
-  with console.status('Compiling a program for each class of clients'):
-    run = Run(setup)
-  classes = run.class_costs()
-  console.print(costs.cost_table(classes))
-  write_setup(run, classes, workdir)
+  fields = dataclasses.asdict(experiment)
+  folder.check(workdir, fields, resume)
+  with interrupts.Interrupts() as signals:
+    setup = building.build(experiment, fetch=fetch)
+    with folder.claim(workdir) as claim:
+      folder.check_begun(workdir, fields, resume)
+      own = identity.of(setup)
+      kept = resuming.find(workdir, own, console, inexact) if resume else None
+      if kept:
+        own = identity.follow(kept.run, own, kept.rounds)
+      resuming.check_partition(workdir, setup)
+      folder.write_config(workdir, fields)
+      tell_unread(setup, console)
+      with console.status('Compiling a program for each class of clients'):
+        run = Run(setup)
+      classes = run.class_costs()
+      console.print(costs.cost_table(classes))
+      with signals.patient(), endings.storing(workdir, only_full=True):
+        write_setup(run, classes, workdir)
+        train_rounds(run, kept, own, claim, signals, workdir, console)
+        return write_results(run, workdir)
+
+
+def train_rounds(
+  run: Run,
+  kept: snapshot.Snapshot | None,
+  own: identity.Identity,
+  claim: folder.Claim,
+  signals: interrupts.Interrupts,
+  workdir: str,
+  console: rich_console.Console,
+) -> None:
+  """Trains the rounds that are left, and writes each.
+
+  Args:
+    run: What to train.
+    kept: Where to go on from; None starts at round 0.
+    own: What identifies the run.
+    claim: On the folder.
+    signals: Which ask to stop.
+    workdir: The run's folder.
+    console: Where the progress is shown.
+
+  Raises:
+    Interrupted: A signal came; the round under way was finished and saved.
+    StorageError: The folder can no longer be written.
+  """
+  setup, experiment = run.setup, run.setup.experiment
+  state, meter = run.start(kept)
+  start, rows = (kept.rounds, kept.rows) if kept else (0, '')
+  done, last = start, experiment.rounds
+  if start < last:
+    # It says that a run is finished.
+    (pathlib.Path(workdir) / _SUMMARY).unlink(missing_ok=True)
   key = jax.random.key(experiment.seed)
-  with checkpoint.Checkpoints(workdir, experiment.checkpoint_every) as saved:
-    state, meter, start = run.start(saved)
-    rounds = range(start, experiment.rounds)
-    label = f'{experiment.method} seed {experiment.seed}'
-    with (
-      reporting.MetricsWriter(workdir, start) as writer,
-      RoundProgress(experiment.rounds, start, label, console) as progress,
-    ):
-      for plan in prefetch(setup.planner.plan, rounds):
-        begin = time.perf_counter()
-        lr = building.learning_rate(experiment.local, plan.rnd)
-        state, sums = run.engine.round(state, plan, key, lr)
-        sums = jax.device_get(sums)
-        seconds = time.perf_counter() - begin
-        meter = run.charge(meter, plan.members)
-        record = round_record(plan, sums, meter, seconds)
-        record |= run.evaluate(state, plan.rnd)
-        writer.write(plan.rnd, record)
-        saved.save(
-          plan.rnd + 1,
-          {'state': state, 'meter': meter},
-          force=plan.rnd + 1 == experiment.rounds,
-        )
-        progress.advance(
-          loss=record['train/loss'],
-          client_steps_per_s=record['time/client_steps_per_s'],
-          accuracy=record.get('eval/accuracy'),
-        )
-  plots.plot_run(workdir, setup.test.domain_names)
-  summary = summarize(run, workdir)
-  reporting.write_json(pathlib.Path(workdir) / 'summary.json', summary)
-  return summary
+  label = f'{experiment.method} seed {experiment.seed}'
+  with (
+    checkpoint.Checkpoints(workdir, experiment.checkpoint_every, own) as saved,
+    reporting.MetricsWriter(workdir, rows) as writer,
+    RoundProgress(last, start, label, console) as progress,
+  ):
+    for plan in prefetch(setup.planner.plan, range(start, last)):
+      begin = time.perf_counter()
+      lr = building.learning_rate(experiment.local, plan.rnd)
+      state, sums = run.engine.round(state, plan, key, lr)
+      sums = jax.device_get(sums)
+      seconds = time.perf_counter() - begin
+      meter = run.charge(meter, plan.members)
+      record = round_record(plan, sums, meter, seconds)
+      record |= run.evaluate(state, plan.rnd)
+      done, ends = plan.rnd + 1, signals.asked or plan.rnd + 1 == last
+      claim.check()
+      writer.write(plan.rnd, record)
+      memory = {'state': state, 'meter': meter}
+      saved.save(done, memory, writer.rows, force=bool(ends))
+      progress.advance(
+        loss=record['train/loss'],
+        client_steps_per_s=record['time/client_steps_per_s'],
+        accuracy=record.get('eval/accuracy'),
+      )
+      if ends:
+        break
+  if done < last:
+    raise endings.Interrupted(
+      f'{signals.asked} after round {done} of {last}, which is saved in'
+      f' {workdir}; --resume goes on from there.'
+    )
 
 
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
@@ -124,21 +186,28 @@ def round_record(
 
 def write_setup(run: Run, classes: list[costs.ClassCost], workdir: str) -> None:
   """Writes what is known before the first round: costs and partition."""
-  setup, folder = run.setup, pathlib.Path(workdir)
-  (folder / 'costs.md').write_text(costs.cost_markdown(classes))
+  setup, place = run.setup, pathlib.Path(workdir)
+  reporting.write_text(place / 'costs.md', costs.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
-  reporting.write_json(folder / 'costs.json', as_dicts)
+  reporting.write_json(place / 'costs.json', as_dicts)
   if setup.train.class_names:
-    plots.plot_partition(
-      setup.partition.histogram(setup.train),
-      [str(k) for k in range(len(setup.budgets))],
-      setup.train.class_names,
-      folder / 'partition.png',
-    )
-  reporting.write_json(
-    folder / 'partition.json',
-    {'indices': setup.partition.indices, 'budgets': setup.budgets},
-  )
+    with endings.storing(place / 'partition.png'):
+      plots.plot_partition(
+        setup.partition.histogram(setup.train),
+        [str(k) for k in range(len(setup.budgets))],
+        setup.train.class_names,
+        place / 'partition.png',
+      )
+  reporting.write_json(place / resuming.PARTITION, identity.partition(setup))
+
+
+def write_results(run: Run, workdir: str) -> dict[str, Any]:
+  """Writes the plots and `summary.json` of a finished run, and returns it."""
+  with endings.storing(workdir):
+    plots.plot_run(workdir, run.setup.test.domain_names)
+  summary = summarize(run, workdir)
+  reporting.write_json(pathlib.Path(workdir) / _SUMMARY, summary)
+  return summary
 
 
 def summarize(run: Run, workdir: str) -> dict[str, Any]:

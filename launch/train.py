@@ -1,7 +1,7 @@
 """Runs one experiment.
 
 python -m launch.train --config=experiments/NAME.py --workdir=DIR \
-    [--config.FIELD=VALUE ...] [--resume] [--fetch]
+    [--config.FIELD=VALUE ...] [--resume [--inexact]] [--fetch]
 """
 
 from absl import flags
@@ -21,6 +21,12 @@ _RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
 )
+_INEXACT = flags.DEFINE_bool(
+  'inexact',
+  False,
+  'With --resume: go on though packages, code or devices are not those that the'
+  ' run began with, and its last bits may differ.',
+)
 
 
 def main(argv: list[str]) -> None:
@@ -28,11 +34,14 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   start.cache_programs(_CONFIG.value)
   console = rich_console.Console()
+  if _INEXACT.value and not _RESUME.value:
+    raise ValueError('--inexact goes with --resume.')
   summary = train.train(
     _CONFIG.value,
     _WORKDIR.value,
     resume=_RESUME.value,
     fetch=_FETCH.value,
+    inexact=_INEXACT.value,
     console=console,
   )
   console.print(

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from fedjax_tune import build, checkpoint, config, train
+from fedjax_tune import build, config, train, workdir
 from fedjax_tune.data import corpus, fetch
 
 
@@ -229,7 +229,7 @@ def test_workdir_of_an_earlier_run(
 ):
   monkeypatch.delattr(build, 'build')
   old = dataclasses.asdict(_experiment())
-  checkpoint.experiment_guard(tmp_path, old, resume=False)
+  workdir.write_config(tmp_path, old)
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError, match=message):
     train.train(_experiment(**fields), str(tmp_path), resume=resume)

@@ -1,11 +1,10 @@
 """Checkpoints come back bit for bit, and survive a killed process."""
 
-import dataclasses
-import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_tune import checkpoint, config
+from fedjax_tune import checkpoint
 
 
 class _State(NamedTuple):
@@ -49,41 +48,65 @@ def _assert_same_bits(a, b):
     assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def _saved(workdir, rounds, every=1):
-  with checkpoint.Checkpoints(workdir, every) as saved:
+_RUN = {'experiment': {'seed': 3}}
+
+
+def _open(workdir, every=1):
+  return checkpoint.Checkpoints(workdir, every, _RUN)
+
+
+def _saved(workdir, rounds):
+  with _open(workdir) as saved:
     for rnd in rounds:
-      saved.save(rnd, _state(rnd))
+      saved.save(rnd, _state(rnd), 'a row\n' * rnd)
+
+
+def _restore(workdir, template):
+  kept = checkpoint.find(workdir).newest
+  assert kept
+  return checkpoint.fit(kept, template)
 
 
 def test_roundtrip_is_bit_exact(tmp_path):
   _saved(tmp_path, [7])
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
-    assert saved.latest_round() == 7
-    _assert_same_bits(saved.restore(_state(1)), _state(7))
+  kept, damaged = checkpoint.find(tmp_path)
+  assert kept
+  assert (kept.rounds, kept.rows, kept.run) == (7, 'a row\n' * 7, _RUN)
+  assert not damaged
+  _assert_same_bits(checkpoint.fit(kept, _state(1)), _state(7))
 
 
 def test_placement_follows_the_template(tmp_path):
   device = jax.devices()[1]
   template = {'x': jax.device_put(jnp.zeros(3), device)}
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+  with _open(tmp_path) as saved:
     saved.save(1, {'x': jnp.arange(3.0)})
-    assert saved.restore(template)['x'].devices() == {device}
+  assert _restore(tmp_path, template)['x'].devices() == {device}
+
+
+def test_arrays_in_any_order(tmp_path):
+  rows = np.arange(6).reshape(2, 3)
+  with _open(tmp_path) as saved:
+    saved.save(1, {'a': np.asfortranarray(rows), 'b': rows[:, ::-1]})
+  found = _restore(tmp_path, {'a': rows, 'b': rows})
+  np.testing.assert_array_equal(found['a'], rows)
+  np.testing.assert_array_equal(found['b'], rows[:, ::-1])
 
 
 def test_state_may_change_right_after_save(tmp_path):
   grow = jax.jit(lambda x: x + 1, donate_argnums=0)
   on_host, on_device = np.zeros(1000), jnp.zeros(1000)
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+  with _open(tmp_path) as saved:
     saved.save(1, (on_host, on_device))
     on_host += 1
     on_device = grow(on_device)
-    host, device = saved.restore((on_host, on_device))
+  host, device = _restore(tmp_path, (on_host, on_device))
   assert not host.any()
   assert not device.any()
 
 
 def test_every_kth_round_and_the_newest_two_are_kept(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+  with _open(tmp_path, 2) as saved:
     for rnd in range(1, 8):
       saved.save(rnd, {'x': np.full(2, rnd)}, force=rnd == 7)
   names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
@@ -91,30 +114,65 @@ def test_every_kth_round_and_the_newest_two_are_kept(tmp_path):
 
 
 def test_saving_a_round_again_is_no_error(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+  with _open(tmp_path) as saved:
     saved.save(1, {'x': np.zeros(2)})
     saved.save(1, {'x': np.zeros(2)}, force=True)
-    assert saved.latest_round() == 1
+  found = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
+  assert found == ['1']
 
 
-@pytest.mark.parametrize('name', ['9', '9.orbax-checkpoint-tmp'])
-def test_half_written_checkpoint_is_ignored(tmp_path, name):
+def test_others_folders_stay(tmp_path):
   _saved(tmp_path, [1, 2])
-  torn = tmp_path / 'checkpoints' / name / 'default'
-  torn.mkdir(parents=True)
-  (torn / 'manifest.ocdbt').write_bytes(b'half')
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
-    assert saved.latest_round() == 2
-    _assert_same_bits(saved.restore(_state(0)), _state(2))
-    saved.save(9, _state(9))
-    _assert_same_bits(saved.restore(_state(0)), _state(9))
+  folder = tmp_path / 'checkpoints'
+  own = ['best', '.writing-mine', '1.kept', '03', '0']
+  for name in own:
+    (folder / name).mkdir()
+    (folder / name / 'note').write_text('keep')
+  (folder / 'notes.txt').write_text('keep')
+  _saved(tmp_path, [3, 4, 5])
+  assert all((folder / name / 'note').exists() for name in own)
+  found = {path.name for path in folder.iterdir()}
+  assert found == {*own, 'notes.txt', '4', '5'}
+
+
+def test_what_a_killed_process_had_begun_goes(tmp_path):
+  _saved(tmp_path, [1, 2])
+  folder = tmp_path / 'checkpoints'
+  (folder / '.writing-3').mkdir()
+  (folder / '.old-1').mkdir()
+  assert checkpoint.find(tmp_path).newest
+  # Readers take nothing away.
+  assert (folder / '.writing-3').exists()
+  _saved(tmp_path, [])
+  assert {path.name for path in folder.iterdir()} == {'1', '2'}
+
+
+def test_a_reader_beside_a_writer(tmp_path):
+  """Old checkpoints vanish under the reader, who then takes newer ones."""
+  done = threading.Event()
+  seen = []
+
+  def read():
+    while not done.is_set():
+      kept, damaged = checkpoint.find(tmp_path)
+      seen.append((kept.rounds if kept else 0, damaged))
+
+  thread = threading.Thread(target=read)
+  thread.start()
+  _saved(tmp_path, range(1, 60))
+  done.set()
+  thread.join()
+  rounds = [rounds for rounds, _ in seen]
+  assert not any(damaged for _, damaged in seen)
+  assert rounds == sorted(rounds)
+  assert len(set(rounds)) > 2
 
 
 _SAVE_FOREVER = """
 import itertools, sys
 import numpy as np
 from fedjax_tune import checkpoint
-with checkpoint.Checkpoints(sys.argv[1], 1) as saved:
+with checkpoint.Checkpoints(sys.argv[1], 1, {}) as saved:
   for rnd in itertools.count(1):
     saved.save(rnd, [np.full(100_000, rnd) for _ in range(8)])
     print(rnd, flush=True)
@@ -132,21 +190,17 @@ def test_killed_process_costs_nothing(tmp_path):
     started = next(int(line) for line in process.stdout if int(line) == 4)
     process.send_signal(signal.SIGKILL)
     process.wait()
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
-    rounds = saved.latest_round()
-    # Save n begins after save n-1 has finished.
-    assert rounds is not None
-    assert rounds >= started - 1
-    state = saved.restore([np.zeros(100_000, int) for _ in range(8)])
-  for leaf in state:
-    np.testing.assert_array_equal(leaf, rounds)
+  kept, damaged = checkpoint.find(tmp_path)
+  # Save n begins after save n-1 has finished.
+  assert kept
+  assert kept.rounds >= started - 1
+  assert not damaged
+  for leaf in checkpoint.fit(kept, [np.zeros(100_000, int) for _ in range(8)]):
+    np.testing.assert_array_equal(leaf, kept.rounds)
 
 
 def test_nothing_to_restore(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
-    assert saved.latest_round() is None
-    with pytest.raises(FileNotFoundError, match='No checkpoint'):
-      saved.restore(_state(0))
+  assert checkpoint.find(tmp_path) == (None, {})
 
 
 @pytest.mark.parametrize(
@@ -160,82 +214,12 @@ def test_nothing_to_restore(tmp_path):
   ],
 )
 def test_template_must_fit(tmp_path, template):
-  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+  with _open(tmp_path) as saved:
     saved.save(1, {'x': np.zeros(2)})
-    with pytest.raises(ValueError, match=r'Checkpoint 1 .* which must be'):
-      saved.restore(template)
+  with pytest.raises(ValueError, match=r'Checkpoint 1 .* which must be'):
+    _restore(tmp_path, template)
 
 
 def test_every_is_checked(tmp_path):
   with pytest.raises(ValueError, match='checkpoint_every=0 must be at least 1'):
-    checkpoint.Checkpoints(tmp_path, 0)
-
-
-def _guard(workdir, resume=False, **changes):
-  experiment = dataclasses.replace(config.Experiment(), **changes)
-  fields = dataclasses.asdict(experiment)
-  checkpoint.experiment_guard(workdir, fields, resume)
-
-
-def test_guard_takes_a_new_folder_with_or_without_resume(tmp_path):
-  _guard(tmp_path / 'a' / 'b')
-  assert '"rank": 8' in (tmp_path / 'a' / 'b' / 'config.json').read_text()
-  _guard(tmp_path / 'c', resume=True)
-
-
-def test_guard_resumes_the_same_experiment(tmp_path):
-  _guard(tmp_path)
-  with pytest.raises(ValueError, match='pass --resume'):
-    _guard(tmp_path)
-  _guard(tmp_path, resume=True)
-
-
-def test_guard_lets_only_rounds_grow(tmp_path):
-  _guard(tmp_path, rounds=10)
-  _guard(tmp_path, resume=True, rounds=20)
-  with pytest.raises(ValueError, match='rounds: 20 there, 10 here'):
-    _guard(tmp_path, resume=True, rounds=10)
-  with pytest.raises(ValueError, match='rounds: 20 there, 30 here'):
-    _guard(tmp_path, rounds=30)
-  with pytest.raises(ValueError, match='seed: 0 there, 1 here'):
-    _guard(tmp_path, resume=True, rounds=30, seed=1)
-
-
-@pytest.mark.parametrize('resume', [False, True])
-def test_guard_lists_each_difference_and_changes_nothing(tmp_path, resume):
-  _guard(tmp_path)
-  before = (tmp_path / 'config.json').read_bytes()
-  with pytest.raises(ValueError, match='of another experiment') as caught:
-    _guard(
-      tmp_path,
-      resume=resume,
-      method='depthfl',
-      lora=config.Lora(rank=4, targets=('attn.q',)),
-    )
-  assert str(caught.value).splitlines()[1:] == [
-    "  method: 'fedra' there, 'depthfl' here",
-    '  lora.rank: 8 there, 4 here',
-    "  lora.targets: ['attn.proj', 'mlp.fc2'] there, ['attn.q'] here",
-  ]
-  assert (tmp_path / 'config.json').read_bytes() == before
-
-
-@pytest.mark.parametrize('text', ['{"method', '[]'])
-def test_guard_names_a_broken_config(tmp_path, text):
-  (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(ValueError, match=r'config\.json must hold an experiment'):
-    _guard(tmp_path, resume=True)
-
-
-@pytest.mark.parametrize('name', ['file', 'file/below'])
-def test_guard_refuses_a_file(tmp_path, name):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(OSError, match=r'workdir=.* must be a folder'):
-    _guard(tmp_path / name)
-
-
-def test_guard_refuses_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-  # root may write anywhere, so the answer of the system is replaced.
-  monkeypatch.setattr(os, 'access', lambda *_: False)
-  with pytest.raises(PermissionError, match='must be writable'):
-    _guard(tmp_path)
+    _open(tmp_path, 0)

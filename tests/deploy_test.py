@@ -24,11 +24,13 @@ from fedjax_tune import (
   deploy,
   finished,
   foundation,
+  identity,
   selection,
   subnetworks,
   tasks,
   train,
 )
+from fedjax_tune import workdir as run_folder
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import evaluate, server
 from fedjax_tune.models import backbone, export, sizes
@@ -119,13 +121,14 @@ def patch():
 def _finish(experiment, workdir):
   """Leaves what a run leaves, but for noise instead of training."""
   fields = dataclasses.asdict(experiment)
-  checkpoint.experiment_guard(workdir, fields, resume=False)
+  workdir.mkdir(exist_ok=True)
+  run_folder.write_config(workdir, fields)
   setup = build.build(experiment)
   theta = tiny.noise(setup.theta, 1)
   state = server.ServerState(
     theta, server.optimizer(experiment.server).init(theta), ()
   )
-  with checkpoint.Checkpoints(workdir, 1) as saved:
+  with checkpoint.Checkpoints(workdir, 1, identity.of(setup)) as saved:
     saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})
   run = evaluate.build_evaluate(
     setup.foundation,
@@ -327,7 +330,7 @@ def test_other_than_plain_models_are_refused(case, folder, patch, tmp_path):
   del patch
   experiment = _image_experiment(folder, case)
   fields = dataclasses.asdict(experiment)
-  checkpoint.experiment_guard(tmp_path, fields, resume=False)
+  run_folder.write_config(tmp_path, fields)
   (tmp_path / 'summary.json').write_text('{"rounds": 1}')
   with pytest.raises(ValueError, match=f'method={case!r} does not end with'):
     finished.load(tmp_path)
@@ -381,7 +384,7 @@ def test_runs_that_are_none(tmp_path):
   with pytest.raises(FileNotFoundError, match='has no run: no config'):
     finished.load(tmp_path)
   fields = dataclasses.asdict(config.Experiment(rounds=5))
-  checkpoint.experiment_guard(tmp_path, fields, resume=False)
+  run_folder.write_config(tmp_path, fields)
   with pytest.raises(FileNotFoundError, match='not a finished run'):
     finished.load(tmp_path)
   (tmp_path / 'summary.json').write_text('{"rounds": 3}')

@@ -3,12 +3,14 @@ import os
 
 import numpy as np
 import pytest
+import tiny_events
 
+from fedjax_tune import endings
 from fedjax_tune.report import metrics
 
 
-def write(workdir, rounds, start_round=0):
-  with metrics.MetricsWriter(workdir, start_round) as writer:
+def write(workdir, rounds, rows=''):
+  with metrics.MetricsWriter(workdir, rows) as writer:
     for rnd in rounds:
       layers = np.array([rnd, 2])
       writer.write(
@@ -23,7 +25,13 @@ def test_resumed_equals_uninterrupted(tmp_path):
   write(tmp_path / 'resumed', range(5))
   with (tmp_path / 'resumed' / 'metrics.jsonl').open('a') as file:
     file.write('{"round": 5, "train/l')
-  assert write(tmp_path / 'resumed', range(3, 6), start_round=3) == whole
+  rows = ''.join(whole.decode().splitlines(keepends=True)[:3])
+  assert write(tmp_path / 'resumed', range(3, 6), rows) == whole
+  board = tiny_events.read(tmp_path / 'resumed')
+  assert board == tiny_events.read(tmp_path / 'whole')
+  assert [scalar[:2] for scalar in board] == [
+    ('train/loss', rnd) for rnd in range(6)
+  ]
 
 
 def test_a_new_run_starts_empty(tmp_path):
@@ -36,6 +44,17 @@ def test_lines_are_there_at_once(tmp_path):
   with metrics.MetricsWriter(tmp_path) as writer:
     writer.write(0, {'train/loss': np.float32(0.5)})
     assert metrics.read_metrics(tmp_path) == [{'round': 0, 'train/loss': 0.5}]
+    assert tiny_events.read(tmp_path) == [('train/loss', 0, 0.5)]
+
+
+def test_a_file_that_goes_away(tmp_path):
+  with metrics.MetricsWriter(tmp_path) as writer:
+    (tmp_path / 'metrics.jsonl').unlink()
+    with pytest.raises(endings.StorageError, match=r'metrics\.jsonl: No such'):
+      writer.write(0, {'train/loss': 0.5})
+    (tmp_path / 'metrics.jsonl').touch()
+    with pytest.raises(endings.StorageError, match='replaced by another file'):
+      writer.write(0, {'train/loss': 0.5})
 
 
 @pytest.mark.parametrize('value', [float('nan'), np.float32('inf')])

@@ -58,9 +58,9 @@ def _train(folder, name, *, resume=False, stop=None):
   saved, calls = {}, []
   save, charge = checkpoint.Checkpoints.save, train.Run.charge
 
-  def keep(self, rounds, state, **options):
+  def keep(self, rounds, state, *rest, **options):
     saved['state'] = jax.tree.map(np.array, state)
-    return save(self, rounds, state, **options)
+    return save(self, rounds, state, *rest, **options)
 
   def count(self, *args):
     calls.append(args)

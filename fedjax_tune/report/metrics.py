@@ -9,6 +9,7 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 """
 
 from collections.abc import Mapping
+import contextlib
 import json
 import math
 import os
@@ -17,7 +18,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import tensorboardX
+
+from fedjax_tune import endings
+from fedjax_tune.report import board
 
 _FILE = 'metrics.jsonl'
 
@@ -26,29 +29,35 @@ class MetricsWriter:
   """Writes `metrics.jsonl` and TensorBoard events into a run's folder.
 
   Guarantees:
-    - A line is on its way to the disk before `write` returns.
+    - A line and its scalars are on their way to the disk before `write`
+      returns.
     - Every line is valid JSON; a number that is not finite becomes null.
-    - Opened with start_round=k, only the lines of rounds below k stay, so a
-      resumed run's file equals the uninterrupted one's, clock readings aside.
+    - Opened with the rows of k rounds, the files hold these and nothing else,
+      so a resumed run's equal the uninterrupted one's, clock readings aside,
+      and each scalar is there once.
   """
 
-  def __init__(
-    self, workdir: str | os.PathLike[str], start_round: int = 0
-  ) -> None:
-    """Opens the folder's metrics for writing from `start_round` on.
+  def __init__(self, workdir: str | os.PathLike[str], rows: str = '') -> None:
+    """Opens the folder's metrics for writing.
 
     Args:
       workdir: The run's folder; made if it is not there.
-      start_round: The first round that will be written.
+      rows: The lines of the rounds that are done, as a checkpoint keeps them.
+
+    Raises:
+      StorageError: The folder cannot be written.
     """
-    path = pathlib.Path(workdir) / _FILE
-    kept = [line for line, m in _read(path) if m['round'] < start_round]
-    write_text(path, ''.join(kept))
-    self._file = path.open('a', encoding='utf-8')
-    # purge_step hides events of an earlier, longer attempt.
-    self._board = tensorboardX.SummaryWriter(
-      str(path.parent / 'tensorboard'), purge_step=start_round
-    )
+    self.rows = rows
+    self._path = pathlib.Path(workdir) / _FILE
+    write_text(self._path, rows)
+    with endings.storing(self._path):
+      self._file = self._path.open('a', encoding='utf-8')
+    with endings.storing(self._path.parent / 'tensorboard'):
+      self._board = board.Board(self._path.parent / 'tensorboard')
+      for line in rows.splitlines():
+        metrics = json.loads(line)
+        self._board.write(metrics.pop('round'), metrics)
+      self._board.flush()
 
   def __enter__(self) -> 'MetricsWriter':
     return self
@@ -59,8 +68,10 @@ class MetricsWriter:
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
-    self._file.close()
-    self._board.close()
+    # What a full disk did not take makes closing fail once more.
+    quietly = contextlib.suppress(OSError) if error else self._storing()
+    with quietly, contextlib.closing(self._file):
+      self._board.close()
 
   def write(self, rnd: int, metrics: Mapping[str, Any]) -> None:
     """Appends one round.
@@ -68,12 +79,26 @@ class MetricsWriter:
     Args:
       rnd: The round, counted from 0.
       metrics: Numbers or arrays by name; arrays stay out of TensorBoard.
+
+    Raises:
+      StorageError: It could not be written, or `metrics.jsonl` is gone.
     """
-    self._file.write(_dumps({'round': rnd, **metrics}) + '\n')
-    self._file.flush()
-    for name, value in metrics.items():
-      if np.ndim(value) == 0:
-        self._board.add_scalar(name, float(value), rnd)
+    line = _dumps({'round': rnd, **metrics}) + '\n'
+    with self._storing():
+      self._file.write(line)
+      self._file.flush()
+      self._check_there()
+      self._board.write(rnd, metrics)
+      self._board.flush()
+    self.rows += line
+
+  def _check_there(self) -> None:
+    there, mine = os.stat(self._path), os.fstat(self._file.fileno())
+    if not os.path.samestat(there, mine):
+      raise OSError('it was replaced by another file')
+
+  def _storing(self) -> contextlib.AbstractContextManager[None]:
+    return endings.storing(self._path)
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -92,7 +117,16 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = pathlib.Path(workdir) / _FILE
   if not path.exists():
     raise FileNotFoundError(f'workdir={str(workdir)!r} holds no {_FILE}.')
-  return [metrics for _, metrics in _read(path)]
+  return _read(path)
+
+
+def read_text(workdir: str | os.PathLike[str]) -> str:
+  """Returns the text of a run's `metrics.jsonl`; '' if there is none."""
+  path = pathlib.Path(workdir) / _FILE
+  if not path.exists():
+    return ''
+  # errors: a torn line may end inside a character.
+  return path.read_text(encoding='utf-8', errors='replace')
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -111,28 +145,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
   Args:
     path: The file; missing parent folders are made.
     text: What it shall hold.
+
+  Raises:
+    StorageError: It could not be written.
   """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
-  with part.open('w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  part.replace(path)
+  with endings.storing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part.open('w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    part.replace(path)
 
 
-def _read(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-  """The whole lines of a metrics file, as text and as data."""
-  if not path.exists():
-    return []
-  # errors: a torn line may end inside a character.
-  text = path.read_text(encoding='utf-8', errors='replace')
-  lines = text.splitlines(keepends=True)
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the whole lines of a metrics file."""
+  lines = read_text(path.parent).splitlines()
   rows = []
   for number, line in enumerate(lines, 1):
     try:
-      rows.append((line.rstrip('\n') + '\n', json.loads(line)))
+      rows.append(json.loads(line))
     except json.JSONDecodeError as error:
       if number < len(lines):
         raise ValueError(f'{path}, line {number}, is not JSON.') from error

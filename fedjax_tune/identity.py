@@ -1,0 +1,169 @@
+"""What makes a run the run that it is: its experiment, data, weights, machine.
+
+Each checkpoint keeps it. A run that goes on with anything else would end with
+numbers that no single run has.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+import fedjax_tune
+from fedjax_tune import build, workdir
+from fedjax_tune.data import digest
+
+# Of jax.config: what changes draws or numbers.
+_SETTINGS = (
+  'jax_enable_x64',
+  'jax_default_prng_impl',
+  'jax_threefry_partitionable',
+  'jax_random_seed_offset',
+  'jax_default_matmul_precision',
+  'jax_numpy_dtype_promotion',
+  'jax_softmax_custom_jvp',
+  'jax_disable_jit',
+)
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'pillow')
+
+Identity = Mapping[str, Any]
+
+
+def of(setup: build.Setup) -> Identity:
+  """Returns what a setup is, in this process, as JSON can hold it.
+
+  Returns:
+    `experiment`, its fields; `content`, hashes of data, weights and partition;
+    `settings` of JAX; `machine`: packages, code and devices; and `earlier`
+    machines, which `follow` adds.
+  """
+  own = {
+    'experiment': dataclasses.asdict(setup.experiment),
+    'content': {
+      'training data': _described(setup.train),
+      'test data': _described(setup.test),
+      'weights': setup.weights,
+      'partition': digest.of(partition(setup))[:16],
+    },
+    'settings': {name: getattr(jax.config, name, None) for name in _SETTINGS},
+    'machine': machine(setup.experiment.engine.devices),
+    'earlier': [],
+  }
+  return json.loads(json.dumps(own))
+
+
+def check(
+  there: Identity, here: Identity, where: str, *, inexact: bool = False
+) -> None:
+  """Checks that a run may go on from a checkpoint.
+
+  Args:
+    there: Of the checkpoint.
+    here: Of this process.
+    where: Names the checkpoint.
+    inexact: Allow another machine: other packages, code or devices.
+
+  Raises:
+    ValueError: They differ; with a line for each difference.
+  """
+  workdir.check_same(there['experiment'], here['experiment'], True, where)
+  check_content(there, here, where)
+  if lines := workdir.differences(there['settings'], here['settings']):
+    raise ValueError(
+      f'{where} was written with other settings of JAX, which change what is '
+      'drawn or computed; set them as they were:\n' + '\n'.join(lines)
+    )
+  lines = workdir.differences(there['machine'], here['machine'])
+  if lines and not inexact:
+    raise ValueError(
+      f'{where} was written with other packages or on another machine; the run '
+      'would not end with the numbers of an uninterrupted one. --inexact goes '
+      'on all the same:\n' + '\n'.join(lines)
+    )
+
+
+def check_content(there: Identity, here: Identity, where: str) -> None:
+  """Checks that data, weights and partition are those of a checkpoint.
+
+  Raises:
+    ValueError: They are not; with a line for each difference.
+  """
+  if lines := workdir.differences(there['content'], here['content']):
+    raise ValueError(
+      f'{where} was trained on other data or weights; bring back what has '
+      'changed, or start a new run in another workdir:\n' + '\n'.join(lines)
+    )
+
+
+def follow(there: Identity, here: Identity, rounds: int) -> Identity:
+  """Returns an identity that remembers earlier machines.
+
+  Args:
+    there: Of the checkpoint from which a run goes on.
+    here: Of this process.
+    rounds: Rounds of the checkpoint.
+  """
+  earlier = list(there['earlier'])
+  if there['machine'] != here['machine']:
+    earlier.append({'rounds': rounds, 'machine': there['machine']})
+  return {**here, 'earlier': earlier}
+
+
+def partition(setup: build.Setup) -> dict[str, Any]:
+  """Returns who holds what: the content of `partition.json`."""
+  indices = [[int(i) for i in held] for held in setup.partition.indices]
+  return {'indices': indices, 'budgets': list(setup.budgets)}
+
+
+def machine(devices: int = 0) -> dict[str, Any]:
+  """Returns what a run's last bits may depend on besides its settings.
+
+  Args:
+    devices: `engine.devices`.
+  """
+  first = jax.local_devices()[0]
+  kind = f'{first.platform} {first.device_kind} {first.client.platform_version}'
+  own: dict[str, Any] = {'device': kind}
+  if first.platform == 'cpu':
+    # LAPACK's results depend on the number of threads.
+    own = {'device': f'cpu {_processor()}', 'cores': _cores()}
+  own['devices'] = devices or jax.local_device_count()
+  own['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '')
+  own |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return own | {'fedjax_tune': f'{fedjax_tune.__version__}, code {_code()}'}
+
+
+def _described(data: Any) -> str:
+  return f'{len(data)} examples, {data.fingerprint()[:16]}'
+
+
+def _processor() -> str:
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    lines = []
+  models = [x.partition(':')[2].strip() for x in lines if 'model name' in x]
+  return f'{platform.machine()} {(models or [platform.processor()])[0]}'
+
+
+def _cores() -> int:
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+@functools.cache
+def _code() -> str:
+  """Hashes the package's source files."""
+  folder = pathlib.Path(__file__).parent
+  files = sorted(folder.rglob('*.py'))
+  return digest.of(
+    {str(path.relative_to(folder)): path.read_bytes() for path in files}
+  )[:16]

@@ -1,0 +1,80 @@
+"""Where a run goes on, and what has to be as it was."""
+
+import json
+import os
+import pathlib
+
+from rich import console as rich_console
+
+from fedjax_tune import build, checkpoint, identity, snapshot
+from fedjax_tune.report import metrics
+
+PARTITION = 'partition.json'
+
+
+def find(
+  workdir: str | os.PathLike[str],
+  own: identity.Identity,
+  console: rich_console.Console,
+  inexact: bool,
+) -> snapshot.Snapshot | None:
+  """Returns the newest whole checkpoint of a run, or None if it has none.
+
+  What is not as the run left it is said on the console, in a line each.
+
+  Args:
+    workdir: The run's folder.
+    own: What the run is in this process.
+    console: Where to say it.
+    inexact: Allow another machine.
+
+  Raises:
+    ValueError: No checkpoint is whole, or the newest whole one is not of this
+      run.
+  """
+  say = lambda text: console.print(text, markup=False, highlight=False)
+  found = checkpoint.find(workdir)
+  kept = found.newest
+  if kept is None and found.damaged:
+    raise ValueError(
+      f'workdir={workdir} has no whole checkpoint ({found.describe()}); delete '
+      'its folder checkpoints to start again at round 0.'
+    )
+  if kept is None:
+    say(f'No checkpoint in {workdir}: the run starts at round 0.')
+    return None
+  where = f'Checkpoint {kept.rounds} in {workdir}'
+  identity.check(kept.run, own, where, inexact=inexact)
+  if found.damaged:
+    say(
+      f'Damaged checkpoints in {workdir} are left alone ({found.describe()});'
+      f' the run goes on after round {kept.rounds}.'
+    )
+  if not metrics.read_text(workdir).startswith(kept.rows):
+    say(
+      f'metrics.jsonl in {workdir} is not what the run wrote; its'
+      f' {kept.rounds} rows are restored from the checkpoint.'
+    )
+  return kept
+
+
+def check_partition(
+  workdir: str | os.PathLike[str], setup: build.Setup
+) -> None:
+  """Checks that a run's `partition.json`, if it is there, is as it was.
+
+  Raises:
+    ValueError: It is not.
+  """
+  path = pathlib.Path(workdir) / PARTITION
+  if not path.exists():
+    return
+  try:
+    there = json.loads(path.read_text())
+  except ValueError:
+    there = None
+  if there != identity.partition(setup):
+    raise ValueError(
+      f'{path} is not how the examples are divided now: it was edited, or the '
+      'data changed. Delete it to have it written anew.'
+    )

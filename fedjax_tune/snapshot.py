@@ -1,0 +1,167 @@
+"""One checkpoint on disk: a folder that names its run and shows damage.
+
+Its name is the number of finished rounds. `state.safetensors` holds the leaves
+of the state, `metrics.jsonl` the rows of these rounds, and `about.json` the run
+that it belongs to and a hash of each file.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+_STATE, _ROWS, _ABOUT = 'state.safetensors', 'metrics.jsonl', 'about.json'
+# What a killed process was about to write, or to delete.
+_WRITING, _OLD = '.writing-', '.old-'
+
+
+class Damaged(Exception):
+  """A checkpoint is not what was written; says what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """What a checkpoint holds.
+
+  Attributes:
+    rounds: Number of finished rounds.
+    run: What identifies the run that it belongs to.
+    rows: Lines of `metrics.jsonl` of these rounds.
+    leaves: Arrays of the state by path.
+  """
+
+  rounds: int
+  run: Mapping[str, Any]
+  rows: str
+  leaves: Mapping[str, np.ndarray]
+
+
+def write(folder: pathlib.Path, snapshot: Snapshot) -> None:
+  """Writes `folder`/ROUNDS, which appears by a rename when it is complete.
+
+  What is there under that name is renamed to ROUNDS.damaged.
+
+  Args:
+    folder: Of all checkpoints; made if absent, unless its parent is, too.
+    snapshot: What to write.
+
+  Raises:
+    OSError: It could not be written; then nothing has changed.
+  """
+  folder.mkdir(exist_ok=True)
+  part = folder / f'{_WRITING}{snapshot.rounds}'
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir()
+  files = {
+    _STATE: safetensors.numpy.save(dict(snapshot.leaves)),
+    _ROWS: snapshot.rows.encode(),
+  }
+  about = {
+    'rounds': snapshot.rounds,
+    'run': snapshot.run,
+    'files': {name: _hash(content) for name, content in files.items()},
+  }
+  sealed = json.dumps(about | {'seal': _seal(about)}, indent=2) + '\n'
+  for name, content in (files | {_ABOUT: sealed.encode()}).items():
+    _write_through(part / name, content)
+  _set_aside(folder / str(snapshot.rounds))
+  part.rename(folder / str(snapshot.rounds))
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def read(folder: pathlib.Path, rounds: int) -> Snapshot:
+  """Reads `folder`/ROUNDS.
+
+  Raises:
+    Damaged: Anything in it is missing, or is not what was written.
+  """
+  place = folder / str(rounds)
+  try:
+    about = json.loads((place / _ABOUT).read_text())
+    seal = about.pop('seal')
+    kept_rounds, run, hashes = about['rounds'], about['run'], about['files']
+  except OSError as error:
+    raise Damaged(f'{_ABOUT}: {error.strerror}') from error
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise Damaged(f'{_ABOUT} is not what was written') from error
+  if seal != _seal(about):
+    raise Damaged(f'{_ABOUT} is not what was written')
+  if kept_rounds != rounds:
+    raise Damaged(f'it is that of round {kept_rounds}')
+  try:
+    for name in (_STATE, _ROWS):
+      if _hash((place / name).read_bytes()) != hashes[name]:
+        raise Damaged(f'{name} is not what was written')
+    rows = (place / _ROWS).read_text()
+    leaves = safetensors.numpy.load_file(place / _STATE)
+  except OSError as error:
+    file = pathlib.Path(str(error.filename or _STATE)).name
+    raise Damaged(f'{file}: {error.strerror}') from error
+  return Snapshot(rounds, run, rows, leaves)
+
+
+def list_rounds(folder: pathlib.Path) -> list[int]:
+  """Returns which checkpoints there are, newest first; reads none of them."""
+  if not folder.is_dir():
+    return []
+  names = [path.name for path in folder.iterdir()]
+  return sorted((int(n) for n in names if _is_number(n)), reverse=True)
+
+
+def remove(folder: pathlib.Path, rounds: int) -> None:
+  """Deletes a checkpoint; at once, for whoever reads at the same time."""
+  if not (folder / str(rounds) / _ABOUT).exists():
+    return  # Somebody's own folder.
+  old = folder / f'{_OLD}{rounds}'
+  shutil.rmtree(old, ignore_errors=True)
+  (folder / str(rounds)).rename(old)
+  shutil.rmtree(old)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+  """Deletes what a killed process had begun to write or to delete."""
+  for prefix in (_WRITING, _OLD):
+    for place in folder.glob(f'{prefix}*'):
+      if _is_number(place.name.removeprefix(prefix)):
+        shutil.rmtree(place)
+
+
+def _is_number(name: str) -> bool:
+  """Tells whether a name is as `write` makes it: '7' and not '07'."""
+  return re.fullmatch('0|[1-9][0-9]{0,17}', name) is not None
+
+
+def _set_aside(place: pathlib.Path) -> None:
+  name, count = place.with_name(f'{place.name}.damaged'), 1
+  while name.exists():
+    count += 1
+    name = place.with_name(f'{place.name}.damaged{count}')
+  if place.exists():
+    place.rename(name)
+
+
+def _write_through(path: pathlib.Path, content: bytes) -> None:
+  with path.open('wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _hash(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+  return _hash(json.dumps(about, sort_keys=True).encode())

@@ -1,0 +1,199 @@
+"""A run's folder: whose it is, and that one process at a time writes there."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from typing import IO, Any
+
+from fedjax_tune import config, endings, snapshot
+
+_LOCK, _CONFIG = '.lock', 'config.json'
+
+
+class Claim:
+  """A folder that this process may write to, as long as it lives."""
+
+  def __init__(self, workdir: pathlib.Path, lock: IO[str]) -> None:
+    self._workdir, self._lock = workdir, lock
+
+  def check(self) -> None:
+    """Raises a StorageError if the folder is gone, or another one is there."""
+    try:
+      there = os.stat(self._workdir / _LOCK)
+    except OSError as error:
+      raise endings.StorageError(
+        f'workdir={self._workdir} is gone ({error.strerror}); the run ends.'
+      ) from error
+    if not os.path.samestat(there, os.fstat(self._lock.fileno())):
+      raise endings.StorageError(
+        f'workdir={self._workdir} was replaced by another folder; the run ends.'
+      )
+
+
+@contextlib.contextmanager
+def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
+  """Takes a folder for this process; made if absent.
+
+  The lock is the system's and ends with the process, however that ends.
+
+  Raises:
+    RuntimeError: Another process has it; says which one.
+    StorageError: The folder cannot be written.
+  """
+  folder = pathlib.Path(workdir)
+  path = folder / _LOCK
+  with contextlib.ExitStack() as stack:
+    with endings.storing(path):
+      folder.mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(path.open('a+'))
+      _take(folder, lock)
+      lock.truncate(0)
+      lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+      lock.flush()
+    yield Claim(folder, lock)
+
+
+def check(
+  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
+) -> None:
+  """Checks that an experiment may have a folder, and writes nothing.
+
+  Args:
+    workdir: Folder of the run; may be absent.
+    experiment: The experiment's fields, as `dataclasses.asdict` gives them.
+    resume: Go on with the same experiment; only its `rounds` may have grown.
+
+  Raises:
+    NotADirectoryError, PermissionError: If the folder cannot be made or
+      written.
+    RuntimeError: A run writes there now.
+    ValueError: If the folder belongs to another experiment, or to this one and
+      `resume` is off.
+  """
+  workdir = pathlib.Path(workdir)
+  nearest = next(
+    p for p in [workdir, *workdir.absolute().parents] if p.exists()
+  )
+  if not nearest.is_dir():
+    raise NotADirectoryError(
+      f'workdir={workdir} must be a folder: {nearest} is a file.'
+    )
+  if not os.access(nearest, os.W_OK | os.X_OK):
+    raise PermissionError(f'workdir={workdir} must be writable.')
+  if (workdir / _LOCK).exists():
+    with (workdir / _LOCK).open('a+') as lock:
+      _take(workdir, lock)
+  check_begun(workdir, experiment, resume)
+
+
+def check_begun(
+  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
+) -> None:
+  """Checks that what was begun in a folder, if anything, may go on.
+
+  The arguments are those of `check`.
+
+  Raises:
+    ValueError: The folder belongs to another experiment, or to this one and
+      `resume` is off.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / _CONFIG
+  if path.exists():
+    check_same(_read(path), experiment, resume, str(path))
+  begun = path.exists() or snapshot.list_rounds(workdir / 'checkpoints')
+  if begun and not resume:
+    raise ValueError(
+      f'workdir={workdir} already has a run: pass --resume to go on with it, or '
+      'choose another workdir.'
+    )
+
+
+def check_same(
+  there: Mapping[str, Any],
+  here: Mapping[str, Any],
+  resume: bool,
+  where: str,
+) -> None:
+  """Checks that two experiments are one.
+
+  Args:
+    there: The fields of the one that was begun; those that it lacks, because
+      an older version wrote it, have their defaults.
+    here: The fields of the one to run.
+    resume: Let `rounds` be more than there.
+    where: Names the first.
+
+  Raises:
+    ValueError: They differ; with a line for each field.
+  """
+  old = _fields(dataclasses.asdict(config.Experiment())) | _fields(there)
+  new = _fields(json.loads(json.dumps(here)))
+  if resume and new['rounds'] > old['rounds']:
+    old['rounds'] = new['rounds']
+  if lines := differences(old, new):
+    raise ValueError(
+      f'{where} is of another experiment (--resume lets only rounds grow):\n'
+      + '\n'.join(lines)
+    )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+  """Returns a line for each name whose value differs."""
+  say = lambda values, name: repr(values[name]) if name in values else 'nothing'
+  return [
+    f'  {name}: {say(there, name)} there, {say(here, name)} here'
+    for name in {**there, **here}
+    if say(there, name) != say(here, name)
+  ]
+
+
+def write_config(
+  workdir: str | os.PathLike[str], experiment: Mapping[str, Any]
+) -> None:
+  """Writes a run's `config.json`, in one piece."""
+  path = pathlib.Path(workdir) / _CONFIG
+  with endings.storing(path):
+    draft = path.with_suffix('.tmp')
+    draft.write_text(json.dumps(experiment, indent=2) + '\n')
+    draft.replace(path)
+
+
+def _take(workdir: pathlib.Path, lock: IO[str]) -> None:
+  """Locks an open file, until it is closed."""
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    lock.seek(0)
+    owner = lock.read().strip() or 'another process'
+    raise RuntimeError(
+      f'workdir={workdir} is in use by {owner}; wait for it, stop it, or choose '
+      'another workdir.'
+    ) from error
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """Reads an experiment's fields."""
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} must hold an experiment: {error}.') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} must hold an experiment, not a list or a value.')
+  return found
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Flattens nested fields to `{'lora.rank': 8}`."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _fields(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
