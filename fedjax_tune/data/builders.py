@@ -1,8 +1,10 @@
 """The TFDS builders behind the names of data sets, and how they are run."""
 
+from collections.abc import Iterator
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 from typing import Any
 import urllib.error
@@ -47,6 +49,19 @@ def list_domains(name: str) -> tuple[str, ...]:
   return DOMAINS.get(name, (name,))
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Keeps from the screen what TFDS finds remarkable about any new set."""
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+@quiet()
 def make_builder(
   name: str, domain: str, image_size: int, data_dir: str | os.PathLike
 ) -> Any:

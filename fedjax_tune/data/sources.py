@@ -57,14 +57,22 @@ def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
   folder = fetch.data_dir(cfg.data_dir)
   if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
     return True
-  for domain in domains:
-    builder = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-    if builder.is_prepared():
-      continue
-    try:
-      open_split(cfg, builder, 'train')
-    except FileNotFoundError:
-      return False
+  with builders.quiet():
+    return all(
+      _opens(
+        cfg, builders.make_builder(cfg.name, domain, cfg.image_size, folder)
+      )
+      for domain in domains
+    )
+
+
+def _opens(cfg: config.Data, builder: Any) -> bool:
+  if builder.is_prepared():
+    return True  # What is wrong with it is for `open_split` to say.
+  try:
+    open_split(cfg, builder, 'train')
+  except FileNotFoundError:
+    return False
   return True
 
 
