@@ -11,6 +11,8 @@ if os.environ['JAX_PLATFORMS'] == 'cpu':
     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
   )
 
+import socket
+
 from absl import flags
 import chex
 import jax
@@ -24,3 +26,17 @@ flags.FLAGS.mark_as_parsed()
 def _fresh_trace_counter():
   # chex counts traces for the whole process.
   chex.clear_trace_counter()
+
+
+def _refuse(*args, **_kwargs):
+  raise AssertionError(f'the network was used: {args}')
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+  """Whatever needs a network is marked slow."""
+  if not request.node.get_closest_marker('slow'):
+    for name in ('connect', 'connect_ex'):
+      monkeypatch.setattr(socket.socket, name, _refuse)
+    for name in ('getaddrinfo', 'create_connection', 'gethostbyname'):
+      monkeypatch.setattr(socket, name, _refuse)
