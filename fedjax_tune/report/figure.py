@@ -49,6 +49,8 @@ STYLE: Any = {
   'lines.solid_capstyle': 'round',
   'figure.facecolor': 'white',
   'savefig.dpi': _DPI,
+  # Names of classes and folders may have dollars, and are no formulas.
+  'text.parse_math': False,
 }
 
 

@@ -13,7 +13,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
 
-from fedjax_tune.report import figure, metrics
+from fedjax_tune.report import figure, metrics, tables
 
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
 
@@ -93,7 +93,7 @@ def plot_comparison(
       ax.plot(rounds, mean, color=color, ls=dash)
       if len(rounds):
         spread = f' ± {std[-1]:.1f}' if len(seeds) > 1 else ''
-        text = f'{name}  {mean[-1]:.1f}{spread}'
+        text = f'{tables.plain(name)}  {mean[-1]:.1f}{spread}'
         labels.append(figure.EndLabel(rounds[-1], mean[-1], text, color))
     end = max((label.x for label in labels), default=1)
     figure.finish(ax, 'Accuracy (%) by round', end, labels)
@@ -112,7 +112,7 @@ def _accuracy_figure(
     if len(values):
       left.plot(rounds, 100 * values, color=color, **style)
       end = 100 * values[-1]
-      text = f'{name}  {end:.1f}'
+      text = f'{tables.plain(name)}  {end:.1f}'
       labels.append(figure.EndLabel(rounds[-1], end, text, color))
 
   for domain, (color, dash) in zip(
@@ -188,17 +188,17 @@ def _partition_figure(
   ax = fig.subplots()
   few = num_classes <= 2 * len(figure.COLORS)
   ramp = mpl.colormaps['cividis'](np.linspace(0, 1, num_classes))
-  ends_CxK = counts_CxK.cumsum(axis=1)
+  ends_CxK, bars = counts_CxK.cumsum(axis=1), []
   for k in range(num_classes):
     width, start = counts_CxK[:, k], ends_CxK[:, k] - counts_CxK[:, k]
     color = figure.COLORS[k % len(figure.COLORS)] if few else ramp[k]
     # The second round of colours is hatched.
     hatch = '////' if few and k >= len(figure.COLORS) else None
-    ax.barh(
+    bar = ax.barh(
       range(num_clients), width, left=start, color=color, height=0.78,
       edgecolor='white', linewidth=0.6 if few else 0.0, hatch=hatch,
-      label=class_names[k],
     )  # fmt: skip
+    bars.append(bar)
   ax.set(
     title='Examples of each client, by class', ylim=(num_clients - 0.4, -0.6)
   )
@@ -207,7 +207,11 @@ def _partition_figure(
   ax.grid(visible=True, axis='x')
   ax.grid(visible=False, axis='y')
   if few:
-    fig.legend(loc='outside right center', frameon=False, fontsize=9)
+    # Handed over: matplotlib leaves out labels of bars that begin with _.
+    names = [tables.plain(name) for name in class_names]
+    fig.legend(
+      bars, names, loc='outside right center', frameon=False, fontsize=9
+    )
   else:
     norm = mpl_colors.Normalize(0, num_classes - 1)
     mappable = mpl_cm.ScalarMappable(norm, 'cividis')

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich import table as rich_table
+from rich import text as rich_text
 
 
 def comparison_table(
@@ -203,13 +204,24 @@ def terminal(
     width = max(map(len, [*words.split(), *(row[i] for row in cells)]))
     table.add_column(textwrap.fill(words, width), justify='right', no_wrap=True)
   for row in cells:
-    table.add_row(*row)
+    # As text, in which rich sees no markup.
+    table.add_row(*(rich_text.Text(plain(cell)) for cell in row))
   table.add_row()
   return table
 
 
+def plain(name: str) -> str:
+  r"""Returns a name on one line, without what would steer a terminal.
+
+  >>> plain('two\nlines') == 'two\ufffdlines'
+  True
+  """
+  return ''.join(c if c.isprintable() else '\ufffd' for c in name)
+
+
 def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
   """Formats a Markdown table; all columns but the first are numbers."""
+  cells = [[plain(cell).replace('|', r'\|') for cell in row] for row in cells]
   widths = [
     max(map(len, column)) for column in zip(header, *cells, strict=True)
   ]

@@ -11,8 +11,11 @@ import sys
 import tarfile
 import zipfile
 
+from matplotlib import text as mpl_text
+import numpy as np
 from PIL import Image
 import pytest
+from rich import console as rich_console
 import tensorflow_datasets as tfds
 
 from fedjax_tune import config, json_files
@@ -28,6 +31,7 @@ from fedjax_tune.data import (
   svg,
 )
 from fedjax_tune.models import packaged
+from fedjax_tune.report import plots, tables
 
 _MIB = 1 << 20
 
@@ -436,6 +440,45 @@ def test_a_drawing_has_a_sane_size(box):
     ValueError, match=r"drawing 'it': box .* must be left, top"
   ):
     emoji_styles.render(icons, 'it', 8)
+
+
+# Markup of rich, of mathtext and of Markdown, a label that matplotlib leaves
+# out, and what steers a terminal.
+_NAMES = ['[red]a', '[/]', '$\\frac$', '_b_$c$', 'd|e', '\x1b[2Jf\ng']
+
+
+def test_names_are_no_markup_in_tables():
+  table = tables.terminal('', ['name', 'n'], [[name, '1'] for name in _NAMES])
+  console = rich_console.Console(width=80)
+  with console.capture() as captured:
+    console.print(table)
+  shown = captured.get()
+  for name in _NAMES[:-1]:
+    assert name in shown
+  assert '\x1b[2J' not in shown
+  assert '\ufffd[2Jf\ufffdg' in shown
+  markdown = tables.markdown(['name', 'n'], [[name, '1'] for name in _NAMES])
+  assert len(markdown.splitlines()) == 2 + len(_NAMES)
+  for line in markdown.splitlines():
+    assert len(re.findall(r'(?<!\\)\|', line)) == 3
+
+
+def test_names_are_no_markup_in_plots(tmp_path, monkeypatch):
+  drawn = []
+  draw = mpl_text.Text.draw
+  monkeypatch.setattr(
+    mpl_text.Text,
+    'draw',
+    lambda self, *args: drawn.append(self.get_text()) or draw(self, *args),
+  )
+  ones = np.ones((2, len(_NAMES)), int)
+  plots.plot_partition(ones, _NAMES[:2], _NAMES, tmp_path / 'partition.png')
+  plots.plot_comparison(
+    {name: [([1], [0.5])] for name in _NAMES}, tmp_path / 'comparison.png'
+  )
+  shown = [*_NAMES[:-1], '\ufffd[2Jf\ufffdg']
+  assert set(shown) <= set(drawn)
+  assert {f'{name}  50.0' for name in shown} <= set(drawn)
 
 
 _ROOT = pathlib.Path(__file__).parents[2]
