@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import pathlib
+from typing import Any
 
 from fedjax_tune import config, method_config
 from fedjax_tune.data import tokens
@@ -118,12 +119,15 @@ def _load(
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
   """Numbers the tokenizers of the tiers, by name; 0 where texts are alike."""
-  known: list[tuple[str, int]] = []
+  known: list[tuple[Any, ...]] = []
   found = {}
   for tier in tiers:
-    folder = tier.weights.tokenizer
-    text = '' if folder is None else tokens.load(folder).to_str()
-    reader = text, getattr(tier.weights.config, 'pad', 0)
+    folder, cfg = tier.weights.tokenizer, tier.weights.config
+    reader: tuple[Any, ...] = ()
+    if folder is not None and not isinstance(cfg, sizes.ViTConfig):
+      tokenizer = tokens.load(folder, cfg.vocab)
+      split = tokenizer.encode_special_tokens
+      reader = tokenizer.to_str(), split, cfg.pad
     if reader not in known:
       known.append(reader)
     found[tier.name] = known.index(reader)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import tiny_text
@@ -70,8 +72,14 @@ def test_vocab_heeds_its_settings(tmp_path):
 
 
 def test_no_text_holds_padding(folder_and_pad):
+  """Nothing would attend to it; the user may say that it is text."""
   folder, pad = folder_and_pad
-  texts = ['a [PAD] <pad> b [PAD]', '<pad>']
+  texts = ['a', 'a [PAD] <pad> b']
+  with pytest.raises(ValueError, match=f'pad={pad}: text 1 .* spells the pad'):
+    tokens.encode(tokens.load(folder), texts, None, 40, pad)
+  file = folder / 'tokenizer_config.json'
+  settings = json.loads(file.read_text()) | {'split_special_tokens': True}
+  file.write_text(json.dumps(settings))
   encoded = tokens.encode(tokens.load(folder), texts, None, 40, pad)
   np.testing.assert_array_equal(
     encoded.ids == pad, np.arange(40) >= encoded.lengths[:, None]
@@ -90,7 +98,7 @@ def test_many_texts_are_encoded_in_order(tmp_path, monkeypatch):
 
 def test_wrong_padding_is_refused(tmp_path):
   tokenizer = tokens.load(tiny_text.write_roberta(tmp_path))
-  with pytest.raises(ValueError, match=r'pad=0: .* of one model\?'):
+  with pytest.raises(ValueError, match=r'pad=0: text 0 .* of one model'):
     tokens.encode(tokenizer, ['a'], None, 8, 0)
 
 
@@ -106,7 +114,7 @@ def test_bad_folders_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'has no tokenizer'):
     tokens.load(tmp_path)
   (tmp_path / 'vocab.txt').write_text('[CLS]\nword')
-  with pytest.raises(ValueError, match=r'vocab.txt .* no \[UNK\], \[SEP\]'):
+  with pytest.raises(ValueError, match=r'vocabulary has no \[UNK\], \[SEP\]'):
     tokens.load(tmp_path)
   (tmp_path / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match=r'tokenizer.json is not a tokenizer'):

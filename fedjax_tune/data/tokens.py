@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import processors
+
+from fedjax_tune.data import (
+  tokenizer_checks,
+  tokenizer_classes,
+  tokenizer_files,
+)
 
 # Texts at a time; what the library returns for one is large.
 _CHUNK = 4096
+_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,33 +37,99 @@ class Encoded:
   lengths: np.ndarray
 
 
-def load(folder: str | os.PathLike) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of a folder: tokenizer.json, or BERT's vocab.txt.
+def load(
+  folder: str | os.PathLike, vocab: int | None = None
+) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a folder, as `transformers` 5 reads it.
 
-  Special tokens that are spelled out in a text are text to it, so that no text
-  can hold padding.
+  Its files are tokenizer.json, or BERT's vocab.txt, or RoBERTa's vocab.json
+  and merges.txt; tokenizer_config.json, special_tokens_map.json and
+  added_tokens.json say more. Padding and truncation are ours
+  (`config.Data.lengths`), not those of the files. Special tokens that are
+  spelled out in a text are tokens, unless `split_special_tokens` says that
+  they are text.
+
+  Args:
+    folder: It.
+    vocab: Tokens that the model knows; None knows all.
 
   Raises:
-    FileNotFoundError: The folder has neither file.
-    ValueError: The file is not a tokenizer's.
+    FileNotFoundError: The folder lacks a file.
+    ValueError: The files are corrupt, disagree, ask for what is not supported,
+      or have a token that the model does not know.
   """
   folder = pathlib.Path(folder)
-  file, vocab = folder / 'tokenizer.json', folder / 'vocab.txt'
-  if not file.exists() and not vocab.exists():
+  if not any((folder / name).exists() for name in _FILES):
     raise FileNotFoundError(
-      f'{folder} has no tokenizer: neither {file.name} nor {vocab.name} is there'
+      f'{folder} has no tokenizer: none of {", ".join(_FILES)} is there'
     )
-  if not file.exists():
-    tokenizer = _from_vocab(vocab)
-  else:
-    try:
-      tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # The library has no class for it.
-      raise ValueError(f'{file} is not a tokenizer: {error}') from error
-  tokenizer.no_padding()
-  tokenizer.no_truncation()
-  tokenizer.encode_special_tokens = True
+  files = tokenizer_files.read(folder)
+  kind = tokenizer_classes.find(files)
+  named = tokenizer_classes.find_named(files, kind)
+  tokenizer = kind.build(files, named)
+  known = tokenizer.get_vocab() | {
+    token.content: number for number, token in files.added.items()
+  }
+  wanted = [str(named[name]) for name in kind.needed]
+  if missing := [token for token in wanted if token not in known]:
+    raise ValueError(
+      f'{folder}: the vocabulary has no {", ".join(missing)}, as its tokenizer'
+      ' must.'
+    )
+  last = max(known, key=known.__getitem__, default='')
+  if vocab is not None and known and known[last] >= vocab:
+    raise ValueError(
+      f'{folder}: the tokenizer has token {last!r} of number {known[last]}, but'
+      f' the model has vectors for {vocab} tokens.'
+    )
+  _add_tokens(files, named, tokenizer)
+  if kind.enclose:
+    tokenizer.post_processor = kind.enclose(files, named, tokenizer)
+    tokenizer_checks.check_enclosed(files, tokenizer)
+  elif tokenizer.post_processor is None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single='$A:0', pair='$A:0 $B:1', special_tokens=[]
+    )
+  tokenizer_checks.check_ends(files, named, tokenizer)
+  tokenizer_checks.check_padding(files, named, tokenizer)
+  tokenizer.encode_special_tokens = files.switch('split_special_tokens')
   return tokenizer
+
+
+def _add_tokens(
+  files: tokenizer_files.Files,
+  named: tokenizer_classes.Named,
+  tokenizer: tokenizers.Tokenizer,
+) -> None:
+  """Adds tokens that the files declare, and named ones that they lack.
+
+  Raises:
+    ValueError: A token would have another number than the files give it.
+  """
+  there = tokenizer.get_added_tokens_decoder().values()
+  same = {repr(token) for token in there}
+  added: list[Any] = [
+    token for _, token in sorted(files.added.items()) if repr(token) not in same
+  ]
+  known = {token.content for token in (*there, *added)}
+  for token in (*named.values(), *files.extra):
+    # One that is spelled and described is added twice; the last has the word.
+    if str(token) not in known and token not in added:
+      added.append(token)
+  names = {str(token) for token in named.values()}
+  for place, token in enumerate(added):
+    if isinstance(token, str):
+      added[place] = tokenizers.AddedToken(token, special=True)
+    elif str(token) in names:
+      token.special = True
+  tokenizer.add_tokens(added)
+  for number, token in files.added.items():
+    got = tokenizer.token_to_id(token.content)
+    if got != number:
+      raise ValueError(
+        f'{files.folder}: token {token.content!r} is number {number} in the '
+        f'files of added tokens, but would be number {got} of the vocabulary.'
+      )
 
 
 def encode(
@@ -108,10 +180,13 @@ def pack(rows: Sequence[np.ndarray], max_length: int, pad: int) -> Encoded:
   lengths = np.array([row.shape[1] for row in rows], np.int32)
   for number, row in enumerate(rows):
     ids[number, : row.shape[1]], types[number, : row.shape[1]] = row
-  if (np.sum(ids != pad, axis=1) != lengths).any():
+  holds = np.sum(ids != pad, axis=1) != lengths
+  if holds.any():
     raise ValueError(
-      f'pad={pad}: this token is in the texts, so it must be another; are the'
-      ' weights and the tokenizer those of one model?'
+      f'pad={pad}: text {int(np.argmax(holds))} (counted from 0) has this token'
+      ' in it, to which nothing would attend. Either the text spells the padding'
+      " token, which split_special_tokens in the tokenizer's configuration makes"
+      ' ordinary text; or weights and tokenizer are not those of one model.'
     )
   return Encoded(ids, types, lengths)
 
@@ -121,29 +196,3 @@ def _check_length(max_length: int, least: int) -> None:
     raise ValueError(
       f'max_length={max_length}: must be at least {least} tokens'
     )
-
-
-def _from_vocab(file: pathlib.Path) -> tokenizers.Tokenizer:
-  """Returns BERT's tokenizer (arXiv 1810.04805) of a vocabulary."""
-  settings = {}
-  config = file.with_name('tokenizer_config.json')
-  if config.exists():
-    settings = json.loads(config.read_text())
-  vocab = models.WordPiece.read_file(str(file))
-  special = {name: vocab.get(name) for name in ('[UNK]', '[CLS]', '[SEP]')}
-  missing = [name for name, number in special.items() if number is None]
-  if missing:
-    raise ValueError(f"{file} is not BERT's: it has no {', '.join(missing)}")
-  tokenizer = tokenizers.Tokenizer(
-    models.WordPiece(vocab, unk_token='[UNK]', max_input_chars_per_word=100)
-  )
-  tokenizer.normalizer = normalizers.BertNormalizer(
-    lowercase=settings.get('do_lower_case', True),
-    strip_accents=settings.get('strip_accents'),
-    handle_chinese_chars=settings.get('tokenize_chinese_chars', True),
-  )
-  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  tokenizer.post_processor = processors.BertProcessing(
-    ('[SEP]', vocab['[SEP]']), ('[CLS]', vocab['[CLS]'])
-  )
-  return tokenizer
