@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_tune import config, foundation, tasks
+from fedjax_tune.data import corpus
 from fedjax_tune.models import (
   adapter,
   backbone,
@@ -17,7 +18,7 @@ from fedjax_tune.models import (
   pretrained,
   sizes,
 )
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import Tokens, Tree
 
 # Channel means and standard deviations, in [0, 1].
 NORMALIZATIONS = {
@@ -67,6 +68,25 @@ def _check_lengths(
     raise ValueError(
       f'data.lengths={lengths} must be at most {cfg.max_tokens}: the model '
       f'{source!r} has no positions for longer texts.'
+    )
+
+
+def check_tokens(split: corpus.Corpus, weights: pretrained.Pretrained) -> None:
+  """Raises a ValueError where a text has what the model has no vector for."""
+  cfg, inputs = weights.config, split.inputs
+  if not isinstance(inputs, Tokens) or isinstance(cfg, sizes.ViTConfig):
+    return
+  if (largest := int(inputs.ids.max(initial=0))) >= cfg.vocab:
+    raise ValueError(
+      f'a text has token {largest}, but the model {weights.source!r} has '
+      f'vectors for {cfg.vocab} tokens: its vocabulary lacks a special token '
+      'that the text spells.'
+    )
+  types = getattr(cfg, 'types', 0)
+  if types and (largest := int(inputs.types.max(initial=0))) >= types:
+    raise ValueError(
+      f'the tokenizer gives tokens type {largest}, but the model '
+      f'{weights.source!r} knows {types} types (type_vocab_size).'
     )
 
 

@@ -105,6 +105,9 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   method = BUILDERS[experiment.method](experiment, widths | depths, budgets)
   readers = tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers)
+  for tier in found:
+    for split in (train, test):
+      adapted.check_tokens(split.view(readers[tier.name]), tier.weights)
   parts = partition.partition(clients, train)
   method = method.meet(train.task, parts.present(train))
   if isinstance(method, heterotune.Heterotune):

@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_text
 
 from fedjax_tune import adapted, build, config, method_config
-from fedjax_tune.data import text, text_sets, tokens
+from fedjax_tune.data import corpus, text, text_sets, tokens
 from fedjax_tune.models import pretrained, sizes
 
 _TEXT = sizes.TextConfig(2, 16, 2, 24, vocab=40, positions=32)
@@ -18,7 +19,6 @@ _LLAMA = sizes.DecoderConfig(2, 16, 2, 24, 40, 32, group=2, head_dim=4)
 
 def _experiment(lengths, **sections) -> Any:
   e = config.Experiment(
-    # None is prepared: what is found wrong is found before the data are read.
     data=config.Data(name='ag_news_subset', lengths=lengths),
     clients=config.Clients(
       partition='iid', budgets=(), cohort='uniform', cohort_size=1
@@ -49,6 +49,15 @@ def test_images_have_no_lengths():
   adapted.check(_experiment((8, 999)), weights)
 
 
+@pytest.fixture(name='unread')
+def _unread(monkeypatch):
+  """Has data, which nothing may read."""
+  monkeypatch.delattr(corpus, 'load')
+  with tfds.testing.mock_data(num_examples=4):
+    yield
+
+
+@pytest.mark.usefixtures('unread')
 def test_a_run_is_refused_before_its_data(tmp_path):
   folder = tiny_folders.write_bert(tmp_path)
   experiment = _experiment((16, 64), model=config.Model(weights=folder))
@@ -56,6 +65,7 @@ def test_a_run_is_refused_before_its_data(tmp_path):
     build.build(experiment)
 
 
+@pytest.mark.usefixtures('unread')
 def test_every_tier_is_checked(tmp_path):
   wide = dataclasses.replace(tiny_folders.BERT, positions=64)
   tiers = method_config.Tiers(
