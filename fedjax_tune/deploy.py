@@ -105,7 +105,7 @@ def write(
   export.save_huggingface(
     folder,
     trained.config,
-    selection.select(params, trained.model.axes, held),
+    selection.select_within(params, trained.model.axes, held),
     labels,
     setup.tokenizer,
   )

@@ -15,13 +15,14 @@ from fedjax_tune import (
   build,
   checkpoint,
   config,
+  endings,
   foundation,
   identity,
   selection,
   snapshot,
 )
 from fedjax_tune import workdir as folder
-from fedjax_tune.engine import server
+from fedjax_tune.engine import finite, server
 from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import base, salience
 from fedjax_tune.models import backbone, export, sizes
@@ -89,6 +90,7 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
     FileNotFoundError: There is no run, or its data or weights are gone.
     ValueError: The run is not finished, its last checkpoint is damaged or was
       trained on other data or weights, or its result is not one plain model.
+    Diverged: A parameter of the model is not finite.
   """
   workdir = pathlib.Path(workdir)
   experiment = _read_experiment(workdir)
@@ -191,7 +193,12 @@ def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   # The first is *the* model: AllSmall's, for one, has fewer blocks.
   row = next(iter(setup.method.evaluations().values()))
   params = export.fuse(frozen, theta, lora.alpha / lora.rank)
-  params = jax.device_put(selection.select(params, whole.axes, row))
+  params = jax.device_put(selection.select_within(params, whole.axes, row))
+  if names := finite.where_not(params):
+    raise endings.Diverged(
+      f'the model of the run must be finite, but its {", ".join(names[:3])} is'
+      ' not: training diverged, and nothing can be deployed.'
+    )
   amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
   return Trained(
     setup,

@@ -79,12 +79,12 @@ class Foundation:
         selected here.
     """
     others = {axis: held for axis, held in alloc.items() if axis != 'layer'}
-    held = selection.select(base, self.base_axes, others)
+    held = selection.select_within(base, self.base_axes, others)
     return self.merge(held, local)
 
   def held(self, base: Tree, alloc: Allocation) -> Tree:
     """Returns the frozen parameters of a client, its blocks too."""
-    return selection.select(base, self.base_axes, alloc)
+    return selection.select_within(base, self.base_axes, alloc)
 
 
 def split(model: nnx.Module, depth: int) -> Foundation:
@@ -149,8 +149,8 @@ def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
   """Returns a model of the first parameters along each axis that is named."""
   return dataclasses.replace(
     found,
-    theta=selection.select(found.theta, found.axes, amounts),
-    base=selection.select(found.base, found.base_axes, amounts),
+    theta=selection.select_within(found.theta, found.axes, amounts),
+    base=selection.select_within(found.base, found.base_axes, amounts),
     depth=amounts.get('layer', found.depth),
   )
 
@@ -166,7 +166,7 @@ def narrow(model: Any, amounts: Mapping[str, int]) -> Any:
   is_variable = lambda v: isinstance(v, nnx.Variable)
   cut = jax.tree.map(
     lambda v: v.replace(
-      selection.select(v[...], v.get_metadata('axes'), amounts)
+      selection.select_within(v[...], v.get_metadata('axes'), amounts)
     ),
     state,
     is_leaf=is_variable,

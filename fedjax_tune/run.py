@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import build, checkpoint, snapshot
+from fedjax_tune import build, checkpoint, endings, snapshot
 from fedjax_tune.engine import server
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
@@ -137,11 +137,18 @@ class Run:
     }
 
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
-    """Evaluates every model of the method, on rounds that ask for it."""
+    """Evaluates every model of the method, on rounds that ask for it.
+
+    Raises:
+      Diverged: Outputs or metrics of a model are not finite.
+    """
     e = self.setup.experiment
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
-    results = self._evaluate(self.engine.base(state), state.theta)
+    try:
+      results = self._evaluate(self.engine.base(state), state.theta)
+    except endings.Diverged as error:
+      raise endings.Diverged(f'round {rnd}: {error}') from error
     weights = self.setup.method.headline()
     mean = lambda x: float(np.mean(x))
     primary, *others = self.setup.test.task.metrics

@@ -1,48 +1,67 @@
 """Metrics of predictions, in NumPy.
 
-More is better, and 1 the most, of all but perplexity.
+More is better, and 1 the most, of all but perplexity. Of predictions or labels
+of which one is NaN, every metric is NaN.
 """
 
-import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import re
-import string
+import math
 
 import numpy as np
 
-_ARTICLES = re.compile(r'\b(a|an|the)\b')
-_PUNCTUATION = frozenset(string.punctuation)
+from fedjax_tune.squad import answer_f1, exact_match
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
   """Returns the share of equal entries of two int[N]."""
-  return float(np.mean(predicted == label))
+  x, y = _pair(predicted, label)
+  return math.nan if _has_nan(x, y) else float(np.mean(x == y))
 
 
 def f1(predicted: np.ndarray, label: np.ndarray) -> float:
   """Returns F1 of class 1; 0 where it is neither predicted nor there."""
-  both = np.sum((predicted == 1) & (label == 1))
-  each = np.sum(predicted == 1) + np.sum(label == 1)
+  x, y = _pair(predicted, label)
+  if _has_nan(x, y):
+    return math.nan
+  both = np.sum((x == 1) & (y == 1))
+  each = np.sum(x == 1) + np.sum(y == 1)
   return float(2 * both / max(each, 1))
 
 
 def matthews(predicted: np.ndarray, label: np.ndarray) -> float:
-  """Returns Matthews' correlation of two classes, which is Pearson's phi."""
-  return pearson(predicted == 1, label == 1)
+  """Returns Matthews' correlation of class 1 with it, which is Pearson's."""
+  x, y = _pair(predicted, label)
+  return math.nan if _has_nan(x, y) else pearson(x == 1, y == 1)
 
 
 def pearson(predicted: np.ndarray, label: np.ndarray) -> float:
-  """Returns the linear correlation; 0 where one side does not vary."""
-  x, y = (np.asarray(a, np.float64) for a in (predicted, label))
-  if not len(x) or (x == x[0]).all() or (y == y[0]).all():
-    return 0.0
-  return float(np.corrcoef(x, y)[0, 1])
+  """Returns the linear correlation; 0 where one side does not vary.
+
+  There scipy has NaN, scikit-learn's Matthews 0: who always says the same
+  knows nothing, and what is NaN here tells of numbers that are none.
+  """
+  x, y = (a.astype(np.float64) for a in _pair(predicted, label))
+  if not np.isfinite([x, y]).all():
+    return math.nan
+  x, y = _centred(x), _centred(y)
+  return float(np.clip(x @ y, -1, 1))
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+  """Returns x less its mean, of length 1; zeros if it does not vary."""
+  if (x == x[0]).all():
+    return np.zeros_like(x)
+  x = x / np.abs(x).max()  # So that no square overflows.
+  x = x - x.mean()
+  norm = np.linalg.norm(x)
+  return x / norm if norm else x
 
 
 def spearman(predicted: np.ndarray, label: np.ndarray) -> float:
   """Returns the correlation of ranks; equal values share their mean rank."""
-  return pearson(_rank(predicted), _rank(label))
+  x, y = _pair(predicted, label)
+  return math.nan if _has_nan(x, y) else pearson(_rank(x), _rank(y))
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -52,47 +71,51 @@ def _rank(values: np.ndarray) -> np.ndarray:
   return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def normalize_answer(text: str) -> str:
-  """Drops case, punctuation, articles and extra blanks (SQuAD's rule)."""
-  text = ''.join(c for c in text.lower() if c not in _PUNCTUATION)
-  return ' '.join(_ARTICLES.sub(' ', text).split())
+def _pair(
+  predicted: np.ndarray, label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns two arrays [N]; others would be judged against each other."""
+  x, y = np.asarray(predicted), np.asarray(label)
+  if x.ndim != 1 or x.shape != y.shape or not x.size:
+    raise ValueError(
+      f'predictions of shape {x.shape} for labels of shape {y.shape}: both must'
+      ' be [N], N at least 1'
+    )
+  return x, y
 
 
-def exact_match(answer: str, references: Iterable[str]) -> float:
-  """Returns 1 if the answer equals a reference once normalised, else 0.
-
-  A question without an answer has the one reference ''.
-  """
-  answer = normalize_answer(answer)
-  return float(any(answer == normalize_answer(r) for r in references))
-
-
-def answer_f1(answer: str, references: Iterable[str]) -> float:
-  """Returns the best F1 of the answer's words (arXiv 1606.05250, sec. 6.1).
-
-  A question without an answer has the one reference '', which only an answer
-  without words matches (arXiv 1806.03822).
-  """
-  return max(_word_f1(answer, r) for r in references)
-
-
-def _word_f1(answer: str, reference: str) -> float:
-  words, wanted = (normalize_answer(t).split() for t in (answer, reference))
-  if not words or not wanted:
-    return float(words == wanted)
-  both = collections.Counter(words) & collections.Counter(wanted)
-  return 2 * both.total() / (len(words) + len(wanted))
+def _has_nan(*arrays: np.ndarray) -> bool:
+  return any(np.isnan(a).any() for a in arrays)
 
 
 def token_accuracy(predicted: Mapping[str, np.ndarray]) -> float:
   """Returns the share of all tokens that were foreseen."""
-  return float(predicted['correct'].sum() / max(predicted['count'].sum(), 1))
+  count = _count_tokens(predicted)
+  if _has_nan(predicted['loss']):
+    return math.nan
+  return float(predicted['correct'].sum() / count)
 
 
 def perplexity(predicted: Mapping[str, np.ndarray]) -> float:
-  """Returns exp of the mean cross entropy of all tokens; less is better."""
-  total = np.sum(predicted['loss'], dtype=np.float64)
-  return float(np.exp(total / max(predicted['count'].sum(), 1)))
+  """Returns exp of the mean cross entropy of all tokens; less is better.
+
+  It is inf from a mean of 710 on.
+  """
+  count = _count_tokens(predicted)
+  with np.errstate(over='ignore'):
+    total = np.sum(predicted['loss'], dtype=np.float64)
+    return float(np.exp(total / count))
+
+
+def _count_tokens(predicted: Mapping[str, np.ndarray]) -> int:
+  """Returns how many tokens were to foresee."""
+  count = int(predicted['count'].sum())
+  if not count:
+    raise ValueError(
+      'there must be a text of two tokens or more: of one alone, nothing'
+      ' follows that could be foreseen'
+    )
+  return count
 
 
 # By kind of task; spans are judged as the mean over questions, next tokens by
@@ -115,7 +138,8 @@ class Questions:
       the one after the last, int32[N, T, 2].
     contexts: Of each question.
     references: Of each question, the right answers; ('',) where there is none.
-    unanswerable: Whether the set has questions without an answer.
+    unanswerable: Whether the set has questions without an answer, and SQuAD's
+      script for those judges.
   """
 
   question: np.ndarray
@@ -165,7 +189,8 @@ def evaluate(
   Args:
     kind: Of the task.
     metrics: Names in `METRICS[kind]`.
-    predicted: Arrays [N] from `Task.predict`, without padding rows.
+    predicted: Arrays [N] from `Task.predict`, without padding rows. If one of
+      them is NaN, or not `finite`, where that is given, every metric is NaN.
     label: [N, ...]; for spans the questions. Next tokens were judged before.
 
   Raises:
@@ -179,12 +204,22 @@ def evaluate(
       ' for each, and at least one'
     )
   functions = {name: METRICS[kind][name] for name in metrics}
+  predicted = dict(predicted)
+  finite = predicted.pop('finite', np.array(True))
+  if not finite.all() or _has_nan(*predicted.values()):
+    return dict.fromkeys(functions, math.nan)
   if isinstance(label, Questions):
-    pairs = list(zip(label.answers(predicted), label.references, strict=True))
-    return {
-      name: float(np.mean([function(*pair) for pair in pairs]))
-      for name, function in functions.items()
-    }
+    judged = [
+      [
+        f(answer, found, unanswerable=label.unanswerable)
+        for f in functions.values()
+      ]
+      for answer, found in zip(
+        label.answers(predicted), label.references, strict=True
+      )
+    ]
+    means = np.mean(judged, 0).tolist()
+    return dict(zip(functions, means, strict=True))
   if kind == 'next_token':
     return {name: function(predicted) for name, function in functions.items()}
   (values,) = predicted.values()

@@ -7,7 +7,7 @@ aggregation and coverage from these few functions.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,21 +38,74 @@ def select(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
     alloc: For each selected axis int32 [n] indices, or a number n for the
       first n. A leaf without any of these axes is held whole.
 
+  Raises:
+    ValueError: `alloc` names an axis that no leaf has, or a number that is
+      not from 0 to its size, or its indices are not integers [n]; `axes` does
+      not name each axis of each leaf. For a part of a tree, `select_within`
+      leaves out the axes that only others have.
+
   Guarantees:
     - Linear in `tree`.
-    - An index outside an axis selects zeros, and puts nothing back.
+    - An index outside an axis, also a negative one, selects zeros, and puts
+      nothing back.
+    - What is held twice is there twice, and counts twice on the way back.
   """
+  known = axis_names(axes)
+  for name in alloc:
+    if name not in known:
+      raise ValueError(
+        f'axis {name!r} of the allocation must be one of'
+        f' {", ".join(sorted(known)) or "none"}, the axes of the tree.'
+      )
 
   def take(leaf, names):
+    if not isinstance(names, tuple) or len(names) != leaf.ndim:
+      raise ValueError(
+        f'axes={names!r} must name the {leaf.ndim} axes of a leaf of shape'
+        f' {leaf.shape}.'
+      )
     for dim, name in enumerate(names):
-      held = alloc.get(name)
-      if isinstance(held, int):
-        leaf = jax.lax.slice_in_dim(leaf, 0, held, axis=dim)
-      elif held is not None:
-        leaf = jnp.take(leaf, held, axis=dim, mode='fill', fill_value=0)
+      if name in alloc:
+        leaf = _take(leaf, dim, name, alloc[name])
     return leaf
 
   return jax.tree.map(take, tree, axes)
+
+
+def _take(leaf: jax.Array, dim: int, name: str, held: Any) -> jax.Array:
+  """Takes what is held along one axis of a leaf."""
+  size = leaf.shape[dim]
+  if isinstance(held, int) and not isinstance(held, bool):
+    if not 0 <= held <= size:
+      raise ValueError(f'{name}={held} must lie in [0, {size}], its size.')
+    return jax.lax.slice_in_dim(leaf, 0, held, axis=dim)
+  np_or_jnp = jnp if isinstance(held, jax.Array) else np
+  held = np_or_jnp.asarray(held)
+  if held.ndim != 1 or not np.issubdtype(held.dtype, np.integer):
+    raise ValueError(
+      f'{name} must have integer indices [n], not {held.dtype} {held.shape}.'
+    )
+  # `jnp.take` would count negative ones from the end.
+  inside = (held >= 0) & (held < size)
+  index = np_or_jnp.where(inside, held, size).astype(np.int32)
+  return jnp.take(leaf, index, axis=dim, mode='fill', fill_value=0)
+
+
+def axis_names(axes: Axes) -> set[str]:
+  """Returns the names of all axes of a tree."""
+  leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+  return {name for names in leaves for name in names}
+
+
+def select_within(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
+  """Selects from a part of what an allocation is about, as `select`."""
+  return select(tree, axes, within(alloc, axes))
+
+
+def within(alloc: Allocation, axes: Axes) -> dict[str, Any]:
+  """Returns what an allocation says of the axes of a tree."""
+  known = axis_names(axes)
+  return {axis: held for axis, held in alloc.items() if axis in known}
 
 
 def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
@@ -118,12 +171,17 @@ def group_sum(
     axes: Their axes.
     alloc: For each selected axis indices [C, n], or the number n of all.
     delta: Deltas of the clients' selections, leaves [C, ...].
-    weight: Weights [C]; 0 for padding.
+    weight: Weights [C]. A client whose weight is not a number above 0 is left
+      out, whatever its delta: padding has 0.
     selected: Axes along which other groups select; `den` has their size, too.
   """
+  real = (weight > 0) & (weight < jnp.inf)
+  weight = jnp.where(real, weight, 0)
 
   def weighted(x):
-    return x * weight.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
+    spread = lambda w: w.reshape(-1, *[1] * (x.ndim - 1))
+    # Not a product with 0, which is NaN where a delta is not finite.
+    return jnp.where(spread(real), x * spread(weight).astype(x.dtype), 0)
 
   like = coverage_like(theta, axes, {*alloc, *selected})
   own, prefix = split_allocation(alloc)
@@ -144,9 +202,10 @@ def coverage_mean(total: GroupSum) -> Tree:
   Guarantees:
     - A coordinate that nobody holds gets 0.
     - Scaling every weight by one factor changes nothing.
+    - A weight that is not a number gives none: NaN is not nobody.
   """
 
   def mean(num, den):
-    return jnp.where(den > 0, num / jnp.where(den > 0, den, 1), 0)
+    return jnp.where(den != 0, num / jnp.where(den != 0, den, 1), 0)
 
   return jax.tree.map(mean, total.num, total.den)

@@ -125,8 +125,13 @@ class Task:
     the score of no answer. Of `batch`, spans read the context's place. Next
     tokens are judged here, for logits are large: `loss`, `correct` and `count`
     are each text's sums.
+
+    With them comes `finite`: whether all outputs of the example are, those of
+    padding aside. The largest of several NaN is the first.
     """
-    return _PREDICTIONS[self.kind](outputs, jnp.asarray(batch.label))
+    label = jnp.asarray(batch.label)
+    predicted = _PREDICTIONS[self.kind](outputs, label)
+    return {**predicted, 'finite': _finite(self.kind, outputs, label)}
 
 
 def _class_loss(logits_BxK, label_B):
@@ -206,6 +211,16 @@ def _predict_next(logits_BxTxV, label_BxT):
     'correct': jnp.sum(hits_BxT & has_next_BxT, axis=1),
     'count': jnp.sum(has_next_BxT, axis=1),
   }
+
+
+def _finite(kind, outputs, label):
+  finite = jnp.isfinite(outputs)
+  if kind == 'span':
+    token_T = jnp.arange(outputs.shape[1])
+    finite |= (token_T > label[:, 3:] + 1)[..., None]
+  elif kind == 'next_token':
+    finite |= ~_has_next(outputs, label)[..., None]
+  return jnp.all(finite, range(1, finite.ndim))
 
 
 def _mask(logits_BxTx2, kept_BxT):

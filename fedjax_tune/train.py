@@ -1,6 +1,7 @@
 """A run, from an experiment to its results on disk."""
 
 import dataclasses
+import math
 import pathlib
 import re
 import time
@@ -15,6 +16,7 @@ from fedjax_tune import (
   checkpoint,
   config,
   endings,
+  health,
   identity,
   interrupts,
   resuming,
@@ -64,6 +66,8 @@ def train(
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
     Interrupted: A signal came; what was done until then is saved.
+    Diverged: The server's state, or an evaluation, is not finite, or nobody's
+      update is. What is not finite is neither saved nor evaluated.
   """
   console = console or rich_console.Console()
   fields = dataclasses.asdict(experiment)
@@ -112,10 +116,12 @@ def train_rounds(
   Raises:
     Interrupted: A signal came; the round under way was finished and saved.
     StorageError: The folder can no longer be written.
+    Diverged: Something is not finite, see `health.py`.
   """
   setup, experiment = run.setup, run.setup.experiment
   state, meter = run.start(kept)
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
+  health.check_state(state, f'after {start} rounds')
   done, last = start, experiment.rounds
   if start < last:
     # It says that a run is finished.
@@ -132,6 +138,8 @@ def train_rounds(
       lr = building.learning_rate(experiment.local, plan.rnd)
       state, sums = run.engine.round(state, plan, key, lr)
       sums = jax.device_get(sums)
+      if not sums['finite']:
+        health.check_state(state, f'round {plan.rnd}')
       seconds = time.perf_counter() - begin
       meter = run.charge(meter, plan.members)
       record = round_record(plan, sums, meter, seconds)
@@ -139,12 +147,16 @@ def train_rounds(
       done, ends = plan.rnd + 1, signals.asked or plan.rnd + 1 == last
       claim.check()
       writer.write(plan.rnd, record)
+      if not record['train/clients']:
+        eligible = np.flatnonzero(setup.method.eligible(plan.rnd)).tolist()
+        health.check_progress(writer.rows, eligible, over=done == last)
       memory = {'state': state, 'meter': meter}
       saved.save(done, memory, writer.rows, force=bool(ends))
       progress.advance(
         loss=record['train/loss'],
         client_steps_per_s=record['time/client_steps_per_s'],
         accuracy=record.get('eval/accuracy'),
+        rejected=record['train/rejected_clients'],
       )
       if ends:
         break
@@ -165,22 +177,27 @@ def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
 
 def round_record(
   plan: RoundPlan,
-  sums: dict[str, np.ndarray],
+  sums: dict[str, Any],
   meter: dict[str, Any],
   seconds: float,
 ) -> dict[str, Any]:
   """Returns what is written about a round."""
-  count = max(float(sums['count']), 1.0)
+  # Of no example there is no mean.
+  count = float(sums['count']) or math.nan
+  rejected, owners = health.rejected(plan, sums['rejected'])
   return {
     'train/loss': float(sums['loss']) / count,
     'train/accuracy': float(sums['correct']) / count,
+    'train/clients': len(plan.members) - len(rejected),
+    'train/rejected': len(rejected),
+    'train/rejected_clients': rejected,
     'time/round_s': seconds,
     'time/client_steps_per_s': plan.client_steps / seconds,
     'cost/uplink_bytes': int(meter['uplink']),
     'cost/downlink_bytes': int(meter['downlink']),
     'cost/train_flops': int(meter['flops']),
     'time/simulated_s': int(meter['simulated_us']) / 1e6,
-    'coverage/layers': plan.owners,
+    'coverage/layers': owners,
   }
 
 
@@ -221,6 +238,7 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
     if re.fullmatch('eval/[^/]+/accuracy', name)
   }
   rates = [row['time/client_steps_per_s'] for row in rows]
+  rejected = [k for row in rows for k in row.get('train/rejected_clients', ())]
   return {
     'method': e.method,
     'seed': e.seed,
@@ -239,6 +257,8 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
       if name.startswith('metric/')
     },
     'train_loss': last['train/loss'],
+    'rejected': len(rejected),
+    'rejected_clients': sorted(set(rejected)),
     'client_steps_per_s': float(np.median(rates)),
     'compiles': len(run.engine.programs.compiled),
     'uplink_bytes': last['cost/uplink_bytes'],

@@ -91,7 +91,7 @@ def _measure(
     key, rate = jax.random.key(0), jnp.float32(1e-4)
     return client_update(objective, optax.adamw(1.0), local, batches, key, rate)
 
-  local = selection.select(found.theta, found.axes, row)
+  local = selection.select_within(found.theta, found.axes, row)
   jax.block_until_ready(update(local, batch))
   seconds = []
   for _ in range(_REPEATS.value):

@@ -48,6 +48,12 @@ def main(argv: list[str]) -> None:
     f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
     f'results, accuracy.png and coverage.png in {_WORKDIR.value}'
   )
+  if summary['rejected']:
+    clients = ', '.join(map(str, summary['rejected_clients']))
+    console.print(
+      f'{summary["rejected"]} updates were not finite and did not count, of'
+      f' clients {clients}; metrics.jsonl has the rounds'
+    )
 
 
 if __name__ == '__main__':

@@ -90,7 +90,8 @@ def client_cost(
 
 def held_shapes(tree: Tree, axes: Axes, sig: Signature) -> Tree:
   """Returns the shapes of what a client holds of a tree."""
-  hold = lambda t, own: selection.select(t, axes, {**own, **dict(sig.prefix)})
+  prefix = dict(sig.prefix)
+  hold = lambda t, own: selection.select_within(t, axes, {**own, **prefix})
   return jax.eval_shape(hold, tree, allocation_shapes(sig))
 
 

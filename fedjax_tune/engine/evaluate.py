@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import selection
+from fedjax_tune import endings, selection
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.foundation import Models
@@ -36,13 +36,18 @@ def build_evaluate(
       length, so that this costs little.
     batch_size: Examples at a time; the last batch is padded. None is 128, or
       16 where every token has logits over the vocabulary.
+
+  Returns:
+    The evaluation. It raises `Diverged` where outputs or metrics are not
+    finite: the class of largest logit is 0 if all are NaN, and its accuracy
+    looks like one.
   """
   if batch_size is None:
     batch_size = 16 if method.task.kind == 'next_token' else 128
   rows = method.evaluations()
 
   def predict(name, base, theta, batch):
-    local = selection.select(theta, axes, rows[name])
+    local = selection.select_within(theta, axes, rows[name])
     model = foundation.assemble(base, local, rows[name])
     scores = method.predict(name, model, rows[name], batch.inputs)
     return method.task.predict(scores, batch)
@@ -64,10 +69,12 @@ def build_evaluate(
       real = [p[: len(i)] for p, i in zip(pieces, order, strict=True)]
       return np.concatenate(real)[back]
 
-    return {
-      name: corpus.score(jax.tree.map(collect, *jax.device_get(part)))
-      for name, part in parts.items()
-    }
+    found = {}
+    for name, part in parts.items():
+      predicted = jax.tree.map(collect, *jax.device_get(part))
+      found[name] = corpus.score(predicted)
+      _check(name, predicted, found[name])
+    return found
 
   def evaluate(base, theta):
     found = {}
@@ -77,6 +84,25 @@ def build_evaluate(
     return {name: found[name] for name in rows}
 
   return evaluate
+
+
+def _check(
+  name: str,
+  predicted: Mapping[str, np.ndarray],
+  found: Mapping[str, np.ndarray],
+) -> None:
+  """Refuses a model whose outputs, or what is made of them, are not finite."""
+  finite = predicted['finite']
+  if not finite.all():
+    raise endings.Diverged(
+      f'evaluation {name!r}: the outputs of {np.sum(~finite)} of {len(finite)}'
+      ' test examples must be finite.'
+    )
+  for metric, values in found.items():
+    if not np.isfinite(values).all():
+      raise endings.Diverged(
+        f'evaluation {name!r}: {metric}={values.tolist()} must be finite.'
+      )
 
 
 def _batches(

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
+from fedjax_tune.engine import finite
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import allocation_shapes
 from fedjax_tune.engine.group import Signature
@@ -58,7 +59,7 @@ class Engine:
     self._local_opt = local_opt
     self._prox = prox
     self._server_step = jax.jit(build_server_step(method, server_opt))
-    self._reorder = jax.jit(build_reorder(method, axes))
+    self._finish = jax.jit(_build_finish(build_reorder(method, axes)))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     self._ground = jax.jit(ground)
 
@@ -66,7 +67,7 @@ class Engine:
     """Returns the state before the first round."""
     memory = self.method.init_memory(self.theta)
     opt_state = self._server_opt.init(self.theta)
-    state = self._reorder(ServerState(self.theta, opt_state, memory))
+    state, _ = self._finish(ServerState(self.theta, opt_state, memory))
     # Where the sums lie, too; else the first step compiles for itself alone.
     return jax.device_put(state, jax.local_devices()[0])
 
@@ -138,7 +139,7 @@ class Engine:
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
-  ) -> tuple[ServerState, dict[str, jax.Array]]:
+  ) -> tuple[ServerState, dict[str, Any]]:
     """Runs one planned round.
 
     Args:
@@ -148,12 +149,14 @@ class Engine:
       lr: The clients' learning rate.
 
     Returns:
-      The next state, and the clients' metrics summed over the cohort. Neither
-      has been waited for.
+      The next state, and the clients' metrics summed over the cohort; with
+      them `rejected`, for each slab of the plan which clients were left out,
+      bool [C], and `finite`, whether all of the state is. Nothing has been
+      waited for.
     """
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
-    totals, reports = dict(self._zeros), []
+    totals, reports, rejected = dict(self._zeros), [], []
     base, copies = self.base(state), self._copies
     if base is not self.foundation.base:
       copies = self._spread(base)
@@ -167,11 +170,11 @@ class Engine:
       # Slabs of other widths may lie on other sets of devices.
       part, metrics = jax.device_put((part, metrics), jax.local_devices()[0])
       totals[bucket] = self._add(totals[bucket], part)
+      rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
-    return (
-      self._reorder(self._server_step(state, totals)),
-      jax.tree.map(lambda *xs: sum(xs), *reports),
-    )
+    state, is_finite = self._finish(self._server_step(state, totals))
+    sums = jax.tree.map(lambda *xs: sum(xs), *reports)
+    return state, {**sums, 'rejected': rejected, 'finite': is_finite}
 
   def _counted(self, sig: Signature) -> Allocation:
     """Returns the axes along which what a client sends is selected."""
@@ -182,6 +185,18 @@ class Engine:
     """Copies the frozen weights to each set of devices, not once a call."""
     places = {places[0] for places in self._shardings.values()}
     return {place: jax.device_put(base, place) for place in places}
+
+
+def _build_finish(
+  reorder: Callable[[ServerState], ServerState],
+) -> Callable[[ServerState], tuple[ServerState, jax.Array]]:
+  """Builds the end of a round: the next state, and whether it is finite."""
+
+  def finish(state):
+    state = reorder(state)
+    return state, finite.all_finite(state)
+
+  return finish
 
 
 def _placed(sharding: jax.sharding.Sharding, tree: Tree) -> Tree:

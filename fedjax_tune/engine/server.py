@@ -91,6 +91,7 @@ def build_server_step(
 
   Guarantees:
     - Where nobody held a coordinate, neither it nor its optimizer state moves.
+    - If no client counts, nothing moves, not even what the method remembers.
   """
 
   def step(state, totals):
@@ -111,7 +112,10 @@ def build_server_step(
     opt_state = jax.tree.map(
       jnp.where, state_covered, opt_state, state.opt_state
     )
-    return ServerState(theta, opt_state, memory)
+    weights = jax.tree.leaves([total.den for total in totals.values()])
+    some = jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
+    keep = lambda new, old: jnp.where(some, new, old)
+    return jax.tree.map(keep, ServerState(theta, opt_state, memory), state)
 
   return step
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
+from fedjax_tune.engine import finite
 from fedjax_tune.engine.client import client_update
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.selection import GroupSum
@@ -106,6 +107,9 @@ def build_slab_step(
 
   Guarantees:
     - A client of weight 0 adds nothing, and under `map` costs nothing.
+    - Nor does one of which any number is not finite: its delta, what it
+      sends, its factor, its metrics. The metric `rejected`, bool [C], is true
+      of it, and its other metrics are 0.
     - The order of clients, the padding, the schedule and the number of
       devices change nothing but rounding.
   """
@@ -119,7 +123,7 @@ def build_slab_step(
     client_key = jax.random.fold_in(key, client)
     start = method.begin(
       sig,
-      selection.select(theta, axes, alloc),
+      selection.select_within(theta, axes, alloc),
       alloc,
       memory,
       jax.random.fold_in(client_key, _BEGIN),
@@ -128,7 +132,9 @@ def build_slab_step(
       objective, optimizer, start, batches, client_key, lr, prox
     )
     sent = method.upload(sig, start, delta, alloc)
-    return sent, method.weigh(sig, start, delta), metrics
+    factor = method.weigh(sig, start, delta)
+    sound = finite.all_finite((delta, sent, metrics))
+    return sent, jnp.where(sound, factor, jnp.nan), metrics
 
   def train_slab(sig, schedule, shared, slab):
     like, names = method.sums(shared[1], axes)
@@ -141,10 +147,13 @@ def build_slab_step(
         sent, factor, metrics = jax.tree.map(lambda x: x[None], one(*single))
       else:
         sent, factor, metrics = jax.vmap(one)(alloc, ids, batches)
-      real = weight > 0
-      weight = jnp.where(real, weight * factor, 0)
-      metrics = jax.tree.map(lambda m: jnp.where(real, m, 0), metrics)
+      real, weight = weight > 0, weight * factor
+      counts = real & (weight >= 0) & (weight < jnp.inf)
+      weight = jnp.where(counts, weight, 0)
+      metrics = jax.tree.map(lambda m: jnp.where(counts, m, 0), metrics)
+      metrics = {**metrics, 'rejected': real & ~counts}
       held = method.counts({**alloc, **dict(sig.prefix)})
+      held = selection.within(held, names)
       total = selection.group_sum(like, names, held, sent, weight, selected)
       return total, metrics
 

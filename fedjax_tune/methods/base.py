@@ -279,7 +279,7 @@ def refuse_decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
 
 def covered_mean(total: GroupSum) -> Update:
   """Averages each coordinate over its holders; nobody's stay."""
-  covered = jax.tree.map(lambda d: d > 0, total.den)
+  covered = jax.tree.map(lambda d: d != 0, total.den)
   return Update(selection.coverage_mean(total), covered)
 
 

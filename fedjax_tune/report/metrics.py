@@ -6,6 +6,9 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
 `eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
+`train/clients` of a round's clients count; those whose numbers are not finite
+do not, in no sum and no mean: `train/rejected` and, by their ids,
+`train/rejected_clients`.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,9 @@
 """The progress bar of a run, one tick a round."""
 
-from collections.abc import Iterable
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 import datetime
+import math
 from types import TracebackType
 
 from rich import console as rich_console
@@ -11,6 +13,8 @@ from rich import text
 # Without a terminal: seconds between lines, and lines per run at least.
 _LINE_EVERY_S = 10.0
 _MIN_LINES = 10
+# Clients that a line names at most.
+_MAX_IDS = 8
 
 
 class _Bar(rich_progress.Progress):
@@ -80,6 +84,8 @@ class RoundProgress:
     self._start_round = start_round
     self._accuracy: float | None = None
     self._printed_at: float | None = None
+    # How often each client was since the last line.
+    self._rejected: collections.Counter[int] = collections.Counter()
 
   def __enter__(self) -> 'RoundProgress':
     self._task_id = self._bar.add_task(
@@ -102,24 +108,32 @@ class RoundProgress:
     loss: float,
     client_steps_per_s: float,
     accuracy: float | None = None,
+    rejected: Sequence[int] = (),
   ) -> None:
     """Counts one finished round.
 
     Args:
-      loss: Mean training loss of the round.
+      loss: Mean training loss of the round; NaN if nobody's counts.
       client_steps_per_s: Local steps of all clients per second.
       accuracy: Fraction in [0, 1] if the round was evaluated; the last one
         given stays on display.
+      rejected: The clients whose numbers were not finite. Without a terminal,
+        a line tells of all since the line before.
     """
     if accuracy is not None:
       self._accuracy = accuracy
-    parts = [f'loss {loss:.4f}']
+    parts = [f'loss {loss:.4f}' if math.isfinite(loss) else 'loss -']
     if self._accuracy is not None:
       parts.append(f'accuracy {self._accuracy:.1%}')
     parts.append(f'{client_steps_per_s:.1f} client-steps/s')
+    self._rejected.update(rejected)
+    if self._rejected:
+      parts.append(f'rejected {_ids(self._rejected)}')
     self._bar.status = '   '.join(parts)
     self._bar.advance(self._task_id)
-    if not self._live:
+    if self._live:
+      self._rejected.clear()
+    else:
       self._print_line()
 
   def _print_line(self) -> None:
@@ -133,12 +147,22 @@ class RoundProgress:
     if recent and not tenth:
       return
     self._printed_at = now
+    self._rejected.clear()
     head = f'{self._label}  ' if self._label else ''
     line = f'{head}round {done}/{total}   {self._bar.status}'
     line += f'   {_clock(task.elapsed)} gone'
     if done < total and task.time_remaining is not None:
       line += f', {_clock(task.time_remaining)} left'
     self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ids(counts: Mapping[int, int]) -> str:
+  """Names clients: 'client 3', or 'clients 3, 7 (5 times)'."""
+  shown = [str(client) for client in sorted(counts)[:_MAX_IDS]]
+  more = ', ...' if len(counts) > len(shown) else ''
+  times, some = sum(counts.values()), 's' if len(counts) > 1 else ''
+  often = f' ({times} times)' if times > len(counts) else ''
+  return f'client{some} {", ".join(shown)}{more}{often}'
 
 
 def _clock(seconds: float | int | None) -> str:

@@ -1,0 +1,81 @@
+"""What is not finite in a run: whose updates were left out, what ends it."""
+
+from collections.abc import Iterable, Sequence
+import json
+
+import numpy as np
+
+from fedjax_tune import endings
+from fedjax_tune.engine import finite
+from fedjax_tune.engine.plan import RoundPlan
+from fedjax_tune.typing import Tree
+
+
+def rejected(
+  plan: RoundPlan, flags: Sequence[np.ndarray]
+) -> tuple[list[int], np.ndarray]:
+  """Returns whose updates of a round were left out, and who counted.
+
+  Args:
+    plan: The round.
+    flags: For each of its slabs which clients were left out, bool [C].
+
+  Returns:
+    Client ids, sorted, and for each layer how many of the others hold it.
+  """
+  clients, owners = [], np.array(plan.owners)
+  for work, flag in zip(plan.works, flags, strict=True):
+    slab = work.slab
+    for i in np.flatnonzero(flag):
+      clients.append(int(slab.ids[i]))
+      own = slab.alloc.get('layer')
+      held = np.arange(slab.sig['layer']) if own is None else own[i]
+      np.subtract.at(owners, held, 1)
+  return sorted(clients), owners
+
+
+def check_state(state: Tree, when: str) -> None:
+  """Refuses a server's state that is not finite.
+
+  Args:
+    state: What the server keeps from round to round.
+    when: Which state it is, for the message.
+
+  Raises:
+    Diverged: Some number is NaN or infinite.
+  """
+  if names := finite.where_not(state):
+    more = f' and {len(names) - 1} more arrays' if len(names) > 1 else ''
+    raise endings.Diverged(
+      f'{when}: {names[0]}{more} of the server must be finite. Checkpoints'
+      ' before that are as they were.'
+    )
+
+
+def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
+  """Ends a run that cannot go on, as nobody's update is finite.
+
+  One round without any update leaves all as it is, and others may do better.
+  But once every client has been left out since the server last moved, nothing
+  is to be expected of any.
+
+  Args:
+    lines: Those of `metrics.jsonl`, a round each, the last one's too.
+    clients: Who may take part.
+    over: Whether that was the last round.
+
+  Raises:
+    Diverged: All of them were left out, or no update counted in any round.
+  """
+  rows = [json.loads(line) for line in lines.splitlines()]
+  failed: set[int] = set()
+  begin = len(rows)
+  while begin and rows[begin - 1].get('train/clients') == 0:
+    begin -= 1
+    failed |= set(rows[begin]['train/rejected_clients'])
+  if failed and (failed.issuperset(clients) or (over and begin == 0)):
+    raise endings.Diverged(
+      f'round {len(rows) - 1}: since round {begin} no client sent finite'
+      f' numbers: {", ".join(map(str, sorted(failed)))}. Training diverges; try'
+      ' a smaller local.lr, or a local.clip_norm above 0.'
+    )
