@@ -4,6 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from fedjax_tune import (
@@ -199,8 +201,11 @@ def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
   Clipping comes first and weight decay enters the gradient of SGD, as in
   torch; adamw decouples it.
   """
-  clip = optax.clip_by_global_norm(cfg.clip_norm)
-  parts = [clip] if cfg.clip_norm else []
+  clip = [
+    optax.stateless(_refuse_overflow),
+    optax.clip_by_global_norm(cfg.clip_norm),
+  ]
+  parts = clip if cfg.clip_norm else []
   if cfg.optimizer == 'adamw':
     parts.append(optax.adamw(1.0, weight_decay=cfg.weight_decay))
   else:
@@ -209,6 +214,16 @@ def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
     sgd = optax.sgd(1.0, momentum=cfg.momentum or None)
     parts.append(optax.adam(1.0) if cfg.optimizer == 'adam' else sgd)
   return optax.chain(*parts)
+
+
+def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
+  """Makes gradients NaN whose norm is not finite.
+
+  Clipping would make them 0: a client that diverges would seem to stand still.
+  """
+  del params
+  is_finite = jnp.isfinite(optax.tree.norm(grads))
+  return jax.tree.map(lambda g: jnp.where(is_finite, g, jnp.nan), grads)
 
 
 def learning_rate(cfg: config.Local, rnd: int) -> float:

@@ -74,8 +74,14 @@ def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
     begin -= 1
     failed |= set(rows[begin]['train/rejected_clients'])
   if failed and (failed.issuperset(clients) or (over and begin == 0)):
+    last = rows[-1]['round']
+    when = (
+      f'round {last}'
+      if begin + 1 == len(rows)
+      else (f'rounds {rows[begin]["round"]} to {last}')
+    )
     raise endings.Diverged(
-      f'round {len(rows) - 1}: since round {begin} no client sent finite'
-      f' numbers: {", ".join(map(str, sorted(failed)))}. Training diverges; try'
-      ' a smaller local.lr, or a local.clip_norm above 0.'
+      f'{when}: no client sent finite numbers, of clients'
+      f' {", ".join(map(str, sorted(failed)))}. Training diverges; try a smaller'
+      ' local.lr, or a local.clip_norm above 0.'
     )

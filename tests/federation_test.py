@@ -50,7 +50,7 @@ def test_no_shared_shape_depends_on_a_tier():
 def test_a_tier_is_its_model_with_the_shared_cores():
   found = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
   alloc = _alloc(found, 'large', 2)
-  local = selection.select(found.theta, found.axes, alloc)
+  local = selection.select_within(found.theta, found.axes, alloc)
   assert all(x.size == 0 for x in jax.tree.leaves(local['small']))
   images = tiny.batch(tiny.STACK_SIZE, 3).inputs
   got = found.assemble(found.base, local, alloc)(images, np.arange(4))
@@ -71,7 +71,7 @@ def test_one_adapter_a_site():
   large = found.theta['large']['blocks']['extra']
   assert large['up'].shape == (1, 2, 3, 6)
   alloc = _alloc(found, 'large', 2)
-  local = selection.select(found.theta, found.axes, alloc)
+  local = selection.select_within(found.theta, found.axes, alloc)
   images = tiny.batch(tiny.STACK_SIZE, 3).inputs
   got = found.assemble(found.base, local, alloc)(images, np.arange(4))
   # Blocks 0 and 2 have none: there U is zero.

@@ -14,7 +14,7 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune import config, selection
+from fedjax_tune import config, health, selection
 from fedjax_tune.engine import server, step
 from fedjax_tune.methods import BUILDERS, adapters
 
@@ -30,7 +30,10 @@ class Case:
   """
 
   def __init__(self, name):
-    run = tiny.run(tiny.experiment(name))
+    # Numbers, not bytes, so that one program serves sound and broken data.
+    data = tiny.examples(48, tiny.STACK_SIZE)
+    data = dataclasses.replace(data, inputs=_numbers(data.inputs))
+    run = tiny.run(tiny.experiment(name), data=data)
     method, self.traces = _traced(run.method)
     planner = dataclasses.replace(run.planner, method=method)
     self.name = name
@@ -55,6 +58,10 @@ class Case:
       return jax.grad(objective, has_aux=True)(local)
 
     return jax.jit(gradient, static_argnums=0)
+
+
+def _numbers(inputs):
+  return inputs.astype(np.float32)
 
 
 def _traced(method):
@@ -165,7 +172,7 @@ def test_a_round_is_its_slow_twin(case):
   got, sums = run.engine.round(start, planned, case.key, 0.1)
   tiny.assert_close(got.theta, want, **_ROUNDING)
   tiny.assert_close(got.memory, memory, **_ROUNDING)
-  for name in sums:
+  for name in reports[0]:
     total = sum(float(m[name]) for m in reports)
     np.testing.assert_allclose(sums[name], total, rtol=1e-4)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), got.theta, run.theta)
@@ -190,6 +197,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
   sig = tiny.signature(run.method, client)
   rows = [run.method.allocate(rnd, [client])[0] for rnd in range(4)]
   batches = tiny.batch(tiny.STACK_SIZE, 4, 2, 4)
+  batches = batches._replace(inputs=_numbers(batches.inputs))
   ids, weights = (
     np.array([5, 9, 2, -1], np.int32),
     np.array([1, 2, 3, 0], np.float32),
@@ -205,20 +213,24 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     ),
     static_argnums=(0, 1),
   )
-  got, metrics = program(
-    sig,
-    step.Schedule(chunk),
-    run.foundation.base,
-    run.theta,
-    run.method.init_memory(run.theta),
-    alloc,
-    weights[at],
-    ids[at],
-    jax.tree.map(lambda x: x[at], batches),
-    jax.random.fold_in(case.key, 0),
-    np.float32(0.1),
-    np.int32(0),
-  )
+
+  def slab_step(weights, batches):
+    return program(
+      sig,
+      step.Schedule(chunk),
+      run.foundation.base,
+      run.theta,
+      run.method.init_memory(run.theta),
+      alloc,
+      weights[at],
+      ids[at],
+      jax.tree.map(lambda x: x[at], batches),
+      jax.random.fold_in(case.key, 0),
+      np.float32(0.1),
+      np.int32(0),
+    )
+
+  got, metrics = slab_step(weights, batches)
   sent, factors, reports = zip(
     *[
       _slow_client(
@@ -232,6 +244,67 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
   tiny.assert_close(got, want, **_ROUNDING)
   losses = [m['loss'] for m in reports] + [0]
   np.testing.assert_allclose(metrics['loss'], np.array(losses)[at], rtol=1e-4)
+  assert not metrics['rejected'].any()
+  # Client 9's numbers overflow; the one that pads may have any.
+  broken = batches.inputs.at[1, 1].set(3e38).at[3].set(np.nan)
+  got, metrics = slab_step(weights, batches._replace(inputs=broken))
+  np.testing.assert_array_equal(metrics['rejected'], ids[at] == 9)
+  want, rest = slab_step(np.where(ids == 9, 0, weights), batches)
+  tiny.assert_close((got, metrics['loss']), (want, rest['loss']), rtol=1e-6)
+
+
+# -- numbers that are not numbers
+
+
+def _broken(planned, clients):
+  """Puts NaN into the data of some clients, in their last step."""
+  works = []
+  for work in planned.works:
+    hit = np.isin(work.slab.ids, clients)[:, None, None, None, None, None]
+    late = np.arange(2)[:, None, None, None, None] == 1
+    inputs = jnp.where(hit & late, jnp.nan, work.batches.inputs)
+    batches = work.batches._replace(inputs=inputs)
+    works.append(work._replace(batches=batches))
+  return planned._replace(works=works)
+
+
+def _without(planned, clients):
+  """Gives some clients no weight."""
+  works = [
+    w._replace(weight=jnp.where(np.isin(w.slab.ids, clients), 0, w.weight))
+    for w in planned.works
+  ]
+  return planned._replace(works=works)
+
+
+def test_a_client_that_is_not_finite_is_left_out(case):
+  run = case.run
+  planned, state = run.planner.plan(1), run.engine.init()
+  for client, _ in planned.members:
+    broken, rest = (f(planned, [client]) for f in (_broken, _without))
+    got, sums = run.engine.round(state, broken, case.key, 0.1)
+    want, others = run.engine.round(state, rest, case.key, 0.1)
+    tiny.assert_close(got, want, rtol=1e-6)
+    assert sums['finite']
+    for name in set(sums) - {'finite', 'rejected'}:
+      np.testing.assert_allclose(sums[name], others[name], rtol=1e-6)
+    rejected, _ = health.rejected(broken, jax.device_get(sums['rejected']))
+    assert rejected == [client]
+    assert not any(x.any() for x in others['rejected'])
+
+
+def test_a_round_of_broken_clients_leaves_all_as_it_is(case):
+  run = case.run
+  state = run.rounds(1)
+  planned = run.planner.plan(1)
+  everyone = [client for client, _ in planned.members]
+  got, sums = run.engine.round(state, _broken(planned, everyone), case.key, 0.1)
+  tiny.assert_equal(got, state)
+  rejected, owners = health.rejected(planned, jax.device_get(sums['rejected']))
+  assert rejected == everyone
+  assert not owners.any()
+  assert sums['finite']
+  assert sums['count'] == 0
 
 
 def test_one_compile_per_signature(case, caplog):
@@ -296,8 +369,9 @@ def test_adjoint(case, data):
 @functools.cache
 def _adjoint_pair(case, sig):
   theta, axes, prefix = case.run.theta, case.run.axes, dict(sig.prefix)
-  one = lambda x, own: selection.select(x, axes, {**own, **prefix})
-  back = lambda own, y: selection.scatter_sum(theta, axes, {**own, **prefix}, y)
+  held = lambda own: selection.within({**own, **prefix}, axes)
+  one = lambda x, own: selection.select(x, axes, held(own))
+  back = lambda own, y: selection.scatter_sum(theta, axes, held(own), y)
   return jax.jit(jax.vmap(one, (None, 0), axis_size=3)), jax.jit(back)
 
 
@@ -361,10 +435,11 @@ def _totals(run, cohort, rows):
   zero = selection.zero_sum(like, axes, selected)
   totals = {run.method.bucket(sig): zero for sig in sigs}
   for client, row in zip(cohort, rows, strict=True):
-    hold = lambda tree, row=row: selection.select(tree, axes, row)
+    hold = lambda tree, row=row: selection.select_within(tree, axes, row)
     local = jax.eval_shape(hold, like)
     delta = tiny.noise(jax.tree.map(jnp.zeros_like, local), client)
     lead = lambda x: jnp.asarray(x)[None]
+    row = selection.within(row, axes)
     part = selection.group_sum(
       like,
       axes,
