@@ -18,7 +18,17 @@ _SIZES = {
 }
 
 
-def test_masked_gradients_move_what_the_mask_admits():
+def _half_of_heads(rng, shape):
+  del rng
+  return np.broadcast_to(np.arange(shape[-1]) < shape[-1] // 2, shape)
+
+
+def test_masked_gradients_move_what_the_mask_admits(monkeypatch):
+  # Heads as narrow as the model's have no mask of the authors'.
+  queries = ('attn.q', 'attn.k')
+  preset = dict(masks.PRESETS['paper_vit'])
+  preset[queries] = masks.Masked(('heads', 'qk_dim'), _half_of_heads)
+  monkeypatch.setitem(masks.PRESETS, 'paper_vit', preset)
   run = tiny.vit_run(
     'raffm', mode='mask', space='paper_vit', embed=(1.0,), layers=(1.0,)
   )
@@ -95,16 +105,40 @@ def test_text_masks_are_prefixes_of_the_authors_sizes(preset):
 
 
 def test_vision_masks_are_the_authors():
-  heads = {32, 37, 42, 48, 53, 58}
-  drawn, sums = _mask_counts('paper_vit', ('attn.q', 'attn.k'), 64)
-  assert sums == heads
-  assert np.all(np.diff(drawn) <= 0)
+  drawn, sums = _mask_counts('paper_vit', ('attn.q', 'attn.k'), 12 * 64)
+  assert sums == {12 * n for n in (32, 37, 42, 48, 53, 58)}
+  by_head = drawn.reshape(-1, 12, 64)
+  assert np.all(np.diff(by_head) <= 0)
+  assert np.all(by_head == by_head[:, :1])
   for path, size in (('attn.proj', 768), ('mlp.fc1', 768), ('mlp.fc2', 3072)):
     drawn, sums = _mask_counts('paper_vit', (path,), size)
-    assert sums == {int(r * size) for r in (0.6, 0.7, 0.8, 0.85, 0.9)}
+    # What sme.py leaves out is int((1 - share) * size).
+    want = {
+      768: {461, 538, 615, 653, 692},
+      3072: {1844, 2151, 2458, 2612, 2765},
+    }
+    assert sums == want[size]
     # Inputs at random: not the same ones, nor the first ones.
     assert np.ptp(drawn.mean(0)) < 0.4
     assert abs(drawn.mean() - 0.77) < 0.05
+
+
+def test_heads_of_a_large_vit_are_the_authors():
+  large = {**_SIZES, 'heads': 16, 'embed': 1024, 'layer': 24}
+  extraction = masks.Masks(large, 'paper_vit')
+  rows = [extraction.allocate(0, rnd, [0, 1]) for rnd in range(8)]
+  found = np.stack(
+    [row['mask.attn.q+attn.k'] for pair in rows for row in pair]
+  ).reshape(-1, 16, 64)
+  assert set(found.sum(-1).ravel().tolist()) == {24, 28, 32, 36, 40, 44, 64}
+
+
+@pytest.mark.parametrize('share', [0.6, 0.7, 0.8, 0.85, 0.9, 1 / 3])
+@pytest.mark.parametrize('size', [1, 7, 64, 100, 768])
+def test_what_a_mask_leaves_out_is_rounded_down(share, size):
+  zeros, ones = int((1 - share) * size), size - int((1 - share) * size)
+  assert masks.admitted(share, size) == ones
+  assert zeros <= (1 - share) * size < zeros + 1
 
 
 def test_layers_do_not_share_a_mask():

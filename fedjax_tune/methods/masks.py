@@ -4,7 +4,9 @@ github.com/yusx-swapp/fedlib, demo/RaFFM/utils/sme.py. Every client computes
 with all weights; in its subnetwork's complement gradients are zero, layer by
 layer. Nothing is saved: it is here to be compared. Biases, values, norms and
 embeddings always train, and weight decay moves masked weights too, as there.
-Unlike there, all of BERT's pooler trains as well.
+Unlike there, all of BERT's pooler trains as well, and each layer of DistilBERT
+has its own mask: their hooks share a variable, so that all of them read what
+the last layer drew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +32,8 @@ class Masked:
   """How kernels of linear maps are masked.
 
   Attributes:
-    dims: Names of the masked axes: the kernel's last one, its outputs, or all
-      before that, its inputs.
+    dims: Names of the masked axes: the kernel's last ones, of its outputs, or
+      all before its last one, its inputs.
     draw: Draws a layer's mask over them.
     inputs: Which of the two.
   """
@@ -52,16 +54,28 @@ def _first(counts: Sequence[int]) -> Draw:
 
 
 def _first_of_heads(rng: np.random.Generator, shape: tuple) -> np.ndarray:
-  """The first floor((384 + 64 i) / 768 of a head), i = 0..5."""
-  share = (384 + 64 * rng.integers(6)) / 768
-  return np.arange(shape[-1]) < int(share * shape[-1])
+  """The first floor((384 + 64 i) / H) channels of each head, i = 0..5."""
+  heads, width = shape
+  count = int((384 + 64 * rng.integers(6)) / heads)
+  return np.broadcast_to(np.arange(width) < count, shape)
 
 
 def _random_share(rng: np.random.Generator, shape: tuple) -> np.ndarray:
   """A random subset, of 60, 70, 80, 85 or 90 %."""
   size = int(np.prod(shape))
-  count = int(rng.choice([0.6, 0.7, 0.8, 0.85, 0.9]) * size)
-  return (rng.permutation(size) < count).reshape(shape)
+  share = rng.choice([0.6, 0.7, 0.8, 0.85, 0.9])
+  return (rng.permutation(size) < admitted(share, size)).reshape(shape)
+
+
+def admitted(share: float, size: int) -> int:
+  """Returns how many inputs a mask admits.
+
+  What is left out is rounded down, as the authors do:
+
+  >>> admitted(0.8, 768)
+  615
+  """
+  return size - int((1 - share) * size)
 
 
 _QK = _first(range(32, 81, 4))
@@ -69,7 +83,8 @@ _ROWS = _first((128, 256, 320, 428, 512, 728, 1024, 2048, 3072))
 _BERT_QK = {('attn.q', 'attn.k'): Masked(('qk_dim',), _QK)}
 
 # Preset -> linear maps of a block that share a mask -> that mask. Counts are
-# the authors', made for a width of 768 and heads of 64.
+# the authors', made for a width of 768 and heads of 64; a model that has less
+# is not masked there.
 PRESETS: dict[str, dict[tuple[str, ...], Masked]] = {
   'paper_bert': _BERT_QK
   | {
@@ -79,7 +94,7 @@ PRESETS: dict[str, dict[tuple[str, ...], Masked]] = {
   },
   'paper_distilbert': _BERT_QK | {('mlp.fc1',): Masked(('ffn',), _ROWS)},
   'paper_vit': {
-    ('attn.q', 'attn.k'): Masked(('qk_dim',), _first_of_heads),
+    ('attn.q', 'attn.k'): Masked(('heads', 'qk_dim'), _first_of_heads),
     ('attn.proj',): Masked(('heads', 'v_dim'), _random_share, inputs=True),
     ('mlp.fc1',): Masked(('embed',), _random_share, inputs=True),
     ('mlp.fc2',): Masked(('ffn',), _random_share, inputs=True),
@@ -135,7 +150,7 @@ class Masks:
     for paths, masked in PRESETS[self.preset].items():
       mask = jnp.asarray(alloc[row_key(paths)])
       for path in paths:
-        blocks = _stop(blocks, path, mask, inputs=masked.inputs)
+        blocks = _stop(blocks, path, mask, masked)
     return {**local, 'blocks': blocks}
 
 
@@ -144,13 +159,17 @@ def row_key(paths: tuple[str, ...]) -> str:
   return f'mask.{"+".join(paths)}'
 
 
-def _stop(blocks: Tree, path: str, mask: jax.Array, *, inputs: bool) -> Tree:
+def _stop(blocks: Tree, path: str, mask: jax.Array, masked: Masked) -> Tree:
   module, name = path.split('.')
   linear: Any = blocks[module][name]
-  layers, *rows, columns = linear['kernel'].shape
-  shape = (*rows, 1) if inputs else (*[1] * len(rows), columns)
-  trains = mask.reshape(layers, *shape) > 0
   kernel = linear['kernel']
+  layers, *shape = kernel.shape
+  if masked.inputs:
+    shape[-1] = 1
+  else:
+    others = len(shape) - len(masked.dims)
+    shape[:others] = [1] * others
+  trains = mask.reshape(layers, *shape) > 0
   kernel = jnp.where(trains, kernel, jax.lax.stop_gradient(kernel))
   masked = {**linear, 'kernel': kernel}
   return {**blocks, module: {**blocks[module], name: masked}}

@@ -1,4 +1,4 @@
-"""PruneFL as RaFFM's authors ran it.
+"""PruneFL as RaFFM's authors describe it.
 
 Jiang et al., "Model Pruning Enables Efficient Federated Learning on Edge
 Devices", arXiv 1909.12326, scores parameters by their gradients and lets
@@ -8,9 +8,15 @@ PruneFL/pruner.py) is simpler: before each round the server sets small weights
 to zero, by magnitude; clients then train and send all weights, so that pruned
 ones come back. This saves neither computing nor traffic.
 
-Differences: their script evaluates before it prunes, here the pruned model is
-evaluated, the one that clients get next; and their names of the linear maps
-decide how each is pruned, here its role in the block does, the same for a ViT.
+**Their script does not train what it prunes.** `prunefl` copies the model, prunes
+the original and returns the copy, which the script goes on with: the released
+baseline is plain FedAvg of full models, `all_large` here. This method is what
+it was to be, with its two rules and their values.
+
+Other differences: their script evaluates before it prunes, here the pruned
+model is evaluated, the one that clients get next; and their names of the linear
+maps decide how each is pruned, here its role in the block does, the same for a
+ViT.
 """
 
 from collections.abc import Callable, Mapping
