@@ -4,10 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from fedjax_tune import (
   adapted,
   config,
@@ -193,39 +189,3 @@ def _build_federation(
     options.sites,
     every_block=options.every_block,
   )
-
-
-def local_optimizer(cfg: config.Local) -> optax.GradientTransformation:
-  """Builds the clients' optimizer for learning rate 1.
-
-  Clipping comes first and weight decay enters the gradient of SGD, as in
-  torch; adamw decouples it.
-  """
-  clip = [
-    optax.stateless(_refuse_overflow),
-    optax.clip_by_global_norm(cfg.clip_norm),
-  ]
-  parts = clip if cfg.clip_norm else []
-  if cfg.optimizer == 'adamw':
-    parts.append(optax.adamw(1.0, weight_decay=cfg.weight_decay))
-  else:
-    decay = optax.add_decayed_weights(cfg.weight_decay)
-    parts += [decay] if cfg.weight_decay else []
-    sgd = optax.sgd(1.0, momentum=cfg.momentum or None)
-    parts.append(optax.adam(1.0) if cfg.optimizer == 'adam' else sgd)
-  return optax.chain(*parts)
-
-
-def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
-  """Makes gradients NaN whose norm is not finite.
-
-  Clipping would make them 0: a client that diverges would seem to stand still.
-  """
-  del params
-  is_finite = jnp.isfinite(optax.tree.norm(grads))
-  return jax.tree.map(lambda g: jnp.where(is_finite, g, jnp.nan), grads)
-
-
-def learning_rate(cfg: config.Local, rnd: int) -> float:
-  """Returns the clients' learning rate in a round."""
-  return cfg.lr * cfg.decay ** (rnd // cfg.decay_every)

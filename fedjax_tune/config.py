@@ -162,6 +162,12 @@ class Local:
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
     decay: The learning rate of round t is lr * decay**(t // decay_every).
     decay_every: Rounds from one decay to the next.
+    schedule: How it goes on within a client's round, over the client's own
+      steps: 'constant', 'linear' or 'cosine' (towards 0), or 'exponential'
+      (times `gamma` after each local epoch).
+    gamma: Of the exponential schedule.
+    decay_mask: What weight decay is about: 'all' that trains, or
+      'no_bias_norm', as in Hugging Face's `Trainer`.
   """
 
   optimizer: str = 'sgd'
@@ -176,6 +182,9 @@ class Local:
   prox: float = 0.0
   decay: float = 1.0
   decay_every: int = 1
+  schedule: str = 'constant'
+  gamma: float = 0.95
+  decay_mask: str = 'all'
 
 
 @dataclasses.dataclass
@@ -185,7 +194,8 @@ class Server:
   Attributes:
     optimizer: 'fedavg', 'fedavgm', 'fedadam', 'fedyogi' or 'fedadagrad'
       (arXiv 2003.00295).
-    momentum: Of fedavgm, and beta1 of the adaptive ones.
+    momentum: Of fedavgm, and beta1 of fedadam and fedyogi; fedadagrad has none,
+      as in the paper's experiments.
     beta2: Second-moment decay of fedadam and fedyogi.
     eps: tau of the adaptive ones.
     weighting: 'uniform' (FedRA's authors) or 'examples'.

@@ -156,6 +156,9 @@ RULES = {
   'local.prox': at_least(0),
   'local.decay': _DECAY,
   'local.decay_every': at_least(1),
+  'local.schedule': one_of('constant', 'linear', 'cosine', 'exponential'),
+  'local.gamma': _DECAY,
+  'local.decay_mask': one_of('all', 'no_bias_norm'),
   'server.optimizer': one_of(
     'fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad'
   ),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import build, checkpoint, endings, snapshot
+from fedjax_tune import build, checkpoint, endings, local_optimizer, snapshot
 from fedjax_tune.engine import server
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
@@ -37,9 +37,10 @@ class Run:
       setup.method,
       setup.theta,
       setup.axes,
-      build.local_optimizer(e.local),
+      local_optimizer.build(e.local),
       server.optimizer(e.server),
       prox=e.local.prox,
+      schedule=local_optimizer.schedule(e.local),
     )
     self.widths = setup.planner.widths
     self.batch_shapes = {sig: self._batch_shapes(sig) for sig in self.widths}

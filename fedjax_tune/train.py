@@ -19,6 +19,7 @@ from fedjax_tune import (
   health,
   identity,
   interrupts,
+  local_optimizer,
   resuming,
   snapshot,
   unread,
@@ -135,7 +136,7 @@ def train_rounds(
   ):
     for plan in prefetch(setup.planner.plan, range(start, last)):
       begin = time.perf_counter()
-      lr = building.learning_rate(experiment.local, plan.rnd)
+      lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
       state, sums = run.engine.round(state, plan, key, lr)
       sums = jax.device_get(sums)
       if not sums['finite']:

@@ -109,6 +109,12 @@ def _disagreements(experiment: config.Experiment) -> Iterator[str]:
       f'tiers.joins={experiment.tiers.joins} must lie below rounds='
       f'{experiment.rounds}.'
     )
+  local = experiment.local
+  if local.schedule == 'exponential' and local.steps:
+    yield (
+      f"local.schedule='exponential' falls with each local epoch, so that"
+      f' local.steps={local.steps} must be 0.'
+    )
   cfg = experiment.clients
   if cfg.divide_objects and not cfg.partition.startswith('domain'):
     yield (

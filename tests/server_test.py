@@ -43,8 +43,10 @@ def test_adaptive_is_algorithm_2(name):
   )
   deltas = _deltas()
   x, m, v = np.ones(5), np.zeros(5), np.full(5, cfg.eps**2)
+  # Section 5: Adagrad knows no momentum.
+  beta1 = 0 if name == 'fedadagrad' else cfg.momentum
   for delta in deltas:
-    m = cfg.momentum * m + (1 - cfg.momentum) * delta
+    m = beta1 * m + (1 - beta1) * delta
     v = _ADAPTIVE[name](v, delta**2, cfg.beta2)
     x = x + cfg.lr * m / (np.sqrt(v) + cfg.eps)
   state = _run(cfg, deltas)

@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 from fedjax_tune import (
-  build,
   config,
   federation,
   foundation,
+  local_optimizer,
   method_config,
   tasks,
 )
@@ -301,7 +301,7 @@ class Run:
   @property
   def local_opt(self) -> optax.GradientTransformation:
     """The clients' optimizer."""
-    return build.local_optimizer(self.experiment.local)
+    return local_optimizer.build(self.experiment.local)
 
   @functools.cached_property
   def engine(self) -> round_lib.Engine:
@@ -315,6 +315,7 @@ class Run:
       self.local_opt,
       server.optimizer(e.server),
       prox=e.local.prox,
+      schedule=local_optimizer.schedule(e.local),
     )
     batches = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),

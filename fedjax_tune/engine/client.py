@@ -30,6 +30,9 @@ class Batch(NamedTuple):
 # (local, batch, key) -> (loss, metrics); metrics are sums, never means.
 Objective = Callable[[Tree, Batch, jax.Array], tuple[jax.Array, Any]]
 
+# (step, steps) -> factor of the learning rate at a local step of the client's.
+RateSchedule = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 def client_update(
   objective: Objective,
@@ -39,6 +42,7 @@ def client_update(
   key: jax.Array,
   lr: jax.Array,
   prox: float = 0.0,
+  schedule: RateSchedule | None = None,
 ) -> tuple[Tree, Any]:
   """Trains one client's selection on its batches.
 
@@ -50,6 +54,8 @@ def client_update(
       without any valid example changes nothing.
     key: The client's key of this round.
     lr: Learning rate of this round.
+    schedule: How it falls from step to step; None keeps it. The steps of a
+      client are those with examples, the first of S.
     prox: FedProx coefficient mu of mu/2 ||w - start||^2 (arXiv 1812.06127).
 
   Returns:
@@ -65,13 +71,16 @@ def client_update(
       pull = lambda g, w, w0: g + prox * (w - w0)
       grads = jax.tree.map(pull, grads, local, start)
     updates, new_state = optimizer.update(grads, state, local)
-    new_local = jax.tree.map(lambda w, u: w + lr * u, local, updates)
+    rate = lr if schedule is None else lr * schedule(index, total)
+    new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)
     real = jnp.any(batch.valid)
     keep = lambda new, old: jnp.where(real, new, old)
     carry = jax.tree.map(keep, (new_local, new_state), (local, state))
     return carry, metrics
 
   steps = jnp.arange(batches.valid.shape[0])
+  # Padding is a client, too, of no steps.
+  total = jnp.maximum(jnp.sum(jnp.any(batches.valid, -1)), 1)
   carry = (start, optimizer.init(start))
   (end, _), metrics = jax.lax.scan(step, carry, (steps, batches))
   delta = jax.tree.map(jnp.subtract, end, start)

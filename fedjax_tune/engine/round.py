@@ -10,7 +10,7 @@ import optax
 
 from fedjax_tune import selection
 from fedjax_tune.engine import finite
-from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.client import Batch, RateSchedule
 from fedjax_tune.engine.cost import allocation_shapes
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import RoundPlan
@@ -50,6 +50,7 @@ class Engine:
     server_opt: optax.GradientTransformation,
     *,
     prox: float = 0.0,
+    schedule: RateSchedule | None = None,
   ) -> None:
     self.foundation = foundation
     self.method = method
@@ -58,6 +59,7 @@ class Engine:
     self._server_opt = server_opt
     self._local_opt = local_opt
     self._prox = prox
+    self._schedule = schedule
     self._server_step = jax.jit(build_server_step(method, server_opt))
     self._finish = jax.jit(_build_finish(build_reorder(method, axes)))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
@@ -132,6 +134,7 @@ class Engine:
       self._local_opt,
       self.axes,
       prox=self._prox,
+      schedule=self._schedule,
       selected=selected,
     )
     self.programs = Programs(step)

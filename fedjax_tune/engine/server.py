@@ -67,7 +67,12 @@ def _mix(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
 def _adaptive(
   cfg: config.Server, second: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
-  """Algorithm 2 of arXiv 2003.00295: x += lr * m / (sqrt(v) + tau)."""
+  """Algorithm 2 of arXiv 2003.00295: x += lr * m / (sqrt(v) + tau).
+
+  FedAdagrad has beta1 = 0 in the paper's experiments (section 5), since
+  Adagrad knows no momentum.
+  """
+  beta1 = 0.0 if cfg.optimizer == 'fedadagrad' else cfg.momentum
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -76,7 +81,7 @@ def _adaptive(
 
   def update(grads, state, params=None):
     del params
-    mu = jax.tree.map(lambda m, g: _mix(cfg.momentum, m, g), state.mu, grads)
+    mu = jax.tree.map(lambda m, g: _mix(beta1, m, g), state.mu, grads)
     nu = jax.tree.map(lambda v, g: second(v, g**2), state.nu, grads)
     move = lambda m, v: -cfg.lr * m / (jnp.sqrt(v) + cfg.eps)
     return jax.tree.map(move, mu, nu), AdaptiveState(mu, nu)

@@ -18,7 +18,7 @@ import optax
 
 from fedjax_tune import selection
 from fedjax_tune.engine import finite
-from fedjax_tune.engine.client import client_update
+from fedjax_tune.engine.client import RateSchedule, client_update
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Allocation, Axes, Tree
@@ -86,6 +86,7 @@ def build_slab_step(
   axes: Axes,
   *,
   prox: float = 0.0,
+  schedule: RateSchedule | None = None,
   selected: Collection[str] = (),
 ) -> SlabStep:
   """Builds the program of a slab.
@@ -96,6 +97,7 @@ def build_slab_step(
     optimizer: The clients', for learning rate 1.
     axes: Axes of theta.
     prox: FedProx coefficient.
+    schedule: How the learning rate falls from one local step to the next.
     selected: Axes along which what any client of the run sends is selected.
 
   Returns:
@@ -129,7 +131,7 @@ def build_slab_step(
       jax.random.fold_in(client_key, _BEGIN),
     )
     delta, metrics = client_update(
-      objective, optimizer, start, batches, client_key, lr, prox
+      objective, optimizer, start, batches, client_key, lr, prox, schedule
     )
     sent = method.upload(sig, start, delta, alloc)
     factor = method.weigh(sig, start, delta)
