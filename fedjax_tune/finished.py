@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -18,6 +17,7 @@ from fedjax_tune import (
   endings,
   foundation,
   identity,
+  json_files,
   selection,
   snapshot,
 )
@@ -142,23 +142,34 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
     if not path.exists():
       what = 'has no run' if name == 'config.json' else 'is not a finished run'
       raise FileNotFoundError(f'workdir={workdir} {what}: no {name}.')
-    found.append(json.loads(path.read_text()))
+    found.append(json_files.read_object(path))
   fields, summary = found
   experiment = config.Experiment()
-  _fill(experiment, fields)
-  if summary['rounds'] < experiment.rounds:
+  _fill(experiment, fields, str(workdir / 'config.json'))
+  done = summary.get('rounds')
+  if type(done) is not int:
     raise ValueError(
-      f'workdir={workdir} is not a finished run: {summary["rounds"]} of'
+      f'{workdir / "summary.json"}: rounds={done!r} must be a whole number.'
+    )
+  if done < experiment.rounds:
+    raise ValueError(
+      f'workdir={workdir} is not a finished run: {done} of'
       f' {experiment.rounds} rounds; go on with launch.train --resume.'
     )
   return experiment
 
 
-def _fill(section: Any, fields: Mapping[str, Any]) -> None:
-  """Sets fields read from JSON; unknown ones are found by validation."""
+def _fill(section: Any, fields: Mapping[str, Any], place: str) -> None:
+  """Sets fields read from JSON; their types are found by validation."""
   for name, value in fields.items():
+    # Any other attribute, such as __class__, is not the file's to set.
+    if name not in vars(section):
+      raise ValueError(f'{place}: {name!r} is not a field.')
+    held = getattr(section, name)
+    if dataclasses.is_dataclass(held) != isinstance(value, dict):
+      raise ValueError(f'{place}: {name!r} must be like {held!r:.60}.')
     if isinstance(value, dict):
-      _fill(getattr(section, name), value)
+      _fill(held, value, f'{place}: {name}')
     else:
       value = tuple(value) if isinstance(value, list) else value
       setattr(section, name, value)

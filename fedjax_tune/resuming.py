@@ -1,12 +1,11 @@
 """Where a run goes on, and what has to be as it was."""
 
-import json
 import os
 import pathlib
 
 from rich import console as rich_console
 
-from fedjax_tune import build, checkpoint, identity, snapshot
+from fedjax_tune import build, checkpoint, identity, json_files, snapshot
 from fedjax_tune.report import metrics
 
 PARTITION = 'partition.json'
@@ -70,7 +69,7 @@ def check_partition(
   if not path.exists():
     return
   try:
-    there = json.loads(path.read_text())
+    there = json_files.read(path)
   except ValueError:
     there = None
   if there != identity.partition(setup):

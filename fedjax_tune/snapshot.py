@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from fedjax_tune import json_files
+
 _STATE, _ROWS, _ABOUT = 'state.safetensors', 'metrics.jsonl', 'about.json'
 # What a killed process was about to write, or to delete.
 _WRITING, _OLD = '.writing-', '.old-'
@@ -89,7 +91,7 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
   """
   place = folder / str(rounds)
   try:
-    about = json.loads((place / _ABOUT).read_text())
+    about = json_files.read(place / _ABOUT)
     seal = about.pop('seal')
     kept_rounds, run, hashes = about['rounds'], about['run'], about['files']
   except OSError as error:

@@ -10,7 +10,7 @@ import pathlib
 import socket
 from typing import IO, Any
 
-from fedjax_tune import config, endings, snapshot
+from fedjax_tune import config, endings, json_files, snapshot
 
 _LOCK, _CONFIG = '.lock', 'config.json'
 
@@ -180,7 +180,7 @@ def _take(workdir: pathlib.Path, lock: IO[str]) -> None:
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """Reads an experiment's fields."""
   try:
-    found = json.loads(path.read_text())
+    found = json_files.read(path)
   except ValueError as error:
     raise ValueError(f'{path} must hold an experiment: {error}.') from error
   if not isinstance(found, dict):

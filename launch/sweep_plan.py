@@ -54,7 +54,7 @@ def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
       f'methods: {entry!r} must read [LABEL=]NAME[:FIELD=VALUE]...'
     )
   label = label or '_'.join([method, *map(_slug, fields)])
-  if not re.fullmatch(r'[\w.-]+', label):
+  if not re.fullmatch(r'\w[\w.-]*', label):
     raise ValueError(f'methods: label {label!r} cannot name a folder.')
   return label, (f'method={method}', *fields)
 

@@ -17,8 +17,9 @@ from PIL import Image
 import pytest
 from rich import console as rich_console
 import tensorflow_datasets as tfds
+import tiny_text
 
-from fedjax_tune import config, json_files
+from fedjax_tune import config, finished, json_files
 from fedjax_tune.data import (
   archive,
   builders,
@@ -29,9 +30,11 @@ from fedjax_tune.data import (
   nico,
   orange_text,
   svg,
+  tokens,
 )
 from fedjax_tune.models import packaged
 from fedjax_tune.report import plots, tables
+from launch import sweep_plan
 
 _MIB = 1 << 20
 
@@ -440,6 +443,60 @@ def test_a_drawing_has_a_sane_size(box):
     ValueError, match=r"drawing 'it': box .* must be left, top"
   ):
     emoji_styles.render(icons, 'it', 8)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'__class__': {'rounds': 1}}, "config.json: '__class__' is not a field"),
+    (
+      {'data': {'__init__': {'__globals__': {'x': 1}}}},
+      "config.json: data: '__init__' is not a field",
+    ),
+    ({'data': 1}, "config.json: 'data' must be like Data"),
+    ({'rounds': {'__class__': 1}}, "config.json: 'rounds' must be like 100"),
+  ],
+)
+def test_a_run_sets_nothing_but_its_fields(fields, message, tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  (tmp_path / 'summary.json').write_text('{"rounds": 100}')
+  with pytest.raises(ValueError, match=message):
+    finished.load(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'summary.json'])
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (100_000 * '[', 'nested too deeply'),
+    ('{', 'not valid JSON'),
+    ('[]', 'must hold a JSON object'),
+  ],
+)
+def test_a_run_whose_files_are_not_its_own(name, text, message, tmp_path):
+  for file in ('config.json', 'summary.json'):
+    (tmp_path / file).write_text('{}')
+  (tmp_path / name).write_text(text)
+  with pytest.raises(ValueError, match=f'{name}.*{message}'):
+    finished.load(tmp_path)
+
+
+def test_vocabulary_with_settings_without_end(tmp_path):
+  folder = tiny_text.write_vocab(tmp_path)
+  (folder / 'tokenizer_config.json').write_text(100_000 * '[')
+  with pytest.raises(ValueError, match=r'tokenizer_config\.json is nested'):
+    tokens.load(folder)
+  (folder / 'tokenizer.json').write_text(100_000 * '[')
+  with pytest.raises(ValueError, match=r'tokenizer\.json is not a tokenizer'):
+    tokens.load(folder)
+
+
+@pytest.mark.parametrize(
+  'label', ['..', '.', '../x', '/x', '-x', 'a/b', '.x', 'a\n', '$(x)', 'a b']
+)
+def test_labels_of_a_sweep_stay_in_its_folder(label, tmp_path):
+  with pytest.raises(ValueError, match=r'must read|cannot name'):
+    sweep_plan.plan('x.py', f'{label}=fedra', ['0'], [], tmp_path)
 
 
 # Markup of rich, of mathtext and of Markdown, a label that matplotlib leaves
