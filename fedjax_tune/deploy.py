@@ -69,6 +69,25 @@ def score(found: Mapping[str, np.ndarray]) -> float:
   return float(np.mean(next(iter(found.values()))))
 
 
+def check_folder(folder: pathlib.Path) -> None:
+  """Checks that a folder may get what is deployed.
+
+  Raises:
+    FileExistsError: It has files, and none that tells of an earlier time.
+    NotADirectoryError: It is no folder.
+  """
+  if not folder.exists():
+    return
+  if not folder.is_dir():
+    raise NotADirectoryError(f'out={folder} must be a folder.')
+  names = sorted(p.name for p in folder.iterdir() if p.name[0] != '.')
+  if names and not set(names) & {_RECORD, 'curve.json', 'box.json'}:
+    raise FileExistsError(
+      f'out={folder} has files of something else ({", ".join(names[:3])});'
+      ' choose a new or an empty folder.'
+    )
+
+
 def write(
   trained: finished.Trained,
   row: Row,
@@ -88,13 +107,10 @@ def write(
     What `deploy.json` holds.
 
   Raises:
-    FileExistsError: The folder has a `config.json` that is not from here.
+    FileExistsError, NotADirectoryError: As `check_folder`.
   """
   folder = pathlib.Path(folder)
-  if (folder / 'config.json').exists() and not (folder / _RECORD).exists():
-    raise FileExistsError(
-      f'out={folder} has a config.json of something else; choose another.'
-    )
+  check_folder(folder)
   held, setup = trained.held(row), trained.setup
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}

@@ -106,6 +106,7 @@ def _extract(
 def _compare(
   trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
+  deploy.check_folder(out)
   seed, budget = _SEED.value, _BUDGET.value
   priority = _PRIORITY.value or 'qk+vo+ffn'
   drawn = subnetworks.draw(trained, _SAMPLES.value, seed, budget)

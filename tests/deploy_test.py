@@ -380,6 +380,24 @@ def test_other_folders_are_left_alone(text_run):
   assert (workdir / 'config.json').read_text() == before
 
 
+def test_a_folder_that_may_be_written(tmp_path):
+  folder, file = tmp_path / 'out', tmp_path / 'file'
+  file.touch()
+  with pytest.raises(NotADirectoryError, match='file must be a folder'):
+    deploy.check_folder(file)
+  deploy.check_folder(folder)
+  folder.mkdir()
+  (folder / '.hidden').touch()
+  deploy.check_folder(folder)
+  (folder / 'thesis.tex').touch()
+  with pytest.raises(FileExistsError, match=r'something else \(thesis.tex\)'):
+    deploy.check_folder(folder)
+  for name in ('deploy.json', 'curve.json', 'box.json'):
+    (folder / name).touch()
+    deploy.check_folder(folder)
+    (folder / name).unlink()
+
+
 def test_runs_that_are_none(tmp_path):
   with pytest.raises(FileNotFoundError, match='has no run: no config'):
     finished.load(tmp_path)
