@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 import tiny
 
-from fedjax_tune import checkpoint, config, train
+from fedjax_tune import checkpoint, config, provisions, train
 from fedjax_tune.data import corpus
 from fedjax_tune.report import metrics
 
@@ -71,6 +71,7 @@ def _train(folder, name, *, resume=False, stop=None):
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(corpus, 'load', lambda *_: data)
+    patch.setattr(provisions, 'check', lambda _: None)
     patch.setattr(checkpoint.Checkpoints, 'save', keep)
     patch.setattr(train.Run, 'charge', count)
     workdir = str(folder / name)
@@ -199,6 +200,7 @@ def test_resuming_a_finished_run_changes_nothing(folder, whole):
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(corpus, 'load', lambda *_: data)
+    patch.setattr(provisions, 'check', lambda _: None)
     workdir = str(folder / 'whole')
     summary = train.train(_experiment(folder), workdir, resume=True)
   assert summary == whole[1]
