@@ -7,7 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import build, checkpoint, endings, local_optimizer, snapshot
+from fedjax_tune import (
+  build,
+  checkpoint,
+  endings,
+  local_optimizer,
+  selection,
+  snapshot,
+)
 from fedjax_tune.engine import server
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
@@ -30,6 +37,7 @@ class Run:
   """
 
   def __init__(self, setup: build.Setup) -> None:
+    _check_axes(setup)
     e = setup.experiment
     self.setup = setup
     self.engine = Engine(
@@ -204,6 +212,28 @@ class Run:
       flops_per_step=cost.flops,
       peak_memory_bytes=cost.base_bytes + memory.temp_size_in_bytes,
     )
+
+
+def _check_axes(setup: build.Setup) -> None:
+  """Refuses allocations of what no part of a model has.
+
+  A part takes from an allocation what it knows of; a name that none of them
+  knows would leave everybody with the whole model.
+
+  Raises:
+    ValueError: A method's rows name such an axis, or its `notes` lack it.
+  """
+  method, model = setup.method, setup.foundation
+  parts = getattr(model, 'tiers', {'': model}).values()
+  _, sent = method.sums(setup.theta, setup.axes)
+  trees = [setup.axes, sent, *((p.axes, p.base_axes) for p in parts)]
+  known = {'layer', *method.notes()}.union(*map(selection.axis_names, trees))
+  for axis in {axis for sig in setup.planner.widths for axis in sig.axes}:
+    if axis not in known:
+      raise ValueError(
+        f'method={setup.experiment.method!r} allocates {axis!r}, which must be'
+        f' one of {", ".join(sorted(known))}.'
+      )
 
 
 def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:

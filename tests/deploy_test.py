@@ -176,7 +176,7 @@ def _outputs(trained, params, row):
   """Our logits on the test data."""
   row = trained.held(row)
   model = trained.model.merge(
-    {}, selection.select(params, trained.model.axes, row)
+    {}, selection.select_within(params, trained.model.axes, row)
   )
   inputs = jax.tree.map(np.asarray, trained.setup.test.inputs)
   graph, state = nnx.split(model)
@@ -223,7 +223,7 @@ def test_torch_computes_the_same(run, tmp_path, space, scope):
   assert record['accuracy_by_domain'] == pytest.approx(
     dict(zip(trained.setup.test.domain_names, means, strict=True))
   )
-  held = selection.select(
+  held = selection.select_within(
     trained.params, trained.model.axes, record['subnetwork']
   )
   assert record['parameters'] == foundation.num_params(held)

@@ -187,9 +187,9 @@ def test_merge_averages_each_classifier_over_its_holders(make):
     row = tiny_depth.row(method, k)
     num[row['exit']] += weight * (k + 1)
     den[row['exit']] += weight
-    local = selection.select(theta, axes, row)
+    local = selection.select_within(theta, axes, row)
     fill = lambda x, k=k: jnp.full((1, *x.shape), k + 1.0)
-    alloc = jax.tree.map(lambda x: x[None], row)
+    alloc = jax.tree.map(lambda x: x[None], selection.within(row, axes))
     delta = jax.tree.map(fill, local)
     parts.append(group_sum(alloc, delta, jnp.asarray([weight])))
   total = jax.tree.map(lambda *xs: sum(xs), *parts)

@@ -96,8 +96,9 @@ def _totals(method, theta, axes, deltas):
       'embed': {'b': jnp.full((1, 1), rows[0], jnp.float32)},
       'head': {'kernel': jnp.full((1, 1, 1, 1), rows[-1], jnp.float32)},
     }
+    held = selection.within(alloc, axes)
     part = selection.group_sum(
-      theta, axes, alloc, delta, jnp.asarray([weight], jnp.float32)
+      theta, axes, held, delta, jnp.asarray([weight], jnp.float32)
     )
     totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
   return totals

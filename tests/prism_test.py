@@ -185,7 +185,7 @@ def test_a_kernel_is_averaged_over_its_holders():
   theta, axes = (t['blocks']['mlp']['fc1'] for t in (run.theta, run.axes))
   deltas = [
     tiny.noise(
-      jax.tree.map(jnp.zeros_like, selection.select(theta, axes, row)), k
+      jax.tree.map(jnp.zeros_like, selection.select_within(theta, axes, row)), k
     )
     for k, row in enumerate(rows)
   ]
@@ -194,7 +194,11 @@ def test_a_kernel_is_averaged_over_its_holders():
   } | {'layer': tiny.DEPTH}
   stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *deltas)
   total = selection.group_sum(
-    theta, axes, alloc, stacked, jnp.array([1.0, 3.0])
+    theta,
+    axes,
+    selection.within(alloc, axes),
+    stacked,
+    jnp.array([1.0, 3.0]),
   )
   update, _ = run.method.merge(theta, {'all': total}, ())
   num = np.zeros(theta['u'].shape)

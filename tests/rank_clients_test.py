@@ -38,7 +38,7 @@ def test_a_client_computes_what_peft_does(scaling, rank):
   )
   found = tiny.foundation.split(layer, 1)
   theta, base = tiny.noise(found.theta, 0), tiny.noise(found.base, 1)
-  held = selection.select(theta, found.axes, {'rank': rank})
+  held = selection.select_within(theta, found.axes, {'rank': rank})
   x = np.random.default_rng(2).normal(size=(7, ins)).astype(np.float32)
 
   theirs_alpha: Any = alpha if scaling == 'client' else alpha * rank / server
@@ -199,7 +199,7 @@ def test_who_shrinks_its_tail_gives_it_up():
   for client, (current, less) in enumerate([(4, 2), (2, 1), (3, 1), (1, 1)]):
     (row,) = method.allocate(0, [client])
     sig = Signature.of(row)
-    held = selection.select(theta, run.axes, row)
+    held = selection.select_within(theta, run.axes, row)
     start = method.begin(sig, held, row, memory, jax.random.key(0))
     a, b = start['blocks']['lora_a'], start['blocks']['lora_b']
     assert np.all(a[..., current:] == 0)

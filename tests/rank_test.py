@@ -57,14 +57,17 @@ def _round(name, scaling='common', ranks=_RANKS, cohort=(0, 1, 2)):
   for k in cohort:
     (row,) = method.allocate(0, [k])
     sig = Signature.of(row)
-    held = selection.select(theta, axes, row)
+    held = selection.select_within(theta, axes, row)
     start = method.begin(sig, held, row, memory, jax.random.key(k))
     delta = tiny.noise(jax.tree.map(jnp.zeros_like, start), k)
     sent = method.upload(sig, start, delta, row)
     part = selection.group_sum(
       like,
       names,
-      {a: n if isinstance(n, int) else n[None] for a, n in row.items()},
+      {
+        a: n if isinstance(n, int) else n[None]
+        for a, n in selection.within(row, names).items()
+      },
       jax.tree.map(lambda x: x[None], sent),
       jnp.array([_WEIGHTS[k]]) * method.weigh(sig, start, delta),
       {'layer', 'rank', 'client'},
@@ -250,7 +253,7 @@ def test_flexlora_is_the_best_of_every_rank(scaling, path):
   _, axes = run.method.init(run.after, tiny.stack(0.0, _RANK).axes)
   for k, rank in enumerate(_RANKS):
     (row,) = run.method.allocate(1, [k])
-    held = selection.select(run.after, axes, row)
+    held = selection.select_within(run.after, axes, row)
     start = run.method.begin(
       Signature.of(row), held, row, run.memory, jax.random.key(k)
     )

@@ -25,7 +25,7 @@ def predict(method, theta, axes, name):
 
   @jax.jit
   def run(theta, base, alloc, images):
-    local = selection.select(theta, axes, alloc)
+    local = selection.select_within(theta, axes, alloc)
     model = found.assemble(base, local, alloc)
     return method.predict(name, model, alloc, images)
 
@@ -43,7 +43,7 @@ def loss(method, theta, axes, client, rnd=200):
     return method.loss(sig, model, alloc, examples, key, jnp.int32(rnd))
 
   alloc = row(method, client)
-  local = selection.select(theta, axes, alloc)
+  local = selection.select_within(theta, axes, alloc)
   grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
   return grad(local, found.base, alloc, batch())
 
@@ -51,7 +51,7 @@ def loss(method, theta, axes, client, rnd=200):
 def logits(theta, depth):
   """Returns the logits of the plain model's first blocks."""
   layers = jnp.arange(depth)
-  local = selection.select(theta, found.axes, {'layer': layers})
+  local = selection.select_within(theta, found.axes, {'layer': layers})
   return _plain(local, layers, batch().inputs)
 
 

@@ -40,7 +40,7 @@ def _method(name, sizes=None, **options):
 def _held(method, found, client, rnd=0):
   """Returns a client's signature, allocation and model."""
   (row,) = method.allocate(rnd, [client])
-  local = selection.select(found.theta, found.axes, row)
+  local = selection.select_within(found.theta, found.axes, row)
   return Signature.of(row), row, found.assemble(found.base, local, row)
 
 
@@ -263,8 +263,8 @@ def test_narrow_is_select_and_merge(kind):
   amounts = {'embed': 8, 'heads': 1, 'qk_dim': 3, 'v_dim': 5, 'ffn': 7}
   model = found.merge(found.base, found.theta)
   got = nnx.state(foundation.narrow(model, amounts))
-  base = selection.select(found.base, found.base_axes, amounts)
-  theta = selection.select(found.theta, found.axes, amounts)
+  base = selection.select_within(found.base, found.base_axes, amounts)
+  theta = selection.select_within(found.theta, found.axes, amounts)
   want = nnx.state(found.merge(base, theta))
   tiny.assert_equal(nnx.to_pure_dict(got), nnx.to_pure_dict(want))
   assert model.blocks.attn.q.kernel.shape == (tiny.DEPTH, 16, 2, 8)

@@ -1,6 +1,6 @@
 """What a method decides, and the defaults that most of them share."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple, Self
 
@@ -103,6 +103,10 @@ class Method:
     """
     del rnd
     return [{'layer': self.budgets[k]} for k in cohort]
+
+  def notes(self) -> Collection[str]:
+    """Names what rows tell besides how much of which axis is held."""
+    return ()
 
   def traffic(
     self,

@@ -6,7 +6,7 @@ the authors' code is the repository of that title of github.com/diaoenmao
 (fed.py, models/transformer.py, modules/modules.py `Scaler`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from typing import Any, Self
 
@@ -63,6 +63,10 @@ class HeteroFL(width.Width):
       {**row, 'present': np.asarray(self.present[k], np.int32)}
       for row, k in zip(rows, cohort, strict=True)
     ]
+
+  def notes(self) -> Collection[str]:
+    """Names the classes that a client has."""
+    return ('present',)
 
   def counts(self, alloc: Allocation) -> Allocation:
     """Leaves classes that a client lacks out of what it sends."""

@@ -9,7 +9,7 @@ has its own mask: their hooks share a variable, so that all of them read what
 the last layer drew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -139,6 +139,10 @@ class Masks:
       mask = np.stack(layers).astype(np.int32).reshape(-1)
       found[row_key(paths)] = np.ones_like(mask) if full else mask
     return found
+
+  def notes(self) -> Collection[str]:
+    """Names the masks of a row."""
+    return [row_key(paths) for paths in PRESETS[self.preset]]
 
   def smallest(self) -> Row:
     """Returns the full model: no client's is smaller."""

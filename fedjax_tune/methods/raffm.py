@@ -6,7 +6,7 @@ github.com/yusx-swapp/RaFFM, and that of the paper's time
 github.com/yusx-swapp/fedlib, demo/RaFFM.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -79,6 +79,10 @@ class Raffm(base.Method):
   def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
     """Returns the subnetwork of each client of the cohort."""
     return self.extraction.allocate(self.seed, rnd, cohort)
+
+  def notes(self) -> Collection[str]:
+    """Names the masks."""
+    return self.extraction.notes()
 
   def view(self, sig: Signature, local: Tree, alloc: Allocation) -> Tree:
     """Stops the gradients that masks leave out."""

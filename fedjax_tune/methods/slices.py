@@ -1,6 +1,6 @@
 """RaFFM's physical subnetworks: whose is how small."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 
 from fedjax_tune import config
@@ -47,6 +47,10 @@ class Slices:
     if role == 1 and self.sandwich:
       return self.space.smallest()
     return self.space.draw(host_rng('allocation', seed, rnd, client))
+
+  def notes(self) -> Collection[str]:
+    """Names nothing: rows hold axes alone."""
+    return ()
 
   def smallest(self) -> Row:
     """Returns the smallest subnetwork of the space."""
