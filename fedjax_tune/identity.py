@@ -52,7 +52,7 @@ def of(setup: build.Setup) -> Identity:
       'weights': setup.weights,
       'partition': digest.of(partition(setup))[:16],
     },
-    'settings': {name: getattr(jax.config, name, None) for name in _SETTINGS},
+    'settings': settings(),
     'machine': machine(setup.experiment.engine.devices),
     'earlier': [],
   }
@@ -120,6 +120,11 @@ def partition(setup: build.Setup) -> dict[str, Any]:
   """Returns who holds what: the content of `partition.json`."""
   indices = [[int(i) for i in held] for held in setup.partition.indices]
   return {'indices': indices, 'budgets': list(setup.budgets)}
+
+
+def settings() -> dict[str, Any]:
+  """Returns the settings of JAX that change draws or numbers."""
+  return {name: getattr(jax.config, name, None) for name in _SETTINGS}
 
 
 def machine(devices: int = 0) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def find(
   identity.check(kept.run, own, where, inexact=inexact)
   if found.damaged:
     say(
-      f'Damaged checkpoints in {workdir} are left alone ({found.describe()});'
+      f'Damaged checkpoints in {workdir} are passed over ({found.describe()});'
       f' the run goes on after round {kept.rounds}.'
     )
   if not metrics.read_text(workdir).startswith(kept.rows):

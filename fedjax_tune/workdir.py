@@ -18,7 +18,7 @@ _LOCK, _CONFIG = '.lock', 'config.json'
 class Claim:
   """A folder that this process may write to, as long as it lives."""
 
-  def __init__(self, workdir: pathlib.Path, lock: IO[str]) -> None:
+  def __init__(self, workdir: pathlib.Path, lock: IO[bytes]) -> None:
     self._workdir, self._lock = workdir, lock
 
   def check(self) -> None:
@@ -50,11 +50,11 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
   with contextlib.ExitStack() as stack:
     with endings.storing(path):
       folder.mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(path.open('a+'))
+      lock = stack.enter_context(_open(path))
       _take(folder, lock)
       lock.truncate(0)
-      lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-      lock.flush()
+      owner = f'process {os.getpid()} on {socket.gethostname()}\n'
+      lock.write(owner.encode())
     yield Claim(folder, lock)
 
 
@@ -86,7 +86,7 @@ def check(
   if not os.access(nearest, os.W_OK | os.X_OK):
     raise PermissionError(f'workdir={workdir} must be writable.')
   if (workdir / _LOCK).exists():
-    with (workdir / _LOCK).open('a+') as lock:
+    with _open(workdir / _LOCK) as lock:
       _take(workdir, lock)
   check_begun(workdir, experiment, resume)
 
@@ -133,7 +133,7 @@ def check_same(
     ValueError: They differ; with a line for each field.
   """
   old = _fields(dataclasses.asdict(config.Experiment())) | _fields(there)
-  new = _fields(json.loads(json.dumps(here)))
+  new = _fields(here)
   if resume and new['rounds'] > old['rounds']:
     old['rounds'] = new['rounds']
   if lines := differences(old, new):
@@ -164,13 +164,18 @@ def write_config(
     draft.replace(path)
 
 
-def _take(workdir: pathlib.Path, lock: IO[str]) -> None:
+def _open(path: pathlib.Path) -> IO[bytes]:
+  # Unbuffered: nothing is left to fail when it is closed.
+  return path.open('ab+', buffering=0)
+
+
+def _take(workdir: pathlib.Path, lock: IO[bytes]) -> None:
   """Locks an open file, until it is closed."""
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     lock.seek(0)
-    owner = lock.read().strip() or 'another process'
+    owner = lock.read().decode().strip() or 'another process'
     raise RuntimeError(
       f'workdir={workdir} is in use by {owner}; wait for it, stop it, or choose '
       'another workdir.'
@@ -189,11 +194,11 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _fields(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Flattens nested fields to `{'lora.rank': 8}`."""
+  """Flattens nested fields to `{'lora.rank': 8}`, as JSON reads them back."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, dict):
       flat |= _fields(value, f'{prefix}{name}.')
     else:
-      flat[prefix + name] = value
+      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
   return flat

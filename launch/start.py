@@ -1,9 +1,11 @@
 """What every command does first: its flags, how loud it is, how it fails."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import difflib
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -37,8 +39,12 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
+    except (endings.Interrupted, endings.StorageError) as error:
+      leave(error)
     except (ValueError, OSError, RuntimeError) as error:
       _fail(error)
+    except KeyboardInterrupt:
+      leave(endings.Interrupted('ended by Ctrl-C.'))
 
   return run
 
@@ -100,6 +106,18 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (flags.Error, ValueError, OSError) as error:
     _fail(error)
+
+
+def leave(error: endings.Interrupted | endings.StorageError) -> NoReturn:
+  """Ends the process with its message, and waits for nothing.
+
+  Threads may still compile, and output may go to the disk that is full.
+  """
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'error: {error}\n')):
+    with contextlib.suppress(OSError):
+      stream.write(text)
+      stream.flush()
+  os._exit(_STATUS[type(error)])
 
 
 def _fail(error: Exception) -> NoReturn:

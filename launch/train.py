@@ -9,7 +9,7 @@ from ml_collections import config_flags
 from rich import console as rich_console
 
 from fedjax_tune import train
-from launch import start
+from launch import second_signal, start
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment file.', lock_config=True
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   start.cache_programs(_CONFIG.value)
   console = rich_console.Console()
+  second_signal.watch(console)
   if _INEXACT.value and not _RESUME.value:
     raise ValueError('--inexact goes with --resume.')
   summary = train.train(

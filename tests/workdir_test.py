@@ -90,7 +90,7 @@ def test_a_config_of_an_older_version_has_the_defaults(tmp_path):
   _guard(tmp_path)
   path = tmp_path / 'config.json'
   fields = json.loads(path.read_text())
-  del fields['lora']['dropout'], fields['prism']
+  del fields['lora']['dropout'], fields['lora']['targets'], fields['prism']
   path.write_text(json.dumps(fields))
   with pytest.raises(ValueError, match=r'lora\.dropout: 0\.1 there, 0\.2 here'):
     _guard(tmp_path, resume=True, lora=config.Lora(dropout=0.2))

@@ -242,8 +242,12 @@ class Programs:
       lowered = self._jitted.lower(sig, schedule, *arguments(sig))
       return sig, lowered.compile()
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    pool = concurrent.futures.ThreadPoolExecutor()
+    try:
       self.compiled.update(pool.map(build, schedules.items()))
+    finally:
+      # Whoever interrupts does not wait for programs that nobody needs.
+      pool.shutdown(wait=False, cancel_futures=True)
 
   def __call__(self, sig: Signature, *args: Any) -> Any:
     """Runs the program of a signature."""

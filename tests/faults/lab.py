@@ -1,0 +1,187 @@
+"""Whole runs of tiny stacks: `train.train` on data in memory.
+
+A run's programs are compiled once a process; what starts from disk, what is
+written and what is compared is that of any run.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import copy
+import dataclasses
+import functools
+import io
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich import console as rich_console
+import tiny
+
+from fedjax_tune import build, config, train
+from fedjax_tune.data import corpus, partition
+from fedjax_tune.report import metrics
+
+ROUNDS = 6
+
+
+def experiment(case: str = 'all_small', **changes: Any) -> config.Experiment:
+  """Returns a tiny experiment of some rounds, a checkpoint every second."""
+  options = {'rounds': ROUNDS, 'checkpoint_every': 2, 'eval_every': 2}
+  return tiny.experiment(case, **(options | changes))
+
+
+def data(num: int = 48) -> corpus.Corpus:
+  """Returns examples; the first ones are those of a smaller number."""
+  return tiny.examples(num, tiny.STACK_SIZE, seed=7)
+
+
+def setup(
+  e: config.Experiment, examples: corpus.Corpus, weights: str = 'a stack'
+) -> build.Setup:
+  """Returns what `build.build` would return, of a stack.
+
+  Args:
+    e: The experiment.
+    examples: The training data.
+    weights: Stands for the hash of the pretrained weights.
+  """
+  run = tiny.run(e, data=examples)
+  owned = partition.Partition(run.planner.indices, run.planner.domains)
+  return build.Setup(
+    experiment=e,
+    foundation=run.foundation,
+    method=run.method,
+    theta=run.theta,
+    axes=run.axes,
+    train=examples,
+    test=tiny.examples(31, tiny.STACK_SIZE, seed=8),
+    partition=owned,
+    budgets=e.clients.budgets,
+    sizes={'layer': tiny.DEPTH},
+    devices=(),
+    planner=run.planner,
+    tokenizer=None,
+    readers={},
+    weights=weights,
+  )
+
+
+_compiled: dict[str, Any] = {}
+
+
+def _run(made: build.Setup) -> train.Run:
+  """Returns a run that shares the programs of others."""
+  e = dataclasses.asdict(made.experiment)
+  # What no program depends on.
+  del e['rounds'], e['seed'], e['local']['lr']
+  key = json.dumps(e)
+  if key not in _compiled:
+    _compiled[key] = _RUN(made)
+  run = copy.copy(_compiled[key])
+  run.setup = made
+  return run
+
+
+_RUN = train.Run
+
+
+def go(
+  workdir: pathlib.Path,
+  e: config.Experiment | None = None,
+  *,
+  examples: corpus.Corpus | None = None,
+  weights: str = 'a stack',
+  patch: contextlib.AbstractContextManager[Any] | None = None,
+  **options: Any,
+) -> str:
+  """Trains, and returns what was shown.
+
+  Args:
+    workdir: Of the run.
+    e: The experiment; that of `experiment()` by default.
+    examples: The training data.
+    weights: Stands for the hash of the pretrained weights.
+    patch: Is entered for the run.
+    **options: Of `train.train`.
+  """
+  shown = io.StringIO()
+  made = functools.partial(setup, examples=examples or data(), weights=weights)
+  with pytest.MonkeyPatch.context() as monkey, patch or _NOTHING:
+    monkey.setattr(build, 'build', lambda e, **_: made(e))
+    monkey.setattr(train, 'Run', _run)
+    # A second each, and tested elsewhere.
+    for name in ('plot_run', 'plot_partition'):
+      monkey.setattr(train.plots, name, lambda *_: None)
+    train.train(
+      e or experiment(),
+      str(workdir),
+      console=rich_console.Console(file=shown, width=1000),
+      **options,
+    )
+  return shown.getvalue()
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def result(workdir: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
+  """Returns the bytes of the last state, and the rows without clock times."""
+  last = max((workdir / 'checkpoints').glob('[0-9]*'), key=_number)
+  rows = [
+    {k: v for k, v in row.items() if not k.startswith('time/')}
+    for row in metrics.read_metrics(workdir)
+  ]
+  return (last / 'state.safetensors').read_bytes(), rows
+
+
+def _number(path: pathlib.Path) -> int:
+  return int(path.name) if path.name.isdigit() else -1
+
+
+def cache_programs(folder: pathlib.Path) -> None:
+  """Keeps compiled programs for other processes."""
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def flipped(examples: corpus.Corpus) -> corpus.Corpus:
+  """Returns the examples with other labels."""
+  labels = np.flip(examples.labels).copy()
+  return dataclasses.replace(examples, labels=labels)
+
+
+class Stopped(BaseException):
+  """Ends a run as the end of its process would."""
+
+
+def during(rnd: int, act: Callable[[], None]) -> Any:
+  """Returns a patch that calls `act` in the middle of a round."""
+  charge, calls = train.Run.charge, []
+
+  def counting(self, meter, members):
+    calls.append(members)
+    if len(calls) == rnd + 1:
+      act()
+    return charge(self, meter, members)
+
+  return patched(train.Run, 'charge', counting)
+
+
+def stopped_in(rnd: int) -> Any:
+  """Returns a patch that ends a run in the middle of a round of it."""
+
+  def stop():
+    raise Stopped
+
+  return during(rnd, stop)
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, new: Any) -> Iterator[None]:
+  """Replaces an attribute."""
+  with pytest.MonkeyPatch.context() as monkey:
+    monkey.setattr(owner, name, new)
+    yield
