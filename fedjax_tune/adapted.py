@@ -135,7 +135,7 @@ def build(
 
 
 def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
-  """Returns the sizes of a model with what `model.tune` trains."""
+  """Returns the sizes of a model with what trains in it, and how."""
   num = model.prompt_tokens
   if isinstance(cfg, sizes.DecoderConfig):
     if model.tune in ('bitfit', 'prompt', 'prefix'):
@@ -143,12 +143,17 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
         f"model.tune={model.tune!r} must be 'lora', 'adapter' or 'full' for a"
         ' decoder: it has no biases, and takes no trained tokens here.'
       )
+    if model.dropout:
+      raise ValueError(
+        f'model.dropout={model.dropout} must be 0 for a decoder: Llama has none.'
+      )
     return dataclasses.replace(cfg, full=model.tune == 'full')
   return dataclasses.replace(
     cfg,
     full=model.tune == 'full',
     prompts=num if model.tune == 'prompt' else 0,
     prefixes=num if model.tune == 'prefix' else 0,
+    dropout=model.dropout,
   )
 
 

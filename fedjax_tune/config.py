@@ -22,6 +22,10 @@ class Model:
     dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
       adapters and sums stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
+    dropout: Rate of the backbone's own dropout while it trains: behind the
+      embedding, of attention's weights, of what attention and the MLP add, and
+      before a text's classifier, as in Hugging Face's models. BERT was
+      pretrained with 0.1, a ViT with 0.
     tune: What trains with the head: 'lora' (adapters), 'adapter' (bottlenecks
       behind sublayers, section `fedadapter`), 'bitfit' (every bias,
       arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
@@ -36,6 +40,7 @@ class Model:
   prompt_tokens: int = 10
   dtype: str = 'float32'
   remat: bool = False
+  dropout: float = 0.0
 
 
 @dataclasses.dataclass

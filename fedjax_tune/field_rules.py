@@ -93,6 +93,7 @@ RULES = {
   'model.prompt_tokens': _PARAMETERS,
   'model.dtype': one_of('float32', 'bfloat16'),
   'model.remat': _ANY,
+  'model.dropout': _FRACTION,
   'lora.rank': _PARAMETERS,
   'lora.alpha': _POSITIVE,
   'lora.dropout': _FRACTION,

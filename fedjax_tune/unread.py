@@ -67,6 +67,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'model.prompt_tokens': (_tune('prompt', 'prefix'),),
   'model.dtype': (Need('model.tune', ('full',), but=True),),
   'model.remat': (),
+  'model.dropout': (),
   'lora.rank': (_tune('lora'),),
   'lora.alpha': (_tune('lora'),),
   'lora.dropout': (_tune('lora'),),

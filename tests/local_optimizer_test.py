@@ -1,6 +1,7 @@
 """A client's optimizer, schedule and decay, against torch and transformers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ def test_a_client_counts_its_own_steps(name):
   cfg = config.Local(lr=_LR, steps=0, epochs=3, schedule=name)
   tiny.assert_equal(_ours(cfg, 6, 6), _ours(cfg, 6, 20))
   # Padding is a client of no steps.
-  factor = local_optimizer.schedule(cfg)
+  factor: Any = local_optimizer.schedule(cfg)
   still = _ours(cfg, 0, 4)
   tiny.assert_equal(still, jax.tree.map(np.float32, _PARAMS))
   factors = [float(factor(jnp.int32(i), jnp.int32(6))) for i in range(6)]

@@ -31,13 +31,20 @@ class Keys:
     'mlp.gate',
     'mlp.up',
     'mlp.down',
+    # The backbone's own dropout.
+    'embed.output',
+    'attn.weights',
+    'attn.output',
+    'mlp.output',
+    'head.input',
+    'head.hidden',
   )
 
   def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
     self._key = None if key is None else jax.random.fold_in(key, layer)
 
   def __call__(self, name: str) -> jax.Array | None:
-    """Returns the key of one linear map, or None without dropout."""
+    """Returns the key of one dropout, or None without any."""
     if self._key is None:
       return None
     return jax.random.fold_in(self._key, self._TAGS.index(name))
@@ -67,6 +74,9 @@ class Attention(nnx.Module):
     self.v = build('v', (axes.embed,), value)
     self.proj = build('proj', value, (axes.embed,))
     self.prefix = prompts.Prefix(config, rngs) if config.prefixes else None
+    self.dropout = config.dropout
+    # Hugging Face's DistilBERT has none here.
+    self.drops_output = config.family != 'distilbert'
 
   def __call__(
     self,
@@ -81,8 +91,12 @@ class Attention(nnx.Module):
     v = self.v(x_BxTxD, keys('attn.v'))
     if self.prefix is not None:
       k, v, real_BxT = self.prefix(k, v, real_BxT)
-    mixed = primitives.attention(q, k, v, real_BxT)
-    return self.proj(mixed, keys('attn.proj'))
+    mixed = primitives.attention(
+      q, k, v, real_BxT, key=keys('attn.weights'), rate=self.dropout
+    )
+    y = self.proj(mixed, keys('attn.proj'))
+    rate = self.dropout if self.drops_output else 0.0
+    return primitives.dropout(y, keys('attn.output'), rate)
 
 
 class Mlp(nnx.Module):
@@ -105,11 +119,13 @@ class Mlp(nnx.Module):
 
     self.fc1 = build('fc1', axes.embed, axes.ffn)
     self.fc2 = build('fc2', axes.ffn, axes.embed)
+    self.dropout = config.dropout
 
   def __call__(self, x: Array, keys: 'Keys') -> Array:
     """Maps [..., D] to [..., D]."""
     hidden = primitives.gelu(self.fc1(x, keys('mlp.fc1')))
-    return self.fc2(hidden, keys('mlp.fc2'))
+    y = self.fc2(hidden, keys('mlp.fc2'))
+    return primitives.dropout(y, keys('mlp.output'), self.dropout)
 
 
 class Block(nnx.Module):

@@ -48,6 +48,21 @@ def _drop(x: Array, seed_2: Array, rate: float) -> Array:
   return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), 0)
 
 
+def dropout(
+  x: Float[Array, '...'], key: jax.Array | None, rate: float
+) -> Float[Array, '...']:
+  """Zeroes elements with probability `rate`, and enlarges the others.
+
+  Args:
+    x: Anything.
+    key: Draws which; None, in evaluation, leaves all as they are.
+    rate: In [0, 1); 0 leaves all as they are.
+  """
+  if key is None or rate == 0.0:
+    return x
+  return _drop(x, jax.random.bits(key, (2,)), rate)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def lora_dense(
   x_NxI: Float[Array, 'N I'],
@@ -151,6 +166,9 @@ def attention(
   v_BxSxHxV: Float[Array, 'B S H V'],
   real_BxS: Bool[Array, 'B S'] | None = None,
   seen_TxS: Bool[Array, 'T S'] | None = None,
+  *,
+  key: jax.Array | None = None,
+  rate: float = 0.0,
 ) -> Float[Array, 'B T H V']:
   """Softmax attention; T queries over S keys.
 
@@ -163,6 +181,8 @@ def attention(
     v_BxSxHxV: Values; their width may be another than the keys'.
     real_BxS: False marks padding, to which nothing attends.
     seen_TxS: Which keys each query may attend to; None is all.
+    key: Of the dropout of attention's weights.
+    rate: Its rate.
   """
   B, T, H, E = q_BxTxHxE.shape
 
@@ -178,7 +198,7 @@ def attention(
     scores = scores + jnp.repeat(bias_BxS, H, 0)[:, None]
   if seen_TxS is not None:
     scores = scores + jnp.where(seen_TxS, 0.0, _HIDDEN)
-  weights = jax.nn.softmax(scores, -1).astype(q.dtype)
+  weights = dropout(jax.nn.softmax(scores, -1).astype(q.dtype), key, rate)
   out = jnp.einsum('nts,nse->nte', weights, v)
   out = jax.lax.optimization_barrier(out).reshape(B, H, T, -1)
   return jnp.moveaxis(out, 1, 2)

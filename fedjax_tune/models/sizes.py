@@ -21,6 +21,10 @@ class BlockSizes(Protocol):
     eps: Of every norm.
     full: Whether all parameters train, instead of adapters and head.
     prefixes: Trained keys and values of each block.
+    dropout: Rate, while it trains, where Hugging Face's models drop: behind
+      the embedding, of attention's weights, of what attention and the MLP
+      add, and before a text's classifier.
+    family: What Hugging Face calls this architecture.
   """
 
   @property
@@ -39,6 +43,10 @@ class BlockSizes(Protocol):
   def full(self) -> bool: ...
   @property
   def prefixes(self) -> int: ...
+  @property
+  def dropout(self) -> float: ...
+  @property
+  def family(self) -> str: ...
 
 
 def kind(config: BlockSizes) -> type[nnx.Variable]:
@@ -67,6 +75,7 @@ class ViTConfig:
     std: Channel standard deviations likewise.
     prompts: Trained tokens behind the prefix tokens.
     prefixes: Trained keys and values of each block.
+    dropout: Rate of the backbone's own dropout, see `BlockSizes`.
   """
 
   depth: int
@@ -84,6 +93,7 @@ class ViTConfig:
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   prompts: int = 0
   prefixes: int = 0
+  dropout: float = 0.0
 
   @property
   def head_dim(self) -> int:
@@ -123,6 +133,7 @@ class TextConfig:
     span: Whether the head reads every token, instead of the first one pooled.
     prompts: Trained tokens behind the first one.
     prefixes: Trained keys and values of each block.
+    dropout: Rate of the backbone's own dropout, see `BlockSizes`.
   """
 
   depth: int
@@ -140,6 +151,7 @@ class TextConfig:
   span: bool = False
   prompts: int = 0
   prefixes: int = 0
+  dropout: float = 0.0
 
   @property
   def head_dim(self) -> int:
@@ -194,9 +206,10 @@ class DecoderConfig:
   eps: float = 1e-5
   num_classes: int = 0
   full: bool = False
-  # Always 0: prompt and prefix tuning are not there for decoders.
+  # Always 0: prompt and prefix tuning, and dropout, are not there for decoders.
   prompts: int = 0
   prefixes: int = 0
+  dropout: float = 0.0
 
   @property
   def family(self) -> str:

@@ -10,8 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from fedjax_tune.models import linear, prompts, stack
-from fedjax_tune.models.block import Adapters, PostNormBlock
+from fedjax_tune.models import linear, primitives, prompts, stack
+from fedjax_tune.models.block import Adapters, Keys, PostNormBlock
 from fedjax_tune.models.sizes import TextConfig as TextConfig
 from fedjax_tune.models.sizes import kind
 from fedjax_tune.typing import Tokens
@@ -40,7 +40,12 @@ class Embedding(nnx.Module):
       bound = prompts.text_bound()
       self.prompt = prompts.draw(config.prompts, config.embed, bound, rngs)
 
-  def __call__(self, inputs: Tokens, real_BxT: Bool[Array, 'B T']) -> Array:
+  def __call__(
+    self,
+    inputs: Tokens,
+    real_BxT: Bool[Array, 'B T'],
+    key: Array | None = None,
+  ) -> Array:
     """Maps token numbers to tokens [B, T, D], with prompts among them.
 
     Prompts are normalised as words are.
@@ -61,7 +66,7 @@ class Embedding(nnx.Module):
     x_BxTxD += self._positions(real_BxT)
     if self.config.prompts:
       x_BxTxD = prompts.insert(x_BxTxD, self.prompt, 1)
-    return self.norm(x_BxTxD)
+    return primitives.dropout(self.norm(x_BxTxD), key, self.config.dropout)
 
   def _positions(self, real_BxT: Array) -> Array:
     """Returns the positions' vectors; RoBERTa counts real tokens only."""
@@ -129,7 +134,8 @@ class TextEncoder(nnx.Module):
       key: Turns dropout on.
     """
     last_Bx1xD, exits_MxBxD = self._run(inputs, layers_N, key, pool=True)
-    return self._pool(jnp.concatenate([exits_MxBxD, last_Bx1xD[None, :, 0]]))
+    exits_NxBxD = jnp.concatenate([exits_MxBxD, last_Bx1xD[None, :, 0]])
+    return self._pool(exits_NxBxD, self._keys(key))
 
   def spans(
     self,
@@ -140,6 +146,9 @@ class TextEncoder(nnx.Module):
   ) -> Float[Array, 'B T K']:
     """Returns the head's outputs for every token."""
     tokens_BxTxD = self.tokens(inputs, layers_N, key=key)
+    if self.config.family == 'distilbert':  # Alone among the three.
+      rate, before = self.config.dropout, self._keys(key)('head.input')
+      tokens_BxTxD = primitives.dropout(tokens_BxTxD, before, rate)
     return self.head(tokens_BxTxD.astype(jnp.float32))
 
   def __call__(
@@ -153,16 +162,25 @@ class TextEncoder(nnx.Module):
     if self.config.span:
       return self.spans(inputs, layers_N, key=key)
     last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
-    return self.head(self._pool(last_Bx1xD[:, 0]).astype(jnp.float32))
+    pooled_BxD = self._pool(last_Bx1xD[:, 0], self._keys(key))
+    return self.head(pooled_BxD.astype(jnp.float32))
 
-  def _pool(self, x: Array) -> Array:
-    act = jax.nn.relu if self.config.family == 'distilbert' else jnp.tanh
-    return act(self.pooler(x))
+  def _pool(self, x: Array, keys: Keys) -> Array:
+    """Returns what the head reads."""
+    family, rate = self.config.family, self.config.dropout
+    act = jax.nn.relu if family == 'distilbert' else jnp.tanh
+    if family == 'roberta':
+      x = primitives.dropout(x, keys('head.hidden'), rate)
+    return primitives.dropout(act(self.pooler(x)), keys('head.input'), rate)
+
+  def _keys(self, key: Array | None) -> Keys:
+    """Returns the keys outside the blocks, whose ids end below the depth."""
+    return Keys(key, self.config.depth)
 
   def _run(self, inputs, layers_N, key, pool):
     """Runs the blocks; returns the tokens and the earlier first tokens."""
     real_BxT = inputs.ids != self.config.pad
-    x_BxTxD = self.embed(inputs, real_BxT)
+    x_BxTxD = self.embed(inputs, real_BxT, self._keys(key)('embed.output'))
     real_BxT = prompts.extend(real_BxT, self.config.prompts, 1)
     return stack.run_blocks(
       self.blocks, x_BxTxD, layers_N, key, real_BxT, pool=pool, remat=self.remat

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear, prompts, stack
+from fedjax_tune.models import linear, primitives, prompts, stack
 from fedjax_tune.models.block import Adapters, Block, Keys
 from fedjax_tune.models.sizes import ViTConfig as ViTConfig
 from fedjax_tune.models.sizes import kind
@@ -54,13 +54,15 @@ class Embedding(nnx.Module):
     patches = images.reshape(-1, grid, c.patch, grid, c.patch, 3)
     patches = patches.swapaxes(2, 3).reshape(-1, grid * grid, c.patch**2 * 3)
     # Layer id -1 would be negative; depth is free, since ids end below it.
+    keys = Keys(key, c.depth)
     tokens = self.patch(
-      patches.astype(self.patch.kernel.dtype), Keys(key, c.depth)('embed.patch')
+      patches.astype(self.patch.kernel.dtype), keys('embed.patch')
     )
     prefix = self.prefix[...].astype(tokens.dtype)
     prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape))
     tokens = jnp.concatenate([prefix, tokens], axis=1)
     tokens = tokens + self.position[...].astype(tokens.dtype)
+    tokens = primitives.dropout(tokens, keys('embed.output'), c.dropout)
     if c.prompts:
       tokens = prompts.insert(tokens, self.prompt, c.num_prefix)
     return tokens
