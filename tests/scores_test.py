@@ -1,6 +1,12 @@
+import math
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn import metrics as sklearn
 
 from fedjax_tune import scores
 
@@ -39,6 +45,138 @@ def test_what_does_not_vary_correlates_with_nothing(score):
   varied = np.array([0, 1, 1])
   assert score(np.ones(3), varied) == 0
   assert score(varied, np.ones(3)) == 0
+
+
+def test_nan_is_no_rank():
+  got = scores.spearman(
+    np.array([1, np.nan, 3, 4, 5]), np.array([1, 2, 3, 5, 4])
+  )
+  assert math.isnan(got)
+
+
+_CLASS_METRICS = [scores.accuracy, scores.f1, scores.matthews]
+_VALUE_METRICS = [scores.pearson, scores.spearman]
+_pair_metrics = pytest.mark.parametrize(
+  'score', [*_CLASS_METRICS, *_VALUE_METRICS]
+)
+
+
+@_pair_metrics
+@pytest.mark.parametrize('side', [0, 1])
+def test_nan_in_gives_nan(score, side):
+  sides = [np.array([0.0, 1, 1, 0]), np.array([0.0, 1, 0, 1])]
+  assert math.isfinite(score(*sides))
+  sides[side][2] = np.nan
+  assert math.isnan(score(*sides))
+
+
+@_pair_metrics
+@pytest.mark.parametrize(
+  ('predicted', 'label'),
+  [
+    (np.ones(1), np.ones(3)),  # These three NumPy would broadcast.
+    (np.ones((3, 1)), np.ones(3)),
+    (np.ones(()), np.ones(3)),
+    (np.ones(2), np.ones(3)),
+    (np.ones(0), np.ones(0)),
+  ],
+)
+def test_shapes_that_are_no_pairs_are_refused(score, predicted, label):
+  with pytest.raises(ValueError, match=r'both must be \[N\], N at least 1'):
+    score(predicted, label)
+
+
+# Few values, so that they tie; some are large, and some close together.
+_numbers = st.sampled_from(
+  [-1.0, 0.0, 0.5, 0.5000001, 1.0, 3.0, 1e200, -1e200, 1e-200]
+)
+_values = st.integers(2, 12).flatmap(
+  lambda n: hnp.arrays(np.float64, (2, n), elements=_numbers)
+)
+
+
+@hypothesis.given(_values)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_correlations_are_those_of_scipy(values):
+  x, y = values
+  varies = np.ptp(x) > 0 and np.ptp(y) > 0
+  for ours, theirs in (
+    (scores.pearson, scipy.stats.pearsonr),
+    (scores.spearman, scipy.stats.spearmanr),
+  ):
+    if varies:
+      want = theirs(x, y)[0]
+      # Of what varies less than it is large scipy warns, rightly.
+      assert ours(x, y) == pytest.approx(want, abs=1e-6)
+    else:
+      assert ours(x, y) == 0
+
+
+@hypothesis.given(
+  st.integers(1, 12).flatmap(
+    lambda n: hnp.arrays(np.int64, (2, n), elements=st.integers(0, 2))
+  ),
+  st.sampled_from([np.int32, np.float32]),
+)
+@hypothesis.settings(deadline=None, max_examples=60)
+# It warns where all classes are one.
+@pytest.mark.filterwarnings('ignore:A single label')
+def test_classes_are_judged_as_by_scikit_learn(classes, dtype):
+  predicted, label = classes.astype(dtype)
+  one = predicted == 1, label == 1
+  assert scores.accuracy(predicted, label) == pytest.approx(
+    sklearn.accuracy_score(label, predicted)
+  )
+  want = sklearn.f1_score(one[1], one[0], zero_division=0)
+  assert scores.f1(predicted, label) == pytest.approx(want)
+  want = sklearn.matthews_corrcoef(one[1], one[0])
+  assert scores.matthews(predicted, label) == pytest.approx(want)
+
+
+def test_infinite_values():
+  y = np.arange(3.0)
+  x = np.array([1, 2, np.inf])
+  assert math.isnan(scores.pearson(x, y))
+  # A rank is a rank.
+  assert scores.spearman(x, y) == pytest.approx(1)
+
+
+def _sums(loss, count=2):
+  return {
+    'loss': np.array([loss, 0.0], np.float32),
+    'correct': np.array([1, 0]),
+    'count': np.array([count, 0]),
+  }
+
+
+def test_tokens():
+  assert scores.perplexity(_sums(2.0)) == pytest.approx(math.e)
+  assert scores.token_accuracy(_sums(2.0)) == 0.5
+  # exp of 710 is beyond float64; nobody is warned, and the value says it.
+  assert scores.perplexity(_sums(2 * 710.0)) == math.inf
+  assert scores.perplexity(_sums(np.inf)) == math.inf
+  for metric in (scores.perplexity, scores.token_accuracy):
+    assert math.isnan(metric(_sums(np.nan)))
+    with pytest.raises(ValueError, match='a text of two tokens or more'):
+      metric(_sums(0.0, count=0))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'predicted'),
+  [
+    ('classification', {'class': np.array([1, 0])}),
+    ('regression', {'value': np.array([0.5, 2])}),
+    ('next_token', _sums(2.0)),
+  ],
+)
+def test_outputs_that_are_not_finite_have_no_metric(kind, predicted):
+  label = np.array([1, 0])
+  names = tuple(scores.METRICS[kind])
+  for finite in (True, False):
+    flags = {'finite': np.array([True, finite])}
+    found = scores.evaluate(kind, names, predicted | flags, label)
+    assert tuple(found) == names
+    assert all(math.isfinite(x) == finite for x in found.values())
 
 
 @pytest.mark.parametrize(

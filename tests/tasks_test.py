@@ -185,3 +185,38 @@ def test_tasks_are_compile_keys():
 def test_bad_tasks_are_refused(args, message):
   with pytest.raises(ValueError, match=message):
     tasks.Task(*args)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@kinds
+def test_predictions_say_whether_outputs_are_finite(kind, bad):
+  outputs, batch = _example(kind)
+  assert _task(kind).predict(outputs, batch)['finite'].all()
+  # The last output that counts; behind a context only its separator does.
+  at = -1 if kind != 'span' else int(batch.label[1, 3]) + 1
+  outputs[1, at] = bad
+  found = _task(kind).predict(outputs, batch)['finite']
+  np.testing.assert_array_equal(found, np.arange(_B) != 1)
+
+
+def test_padding_tokens_need_not_be_finite():
+  outputs, batch = _example('span')
+  outputs[1, int(batch.label[1, 3]) + 2 :] = np.nan
+  assert _task('span').predict(outputs, batch)['finite'].all()
+  task: Any = tasks.Task('next_token', 3)
+  label = np.array([[1, 2, -1], [1, -1, -1]])
+  logits = np.zeros((2, 3, 3), np.float32)
+  logits[label < 0] = np.nan
+  assert task.predict(logits, _Batch(label, np.ones(2, bool)))['finite'].all()
+  logits[1, 0, 2] = np.inf
+  found = task.predict(logits, _Batch(label, np.ones(2, bool)))
+  np.testing.assert_array_equal(found['finite'], [True, False])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_what_overflows_in_half_precision_is_not_finite(dtype):
+  outputs, batch = _example('classification')
+  predict = _task('classification').predict
+  assert predict(jnp.asarray(outputs, dtype), batch)['finite'].all()
+  large = (1e38 * jnp.asarray(outputs)).astype(dtype) * 100
+  assert not predict(large, batch)['finite'].any()

@@ -71,6 +71,8 @@ def encode(
     encoded, labels, questions = spans.encode(
       tokenizer, first, second, answers, max_length, pad
     )
+    may_lack = entry.unanswerable or questions.unanswerable
+    questions = dataclasses.replace(questions, unanswerable=may_lack)
     if groups is not None:
       groups = groups[questions.question]
     return TextExamples(encoded, labels, groups, questions.question, questions)

@@ -18,6 +18,8 @@ class TextSet:
     metrics: Of the task, the primary one first; () takes the kind's.
     test: The split with public labels that is evaluated.
     group: Feature that names the example's natural client; '' if none does.
+    unanswerable: Whether some questions have no answer, even if none of a
+      split has; SQuAD has a script for each kind.
     bounds: Of a regression's numbers.
   """
 
@@ -28,6 +30,7 @@ class TextSet:
   metrics: tuple[str, ...] = ()
   test: str = 'test'
   group: str = ''
+  unanswerable: bool = False
   bounds: tuple[float, float] = (-sys.float_info.max, sys.float_info.max)
 
   @property
@@ -87,7 +90,7 @@ TEXT_SETS = {
   'glue/wnli': _glue('sentence1', 'sentence2'),
   'squad': _SQUAD,
   'squad/v1.1': _SQUAD,
-  'squad/v2.0': _SQUAD,
+  'squad/v2.0': dataclasses.replace(_SQUAD, unanswerable=True),
   'ag_news_subset': TextSet(('title', 'description')),
   'imdb_reviews': _PLAIN,
   'movie_reviews': _PLAIN,
