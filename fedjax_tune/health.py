@@ -45,7 +45,7 @@ def check_state(state: Tree, when: str) -> None:
     Diverged: Some number is NaN or infinite.
   """
   if names := finite.where_not(state):
-    more = f' and {len(names) - 1} more arrays' if len(names) > 1 else ''
+    more = f' and {len(names) - 1} more' if len(names) > 1 else ''
     raise endings.Diverged(
       f'{when}: {names[0]}{more} of the server must be finite. Checkpoints'
       ' before that are as they were.'

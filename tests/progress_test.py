@@ -6,7 +6,7 @@ from rich import console as rich_console
 from fedjax_tune.report.progress import RoundProgress
 
 
-def show(num_rounds, seconds, start_round=0, terminal=False):
+def show(num_rounds, seconds, start_round=0, terminal=False, rejected=()):
   """What a run shows whose rounds take `seconds` each."""
   clock, shown = [0.0], io.StringIO()
   console = rich_console.Console(
@@ -20,7 +20,12 @@ def show(num_rounds, seconds, start_round=0, terminal=False):
     for rnd in range(start_round, num_rounds):
       clock[0] += seconds
       accuracy = 0.25 if rnd == start_round else None
-      progress.advance(loss=1.5, client_steps_per_s=40.0, accuracy=accuracy)
+      progress.advance(
+        loss=1.5,
+        client_steps_per_s=40.0,
+        accuracy=accuracy,
+        rejected=rejected,
+      )
   return shown.getvalue()
 
 
@@ -61,3 +66,24 @@ def test_a_terminal_gets_bar_and_numbers():
 def test_rejects_a_start_beyond_the_end():
   with pytest.raises(ValueError, match=r'start_round=5 .*num_rounds=4'):
     RoundProgress(4, start_round=5)
+
+
+def test_rejected_clients_are_named_once_a_line():
+  shown = show(100, 0.1, rejected=(7, 3)).splitlines()
+  assert '40.0 client-steps/s   rejected clients 3, 7   ' in shown[0]
+  # The nine rounds before the tenth's line had none.
+  assert 'rejected clients 3, 7 (18 times)   ' in shown[1]
+  assert 'rejected' not in show(4, 60.0)
+  shown = show(4, 60.0, terminal=True, rejected=[5])
+  assert 'rejected client 5' in shown
+  assert 'times' not in shown
+  many = show(1, 60.0, rejected=range(20))
+  assert 'rejected clients 0, 1, 2, 3, 4, 5, 6, 7, ...' in many
+
+
+def test_no_loss_is_no_number():
+  shown = io.StringIO()
+  console = rich_console.Console(file=shown, width=80)
+  with RoundProgress(1, console=console) as progress:
+    progress.advance(loss=float('nan'), client_steps_per_s=1, rejected=[0])
+  assert 'loss -   1.0 client-steps/s   rejected client 0' in shown.getvalue()

@@ -31,6 +31,101 @@ def test_an_index_outside_takes_zeros_and_puts_nothing_back():
   np.testing.assert_array_equal(back['a'][:, 0], [0, 1, 0, 0])
 
 
+def test_negative_indices_are_outside():
+  for index in (np.array([-1, 1, -4]), jnp.array([-1, 1, -4])):
+    got = selection.select(_TREE, _AXES, {'layer': index})
+    np.testing.assert_array_equal(got['a'], [[0, 0, 0], [3, 4, 5], [0, 0, 0]])
+  ones = {'a': jnp.ones((1, 3, 3)), 'b': jnp.ones((1, 2))}
+  alloc = {'layer': np.array([[-1, 1, -4]])}
+  back = selection.scatter_sum(_TREE, _AXES, alloc, ones)
+  np.testing.assert_array_equal(back['a'][:, 0], [0, 1, 0, 0])
+  total = selection.group_sum(_TREE, _AXES, alloc, ones, jnp.ones(1))
+  np.testing.assert_array_equal(total.den['a'][:, 0], [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int64, np.uint64])
+def test_indices_of_any_integer_type(dtype):
+  # 2**32 + 1 would be 1 as an int32, and 200 negative as an int8.
+  far = {np.int8: 127, np.uint8: 200}.get(dtype, 2**32 + 1)
+  index = np.array([1, far], dtype)
+  tree = {'a': jnp.arange(1.0, 131)}
+  got = selection.select({'a': tree['a'][:120]}, {'a': ('x',)}, {'x': index})
+  np.testing.assert_array_equal(got['a'], [2, 0])
+
+
+@pytest.mark.parametrize(
+  ('alloc', 'message'),
+  [
+    ({'layr': 2}, r"'layr' of the allocation must be one of embed, layer, ra"),
+    ({'layer': 2, 'rnak': np.array([0])}, r"axis 'rnak' .* must be one of"),
+    ({'layer': 5}, r'layer=5 must lie in \[0, 4\]'),
+    ({'layer': -1}, r'layer=-1 must lie in \[0, 4\]'),
+    (
+      {'rank': np.array([0.0])},
+      r'rank must have integer .* not float64 \(1,\)',
+    ),
+    ({'rank': jnp.array([0.0])}, r'rank must have integer .* not float32'),
+    ({'rank': np.array([True, False])}, r'rank must have integer .* not bool'),
+    ({'rank': True}, r'rank must have integer indices \[n\], not bool \(\)'),
+    ({'rank': np.int64(2)}, r'indices \[n\], not int64 \(\)'),
+    ({'rank': np.array([[0]])}, r'indices \[n\], not int64 \(1, 1\)'),
+  ],
+)
+def test_allocations_that_mean_nothing_are_refused(alloc, message):
+  with pytest.raises(ValueError, match=message):
+    selection.select(_TREE, _AXES, alloc)
+  # At trace time, too.
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(lambda tree: selection.select(tree, _AXES, alloc), _TREE)
+
+
+@pytest.mark.parametrize(
+  'axes',
+  [
+    {'a': ('layer',), 'b': ('embed',)},
+    {'a': ('layer', 'rank', 'embed'), 'b': ('embed',)},
+    {'a': {'x': ('layer', 'rank')}, 'b': ('embed',)},
+    {'a': ('layer', 'rank')},
+  ],
+)
+def test_axes_of_another_tree_are_refused(axes):
+  with pytest.raises(ValueError, match=r'must name the|[Mm]ismatch|keys'):
+    selection.select(_TREE, axes, {'layer': 1})
+
+
+def test_nothing_at_all_can_be_held():
+  got = selection.select(_TREE, _AXES, {'layer': 0, 'rank': np.zeros(0, int)})
+  assert got['a'].shape == (0, 0)
+
+
+def test_a_part_takes_what_it_knows_of():
+  part = {'b': _TREE['b']}
+  got = selection.select_within(
+    part, {'b': ('embed',)}, {'layer': 1, 'embed': 1}
+  )
+  np.testing.assert_array_equal(got['b'], [0])
+
+
+@pytest.mark.parametrize('weight', [0.0, -1.0, np.nan, np.inf, -np.inf])
+def test_who_has_no_weight_is_left_out_whatever_it_sends(weight):
+  alloc = {'layer': np.array([[0, 1], [1, 2]])}
+  delta = {'a': jnp.ones((2, 2, 3)), 'b': jnp.ones((2, 2))}
+  broken = {
+    'a': delta['a'].at[1].set(jnp.nan), 'b': delta['b'].at[1].set(jnp.inf)
+  }  # fmt: skip
+  weights = jnp.array([2.0, weight])
+  got = selection.group_sum(_TREE, _AXES, alloc, broken, weights)
+  alone = jax.tree.map(lambda x: x[:1], (alloc, delta, weights))
+  tiny.assert_equal(got, selection.group_sum(_TREE, _AXES, *alone))
+
+
+def test_a_weight_that_is_no_number_is_not_nobody():
+  num = {'w': jnp.array([1.0, 2.0, 3.0])}
+  den = {'w': jnp.array([2.0, 0.0, jnp.nan])}
+  mean = selection.coverage_mean(selection.GroupSum(num, den))
+  np.testing.assert_array_equal(mean['w'], [0.5, 0, np.nan])
+
+
 def test_scatter_sum_by_hand():
   local = {
     'a': jnp.asarray([[[1.0] * 3, [2.0] * 3], [[10.0] * 3, [20.0] * 3]]),
@@ -75,7 +170,7 @@ def _primitives(jaxpr):
         yield from _primitives(inner)
 
 
-_indices = st.lists(st.integers(0, 5), min_size=2, max_size=2)
+_indices = st.lists(st.integers(-3, 5), min_size=2, max_size=2)
 
 
 @hypothesis.given(
@@ -85,7 +180,8 @@ _indices = st.lists(st.integers(0, 5), min_size=2, max_size=2)
 )
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_adjoint_over_two_axes(layers, ranks, seed):
-  # Indices repeat, and 4, 5 lie outside of 'layer', 3..5 of 'rank'.
+  # Indices repeat; 4, 5 lie outside of 'layer', 3..5 of 'rank', and what is
+  # negative of both.
   alloc = {'layer': np.array(layers), 'rank': np.array(ranks)}
   x = tiny.noise(_TREE, seed, 1.0)
   there = _dispatch(x, alloc)
