@@ -1,5 +1,6 @@
 """JSON files of others, read within bounds."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
 
   Raises:
     OSError: The file can't be read.
-    ValueError: It is not JSON, too large, or nested too deeply.
+    ValueError: It is not JSON, too large, nested too deeply, or says a field
+      twice, of which readers take different ones.
   """
   path = pathlib.Path(path)
   if (size := path.stat().st_size) > most_bytes:
@@ -32,7 +34,7 @@ def parse(text: str | bytes, source: str | os.PathLike) -> Any:
     source: Begins every message.
   """
   try:
-    return json.loads(text)
+    return json.loads(text, object_pairs_hook=_unique)
   except RecursionError as error:
     raise ValueError(f'{source} is nested too deeply to be read') from error
   except ValueError as error:
@@ -47,3 +49,12 @@ def read_object(
   if not isinstance(value, dict):
     raise ValueError(f'{path} must hold a JSON object')
   return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = sorted(name for name, _ in pairs)
+    twice = next(a for a, b in itertools.pairwise(names) if a == b)
+    raise ValueError(f'it has the field {twice!r} twice')
+  return found

@@ -1,6 +1,6 @@
 """A pretrained backbone, assembled from tensors under Hugging Face's names."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 import zlib
@@ -9,12 +9,21 @@ from flax import nnx, traverse_util
 import numpy as np
 from scipy import special
 
-from fedjax_tune.models import decoder, layouts, linear, text, vit
+from fedjax_tune.models import (
+  decoder,
+  layouts,
+  leftovers,
+  linear,
+  tensors,
+  text,
+  vit,
+)
 from fedjax_tune.models.block import Adapters
 from fedjax_tune.models.sizes import Config, DecoderConfig, TextConfig
 from fedjax_tune.typing import Tree
 
 Tensors = Mapping[str, np.ndarray]
+_HEAD = 'lm_head.weight'
 
 # Channel means and standard deviations of ImageNet, in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,6 +43,7 @@ class Pretrained:
     drawn: Parameters that the source lacks, and that were therefore drawn:
       'pooler/kernel' and 'pooler/bias', or nothing.
     tokenizer: Folder of a text model's tokenizer, else None.
+    notes: What a user should be told of the weights, a sentence each.
   """
 
   config: Config
@@ -41,6 +51,7 @@ class Pretrained:
   source: str
   drawn: tuple[str, ...] = ()
   tokenizer: str | None = None
+  notes: tuple[str, ...] = ()
 
 
 def build_model(
@@ -106,51 +117,98 @@ def draw(path: layouts.Path, shape: tuple[int, ...]) -> np.ndarray:
   return (0.02 * special.ndtri(quantile)).astype(np.float32)
 
 
-def assemble(tensors: Tensors, config: Config, source: str) -> Pretrained:
+def assemble(
+  found: Tensors,
+  config: Config,
+  source: str,
+  *,
+  biased: bool = True,
+  outside: Collection[str] = (),
+) -> Pretrained:
   """Assembles a backbone from tensors under Hugging Face's names.
 
   Args:
-    tensors: Arrays in torch's layout (weights are [out, in]), under the names
-      of the family's base model; others are left.
+    found: Arrays in torch's layout (weights are [out, in]), under the names of
+      the family's base model. Heads of other tasks may be among them.
     config: The sizes at which the weights were trained.
     source: Begins every message.
+    biased: Whether queries, keys and values have biases; else these are 0.
+    outside: Tensors that lie outside of the base model.
 
   Raises:
-    ValueError: If a tensor is missing or has another shape; it is named. BERT
-      without its pooler, as masked language models are saved, gets one drawn;
-      Llama without the head that predicts tokens stays without.
+    ValueError: A tensor is missing, has another shape or type, holds what no
+      sound one does (`tensors.check`), or is no part of the model; or a size
+      is beyond what is there. BERT without its pooler, as masked language
+      models are saved, gets one drawn; Llama without the head that predicts
+      tokens stays without.
   """
-  params, drawn = {}, []
+  shapes = {name: value.shape for name, value in found.items()}
+  tensors.check_counts(shapes, config, source)
+  config = _untie(found, config)
+  params, drawn, read = {}, [], {_HEAD}
   for path, variable in pretrained_variables(config).items():
     place = layouts.place(config, path, variable)
-    if path[0] == 'pooler' and place.rows[0][0] not in tensors:
+    if path[0] == 'pooler' and not any(n.startswith('pooler.') for n in found):
       params[path] = draw(path, variable.shape)
       drawn.append('/'.join(path))
       continue
-    if path[0] == 'lm_head' and place.rows[0][0] not in tensors:
+    if path[0] == 'lm_head' and _HEAD not in found:
       continue
-    rows = [_take(tensors, names, place.shape, source) for names in place.rows]
+    if not biased and path[-2:] in (
+      ('q', 'bias'),
+      ('k', 'bias'),
+      ('v', 'bias'),
+    ):
+      params[path] = np.zeros(variable.shape, np.float32)
+      continue
+    names = [_find(found, row, source) for row in place.rows]
+    rows = [
+      _take(found[name], name, place.shape, path[-1], source) for name in names
+    ]
     params[path] = place.unpack(rows, variable.shape)
+    read.update(names)
+  notes = leftovers.judge(found.keys() - read, source, outside)
+  if drawn:
+    notes += (f'{source}: drawn, as it has none: {", ".join(drawn)}.',)
   nested = traverse_util.unflatten_dict(params)
-  return Pretrained(config, nested, source, tuple(drawn))
+  return Pretrained(config, nested, source, tuple(drawn), notes=notes)
+
+
+def _untie(found: Tensors, config: Config) -> Config:
+  """Unties a head that is there and differs, as transformers 5 does."""
+  tied = isinstance(config, DecoderConfig) and config.tied
+  if not tied or _HEAD not in found:
+    return config
+  same = np.array_equal(found[_HEAD], found.get('embed_tokens.weight', ()))
+  return dataclasses.replace(config, tied=same)
+
+
+def _find(found: Tensors, names: tuple[str, ...], source: str) -> str:
+  """Returns under which of its names a tensor is there."""
+  there = [name for name in names if name in found]
+  if len(there) == 1:
+    return there[0]
+  if there:
+    raise ValueError(
+      f'{source}: tensors {" and ".join(map(repr, there))} are one parameter; '
+      'only one may be there.'
+    )
+  raise ValueError(
+    f'{source}: there is no tensor {" or ".join(map(repr, names))}.'
+  )
 
 
 def _take(
-  tensors: Tensors,
-  names: tuple[str, ...],
+  value: np.ndarray,
+  name: str,
   shape: tuple[int, ...],
+  parameter: str,
   source: str,
 ) -> np.ndarray:
-  """Returns the tensor of one of these names."""
-  found = [name for name in names if name in tensors]
-  if not found:
-    raise ValueError(
-      f'{source}: there is no tensor {" or ".join(map(repr, names))}.'
-    )
-  value = tensors[found[0]]
+  """Returns a tensor of this shape, in float32."""
   if value.shape != shape:
     raise ValueError(
-      f'{source}: tensor {found[0]!r} has shape {value.shape}; the '
-      f'configuration asks for {shape}.'
+      f'{source}: tensor {name!r} has shape {value.shape}; the configuration '
+      f'asks for {shape}.'
     )
-  return np.asarray(value, np.float32)
+  return tensors.check(name, value, parameter, source)

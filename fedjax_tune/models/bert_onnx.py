@@ -10,8 +10,6 @@ there, and the pooler that a classifier wants is drawn (`Pretrained.drawn`).
 
 import pathlib
 
-import numpy as np
-
 from fedjax_tune.models import backbone, onnx_tensors, sizes
 
 _PREFIX = 'model.0.auto_model.'
@@ -26,26 +24,28 @@ def load_bert_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
     FileNotFoundError: If there is no such file.
     ValueError: If it is corrupt, or its graph is not such an export.
   """
-  tensors = onnx_tensors.read(path, _PREFIX)
+  tensors, _ = onnx_tensors.read(path, _PREFIX)
   return backbone.assemble(tensors, _config(tensors, path), str(path))
 
 
 def _config(
-  tensors: dict[str, np.ndarray], path: str | pathlib.Path
+  tensors: onnx_tensors.Tensors, path: str | pathlib.Path
 ) -> sizes.TextConfig:
   """Reads the sizes off the tensors."""
+  export = f'{path} is not an export of MiniLM'
 
-  def size(name: str) -> tuple[int, ...]:
-    if name not in tensors:
-      raise ValueError(
-        f'{path} is not an export of MiniLM: it lacks {_PREFIX}{name}.'
-      )
-    return tensors[name].shape
+  def size(name: str, sides: int) -> tuple[int, ...]:
+    return onnx_tensors.shape(tensors, name, sides, export)
 
-  vocab, embed = size('embeddings.word_embeddings.weight')
-  positions, _ = size('embeddings.position_embeddings.weight')
-  types, _ = size('embeddings.token_type_embeddings.weight')
-  (ffn,) = size('encoder.layer.0.intermediate.dense.bias')
+  vocab, embed = size('embeddings.word_embeddings.weight', 2)
+  positions, _ = size('embeddings.position_embeddings.weight', 2)
+  types, _ = size('embeddings.token_type_embeddings.weight', 2)
+  (ffn,) = size('encoder.layer.0.intermediate.dense.bias', 1)
+  if embed % _HEAD_DIM:
+    raise ValueError(
+      f'{export}: its width {embed} is no multiple of {_HEAD_DIM}, the width of '
+      'its heads.'
+    )
   ends = [name for name in tensors if name.endswith('.intermediate.dense.bias')]
   return sizes.TextConfig(
     depth=len(ends),

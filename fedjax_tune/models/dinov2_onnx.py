@@ -24,36 +24,36 @@ def load_dinov2_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
     FileNotFoundError: If there is no such file.
     ValueError: If it is corrupt, or its graph is not such an export.
   """
-  tensors = onnx_tensors.read(path, _PREFIX)
+  tensors, nameless = onnx_tensors.read(path, _PREFIX)
+  export = f'{path} is not an export of DINOv2'
   # The export cut the positions in two, the class token's and the grid's: the
   # only nameless constants with a batch axis.
-  cut = [
-    v for n, v in tensors.items() if n.startswith('onnx::') and v.ndim == 3
-  ]
-  if len(cut) != 2:
-    raise ValueError(
-      f'{path} is not an export of DINOv2: it has {len(cut)} tensors that '
-      'look like position embeddings instead of 2.'
-    )
-  tensors['embeddings.position_embeddings'] = np.concatenate(
-    sorted(cut, key=lambda value: value.shape[1]), axis=1
+  cut = sorted(
+    (v for v in nameless.values() if v.ndim == 3), key=lambda v: v.shape[1]
   )
-  return backbone.assemble(tensors, _config(tensors, path), str(path))
-
-
-def _config(
-  tensors: dict[str, np.ndarray], path: str | pathlib.Path
-) -> vit.ViTConfig:
-  """Reads the sizes off the tensors."""
-  try:
-    embed, _, patch, _ = tensors[
-      'embeddings.patch_embeddings.projection.weight'
-    ].shape
-    (ffn,) = tensors['encoder.layer.0.mlp.fc1.bias'].shape
-  except KeyError as error:
+  fits = len(cut) == 2 and cut[0].shape == (1, 1, cut[1].shape[2])
+  if not fits or cut[0].dtype != cut[1].dtype or cut[1].shape[0] != 1:
     raise ValueError(
-      f'{path} is not an export of DINOv2: it lacks {_PREFIX}{error.args[0]}.'
-    ) from error
+      f'{export}: instead of two tensors that look like position embeddings it '
+      f'has {[v.shape for v in cut]}.'
+    )
+  tensors['embeddings.position_embeddings'] = np.concatenate(cut, axis=1)
+  return backbone.assemble(tensors, _config(tensors, export), str(path))
+
+
+def _config(tensors: onnx_tensors.Tensors, export: str) -> vit.ViTConfig:
+  """Reads the sizes off the tensors."""
+
+  def size(name: str, sides: int) -> tuple[int, ...]:
+    return onnx_tensors.shape(tensors, name, sides, export)
+
+  embed, _, patch, _ = size('embeddings.patch_embeddings.projection.weight', 4)
+  (ffn,) = size('encoder.layer.0.mlp.fc1.bias', 1)
+  if embed % _HEAD_DIM:
+    raise ValueError(
+      f'{export}: its width {embed} is no multiple of {_HEAD_DIM}, the width of '
+      'its heads.'
+    )
   grid = math.isqrt(tensors['embeddings.position_embeddings'].shape[1])
   scales = [name for name in tensors if name.endswith('layer_scale1.lambda1')]
   return vit.ViTConfig(

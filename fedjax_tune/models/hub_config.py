@@ -87,11 +87,13 @@ def _image_config(
     mean = std = (0.5, 0.5, 0.5)
   return ViTConfig(
     **sizes,
-    patch=hub_fields.integer(raw, 'patch_size', path),
-    image_size=hub_fields.integer(raw, 'image_size', path),
+    patch=hub_fields.square(raw, 'patch_size', path),
+    image_size=hub_fields.square(raw, 'image_size', path),
     num_prefix=2 if family == 'deit' else 1,
     layer_scale=dinov2,
-    eps=raw.get('layer_norm_eps', 1e-6 if dinov2 else 1e-12),
+    eps=hub_fields.epsilon(
+      raw, 'layer_norm_eps', path, 1e-6 if dinov2 else 1e-12
+    ),
     mean=mean,
     std=std,
   )
@@ -105,6 +107,11 @@ def _text_config(
     # Its code has no other epsilon, and no types.
     raw = raw | {'layer_norm_eps': 1e-12, 'type_vocab_size': 0}
     for theirs, ours in _DISTILBERT_FIELDS.items():
+      if raw.get(ours, raw.get(theirs)) != raw.get(theirs):
+        raise ValueError(
+          f'{path}: {theirs}={raw.get(theirs)!r} is what DistilBERT calls '
+          f'{ours}={raw[ours]!r}; it must have the same value.'
+        )
       raw |= {ours: raw[theirs]} if theirs in raw else {}
   raw = {'type_vocab_size': 2, 'pad_token_id': _PADDING[family]} | raw
   hub_fields.check_supported(raw, _SUPPORTED_TEXT, path)
@@ -116,7 +123,7 @@ def _text_config(
     family=family,
     types=hub_fields.integer(raw, 'type_vocab_size', path, least=0),
     pad=hub_fields.integer(raw, 'pad_token_id', path, least=0),
-    eps=raw.get('layer_norm_eps', 1e-12),
+    eps=hub_fields.epsilon(raw, 'layer_norm_eps', path, 1e-12),
   )
   hub_fields.check_padding(config, path)
   return config
@@ -136,10 +143,6 @@ def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
       f'{path}: head_dim={wide} is not supported, only hidden_size // '
       f'num_attention_heads = {embed // heads}.'
-    )
-  if raw.get('pruned_heads'):
-    raise ValueError(
-      f'{path}: pruned_heads={raw["pruned_heads"]} is not supported.'
     )
   depth = hub_fields.integer(raw, 'num_hidden_layers', path)
   return {'depth': depth, 'embed': embed, 'heads': heads}

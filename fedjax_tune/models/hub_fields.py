@@ -4,11 +4,11 @@ JSON has no types that a reader could rely on: a switch may be the word
 'false', a count 12.0 or true, a number NaN. Only what is meant is taken.
 """
 
-import json
 import math
 import pathlib
 from typing import Any
 
+from fedjax_tune import json_files
 from fedjax_tune.models.sizes import DecoderConfig, TextConfig
 
 # No count of a model is longer; positions and tokens are int32.
@@ -26,27 +26,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """
   if not path.is_file():
     raise FileNotFoundError(f'{path} is missing.')
-  if path.stat().st_size > _MAX_BYTES:
-    raise ValueError(
-      f'{path} has {path.stat().st_size} bytes; it must have at most '
-      f'{_MAX_BYTES}.'
-    )
-  try:
-    value = json.loads(path.read_bytes(), object_pairs_hook=_unique)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not valid JSON: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a JSON object.')
-  return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in found if names.count(name) > 1)
-    raise ValueError(f'it has the field {twice!r} twice')
-  return found
+  return json_files.read_object(path, _MAX_BYTES)
 
 
 def check_supported(

@@ -7,7 +7,7 @@ each head's queries and keys, on which rotary positions work in pairs; here
 they are put side by side again, as Hugging Face has them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import json
 import os
@@ -19,7 +19,13 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from fedjax_tune.models import backbone, hub_fields, hub_llama
+from fedjax_tune.models import (
+  backbone,
+  gguf_header,
+  hub_fields,
+  hub_llama,
+  sizes,
+)
 
 _SUPPORTED = {
   'general.architecture': 'llama',
@@ -35,13 +41,29 @@ _FIELDS = {
   'intermediate_size': 'llama.feed_forward_length',
   'num_attention_heads': 'llama.attention.head_count',
   'num_key_value_heads': 'llama.attention.head_count_kv',
-  'head_dim': 'llama.rope.dimension_count',
+  'head_dim': 'llama.attention.key_length',
   'max_position_embeddings': 'llama.context_length',
   'rms_norm_eps': 'llama.attention.layer_norm_rms_epsilon',
   'rope_theta': 'llama.rope.freq_base',
   'eos_token_id': 'tokenizer.ggml.eos_token_id',
   'pad_token_id': 'tokenizer.ggml.padding_token_id',
 }
+# Without these there is no model, or only a guess at one.
+_REQUIRED = (
+  'general.architecture',
+  *(_FIELDS[name] for name in list(_FIELDS)[:4]),
+  _FIELDS['max_position_embeddings'],
+  _FIELDS['rms_norm_eps'],
+  'tokenizer.ggml.tokens',
+  'tokenizer.ggml.merges',
+  'tokenizer.ggml.token_type',
+)
+# Fields of the architecture that change nothing where they agree with others.
+_CHECKED = (
+  'llama.rope.dimension_count',
+  'llama.attention.value_length',
+  'llama.vocab_size',
+)
 # What Hugging Face calls the tensors, after 'layers.{}.' those of a block.
 _BLOCK = {
   'attn_norm': 'input_layernorm',
@@ -74,25 +96,78 @@ def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
       is not the byte-level one of SmolLM.
   """
   path = pathlib.Path(path)
-  reader = gguf.GGUFReader(path)
-  found = {name: field.contents() for name, field in reader.fields.items()}
+  gguf_header.check(path)
+  try:
+    reader = gguf.GGUFReader(path)
+    found = {name: field.contents() for name, field in reader.fields.items()}
+  except (ValueError, KeyError, IndexError, TypeError) as error:
+    raise ValueError(f'{path} is not a sound GGUF file: {error}') from error
   hub_fields.check_supported(found, _SUPPORTED, path)
-  raw = {ours: found[name] for ours, name in _FIELDS.items() if name in found}
-  raw['vocab_size'] = len(found['tokenizer.ggml.tokens'])
   names = {tensor.name for tensor in reader.tensors}
-  raw['tie_word_embeddings'] = 'output.weight' not in names
-  config = hub_llama.parse(raw, path)
+  config = _config(found, names, path)
   tensors = {}
   for tensor in reader.tensors:
     stem, _, parameter = tensor.name.rpartition('.')
-    value = gguf.dequantize(tensor.data, tensor.tensor_type)
+    value = _dequantise(tensor, path)
     if stem.endswith(('attn_q', 'attn_k')):
-      value = _pair_halves(value, config.head_dim)
+      value = _pair_halves(value, config.head_dim, f'{path}: {tensor.name!r}')
     tensors[f'{_find_name(stem, path)}.{parameter}'] = value
   loaded = backbone.assemble(tensors, config, str(path))
   if not (path.parent / 'tokenizer.json').exists():
     _write_tokenizer(found, path.parent)
   return dataclasses.replace(loaded, tokenizer=str(path.parent))
+
+
+def _config(
+  found: Mapping[str, Any], names: Collection[str], path: pathlib.Path
+) -> sizes.DecoderConfig:
+  """Reads the sizes; a field that is not known here is refused."""
+  for name in _REQUIRED:
+    if name not in found:
+      raise ValueError(f'{path}: the field {name!r} is missing.')
+  if found.get('split.count', 1) not in (0, 1):
+    raise ValueError(
+      f'{path} is one of {found["split.count"]} parts; join them first '
+      '(llama-gguf-split --merge).'
+    )
+  known = {*_SUPPORTED, *_FIELDS.values(), *_CHECKED}
+  for name in found:
+    if name.startswith('llama.') and name not in known:
+      raise ValueError(
+        f'{path}: the field {name}={found[name]!r} is not supported.'
+      )
+  raw = {ours: found[name] for ours, name in _FIELDS.items() if name in found}
+  if not {'eos_token_id', 'pad_token_id'} & raw.keys():
+    raise ValueError(
+      f'{path}: neither {_FIELDS["pad_token_id"]!r} nor '
+      f'{_FIELDS["eos_token_id"]!r} is there: nothing can fill up a batch.'
+    )
+  raw['vocab_size'] = len(found['tokenizer.ggml.tokens'])
+  raw['tie_word_embeddings'] = 'output.weight' not in names
+  config = hub_llama.parse(raw, path)
+  wants = (config.head_dim, config.head_dim, config.vocab)
+  for name, want in zip(_CHECKED, wants, strict=True):
+    if found.get(name, want) != want:
+      raise ValueError(
+        f'{path}: {name}={found[name]!r} is not supported, only {want}.'
+      )
+  return config
+
+
+def _dequantise(tensor: Any, path: pathlib.Path) -> np.ndarray:
+  kind = tensor.tensor_type
+  if kind.name in ('I8', 'I16', 'I32', 'I64'):
+    raise ValueError(
+      f'{path}: tensor {tensor.name!r} is of type {kind.name}; weights must be '
+      'floating-point, or quantised in blocks that have scales.'
+    )
+  try:
+    return gguf.dequantize(tensor.data, kind)
+  except NotImplementedError as error:
+    raise ValueError(
+      f'{path}: tensor {tensor.name!r} is quantised as {kind.name}, which is not '
+      'read here.'
+    ) from error
 
 
 def _find_name(stem: str, path: pathlib.Path) -> str:
@@ -105,8 +180,13 @@ def _find_name(stem: str, path: pathlib.Path) -> str:
   raise ValueError(f'{path}: tensor {stem!r} is not one of a plain Llama.')
 
 
-def _pair_halves(weight: np.ndarray, head_dim: int) -> np.ndarray:
+def _pair_halves(weight: np.ndarray, head_dim: int, what: str) -> np.ndarray:
   """Undoes llama.cpp's order of a head's rows: (0, 0'), (1, 1'), ..."""
+  if weight.ndim != 2 or weight.shape[0] % head_dim:
+    raise ValueError(
+      f'{what} has shape {weight.shape}; it must have rows for whole heads of '
+      f'width {head_dim}.'
+    )
   outs, ins = weight.shape
   pairs = weight.reshape(outs // head_dim, head_dim // 2, 2, ins)
   return pairs.swapaxes(1, 2).reshape(outs, ins)

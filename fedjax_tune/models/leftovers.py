@@ -1,0 +1,129 @@
+"""Names of tensors in a file, and those of them that nothing reads.
+
+A tensor that is not read may be the head of another task, which does no harm,
+or say that the model is another one than config.json describes.
+"""
+
+from collections.abc import Collection, Iterable
+import re
+
+from fedjax_tune.models import layouts
+
+# First parts of the names of heads, where they stand beside a base model.
+_HEADS = frozenset(
+  re.findall(
+    r'\S+',
+    """
+  classification_head classifier cls cls_classifier decoder
+  distillation_classifier head lm_head pooler pre_classifier qa_classifier
+  qa_outputs score vocab_layer_norm vocab_projector vocab_transform
+  """,
+  )
+)
+# Constants that older versions wrote, and the mask token of pretraining.
+_CONSTANT = re.compile(
+  r'(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|mask_token)$'
+)
+_BLOCK = re.compile(r'(^|\.)(layers?|blocks?|h)\.\d+\.')
+_QUANTISED = re.compile(
+  r'\.(SCB|weight_format|qweight|qzeros|g_idx|scales|weight_packed|weight_shape'
+  r'|weight_scale|weight_scale_inv|weight_zero_point|input_scale|absmax'
+  r'|nested_absmax|quant_map|quant_state\..*)$'
+)
+_ADAPTER = re.compile(
+  r'^base_model\.model\.'
+  r'|\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer'
+  r'|modules_to_save|original_module)\b'
+)
+
+
+def rename(
+  names: Iterable[str], family: str, source: str
+) -> tuple[dict[str, str], frozenset[str]]:
+  """Removes a head's prefix, and what TensorFlow called a LayerNorm's parts.
+
+  Args:
+    names: Of a file.
+    family: One of `layouts.FAMILIES`.
+    source: Begins every message.
+
+  Returns:
+    The names in the file by those of the family's base model; and which of
+    these lie outside of the base model, as files with a head show it.
+
+  Raises:
+    ValueError: Tensors are quantised, of an adapter, of another family, or
+      two have one name without the prefix.
+  """
+  found: dict[str, str] = {}
+  outside = set()
+  names = list(names)
+  prefix = layouts.PREFIXES[family]
+  others = tuple(
+    f'{other}.' for other in layouts.FAMILIES if other not in (family, 'llama')
+  )
+  has_head = any(name.startswith(prefix) for name in names)
+  for name in names:
+    _check_plain(name, source)
+    if name.startswith(others):
+      raise ValueError(
+        f'{source}: tensor {name!r} is of another family than model_type='
+        f'{family!r}.'
+      )
+    own = name.removeprefix(prefix)
+    own = own.replace('LayerNorm.gamma', 'LayerNorm.weight')
+    own = own.replace('LayerNorm.beta', 'LayerNorm.bias')
+    if own in found:
+      raise ValueError(
+        f'{source}: tensors {found[own]!r} and {name!r} are one parameter; only '
+        'one may be there.'
+      )
+    found[own] = name
+    if has_head and not name.startswith(prefix):
+      outside.add(own)
+  return found, frozenset(outside)
+
+
+def _check_plain(name: str, source: str) -> None:
+  """Raises a ValueError for weights that stand for others."""
+  if _QUANTISED.search(name):
+    raise ValueError(
+      f'{source}: tensor {name!r} belongs to quantised weights; they must be '
+      'dequantised first.'
+    )
+  if _ADAPTER.search(name):
+    raise ValueError(
+      f'{source}: tensor {name!r} belongs to an adapter of peft; it must be '
+      'merged first (merge_and_unload).'
+    )
+
+
+def judge(
+  unread: Collection[str], source: str, outside: Collection[str] = ()
+) -> tuple[str, ...]:
+  """Says which heads were left, and refuses what is none.
+
+  Args:
+    unread: Names under which the base model has nothing.
+    source: Begins every message.
+    outside: Those that lie outside of the base model.
+
+  Raises:
+    ValueError: A tensor is part of the base model.
+  """
+  heads = set()
+  for name in sorted(unread):
+    first = name.partition('.')[0]
+    if _CONSTANT.search(name):
+      continue
+    if (first not in _HEADS and name not in outside) or _BLOCK.search(name):
+      raise ValueError(
+        f'{source}: tensor {name!r} is no part of the '
+        'model that the configuration describes, and no head of another task.'
+      )
+    heads.add(first)
+  if not heads:
+    return ()
+  return (
+    f'{source}: left, as heads of other tasks: {", ".join(sorted(heads))}.',
+  )
