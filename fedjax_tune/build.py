@@ -43,6 +43,7 @@ class Setup:
     tokenizer: Folder of a text model's tokenizer, else None.
     readers: The tokenizer of each tier: which view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
+    notes: What a user should be told before the run, a sentence each.
   """
 
   experiment: config.Experiment
@@ -60,6 +61,7 @@ class Setup:
   tokenizer: str | None
   readers: dict[str, int]
   weights: str
+  notes: tuple[str, ...]
 
 
 def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
@@ -134,6 +136,7 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     weights.tokenizer,
     readers,
     digest.of([[t.weights.config, t.weights.params] for t in found])[:16],
+    tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
   )
 
 

@@ -169,10 +169,11 @@ def train_rounds(
 
 
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
-  """Prints the options that nothing reads, and what is odd about the data."""
+  """Prints what nothing reads, and what is odd about data and weights."""
   images = setup.train.lengths is None
   lines = unread.in_vain(setup.experiment, images)
-  for line in (*lines, *setup.train.notes, *setup.test.notes):
+  notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
+  for line in (*lines, *notes):
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
