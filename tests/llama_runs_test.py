@@ -128,7 +128,8 @@ def test_next_tokens_need_a_decoder_with_its_head(tmp_path):
   )  # fmt: skip
   rngs = nnx.Rngs(0)
   split = foundation.split(backbone.build_model(cfg, rngs=rngs), 2)
-  export.save_huggingface(tmp_path, cfg, split.theta, ['a', 'b'])
+  theta = jax.tree.map(lambda leaf: leaf + 0.1, split.theta)
+  export.save_huggingface(tmp_path, cfg, theta, ['a', 'b'])
   e.model.weights = str(tmp_path)
   with tfds.testing.mock_data(), pytest.raises(ValueError, match='has none'):
     build.build(e)

@@ -1,6 +1,6 @@
 """config.json of Hugging Face's models, read and written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -28,12 +28,12 @@ _SUPPORTED_TEXT = {
   'add_cross_attention': False,
 }
 # What DistilBERT calls the fields of BERT.
-_DISTILBERT_FIELDS = {
-  'activation': 'hidden_act',
-  'dim': 'hidden_size',
-  'n_layers': 'num_hidden_layers',
-  'n_heads': 'num_attention_heads',
-  'hidden_dim': 'intermediate_size',
+_DISTILBERT_NAMES = {
+  'hidden_act': 'activation',
+  'hidden_size': 'dim',
+  'num_hidden_layers': 'n_layers',
+  'num_attention_heads': 'n_heads',
+  'intermediate_size': 'hidden_dim',
 }
 _PADDING = {'bert': 0, 'roberta': 1, 'distilbert': 0}
 # What `transformers` calls the model with a head of each family.
@@ -75,7 +75,7 @@ def _image_config(
   raw: dict[str, Any], family: str, path: pathlib.Path
 ) -> ViTConfig:
   hub_fields.check_supported(raw, _SUPPORTED_IMAGE, path)
-  sizes = _block_sizes(raw, path)
+  sizes = _block_sizes(raw, path, {})
   dinov2 = family == 'dinov2'
   if dinov2:
     raw = {'mlp_ratio': 4} | raw
@@ -106,18 +106,20 @@ def _text_config(
   if distilbert:
     # Its code has no other epsilon, and no types.
     raw = raw | {'layer_norm_eps': 1e-12, 'type_vocab_size': 0}
-    for theirs, ours in _DISTILBERT_FIELDS.items():
-      if raw.get(ours, raw.get(theirs)) != raw.get(theirs):
+    for other, own in _DISTILBERT_NAMES.items():
+      if raw.get(other, raw.get(own)) != raw.get(own):
         raise ValueError(
-          f'{path}: {theirs}={raw.get(theirs)!r} is what DistilBERT calls '
-          f'{ours}={raw[ours]!r}; it must have the same value.'
+          f'{path}: {other}={raw[other]!r} must be {own}={raw.get(own)!r}, as '
+          'DistilBERT calls it.'
         )
-      raw |= {ours: raw[theirs]} if theirs in raw else {}
+  names = _DISTILBERT_NAMES if distilbert else {}
   raw = {'type_vocab_size': 2, 'pad_token_id': _PADDING[family]} | raw
-  hub_fields.check_supported(raw, _SUPPORTED_TEXT, path)
+  supported = {names.get(k, k): value for k, value in _SUPPORTED_TEXT.items()}
+  hub_fields.check_supported(raw, supported, path)
+  ffn = names.get('intermediate_size', 'intermediate_size')
   config = TextConfig(
-    **_block_sizes(raw, path),
-    ffn=hub_fields.integer(raw, 'intermediate_size', path),
+    **_block_sizes(raw, path, names),
+    ffn=hub_fields.integer(raw, ffn, path),
     vocab=hub_fields.integer(raw, 'vocab_size', path),
     positions=hub_fields.integer(raw, 'max_position_embeddings', path),
     family=family,
@@ -129,14 +131,19 @@ def _text_config(
   return config
 
 
-def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """Reads the sizes that every family has."""
-  embed = hub_fields.integer(raw, 'hidden_size', path)
-  heads = hub_fields.integer(raw, 'num_attention_heads', path)
+def _block_sizes(
+  raw: dict[str, Any], path: pathlib.Path, names: Mapping[str, str]
+) -> dict[str, Any]:
+  """Reads the sizes that every family has, under these names or BERT's."""
+  width, count, blocks = (
+    names.get(name, name)
+    for name in ('hidden_size', 'num_attention_heads', 'num_hidden_layers')
+  )
+  embed = hub_fields.integer(raw, width, path)
+  heads = hub_fields.integer(raw, count, path)
   if embed % heads:
     raise ValueError(
-      f'{path}: hidden_size={embed} must be a multiple of '
-      f'num_attention_heads={heads}.'
+      f'{path}: {width}={embed} must be a multiple of {count}={heads}.'
     )
   wide = raw.get('head_dim', embed // heads)
   if wide != embed // heads:
@@ -144,7 +151,7 @@ def _block_sizes(raw: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
       f'{path}: head_dim={wide} is not supported, only hidden_size // '
       f'num_attention_heads = {embed // heads}.'
     )
-  depth = hub_fields.integer(raw, 'num_hidden_layers', path)
+  depth = hub_fields.integer(raw, blocks, path)
   return {'depth': depth, 'embed': embed, 'heads': heads}
 
 
@@ -185,7 +192,6 @@ def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
     'pad_token_id': config.pad,
   }
   if config.family == 'distilbert':
-    renamed = {ours: theirs for theirs, ours in _DISTILBERT_FIELDS.items()}
     del common['layer_norm_eps']
-    return {renamed.get(k, k): value for k, value in common.items()}
+    return {_DISTILBERT_NAMES.get(k, k): value for k, value in common.items()}
   return common | {'type_vocab_size': config.types}
