@@ -3,6 +3,7 @@
 from typing import Any
 
 from flax import nnx
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds

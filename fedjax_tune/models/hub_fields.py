@@ -14,7 +14,7 @@ from fedjax_tune.models.sizes import DecoderConfig, TextConfig
 # No count of a model is longer; positions and tokens are int32.
 _LARGEST = 2**31 - 1
 # Far above any config.json or index; a file beyond it is something else.
-_MAX_BYTES = 32 * 2**20
+_MAX_BYTES = 16 * 2**20
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
