@@ -1,6 +1,10 @@
 """Llama from GGUF: a file of our own, and the packaged SmolLM2."""
 
+from collections.abc import Mapping
+import contextlib
 import pathlib
+import struct
+from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
@@ -46,6 +50,12 @@ _NAMES = {
   'input_layernorm': 'attn_norm',
   'post_attention_layernorm': 'ffn_norm',
 }
+_ADD: dict[type, Any] = {
+  str: gguf.GGUFWriter.add_string,
+  int: gguf.GGUFWriter.add_uint32,
+  float: gguf.GGUFWriter.add_float32,
+  bool: gguf.GGUFWriter.add_bool,
+}
 _Q4_1 = gguf.GGMLQuantizationType.Q4_1
 
 
@@ -65,9 +75,19 @@ def _interleave(weight: np.ndarray) -> np.ndarray:
 
 
 def _write(
-  path: pathlib.Path, model: Any, fields: dict[str, str] | None = None
+  path: pathlib.Path,
+  model: Any,
+  fields: Mapping[str, Any] = MappingProxyType({}),
+  changes: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
-  """Writes a file as llama.cpp's converter does; mlp.up quantised."""
+  """Writes a file as llama.cpp's converter does; mlp.up quantised.
+
+  Args:
+    path: The file.
+    model: Of transformers.
+    fields: Added, or where they are None removed.
+    changes: Tensors that stand for others, or beside them.
+  """
   writer = gguf.GGUFWriter(path, 'llama')
   writer.add_block_count(2)
   writer.add_context_length(16)
@@ -85,8 +105,11 @@ def _write(
   writer.add_token_merges(['a b', 'Ġ c', 'z 1'])
   writer.add_eos_token_id(0)
   writer.add_pad_token_id(1)
-  for name, value in (fields or {}).items():
-    writer.add_string(name, value)
+  for name, value in fields.items():
+    if value is None:
+      del writer.kv_data[0][name]
+    else:
+      _ADD[type(value)](writer, name, value)
   for name, tensor in model.state_dict().items():
     value = tensor.numpy()
     if name == 'lm_head.weight':
@@ -95,7 +118,10 @@ def _write(
       value = _interleave(value)
     kind = _Q4_1 if 'up_proj' in name else None
     value = gguf.quantize(value, kind) if kind else value
-    writer.add_tensor(_rename(name), value, raw_dtype=kind)
+    if _rename(name) not in changes:
+      writer.add_tensor(_rename(name), value, raw_dtype=kind)
+  for name, value in changes.items():
+    writer.add_tensor(name, value)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -152,8 +178,8 @@ def test_its_tokenizer_is_written_once(model, tmp_path):
   want = [words[w] for w in ('ab', 'Ġc', 'Ġ', '1', '2', 'z', '1')]
   assert tokenizer.encode('ab c 12z1').ids == want
   assert tokenizer.decode(want) == 'ab c 12z1'
-  # What spells padding is text.
-  assert 1 not in tokens.encode(tokenizer, ['<pad>a'], None, 8, 1).ids[0, :2]
+  with pytest.raises(ValueError, match=r'pad=1: text 0 .* has this token'):
+    tokens.encode(tokenizer, ['<pad>a'], None, 8, 1)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   assert (theirs.pad_token_id, theirs.eos_token_id) == (1, 0)
   (tmp_path / 'tokenizer.json').write_text('mine')
@@ -162,15 +188,114 @@ def test_its_tokenizer_is_written_once(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('field', 'value'),
-  [('llama.rope.scaling.type', 'yarn'), ('tokenizer.ggml.pre', 'llama-bpe')],
+  ('field', 'value', 'why'),
+  [
+    ('llama.rope.scaling.type', 'yarn', 'yarn'),
+    ('tokenizer.ggml.pre', 'llama-bpe', 'llama-bpe'),
+    ('tokenizer.ggml.add_bos_token', True, 'True'),
+    ('llama.rope.scaling.factor', 2.0, 'not supported'),
+    ('llama.attention.sliding_window', 8, 'not supported'),
+    ('llama.expert_count', 4, 'not supported'),
+    ('llama.logit_scale', 0.5, 'not supported'),
+    ('llama.vocab_size', 35, 'only 34'),
+    ('llama.attention.value_length', 4, 'only 8'),
+    ('split.count', 2, 'join them'),
+  ],
 )
-def test_what_is_not_supported_is_named(model, tmp_path, field, value):
+def test_what_is_not_supported_is_named(model, tmp_path, field, value, why):
   _write(tmp_path / 'model.gguf', model, {field: value})
-  with pytest.raises(
-    ValueError, match=rf"model.gguf: {field}='{value}' is not"
-  ):
+  with pytest.raises(ValueError, match=r'model\.gguf') as caught:
     llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert why in str(caught.value)
+  assert field in str(caught.value) or field == 'split.count'
+  assert not (tmp_path / 'tokenizer.json').exists()
+
+
+@pytest.mark.parametrize(
+  'field',
+  [
+    'llama.block_count',
+    'llama.attention.head_count',
+    'llama.attention.layer_norm_rms_epsilon',
+    'tokenizer.ggml.tokens',
+  ],
+)
+def test_a_field_that_is_missing_is_named(model, tmp_path, field):
+  _write(tmp_path / 'model.gguf', model, {field: None})
+  with pytest.raises(ValueError, match=f"'{field}' is missing"):
+    llama_gguf.load_gguf(tmp_path / 'model.gguf')
+
+
+def test_a_width_of_heads_that_positions_do_not_cover(model, tmp_path):
+  changes = {'llama.rope.dimension_count': None}
+  _write(tmp_path / 'model.gguf', model, changes)
+  assert llama_gguf.load_gguf(tmp_path / 'model.gguf').config.head_dim == 8
+  changes = {**changes, 'llama.attention.key_length': 4}
+  _write(tmp_path / 'other.gguf', model, changes)
+  with pytest.raises(ValueError, match=r'k_proj.* has shape'):
+    llama_gguf.load_gguf(tmp_path / 'other.gguf')
+
+
+@pytest.mark.parametrize('count', [0, 2**31 - 1])
+def test_a_count_of_blocks_that_is_absurd(model, tmp_path, count):
+  path, field = tmp_path / 'model.gguf', b'llama.block_count'
+  _write(path, model)
+  kind = field + struct.pack('<I', gguf.GGUFValueType.UINT32)
+  old, new = (kind + struct.pack('<I', n) for n in (2, count))
+  assert old in path.read_bytes()
+  path.write_bytes(path.read_bytes().replace(old, new))
+  with pytest.raises(ValueError, match=f'num_hidden_layers={count}'):
+    llama_gguf.load_gguf(path)
+
+
+def _spoilt(value: float) -> np.ndarray:
+  weight = np.ones((64, 32), np.float32)
+  weight[3, 4] = value
+  return weight
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'why'),
+  [
+    ('blk.1.ffn_gate.weight', _spoilt(np.nan), 'not finite'),
+    ('blk.1.ffn_gate.weight', _spoilt(-np.inf), 'not finite'),
+    ('blk.1.ffn_gate.weight', np.zeros((64, 32), np.float32), 'zero through'),
+    ('blk.1.ffn_norm.weight', np.zeros(32, np.float32), 'zero throughout'),
+    ('blk.1.ffn_gate.weight', np.ones((64, 32), np.int8), 'type I8'),
+    ('blk.1.ffn_gate.weight', np.ones((32, 64), np.float32), 'has shape'),
+    ('blk.1.attn_q.weight', np.ones((30, 32), np.float32), 'whole heads'),
+    ('blk.2.ffn_gate.weight', np.ones((64, 32), np.float32), 'no part of'),
+    ('rope_freqs.weight', np.ones(4, np.float32), 'not one of a plain Llama'),
+    ('blk.0.attn_q.bias', np.ones(32, np.float32), 'whole heads'),
+  ],
+)
+def test_tensors_that_no_sound_file_has(model, tmp_path, name, value, why):
+  _write(tmp_path / 'model.gguf', model, changes={name: value})
+  with pytest.raises(ValueError, match=r'model\.gguf') as caught:
+    llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert why in str(caught.value)
+
+
+def test_a_file_that_is_cut_short_anywhere(model, tmp_path):
+  _write(tmp_path / 'model.gguf', model)
+  whole = (tmp_path / 'model.gguf').read_bytes()
+  for size in [*range(0, 3000, 97), len(whole) - 1]:
+    (tmp_path / 'cut.gguf').write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=r'cut\.gguf'):
+      llama_gguf.load_gguf(tmp_path / 'cut.gguf')
+
+
+def test_a_header_with_any_byte_changed_is_read_or_refused(model, tmp_path):
+  """Nothing but a ValueError, and nothing that takes long."""
+  _write(tmp_path / 'model.gguf', model)
+  whole = (tmp_path / 'model.gguf').read_bytes()
+  rng = np.random.default_rng(0)
+  for at in rng.integers(0, 2500, 60):
+    changed = bytearray(whole)
+    changed[at] ^= int(rng.integers(1, 256))
+    (tmp_path / 'changed.gguf').write_bytes(changed)
+    with contextlib.suppress(ValueError):
+      llama_gguf.load_gguf(tmp_path / 'changed.gguf')
 
 
 @pytest.mark.slow
