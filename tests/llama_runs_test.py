@@ -124,7 +124,7 @@ def test_next_tokens_need_a_decoder_with_its_head(tmp_path):
     build.build(e)
   # A classifier's folder whose head was not tied to the word table.
   cfg = sizes.DecoderConfig(
-    2, 8, 1, 8, vocab=20, positions=8, group=1, head_dim=4, tied=False,
+    2, 8, 1, 8, vocab=20, positions=32, group=1, head_dim=4, tied=False,
     num_classes=2, full=True,
   )  # fmt: skip
   rngs = nnx.Rngs(0)
