@@ -124,6 +124,8 @@ def write(
     selection.select_within(params, trained.model.axes, held),
     labels,
     setup.tokenizer,
+    max_length=max(setup.experiment.data.lengths),
+    problem=_PROBLEMS.get(task.kind, ''),
   )
   count, whole = trained.num_params(held), trained.num_params({})
   domains = setup.test.domain_names
@@ -146,6 +148,11 @@ def write(
 
 
 _RECORD = 'deploy.json'
+# What `transformers` calls them.
+_PROBLEMS = {
+  'classification': 'single_label_classification',
+  'regression': 'regression',
+}
 
 
 def _file_size(path: pathlib.Path) -> dict[str, int]:

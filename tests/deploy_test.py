@@ -242,7 +242,8 @@ def test_the_whole_budget_is_the_run(run, tmp_path):
   assert record['file_parameters'] == record['full_parameters']
   if trained.setup.tokenizer:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer('the book')['input_ids'][0] == 2  # [CLS]
+    ids = tokenizer('the book ' * 20, truncation=True)['input_ids']
+    assert (ids[0], len(ids)) == (2, 16)  # [CLS], and the run's data.lengths.
 
 
 def test_orders_change_nothing_but_what_comes_first(run):

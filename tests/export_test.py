@@ -9,16 +9,19 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
+import tiny_text
 import torch
 import transformers
 
 from fedjax_tune import foundation, selection
+from fedjax_tune.data import tokens
 from fedjax_tune.models import backbone, export, huggingface, linear, sizes
 from fedjax_tune.typing import Tokens
 
 _DEPTH = 3
-_TEXT = sizes.TextConfig(_DEPTH, 16, 4, 24, vocab=40, positions=12)
+_TEXT = sizes.TextConfig(_DEPTH, 16, 4, 24, vocab=270, positions=12)
 _IMAGE = sizes.ViTConfig(_DEPTH, 16, 4, 32, patch=4, image_size=8)
 _CONFIGS: dict[str, Any] = {
   'bert': _TEXT,
@@ -29,7 +32,7 @@ _CONFIGS: dict[str, Any] = {
   'dinov2': dataclasses.replace(_IMAGE, layer_scale=True),
 }
 _LABELS = ('x', 'y', 'z')
-_TOKENIZER = ('tokenizer.json', 'vocab.txt')
+_TEXTS = ['who wrote [SEP] <s> that book by ann lee', 'A b']
 
 
 @functools.cache
@@ -59,11 +62,25 @@ def _model(
 def _inputs(config: Any) -> Any:
   rng = np.random.default_rng(1)
   if isinstance(config, sizes.ViTConfig):
-    return rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    return rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
   ids = rng.integers(2, 40, (2, 8)).astype(np.int32)
   ids[1, 5:] = config.pad
   types = (np.arange(8) > 3) * (config.types > 1) * np.ones((2, 1))
   return Tokens(ids, types.astype(np.int32))
+
+
+def _torch_inputs(folder: Any, config: Any) -> dict[str, Any]:
+  """What torch reads of the same inputs: pictures by the folder's processor."""
+  inputs = _inputs(config)
+  if isinstance(config, sizes.ViTConfig):
+    auto = transformers.AutoImageProcessor.from_pretrained(folder)
+    pictures = [Image.fromarray(pixels) for pixels in inputs]
+    return dict(auto(pictures, return_tensors='pt'))
+  mask = (inputs.ids != config.pad).astype(np.int64)
+  kwargs = {'input_ids': inputs.ids, 'attention_mask': mask}
+  if config.types:
+    kwargs['token_type_ids'] = inputs.types
+  return {name: torch.tensor(value) for name, value in kwargs.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -72,23 +89,19 @@ def _apply(graph, params, inputs):
   return nnx.merge(graph, nnx.State(params))(inputs, layers)
 
 
-def _torch_logits(folder: Any, config: Any) -> np.ndarray:
-  inputs = _inputs(config)
-  if isinstance(config, sizes.ViTConfig):
-    auto = transformers.AutoModelForImageClassification
-    kwargs = {'pixel_values': inputs.transpose(0, 3, 1, 2)}
-  else:
+def _torch_logits(
+  folder: Any, config: Any, inputs: dict[str, Any]
+) -> np.ndarray:
+  auto: Any = transformers.AutoModelForImageClassification
+  if not isinstance(config, sizes.ViTConfig):
     auto = transformers.AutoModelForSequenceClassification
     if config.span:
       auto = transformers.AutoModelForQuestionAnswering
-    mask = (inputs.ids != config.pad).astype(np.int64)
-    kwargs = {'input_ids': inputs.ids, 'attention_mask': mask}
-    if config.types:
-      kwargs['token_type_ids'] = inputs.types
   model, info = auto.from_pretrained(folder, output_loading_info=True)
   assert not any(info.values()), info
+  assert model.dtype == torch.float32
   with torch.no_grad():
-    out = model.eval()(**{k: torch.tensor(v) for k, v in kwargs.items()})
+    out = model.eval()(**inputs)
   if 'start_logits' in out:
     return np.stack([out.start_logits, out.end_logits], -1)
   return out.logits.numpy()
@@ -98,7 +111,7 @@ def _assert_export(folder: Any, config: Any, graph: Any, params: Any) -> Any:
   """Exports, and compares what torch computes with what we do."""
   labels = _LABELS[: config.num_classes]
   written = export.save_huggingface(folder, config, params, labels)
-  got = _torch_logits(folder, config)
+  got = _torch_logits(folder, config, _torch_inputs(folder, config))
   want = np.asarray(_apply(graph, params, _inputs(config)))
   if getattr(config, 'span', False):
     real = _inputs(config).ids != config.pad
@@ -178,20 +191,39 @@ def test_adapters_are_folded_in(tmp_path, family):
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_the_tokenizer_and_the_statistics_come_along(tmp_path):
-  source, folder = tmp_path / 'source', tmp_path / 'folder'
-  source.mkdir()
-  for name in _TOKENIZER:
-    (source / name).write_text(name)
-  config, found = _model('bert')
-  export.save_huggingface(folder, config, found.theta, _LABELS, source)
-  copied = {path.name for path in folder.iterdir()}
-  assert copied == {'config.json', 'model.safetensors', *_TOKENIZER}
+@pytest.mark.parametrize('family', ['bert', 'roberta', 'distilbert'])
+def test_the_tokenizer_comes_along(tmp_path, family):
+  """From the text on: torch computes what we do, cut where training cut."""
+  config, found = _model(family)
+  write = tiny_text.write_roberta
+  if family != 'roberta':
+    write = tiny_text.write_vocab
+  source, folder = write(tmp_path / 'source'), tmp_path / 'folder'
+  ours = tokens.load(source, config.vocab)
+  encoded = tokens.encode(ours, _TEXTS, None, 8, config.pad)
+  export.save_huggingface(
+    folder, config, found.theta, _LABELS, source, max_length=8,
+    problem='single_label_classification',
+  )  # fmt: skip
+  theirs: Any = transformers.AutoTokenizer.from_pretrained(folder)
+  inputs = theirs(_TEXTS, truncation=True, padding=True, return_tensors='pt')
+  np.testing.assert_array_equal(inputs['input_ids'], encoded.ids)
+  assert ('token_type_ids' in inputs) == (family == 'bert')
+  got = _torch_logits(folder, config, dict(inputs))
+  want = _apply(found.graph, found.theta, Tokens(encoded.ids, encoded.types))
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  # And it can be read here again.
+  again = tokens.encode(
+    tokens.load(folder, config.vocab), _TEXTS, None, 8, config.pad
+  )
+  np.testing.assert_array_equal(again.ids, encoded.ids)
 
+
+def test_the_statistics_come_along(tmp_path):
   config, found = _model('vit')
   config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3))
-  export.save_huggingface(folder, config, found.theta, _LABELS)
-  loaded = huggingface.load_huggingface(folder)
+  export.save_huggingface(tmp_path, config, found.theta, _LABELS)
+  loaded = huggingface.load_huggingface(tmp_path)
   assert loaded.config == dataclasses.replace(config, num_classes=0, full=False)
 
 

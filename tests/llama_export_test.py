@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 from flax import nnx
@@ -9,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_text
 import torch
 import transformers
 
 from fedjax_tune import foundation, selection
+from fedjax_tune.data import tokens
 from fedjax_tune.models import backbone, export, huggingface, linear, sizes
 from fedjax_tune.typing import Tokens
 
 _CONFIG = sizes.DecoderConfig(
-  3, 12, 2, 20, vocab=40, positions=12, group=2, head_dim=4, pad=1
+  3, 12, 2, 20, vocab=270, positions=12, group=2, head_dim=4, pad=1
 )
 _LABELS = ('x', 'y', 'z')
 
@@ -125,6 +128,31 @@ def test_adapters_are_folded_in(tmp_path):
   run = lambda *trees: found.merge(*trees)(_inputs(), np.arange(3))
   got = _apply(full.graph, fused, _inputs())
   np.testing.assert_allclose(got, jax.jit(run)(base, theta), atol=1e-4)
+
+
+def test_the_tokenizer_comes_along(tmp_path):
+  """From the text on: torch computes what we do, cut where training cut."""
+  config, found = _model(num_classes=3)
+  source, folder = tiny_text.write_letters(tmp_path / 'source'), tmp_path / 'to'
+  path = source / 'tokenizer_config.json'
+  ends = {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': 'x'}
+  path.write_text(json.dumps(json.loads(path.read_text()) | ends))
+  texts = ['who wrote <s> it', 'A b']
+  encoded = tokens.encode(tokens.load(source, 270), texts, None, 8, config.pad)
+  export.save_huggingface(
+    folder, config, found.theta, _LABELS, source, max_length=8
+  )
+  theirs: Any = transformers.AutoTokenizer.from_pretrained(folder)
+  assert theirs.chat_template == 'x'
+  inputs = theirs(texts, truncation=True, padding=True, return_tensors='pt')
+  np.testing.assert_array_equal(inputs['input_ids'], encoded.ids)
+  auto: Any = transformers.AutoModelForSequenceClassification
+  model = auto.from_pretrained(folder).eval()
+  assert (model.config.bos_token_id, model.config.eos_token_id) == (0, 2)
+  with torch.no_grad():
+    got = model(**inputs).logits.numpy()
+  want = _apply(found.graph, found.theta, Tokens(encoded.ids, encoded.types))
+  np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_labels_are_for_classes_alone(tmp_path):

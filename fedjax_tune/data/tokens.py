@@ -40,7 +40,14 @@ class Encoded:
 def load(
   folder: str | os.PathLike, vocab: int | None = None
 ) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of a folder, as `transformers` 5 reads it.
+  """Returns the tokenizer of a folder; see `read`."""
+  return read(folder, vocab)[0]
+
+
+def read(
+  folder: str | os.PathLike, vocab: int | None = None
+) -> tuple[tokenizers.Tokenizer, tokenizer_classes.Named]:
+  """Reads the tokenizer of a folder, as `transformers` 5 does.
 
   Its files are tokenizer.json, or BERT's vocab.txt, or RoBERTa's vocab.json
   and merges.txt; tokenizer_config.json, special_tokens_map.json and
@@ -52,6 +59,9 @@ def load(
   Args:
     folder: It.
     vocab: Tokens that the model knows; None knows all.
+
+  Returns:
+    The tokenizer, and its named tokens: 'pad_token' and so on.
 
   Raises:
     FileNotFoundError: The folder lacks a file.
@@ -93,7 +103,7 @@ def load(
   tokenizer_checks.check_ends(files, named, tokenizer)
   tokenizer_checks.check_padding(files, named, tokenizer)
   tokenizer.encode_special_tokens = files.switch('split_special_tokens')
-  return tokenizer
+  return tokenizer, named
 
 
 def _add_tokens(

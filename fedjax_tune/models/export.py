@@ -6,25 +6,16 @@ import itertools
 import json
 import math
 import pathlib
-import shutil
 from typing import Any
 
 from flax import traverse_util
 import numpy as np
 import safetensors.numpy
 
+from fedjax_tune.data import tokenizer_export
 from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
 from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
 from fedjax_tune.typing import Tree
-
-_TOKENIZER_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'vocab.txt',
-  'vocab.json',
-  'merges.txt',
-)
 
 # Axes that no client selects.
 _FIXED = frozenset({'vocab', 'token', 'type', 'patch', 'prefix'})
@@ -66,6 +57,9 @@ def save_huggingface(
   params: Tree,
   label_names: Sequence[str],
   tokenizer: str | pathlib.Path | None = None,
+  *,
+  max_length: int = 0,
+  problem: str = '',
 ) -> Config:
   """Writes a folder that `transformers` loads, with its head.
 
@@ -89,7 +83,12 @@ def save_huggingface(
     config: The model from which the parameters were taken.
     params: All of them, adapters folded in (`fuse`).
     label_names: One for each output of the head; none if it predicts tokens.
-    tokenizer: A folder whose tokenizer is copied.
+    tokenizer: A folder whose tokenizer goes with the model, as one file that
+      gives the same tokens.
+    max_length: Tokens to which `transformers` cuts texts when it is asked to;
+      0 takes all for which the model has positions.
+    problem: What `transformers` calls the head's task, 'regression' or
+      'single_label_classification'; '' leaves it open.
 
   Returns:
     The sizes that were written.
@@ -111,15 +110,25 @@ def save_huggingface(
   # Not save_file: what that writes, nobody else may read.
   written = safetensors.numpy.save(_tensors(flat, config), {'format': 'pt'})
   (folder / 'model.safetensors').write_bytes(written)
-  _write_json(folder / 'config.json', hub_config.render(config, label_names))
+  raw = hub_config.render(config, label_names)
+  if problem:
+    raw['problem_type'] = problem
+  if tokenizer and not isinstance(config, ViTConfig):
+    ids = tokenizer_export.write(
+      tokenizer,
+      folder,
+      pad=config.pad,
+      max_length=max_length or config.max_tokens,
+      has_types=getattr(config, 'types', 0) > 1,
+    )
+    if isinstance(config, DecoderConfig):  # Where to begin and end a text.
+      ends = ('bos_token', 'eos_token')
+      raw |= {f'{name}_id': ids.get(name) for name in ends}
+  _write_json(folder / 'config.json', raw)
   if isinstance(config, ViTConfig):
     _write_json(
       folder / 'preprocessor_config.json', preprocessor.render(config)
     )
-  for name in _TOKENIZER_FILES if tokenizer else ():
-    source = pathlib.Path(str(tokenizer)) / name
-    if source.exists():
-      shutil.copyfile(source, folder / name)
   return config
 
 
