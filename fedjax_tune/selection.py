@@ -93,8 +93,8 @@ def _take(leaf: jax.Array, dim: int, name: str, held: Any) -> jax.Array:
 
 def axis_names(axes: Axes) -> set[str]:
   """Returns the names of all axes of a tree."""
-  leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-  return {name for names in leaves for name in names}
+  # Names of axes stand in tuples, but a tree may have tuples of its own.
+  return {name for name in jax.tree.leaves(axes) if isinstance(name, str)}
 
 
 def select_within(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
