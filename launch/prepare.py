@@ -16,6 +16,7 @@ import rich.console
 import rich.progress
 import rich.table
 
+from fedjax_tune import config
 from fedjax_tune.data import fetch
 from fedjax_tune.models import packaged
 
@@ -78,24 +79,39 @@ def _prepare(
   console: rich.console.Console, folder: pathlib.Path, name: str
 ) -> None:
   """Builds each domain of a set, and prints what there is."""
-  from fedjax_tune.data import builders
+  from fedjax_tune.data import builders, layouts, text_sets
 
-  made = {
-    domain: builders.make_builder(name, domain, _IMAGE_SIZE.value, folder)
-    for domain in builders.list_domains(name)
-  }
-  todo = {d: b for d, b in made.items() if not b.is_prepared()}
+  source = _SOURCE.value or None
+  made = builders.open_domains(
+    name, builders.list_domains(name), _IMAGE_SIZE.value, folder
+  )
+  faults = {d: builders.find_fault(b, source) for d, b in made.items()}
+  todo = [domain for domain, fault in faults.items() if fault]
   if todo:
     builders.check_possible(name, folder, _SOURCE.value)
   with rich.progress.Progress(console=console, transient=True) as progress:
     task = progress.add_task(name, total=len(todo))
-    for domain, builder in todo.items():
+    for domain in todo:
       progress.update(task, description=f'Preparing {name}: {domain}')
-      builders.build(builder, _SOURCE.value or None)
+      if made[domain].data_path.exists():
+        _tell(console, f'{name} {domain} is made anew: {faults[domain]}.')
+      builders.build(made[domain], source)
       progress.advance(task)
   state = 'is prepared' if todo else 'was there already'
-  console.print(f'{name} {state}, in {folder}:', soft_wrap=True, markup=False)
+  _tell(console, f'{name} {state}, in {folder}:')
   console.print(_describe(made, folder))
+  cfg = config.Data(
+    name=name, data_dir=str(folder), image_size=_IMAGE_SIZE.value
+  )
+  features = next(iter(made.values())).info.features
+  if 'label' not in features and text_sets.find(name, features) is None:
+    cfg.task = 'next_token'
+  for line in layouts.survey(cfg):
+    _tell(console, line)
+
+
+def _tell(console: rich.console.Console, line: str) -> None:
+  console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _describe(

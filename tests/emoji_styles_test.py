@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import importlib.metadata
 import io
 import json
 import string
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import builders, corpus, emoji_styles, examples, fetch
+from fedjax_tune.data import (
+  builders,
+  corpus,
+  emoji_styles,
+  examples,
+  fetch,
+  layouts,
+)
 
 _SIZE = 8
 _NAMES = [f'object-{letter}' for letter in string.ascii_lowercase]
@@ -66,9 +74,13 @@ def data_dir(tmp_path, monkeypatch):
 
 def _load(data_dir, **fields):
   cfg = config.Data(data_dir=str(data_dir), image_size=_SIZE, **fields)
-  for domain in corpus.domain_names(cfg):
+  for domain in layouts.domain_names(cfg):
     builders.build(emoji_styles.make_builder(domain, _SIZE, data_dir))
   return corpus.load(cfg)
+
+
+def _read(data_dir):
+  return corpus.load(config.Data(data_dir=str(data_dir), image_size=_SIZE))
 
 
 def test_styles_are_domains_in_budget_order():
@@ -156,12 +168,25 @@ def test_corrupt_tarball_is_refused(data_dir):
     _load(data_dir)
 
 
-def test_truncated_records_are_refused(data_dir):
-  _load(data_dir)
+def test_truncated_records_are_refused_and_made_anew(data_dir):
+  whole, _ = _load(data_dir)
   path = next(data_dir.glob(f'*/twemoji_{_SIZE}/*/*test.array_record*'))
   path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(ValueError, match=r'twemoji.*corrupt.*Delete.*Prepare'):
-    _load(data_dir)
+  message = r'twemoji.*corrupt.* has 1000 bytes; must have \d+. Prepare it with'
+  with pytest.raises(ValueError, match=message):
+    _read(data_dir)
+  again, _ = _load(data_dir)
+  assert again.fingerprint() == whole.fingerprint()
+
+
+def test_another_renderer_is_told_and_the_copy_made_anew(data_dir, monkeypatch):
+  _load(data_dir)
+  monkeypatch.setattr(importlib.metadata, 'version', lambda _: '99.0')
+  message = r'its renderer changed: resvg_py \S+ then, resvg_py 99.0 now. Prep'
+  with pytest.raises(ValueError, match=message):
+    _read(data_dir)
+  _load(data_dir)
+  _read(data_dir)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fedjax_tune import config, train, validate
-from fedjax_tune.data import nico
+from fedjax_tune.data import nico_lists
 from fedjax_tune.methods import BUILDERS
 
 # ml_collections loads files in a way that Python is about to drop.
@@ -150,8 +150,8 @@ def _shrink(experiment):
 def _tiny_nico(folder):
   """Writes 12 training images and 2 test images for each domain."""
   rng = np.random.default_rng(0)
-  (folder / nico.LISTS).mkdir(parents=True)
-  for domain in nico.DOMAINS:
+  (folder / nico_lists.FOLDER).mkdir(parents=True)
+  for domain in nico_lists.DOMAINS:
     for split, count in (('train', 12), ('test', 2)):
       lines = []
       for i in range(count):
@@ -159,5 +159,7 @@ def _tiny_nico(folder):
         pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name)
         lines.append(f'{name} {rng.integers(60)}\n')
-      (folder / nico.LISTS / f'{domain}_{split}.txt').write_text(''.join(lines))
+      (folder / nico_lists.FOLDER / f'{domain}_{split}.txt').write_text(
+        ''.join(lines)
+      )
   return folder

@@ -6,15 +6,15 @@ from PIL import Image
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, nico
+from fedjax_tune.data import corpus, nico_lists
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A NICO++ of six domains: two training images and a test image each."""
-  lists = tmp_path / nico.LISTS
+  lists = tmp_path / nico_lists.FOLDER
   lists.mkdir()
-  for d, domain in enumerate(nico.DOMAINS):
+  for d, domain in enumerate(nico_lists.DOMAINS):
     # Some of the real folders have a space in their names.
     images = tmp_path / 'images' / domain / 'hot air'
     images.mkdir(parents=True)
@@ -36,7 +36,7 @@ def _load(folder, **fields):
 
 def test_reads_what_the_lists_say(folder):
   train, test = _load(folder)
-  assert train.domain_names == nico.DOMAINS
+  assert train.domain_names == nico_lists.DOMAINS
   assert sorted(train.labels) == [1] * 6 + [11] * 6
   assert list(test.labels) == [21] * 6
   assert list(test.domains) == list(range(6))
@@ -62,26 +62,26 @@ def test_other_image_kinds_become_rgb(folder):
 def test_missing_things_are_named(folder):
   (folder / 'images' / 'dim' / 'hot air' / '1.jpg').unlink()
   with pytest.raises(FileNotFoundError, match=r'dim_train.txt:2: no image'):
-    nico.check_source(folder)
-  (folder / nico.LISTS / 'autumn_test.txt').unlink()
+    nico_lists.check(folder)
+  (folder / nico_lists.FOLDER / 'autumn_test.txt').unlink()
   with pytest.raises(FileNotFoundError, match=r'autumn_test.txt does not'):
-    nico.check_source(folder)
+    nico_lists.check(folder)
   with pytest.raises(FileNotFoundError, match=r'nowhere does not exist'):
-    nico.check_source(folder / 'nowhere')
+    nico_lists.check(folder / 'nowhere')
 
 
 @pytest.mark.parametrize('line', ['image.jpg', 'image.jpg 60', 'image.jpg x'])
 def test_bad_lines_are_named(folder, line):
-  file = folder / nico.LISTS / 'autumn_train.txt'
+  file = folder / nico_lists.FOLDER / 'autumn_train.txt'
   file.write_text(f'{line}\n')
   with pytest.raises(ValueError, match=r'autumn_train.txt:1: .*from 0 to 59'):
-    nico.check_source(folder)
+    nico_lists.check(folder)
 
 
 def test_unreadable_image_is_named(folder):
   path = folder / 'images' / 'rock' / 'hot air' / '0.jpg'
   path.write_text('not an image')
-  with pytest.raises(ValueError, match=r'0\.jpg is not an image'):
+  with pytest.raises(ValueError, match=r'hot air/0\.jpg: is no picture that'):
     _load(folder)
 
 

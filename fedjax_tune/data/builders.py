@@ -1,6 +1,6 @@
 """The TFDS builders behind the names of data sets, and how they are run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import importlib.util
 import io
@@ -19,6 +19,8 @@ from fedjax_tune.data import (
   movie_reviews,
   newsgroups,
   nico,
+  nico_lists,
+  prepared,
   text_sets,
 )
 
@@ -26,7 +28,7 @@ from fedjax_tune.data import (
 # DomainNet's is that of FedRA's authors.
 DOMAINS = {
   'emoji_styles': tuple(emoji_styles.STYLES),
-  'nico': nico.DOMAINS,
+  'nico': nico_lists.DOMAINS,
   'movie_reviews': movie_reviews.DOMAINS,
   'domainnet': (
     'clipart',
@@ -40,6 +42,7 @@ DOMAINS = {
 
 # Sets that the package builds itself, from packages on npm or PyPI.
 PACKAGED = ('emoji_styles', 'movie_reviews', 'newsgroups', 'friends')
+OWN = (*PACKAGED, 'nico')
 
 _CATALOGUE = 'https://storage.googleapis.com'
 
@@ -117,8 +120,28 @@ def make_builder(
   return builder
 
 
+def open_domains(
+  name: str,
+  domains: Iterable[str],
+  image_size: int,
+  data_dir: str | os.PathLike,
+) -> dict[str, Any]:
+  """Returns builders to be built, by domain.
+
+  What is left of unfinished copies of the package's own sets is removed first.
+  Raises as `make_builder`.
+  """
+  metadata.check_name(name)
+  if name in OWN:
+    prepared.drop_broken(data_dir, name)
+  return {d: make_builder(name, d, image_size, data_dir) for d in domains}
+
+
 def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
-  """Prepares the set of `builder`, unless it is there already.
+  """Prepares the set of `builder`, unless a whole copy of it is there already.
+
+  A copy of one of the package's own sets is made anew where it is incomplete
+  or was made of something else.
 
   Args:
     builder: From `make_builder`.
@@ -126,9 +149,41 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
 
   Returns:
     Whether there was anything to do.
+
+  Raises:
+    ValueError: The copy of another's set is incomplete, or an original file
+      can't be read.
+    RuntimeError: The original files changed while they were read.
   """
-  if builder.is_prepared():
+  fault = find_fault(builder, source)
+  if not fault:
     return False
+  is_own = hasattr(builder, 'made_of')
+  if not is_own and builder.data_path.exists():
+    raise ValueError(
+      f'{builder.data_dir} is incomplete or corrupt: {fault}. Delete that'
+      ' folder.'
+    )
+  with prepared.lock(builder):
+    return _build_own(builder, source) if is_own else _run(builder, source)
+
+
+def _build_own(builder: Any, source: str | os.PathLike | None) -> bool:
+  _renew(builder)
+  if not find_fault(builder, source):
+    return False  # Another process made it in the meantime.
+  made_of = builder.made_of(source)
+  prepared.clear(builder)
+  _renew(builder)
+  _run(builder, source)
+  if made_of != builder.made_of(source):
+    prepared.clear(builder)
+    raise RuntimeError(f'{source} changed while it was read; try again.')
+  prepared.write_stamp(builder, made_of)
+  return True
+
+
+def _run(builder: Any, source: str | os.PathLike | None) -> bool:
   tfds.disable_progress_bar()
   # What Google's bucket has is in another format; asking there takes a network.
   download_config = tfds.download.DownloadConfig(
@@ -137,6 +192,39 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(download_config=download_config)
   return True
+
+
+def find_fault(builder: Any, source: str | os.PathLike | None = None) -> str:
+  """Returns why the copy of a set can't be read as it is, or ''.
+
+  Args:
+    builder: From `make_builder`.
+    source: The folder that it should be a copy of, for sets that need one.
+  """
+  if not builder.data_path.exists():
+    return 'it is missing'
+  if fault := prepared.find_fault(builder):
+    return fault
+  if not hasattr(builder, 'made_of'):
+    return ''
+  needs_source = bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
+  if needs_source and not source:
+    # Where it was copied from may be on another machine.
+    stamp = prepared.read_stamp(builder) or {'made_of': {}}
+    folder = stamp['made_of'].get('folder', '')
+    if not os.path.isdir(folder):
+      return '' if folder else prepared.find_change(builder, {})
+    source = folder
+  return prepared.find_change(builder, builder.made_of(source))
+
+
+def _renew(builder: Any) -> None:
+  """Has a builder look again at what is there, as unpickling it would."""
+  builder.__init__(
+    config=builder.builder_config,
+    data_dir=builder.data_dir_root,
+    file_format='array_record',
+  )
 
 
 def check_possible(
@@ -159,7 +247,7 @@ def check_possible(
         '--source is empty: nico needs the folder of NICO++, as in'
         ' `python -m launch.prepare --dataset=nico --source=FOLDER`'
       )
-    nico.check_source(source)
+    nico_lists.check(source)
   elif name not in PACKAGED:
     _check_catalogue(name, data_dir)
 

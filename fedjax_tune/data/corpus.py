@@ -17,10 +17,8 @@ from fedjax_tune import config, scores
 from fedjax_tune.data import (
   digest,
   examples,
-  images,
-  labels,
+  layouts,
   relations,
-  sources,
   text,
   text_sets,
   tokens,
@@ -154,45 +152,33 @@ def load(
       message has the command that prepares it), or the tokenizer is missing.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
-  domains = domain_names(cfg)
-  builders = {domain: sources.make_builder(cfg, domain) for domain in domains}
-  made = list(builders.values())
-  entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
-  if entry is None and 'label' not in made[0].info.features:
-    raise ValueError(
-      f'data.name={cfg.name!r}: has the features'
-      f' {", ".join(made[0].info.features)}; must have image and label, or text'
-      " and label; without labels, data.task must be 'next_token'"
-    )
+  layout = layouts.lay_out(cfg)
+  entry, classes = layout.entry, layout.classes
   _check_kind(cfg, entry, tokenizer)
-  wanted = entry.test if entry else 'test'
-  splits = ('train', sources.find_test(cfg, made, wanted))
   if entry and tokenizer is not None:
     reader = examples.TextReader(entry, tokens.load(tokenizer), pad)
     outputs = reader.tokenizer.get_vocab_size()
-    has_classes = entry.kind == 'classification'
-    classes = labels.align(entry.label, made) if has_classes else None
-    read = functools.partial(
-      examples.read_texts, cfg, builders, classes=classes, reader=reader
+    train, test = (
+      examples.read_texts(cfg, layout.builders, split, classes, reader)
+      for split in layout.splits
     )
   else:
-    images.check_features(made)
-    outputs, classes = 0, labels.align('label', made)
-    read = functools.partial(
-      examples.read_images, cfg, builders, classes=classes
+    assert classes is not None
+    outputs = 0
+    train, test = (
+      examples.read_images(cfg, layout.builders, split, classes)
+      for split in layout.splits
     )
-  train, test = (read(split) for split in splits)
   names = classes.names[: cfg.num_classes or None] if classes else ()
   if entry:
     task = text.make_task(entry, len(names) or outputs)
   else:
     task = Task('classification', len(names))
-  notes = relations.find_shared(train, test)
+  domains = tuple(layout.builders)
+  notes = (*layout.notes, *relations.find_shared(train, test))
   if classes:
     relations.check_classes(cfg, names, train)
     notes += relations.compare_classes(domains, names, train, test)
-  if splits[1] != wanted:
-    notes += (f'test: evaluated on {splits[1]}, for want of a split {wanted}',)
   make = functools.partial(_make, domains, names, task)
   return make(train, 'train', ()), make(test, 'test', notes)
 
@@ -217,28 +203,6 @@ def _make(
     questions=found.questions,
     notes=(*(f'{split}: {line}' for line in found.notes), *notes),
   )
-
-
-def domain_names(cfg: config.Data) -> tuple[str, ...]:
-  """Returns the domains of a set, after all checks that read no data.
-
-  Raises:
-    ValueError, FileNotFoundError, NotADirectoryError, PermissionError: As
-      `load`, which does the same checks.
-  """
-  from fedjax_tune.data import builders
-
-  sources.check(cfg)
-  known = builders.list_domains(cfg.name)
-  for domain in cfg.domains:
-    if domain not in known:
-      raise ValueError(
-        f'data.domains={cfg.domains}: {cfg.name} has no domain {domain!r}, only'
-        f' {", ".join(known)}'
-      )
-  if len(set(cfg.domains)) < len(cfg.domains):
-    raise ValueError(f'data.domains={cfg.domains}: a domain is named twice')
-  return tuple(cfg.domains) or known
 
 
 def _check_kind(

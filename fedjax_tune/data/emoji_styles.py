@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import pathlib
 from typing import Any, ClassVar, cast
@@ -187,6 +188,16 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
     for name, category in objects:
       image = render(icons, name, size)
       yield name, {'image': image, 'label': category, 'name': name}
+
+  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+    """Returns what a copy is made of: packages, and what draws them."""
+    del source
+    return {
+      'packages': [style.package for style in STYLES.values()],
+      'contents': [style.sha256 for style in STYLES.values()],
+      'size': cast(EmojiConfig, self.builder_config).size,
+      'renderer': f'resvg_py {importlib.metadata.version("resvg_py")}',
+    }
 
 
 def make_builder(

@@ -50,6 +50,39 @@ def read_images(
     FileNotFoundError: The set is not prepared.
     ValueError: A picture or a label is wrong, or a file is corrupt.
   """
+  kept, sources, lines = image_rows(cfg, builders, split, classes)
+  label_N, group_N, contents = zip(*(row.values for row in kept), strict=True)
+  names = [row.name for row in kept]
+  stored = Stored(
+    sources,
+    np.array([(row.domain, row.record) for row in kept]),
+    names,
+    cfg.image_size,
+    digest.of(contents),
+    f'{cfg.name}, split {split}',
+  )
+  in_memory = len(kept) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
+  return Examples(
+    labels=np.array(label_N, np.int32),
+    domains=np.array([row.domain for row in kept], np.int32),
+    groups=None if group_N[0] is None else np.array(group_N),
+    inputs=stored[np.arange(len(kept))] if in_memory else stored,
+    contents=dict(zip(names, contents, strict=True)),
+    notes=lines,
+  )
+
+
+def image_rows(
+  cfg: config.Data,
+  builders: Mapping[str, Any],
+  split: str,
+  classes: labels.Classes,
+) -> tuple[list[rows.Row], list[Any], tuple[str, ...]]:
+  """Returns rows of (label, group, hash), their sources, and what to tell.
+
+  Pictures are not decoded, but what their headers say is checked. Raises as
+  `read_images`.
+  """
   found = notes.Notes()
   keep = _keeper(cfg, classes, found)
 
@@ -63,26 +96,16 @@ def read_images(
     return label, group, digest.of(row['image'])
 
   kept, sources = rows.read(cfg, builders, split, take, encoded='image')
-  label_N, group_N, contents = zip(*(row.values for row in kept), strict=True)
-  domain_N = np.array([row.domain for row in kept], np.int32)
-  row_names = [row.name for row in kept]
-  stored = Stored(
-    sources,
-    np.array([(row.domain, row.record) for row in kept]),
-    row_names,
-    cfg.image_size,
-    digest.of(contents),
-    f'{cfg.name}, split {split}',
-  )
-  in_memory = len(kept) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
-  return Examples(
-    labels=np.array(label_N, np.int32),
-    domains=domain_N,
-    groups=None if group_N[0] is None else np.array(group_N),
-    inputs=stored[np.arange(len(kept))] if in_memory else stored,
-    contents=dict(zip(row_names, contents, strict=True)),
-    notes=found.lines(),
-  )
+  return kept, sources, found.lines()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+  """How the rows of a text set become arrays."""
+
+  entry: TextSet
+  tokenizer: Any
+  pad: int
 
 
 def read_texts(
@@ -90,7 +113,7 @@ def read_texts(
   builders: Mapping[str, Any],
   split: str,
   classes: labels.Classes | None,
-  reader: 'TextReader',
+  reader: TextReader,
 ) -> Examples:
   """Reads and tokenises the texts of a split.
 
@@ -98,8 +121,36 @@ def read_texts(
     FileNotFoundError: The set is not prepared.
     ValueError: A text or a label is wrong, or a file is corrupt.
   """
-  found = notes.Notes()
   entry = reader.entry
+  kept, lines = text_rows(cfg, builders, split, classes, entry)
+  values = [row.values for row in kept]
+  made = text.encode(
+    values, entry, reader.tokenizer, max(cfg.lengths), reader.pad
+  )
+  domain_N = np.array([row.domain for row in kept], np.int32)
+  return Examples(
+    labels=made.labels,
+    domains=domain_N[made.rows],
+    groups=made.groups,
+    inputs=Tokens(made.encoded.ids, made.encoded.types),
+    contents={
+      row.name: digest.of([row.values[f] for f in entry.texts]) for row in kept
+    },
+    notes=lines,
+    lengths=made.encoded.lengths,
+    questions=made.questions,
+  )
+
+
+def text_rows(
+  cfg: config.Data,
+  builders: Mapping[str, Any],
+  split: str,
+  classes: labels.Classes | None,
+  entry: TextSet,
+) -> tuple[list[rows.Row], tuple[str, ...]]:
+  """Returns checked rows, and what to tell of them; raises as `read_texts`."""
+  found = notes.Notes()
   keep = _keeper(cfg, classes, found) if classes else None
 
   def take(domain: int, row: Mapping[str, Any], name: str) -> Any:
@@ -115,32 +166,7 @@ def read_texts(
   kept, _ = rows.read(cfg, builders, split, take)
   if not any(row.values[f].strip() for row in kept for f in entry.texts):
     raise ValueError(f'{cfg.name}, split {split}: all texts are empty')
-  values = [row.values for row in kept]
-  made = text.encode(
-    values, entry, reader.tokenizer, max(cfg.lengths), reader.pad
-  )
-  domain_N = np.array([row.domain for row in kept], np.int32)
-  return Examples(
-    labels=made.labels,
-    domains=domain_N[made.rows],
-    groups=made.groups,
-    inputs=Tokens(made.encoded.ids, made.encoded.types),
-    contents={
-      row.name: digest.of([row.values[f] for f in entry.texts]) for row in kept
-    },
-    notes=found.lines(),
-    lengths=made.encoded.lengths,
-    questions=made.questions,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReader:
-  """How the rows of a text set become arrays."""
-
-  entry: TextSet
-  tokenizer: Any
-  pad: int
+  return kept, found.lines()
 
 
 def _keeper(

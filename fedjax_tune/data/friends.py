@@ -73,6 +73,11 @@ class Friends(tfds.core.GeneratorBasedBuilder):
         speaker = row[_SPEAKER].strip()
         yield key, {'text': text, 'label': ending, 'group': speaker}
 
+  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+    """Returns what a copy is made of: the package."""
+    del source
+    return {'package': orange_text.PACKAGE, 'contents': orange_text.SHA256}
+
 
 def make_builder(data_dir: str | os.PathLike) -> Friends:
   """Returns the builder."""

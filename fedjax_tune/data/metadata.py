@@ -13,6 +13,9 @@ from typing import Any
 from fedjax_tune import json_files
 
 _FILES = ('features.json', 'dataset_info.json', 'metadata.json')
+# Which every version of a set has.
+NEEDED = ('dataset_info.json', 'features.json')
+_VERSION = re.compile(r'\d+\.\d+\.\d+', re.ASCII)
 # SET/VERSION or SET/CONFIG/VERSION, and SET/.config.
 _LEVELS = 3
 _MAX_BYTES = 64 << 20
@@ -61,17 +64,61 @@ def check(data_dir: str | os.PathLike, name: str) -> None:
 
   Raises:
     ValueError: A file names a feature class that is not TFDS's own, or a path,
-      or is no JSON; the message has the file, the value and the rule.
+      or is no JSON; the message has the file, the value and the rule. Or a copy
+      lacks one of its files.
   """
   folder = pathlib.Path(data_dir) / re.split('[/:]', name)[0]
+  for path in find_unfinished(folder):
+    raise ValueError(
+      f'{path} is incomplete: it has no {" or no ".join(NEEDED)}. Delete that'
+      ' folder, and prepare the set again.'
+    )
   for level in range(_LEVELS):
     for file in _FILES:
       for path in sorted(folder.glob('*/' * level + file)):
-        found = json_files.read_object(path, _MAX_BYTES)
+        found = _read(path)
         _check_paths(found, path)
         # What metadata.json has beside is the set's own affair.
         if file != 'metadata.json':
           _check_classes(found, path)
+
+
+def find_unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the versions of a set that lack a file that every one has."""
+  versions = [
+    path
+    for level in range(1, _LEVELS)
+    for path in sorted(folder.glob('/'.join('*' * level)))
+    if path.is_dir() and _VERSION.fullmatch(path.name)
+  ]
+  return [
+    path
+    for path in versions
+    if not all((path / name).exists() for name in NEEDED)
+  ]
+
+
+def find_unreadable(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the versions of a set whose descriptions are cut short."""
+  unreadable = set()
+  for level in range(1, _LEVELS):
+    for file in NEEDED:
+      for path in folder.glob('*/' * level + file):
+        try:
+          _read(path)
+        except ValueError:
+          unreadable.add(path.parent)
+  return sorted(unreadable)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json_files.read_object(path, _MAX_BYTES)
+  except ValueError as error:
+    raise ValueError(
+      f'{error}. If it was cut short, delete {path.parent} and prepare the set'
+      ' again.'
+    ) from error
 
 
 def _check_paths(found: dict[str, Any], path: pathlib.Path) -> None:

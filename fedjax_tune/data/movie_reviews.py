@@ -71,6 +71,11 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder):
       if splits.split_of(text) == split:
         yield key, {'text': text, 'label': label}
 
+  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+    """Returns what a copy is made of: the package."""
+    del source
+    return {'package': PACKAGE, 'contents': SHA256}
+
 
 def make_builder(domain: str, data_dir: str | os.PathLike) -> MovieReviews:
   """Returns the builder of one domain."""

@@ -82,6 +82,11 @@ class Newsgroups(tfds.core.GeneratorBasedBuilder):
     for key, (group, text) in enumerate(rows):
       yield key, {'text': text, 'label': group}
 
+  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+    """Returns what a copy is made of: the package."""
+    del source
+    return {'package': orange_text.PACKAGE, 'contents': orange_text.SHA256}
+
 
 def make_builder(data_dir: str | os.PathLike) -> Newsgroups:
   """Returns the builder."""

@@ -8,32 +8,28 @@ out as FedRA's authors read it (github.com/leondada/FedRA, datasets/NICOPP.py):
   FOLDER/relative/path.jpg
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import os
 import pathlib
 from typing import Any, ClassVar, cast
 
-from PIL import Image, UnidentifiedImageError
 import tensorflow_datasets as tfds
 
-DOMAINS = ('autumn', 'dim', 'grass', 'outdoor', 'rock', 'water')
-LISTS = 'NICO_DG_official'
-NUM_CLASSES = 60
-
-_LAYOUT = (
-  f'Wanted is the folder of NICO++ that holds {LISTS}/DOMAIN_train.txt and'
-  ' DOMAIN_test.txt and the images that they list.'
-)
+from fedjax_tune.data import nico_lists
+from fedjax_tune.data.nico_lists import DOMAINS, NUM_CLASSES
 
 
 class Nico(tfds.core.GeneratorBasedBuilder):
   """NICO++ with the official domain generalisation lists; see the module."""
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('2.0.0')
+  RELEASE_NOTES: ClassVar = {
+    '2.0.0': 'Pictures as their files have them, with name and class names.'
+  }
   BUILDER_CONFIGS: ClassVar = [
     tfds.core.BuilderConfig(name=d, description=f'Domain {d}.') for d in DOMAINS
   ]
-  MANUAL_DOWNLOAD_INSTRUCTIONS = _LAYOUT
+  MANUAL_DOWNLOAD_INSTRUCTIONS = nico_lists.LAYOUT
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -41,10 +37,9 @@ class Nico(tfds.core.GeneratorBasedBuilder):
       description=__doc__,
       features=tfds.features.FeaturesDict(
         {
-          'image': tfds.features.Image(
-            shape=(None, None, 3), encoding_format='jpeg'
-          ),
+          'image': tfds.features.Image(shape=(None, None, 3)),
           'label': tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+          'file': tfds.features.Text(),
         }
       ),
       supervised_keys=('image', 'label'),
@@ -57,80 +52,36 @@ class Nico(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    config = cast(tfds.core.BuilderConfig, self.builder_config)
     folder = dl_manager.manual_dir
+    features = cast(Any, self.info.features)
+    features['label'].names = self.made_of(folder)['classes']
+    lists = {
+      split: nico_lists.read(folder, self._domain, split)
+      for split in nico_lists.SPLITS
+    }
+    for entries in lists.values():
+      nico_lists.check_pictures(folder, entries)
     return {
-      split: self._generate_examples(read_list(folder, config.name, split))
-      for split in ('train', 'test')
+      split: self._generate_examples(folder, entries)
+      for split, entries in lists.items()
     }
 
   def _generate_examples(
-    self, rows: Iterable[tuple[pathlib.Path, int]]
+    self, folder: os.PathLike, entries: list[nico_lists.Entry]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for key, (path, label) in enumerate(rows):
-      yield key, {'image': _read_image(path), 'label': label}
+    for key, (name, label, _) in enumerate(entries):
+      image = pathlib.Path(folder, name).read_bytes()
+      yield key, {'image': image, 'label': label, 'file': name}
+
+  def made_of(self, source: str | os.PathLike) -> dict[str, Any]:
+    """Returns what a copy of the files in `source` is made of."""
+    return nico_lists.identify(source, self._domain)
+
+  @property
+  def _domain(self) -> str:
+    return cast(tfds.core.BuilderConfig, self.builder_config).name
 
 
 def make_builder(domain: str, data_dir: str | os.PathLike) -> Nico:
   """Returns the builder of one domain."""
   return Nico(config=domain, data_dir=data_dir, file_format='array_record')
-
-
-def check_source(folder: str | os.PathLike) -> None:
-  """Raises a FileNotFoundError or ValueError unless all lists are good."""
-  for domain in DOMAINS:
-    for split in ('train', 'test'):
-      read_list(folder, domain, split)
-
-
-def read_list(
-  folder: str | os.PathLike, domain: str, split: str
-) -> list[tuple[pathlib.Path, int]]:
-  """Returns the image paths and labels of one list.
-
-  Raises:
-    FileNotFoundError: The folder, the list or an image is missing.
-    ValueError: A line is not a path and a label below 60, or the path leaves
-      the folder.
-  """
-  folder = pathlib.Path(folder)
-  file = folder / LISTS / f'{domain}_{split}.txt'
-  for path in (folder, file.parent, file):
-    if not path.exists():
-      raise FileNotFoundError(f'{path} does not exist. {_LAYOUT}')
-  rows, root = [], folder.resolve()
-  for number, line in enumerate(file.read_text().splitlines(), start=1):
-    name, _, label = line.strip().rpartition(' ')
-    if not name or not label.isdecimal() or int(label) >= NUM_CLASSES:
-      raise ValueError(
-        f'{file}:{number}: {line!r} must be a path and a label from 0 to'
-        f' {NUM_CLASSES - 1}'
-      )
-    if not _is_inside(root, name):
-      raise ValueError(
-        f'{file}:{number}: {name!r} must be a path inside {folder}'
-      )
-    if not (folder / name).is_file():
-      raise FileNotFoundError(f'{file}:{number}: no image {folder / name}')
-    rows.append((folder / name, int(label)))
-  return rows
-
-
-def _is_inside(root: pathlib.Path, name: str) -> bool:
-  """Whether a path stays in a resolved folder, also through links."""
-  path = pathlib.PurePath(name)
-  if path.is_absolute() or '..' in path.parts or '\0' in name:
-    return False
-  # Links are followed; a list is not to name what its folder does not hold.
-  return (root / path).resolve().is_relative_to(root)
-
-
-def _read_image(path: pathlib.Path) -> str | Image.Image:
-  """Keeps the bytes of an RGB JPEG; decodes and converts anything else."""
-  try:
-    with Image.open(path) as image:
-      if image.format == 'JPEG' and image.mode == 'RGB':
-        return str(path)
-      return image.convert('RGB')
-  except UnidentifiedImageError as error:
-    raise ValueError(f'{path} is not an image that can be read') from error

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.data import fetch, metadata
+from fedjax_tune.data import fetch, metadata, nico_lists
 
 
 def check(cfg: config.Data) -> None:
@@ -37,25 +37,50 @@ def make_builder(cfg: config.Data, domain: str) -> Any:
 
   nico is prepared here where the data folder is that of NICO++.
   """
-  from fedjax_tune.data import builders, nico
+  from fedjax_tune.data import builders
 
   folder = fetch.data_dir(cfg.data_dir)
   builder = builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-  if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
+  if _is_source(cfg):
     builders.build(builder, source=folder)
+  check_copy(cfg, builder)
   return builder
+
+
+def check_copy(cfg: config.Data, builder: Any) -> None:
+  """Checks the copy of a domain, if there is one.
+
+  Raises:
+    ValueError: It is incomplete, or was made of what is other now; the message
+      has the command that makes it anew.
+  """
+  from fedjax_tune.data import builders
+
+  if builder.data_path.exists() and (fault := builders.find_fault(builder)):
+    own = hasattr(builder, 'made_of')
+    delete = '' if own else ' Delete that folder.'
+    raise ValueError(
+      f'{builder.data_dir} is incomplete, corrupt or out of date: {fault}.'
+      f'{delete} Prepare it with `{command(cfg)}`.'
+    )
+
+
+def _is_source(cfg: config.Data) -> bool:
+  """Whether the data folder is that of NICO++ itself."""
+  folder = fetch.data_dir(cfg.data_dir)
+  return cfg.name == 'nico' and (folder / nico_lists.FOLDER).is_dir()
 
 
 def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
   """Whether each domain of a set is there, or is made of files that are.
 
   Raises:
-    ValueError: As `builders.make_builder`.
+    ValueError: As `builders.make_builder` and `check_copy`.
   """
-  from fedjax_tune.data import builders, nico
+  from fedjax_tune.data import builders
 
   folder = fetch.data_dir(cfg.data_dir)
-  if cfg.name == 'nico' and (folder / nico.LISTS).is_dir():
+  if _is_source(cfg):
     return True
   with builders.quiet():
     return all(
@@ -67,8 +92,9 @@ def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
 
 
 def _opens(cfg: config.Data, builder: Any) -> bool:
+  check_copy(cfg, builder)
   if builder.is_prepared():
-    return True  # What is wrong with it is for `open_split` to say.
+    return True
   try:
     open_split(cfg, builder, 'train')
   except FileNotFoundError:

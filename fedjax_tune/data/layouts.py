@@ -1,0 +1,97 @@
+"""What is known of a set before its rows are read."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from fedjax_tune import config
+from fedjax_tune.data import examples, images, labels, sources, text_sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A set, opened.
+
+  Attributes:
+    builders: By domain.
+    splits: Names of the split to train on and of that to evaluate on.
+    entry: Where texts are kept; None of pictures.
+    classes: None where the task has none.
+    notes: What is odd about it, a line each.
+  """
+
+  builders: Mapping[str, Any]
+  splits: tuple[str, str]
+  entry: text_sets.TextSet | None
+  classes: labels.Classes | None
+  notes: tuple[str, ...]
+
+
+def lay_out(cfg: config.Data) -> Layout:
+  """Opens all domains of a set, and checks what they say of themselves."""
+  builders = {d: sources.make_builder(cfg, d) for d in domain_names(cfg)}
+  made = list(builders.values())
+  entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
+  if entry is None and 'label' not in made[0].info.features:
+    raise ValueError(
+      f'data.name={cfg.name!r}: has the features'
+      f' {", ".join(made[0].info.features)}; must have image and label, or text'
+      " and label; without labels, data.task must be 'next_token'"
+    )
+  wanted = entry.test if entry else 'test'
+  test = sources.find_test(cfg, made, wanted)
+  notes = ()
+  if test != wanted:
+    notes = (f'test: evaluated on {test}, for want of a split {wanted}',)
+  classes = None
+  if entry is None:
+    images.check_features(made)
+    classes = labels.align('label', made)
+  elif entry.kind == 'classification':
+    classes = labels.align(entry.label, made)
+  return Layout(builders, ('train', test), entry, classes, notes)
+
+
+def survey(cfg: config.Data) -> tuple[str, ...]:
+  """Reads and checks all rows of a set, and returns what there is to tell.
+
+  Nothing is decoded or tokenised.
+
+  Raises:
+    FileNotFoundError, ValueError: As `corpus.load`.
+  """
+  layout, lines = lay_out(cfg), []
+  for split, name in zip(layout.splits, ('train', 'test'), strict=True):
+    found: tuple[str, ...] = ()
+    if layout.entry:
+      _, found = examples.text_rows(
+        cfg, layout.builders, split, layout.classes, layout.entry
+      )
+    elif layout.classes:
+      *_, found = examples.image_rows(
+        cfg, layout.builders, split, layout.classes
+      )
+    lines += [f'{name}: {line}' for line in found]
+  return (*lines, *layout.notes)
+
+
+def domain_names(cfg: config.Data) -> tuple[str, ...]:
+  """Returns the domains of a set, after all checks that read no data.
+
+  Raises:
+    ValueError, FileNotFoundError, NotADirectoryError, PermissionError: As
+      `corpus.load`, which does the same checks.
+  """
+  from fedjax_tune.data import builders
+
+  sources.check(cfg)
+  known = builders.list_domains(cfg.name)
+  for domain in cfg.domains:
+    if domain not in known:
+      raise ValueError(
+        f'data.domains={cfg.domains}: {cfg.name} has no domain {domain!r}, only'
+        f' {", ".join(known)}'
+      )
+  if len(set(cfg.domains)) < len(cfg.domains):
+    raise ValueError(f'data.domains={cfg.domains}: a domain is named twice')
+  return tuple(cfg.domains) or known

@@ -1,0 +1,145 @@
+"""Prepared copies of sets: whether one is whole, and what it was made of.
+
+Beside the files that TFDS writes, a copy of a set that this package builds has
+`made_of.json`: what it was made of, and the size of each file. It is written
+last, so that a copy without it counts as half-made.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from fedjax_tune import json_files
+from fedjax_tune.data import metadata
+
+_STAMP = 'made_of.json'
+# A folder that was moved holds the same pictures.
+_UNCOMPARED = ('folder',)
+
+
+def find_fault(builder: Any) -> str:
+  """Returns what is wrong with the files of a copy, or ''.
+
+  Every file of every split must be there, and have as many records as
+  dataset_info.json says. Of a set of this package each must have its size.
+  """
+  folder = pathlib.Path(builder.data_dir)
+  for name in metadata.NEEDED:
+    if not (folder / name).exists():
+      return f'{name} is missing'
+  stamp = read_stamp(builder) or {}
+  for name, size in stamp.get('files', {}).items():
+    path = folder / name
+    if not path.exists():
+      return f'{name} is missing'
+    if path.stat().st_size != size:
+      return f'{name} has {path.stat().st_size} bytes; must have {size}'
+  for split in builder.info.splits.values():
+    for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
+      if fault := _find_shard_fault(pathlib.Path(path), count):
+        return f'{path.name} {fault}'
+  return ''
+
+
+def _find_shard_fault(path: pathlib.Path, count: int) -> str:
+  from array_record.python import array_record_data_source
+
+  if not path.exists():
+    return 'is missing'
+  if '.array_record' not in path.name:
+    return ''
+  try:
+    with array_record_data_source.ArrayRecordDataSource(path) as source:
+      found = len(source)
+  except (RuntimeError, ValueError) as error:
+    return f'is cut short or corrupt ({error})'
+  return '' if found == count else f'has {found} records; must have {count}'
+
+
+def find_change(builder: Any, made_of: Mapping[str, Any]) -> str:
+  """Returns what a copy was made of that is other now, or ''.
+
+  Args:
+    builder: Of the copy.
+    made_of: What it would be made of now.
+  """
+  stamp = read_stamp(builder)
+  if stamp is None:
+    return 'an earlier version of this package made it, or did not finish'
+  then = stamp['made_of']
+  for name in (*made_of, *(n for n in then if n not in made_of)):
+    old, new = then.get(name), made_of.get(name)
+    if old != new and name not in _UNCOMPARED:
+      return f'its {name} changed: {_shorten(old)} then, {_shorten(new)} now'
+  return ''
+
+
+def _shorten(value: Any) -> str:
+  text = str(value)
+  return text if len(text) <= 40 else f'{text[:40]}...'
+
+
+def read_stamp(builder: Any) -> dict[str, Any] | None:
+  """Returns what `made_of.json` of a copy holds, None if there is none.
+
+  Raises:
+    ValueError: It is not what `write_stamp` wrote.
+  """
+  path = pathlib.Path(builder.data_dir, _STAMP)
+  if not path.exists():
+    return None
+  stamp = json_files.read_object(path)
+  if not all(isinstance(stamp.get(k), dict) for k in ('made_of', 'files')):
+    raise ValueError(f'{path} must have made_of and files. Delete its folder.')
+  return stamp
+
+
+def write_stamp(builder: Any, made_of: Mapping[str, Any]) -> None:
+  """Marks a copy as whole."""
+  folder = pathlib.Path(builder.data_dir)
+  files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+  partial = folder / f'.{_STAMP}'
+  text = json.dumps({'made_of': made_of, 'files': files}, indent=2)
+  partial.write_text(text + '\n', 'utf8')
+  os.replace(partial, folder / _STAMP)
+
+
+def drop_broken(data_dir: str | os.PathLike, name: str) -> None:
+  """Removes copies of a set that are unfinished or do not say what they hold.
+
+  For sets that this package builds; TFDS can't even look at such a copy.
+  """
+  folder = pathlib.Path(data_dir, name)
+  for path in (
+    *metadata.find_unfinished(folder),
+    *metadata.find_unreadable(folder),
+  ):
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def clear(builder: Any) -> None:
+  """Removes a copy, and what unfinished attempts at it left behind."""
+  folder = pathlib.Path(builder.data_dir)
+  if folder.exists():
+    (folder / _STAMP).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+  for path in folder.parent.glob(f'*incomplete*{folder.name}'):
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def lock(builder: Any) -> Iterator[None]:
+  """Lets one process at a time build a set; others wait.
+
+  The system lets go of the lock when the process ends, however it ends.
+  """
+  path = pathlib.Path(builder.data_dir).parent / '.lock'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
