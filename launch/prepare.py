@@ -79,7 +79,7 @@ def _prepare(
   console: rich.console.Console, folder: pathlib.Path, name: str
 ) -> None:
   """Builds each domain of a set, and prints what there is."""
-  from fedjax_tune.data import builders, layouts, text_sets
+  from fedjax_tune.data import builders, outlines, text_sets
 
   source = _SOURCE.value or None
   made = builders.open_domains(
@@ -106,7 +106,7 @@ def _prepare(
   features = next(iter(made.values())).info.features
   if 'label' not in features and text_sets.find(name, features) is None:
     cfg.task = 'next_token'
-  for line in layouts.survey(cfg):
+  for line in outlines.survey(cfg):
     _tell(console, line)
 
 

@@ -16,7 +16,7 @@ from fedjax_tune.data import (
   emoji_styles,
   examples,
   fetch,
-  layouts,
+  outlines,
 )
 
 _SIZE = 8
@@ -74,7 +74,7 @@ def data_dir(tmp_path, monkeypatch):
 
 def _load(data_dir, **fields):
   cfg = config.Data(data_dir=str(data_dir), image_size=_SIZE, **fields)
-  for domain in layouts.domain_names(cfg):
+  for domain in outlines.domain_names(cfg):
     builders.build(emoji_styles.make_builder(domain, _SIZE, data_dir))
   return corpus.load(cfg)
 

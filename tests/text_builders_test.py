@@ -16,10 +16,10 @@ from fedjax_tune.data import (
   corpus,
   fetch,
   friends,
-  layouts,
   movie_reviews,
   newsgroups,
   orange_text,
+  outlines,
 )
 
 _SPEAKERS = ('Ann', 'Bob', 'Waiter')
@@ -104,7 +104,7 @@ def _load(name, data_dir, **fields):
   cfg = config.Data(
     name=name, data_dir=str(data_dir), lengths=(8, 24), **fields
   )
-  for domain in layouts.domain_names(cfg):
+  for domain in outlines.domain_names(cfg):
     builders.build(builders.make_builder(name, domain, 0, data_dir))
   return corpus.load(cfg, tokenizer=folder, pad=tiny_text.BERT_PAD)
 

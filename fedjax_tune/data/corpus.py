@@ -17,7 +17,7 @@ from fedjax_tune import config, scores
 from fedjax_tune.data import (
   digest,
   examples,
-  layouts,
+  outlines,
   relations,
   text,
   text_sets,
@@ -152,30 +152,30 @@ def load(
       message has the command that prepares it), or the tokenizer is missing.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
-  layout = layouts.lay_out(cfg)
-  entry, classes = layout.entry, layout.classes
+  outline = outlines.read(cfg)
+  entry, classes = outline.entry, outline.classes
   _check_kind(cfg, entry, tokenizer)
   if entry and tokenizer is not None:
     reader = examples.TextReader(entry, tokens.load(tokenizer), pad)
     outputs = reader.tokenizer.get_vocab_size()
     train, test = (
-      examples.read_texts(cfg, layout.builders, split, classes, reader)
-      for split in layout.splits
+      examples.read_texts(cfg, outline.builders, split, classes, reader)
+      for split in outline.splits
     )
   else:
     assert classes is not None
     outputs = 0
     train, test = (
-      examples.read_images(cfg, layout.builders, split, classes)
-      for split in layout.splits
+      examples.read_images(cfg, outline.builders, split, classes)
+      for split in outline.splits
     )
   names = classes.names[: cfg.num_classes or None] if classes else ()
   if entry:
     task = text.make_task(entry, len(names) or outputs)
   else:
     task = Task('classification', len(names))
-  domains = tuple(layout.builders)
-  notes = (*layout.notes, *relations.find_shared(train, test))
+  domains = tuple(outline.builders)
+  notes = (*outline.notes, *relations.find_shared(train, test))
   if classes:
     relations.check_classes(cfg, names, train)
     notes += relations.compare_classes(domains, names, train, test)

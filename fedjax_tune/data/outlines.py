@@ -9,7 +9,7 @@ from fedjax_tune.data import examples, images, labels, sources, text_sets
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Outline:
   """A set, opened.
 
   Attributes:
@@ -27,7 +27,7 @@ class Layout:
   notes: tuple[str, ...]
 
 
-def lay_out(cfg: config.Data) -> Layout:
+def read(cfg: config.Data) -> Outline:
   """Opens all domains of a set, and checks what they say of themselves."""
   builders = {d: sources.make_builder(cfg, d) for d in domain_names(cfg)}
   made = list(builders.values())
@@ -49,7 +49,7 @@ def lay_out(cfg: config.Data) -> Layout:
     classes = labels.align('label', made)
   elif entry.kind == 'classification':
     classes = labels.align(entry.label, made)
-  return Layout(builders, ('train', test), entry, classes, notes)
+  return Outline(builders, ('train', test), entry, classes, notes)
 
 
 def survey(cfg: config.Data) -> tuple[str, ...]:
@@ -60,19 +60,19 @@ def survey(cfg: config.Data) -> tuple[str, ...]:
   Raises:
     FileNotFoundError, ValueError: As `corpus.load`.
   """
-  layout, lines = lay_out(cfg), []
-  for split, name in zip(layout.splits, ('train', 'test'), strict=True):
+  outline, lines = read(cfg), []
+  for split, name in zip(outline.splits, ('train', 'test'), strict=True):
     found: tuple[str, ...] = ()
-    if layout.entry:
+    if outline.entry:
       _, found = examples.text_rows(
-        cfg, layout.builders, split, layout.classes, layout.entry
+        cfg, outline.builders, split, outline.classes, outline.entry
       )
-    elif layout.classes:
+    elif outline.classes:
       *_, found = examples.image_rows(
-        cfg, layout.builders, split, layout.classes
+        cfg, outline.builders, split, outline.classes
       )
     lines += [f'{name}: {line}' for line in found]
-  return (*lines, *layout.notes)
+  return (*lines, *outline.notes)
 
 
 def domain_names(cfg: config.Data) -> tuple[str, ...]:
