@@ -226,7 +226,9 @@ def _check_axes(setup: build.Setup) -> None:
   method, model = setup.method, setup.foundation
   parts = getattr(model, 'tiers', {'': model}).values()
   _, sent = method.sums(setup.theta, setup.axes)
-  trees = [setup.axes, sent, *((p.axes, p.base_axes) for p in parts)]
+  trees = [setup.axes, sent]
+  for part in parts:
+    trees += [part.axes, part.base_axes]
   known = {'layer', *method.notes()}.union(*map(selection.axis_names, trees))
   for axis in {axis for sig in setup.planner.widths for axis in sig.axes}:
     if axis not in known:
