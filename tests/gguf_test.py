@@ -187,12 +187,27 @@ def test_its_tokenizer_is_written_once(model, tmp_path):
   assert (tmp_path / 'tokenizer.json').read_text() == 'mine'
 
 
+def test_a_word_of_users_is_one_token(model, tmp_path, monkeypatch):
+  """gguf's TokenType.USER_DEFINED, as added_tokens.json has them."""
+  add = gguf.GGUFWriter.add_token_types
+  monkeypatch.setattr(
+    gguf.GGUFWriter,
+    'add_token_types',
+    lambda w, kinds: add(w, [*kinds[:-1], 4]),
+  )
+  _write(tmp_path / 'model.gguf', model)
+  llama_gguf.load_gguf(tmp_path / 'model.gguf')
+  assert tokens.load(tmp_path).encode('az1b').tokens == ['a', 'z1', 'b']
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'why'),
   [
     ('llama.rope.scaling.type', 'yarn', 'yarn'),
     ('tokenizer.ggml.pre', 'llama-bpe', 'llama-bpe'),
     ('tokenizer.ggml.add_bos_token', True, 'True'),
+    ('tokenizer.ggml.add_eos_token', True, 'True'),
+    ('tokenizer.ggml.add_space_prefix', True, 'True'),
     ('llama.rope.scaling.factor', 2.0, 'not supported'),
     ('llama.attention.sliding_window', 8, 'not supported'),
     ('llama.expert_count', 4, 'not supported'),

@@ -33,6 +33,8 @@ _SUPPORTED = {
   'tokenizer.ggml.model': 'gpt2',
   'tokenizer.ggml.pre': 'smollm',
   'tokenizer.ggml.add_bos_token': False,
+  'tokenizer.ggml.add_eos_token': False,
+  'tokenizer.ggml.add_space_prefix': False,
 }
 # What config.json calls the fields.
 _FIELDS = {
@@ -81,8 +83,8 @@ _OTHERS = {
   'output_norm': 'norm',
   'output': 'lm_head',
 }
-# Of tokens that no text spells: gguf's TokenType.CONTROL.
-_CONTROL = 3
+# gguf's TokenType: of tokens that are no text, and of whole words that are.
+_CONTROL, _USER_DEFINED = 3, 4
 
 
 def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
@@ -206,7 +208,13 @@ def _write_tokenizer(found: Mapping[str, Any], folder: pathlib.Path) -> None:
   )
   tokenizer.decoder = decoders.ByteLevel()
   kinds = zip(tokens, found['tokenizer.ggml.token_type'], strict=True)
-  tokenizer.add_special_tokens([t for t, kind in kinds if kind == _CONTROL])
+  tokenizer.add_tokens(
+    [
+      tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
+      for token, kind in kinds
+      if kind in (_CONTROL, _USER_DEFINED)
+    ]
+  )
   settings = {'tokenizer_class': 'PreTrainedTokenizerFast'}
   for name, ours in (('eos', 'eos'), ('padding', 'pad')):
     number = found.get(f'tokenizer.ggml.{name}_token_id')
