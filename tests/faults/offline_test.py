@@ -15,6 +15,7 @@ import tiny_text
 from fedjax_tune import build, config, provisions, train
 from fedjax_tune.data import corpus, fetch, nico
 from fedjax_tune.models import packaged, pretrained
+from launch import sweep, sweep_plan
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -199,6 +200,22 @@ def test_fetch_asks_for_all_and_then_checks(tmp_path, monkeypatch):
   with pytest.raises(RuntimeError, match='no network here'):
     build.build(experiment, fetch=True)
   assert asked == ['minilm_l3', 'friends']
+
+
+# ml_collections loads experiment files in an old way.
+@pytest.mark.filterwarnings(r'ignore:the load_module\(\)')
+def test_a_sweep_looks_first(folder, tmp_path):
+  file = tmp_path / 'tiny.py'
+  file.write_text(_TINY.format(folder=str(folder)))
+  plan = lambda methods: sweep_plan.plan(
+    str(file), methods, ['0', '1'], ['data.image_size=16'], tmp_path
+  )
+  sweep.provide(plan('fedra,all_large'), fetch=False)
+  wanted = r'weights minilm_l3: not in .*launch.prepare --weights=minilm_l3 '
+  with pytest.raises(FileNotFoundError, match=wanted):
+    sweep.provide(plan('fedra,b=fedra:model.weights=minilm_l3'), fetch=False)
+  with pytest.raises(ValueError, match=r'data.name=.* must be the name'):
+    sweep.provide(plan('fedra:data.name=../x'), fetch=False)
 
 
 _SITE = """
