@@ -34,11 +34,13 @@ def parse(text: str | bytes, source: str | os.PathLike) -> Any:
     source: Begins every message.
   """
   try:
+    # Bytes in another encoding would be guessed at.
+    text = text if isinstance(text, str) else text.decode()
     return json.loads(text, object_pairs_hook=_unique)
   except RecursionError as error:
     raise ValueError(f'{source} is nested too deeply to be read') from error
   except ValueError as error:
-    raise ValueError(f'{source} is not valid JSON: {error}') from error
+    raise ValueError(f'{source} is not valid JSON in UTF-8: {error}') from error
 
 
 def read_object(

@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from fedjax_tune import json_files
+
 # Named tokens, in the order in which missing ones are added.
 NAMED = (
   'bos_token',
@@ -149,17 +151,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
   """Returns what a file holds, or None if there is none.
 
   Raises:
-    ValueError: It is not a JSON object in UTF-8.
+    ValueError: It is not a JSON object in UTF-8, or not a sane one.
   """
   if not path.exists():
     return None
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except ValueError as error:  # Of the encoding, too.
-    raise ValueError(f'{path} is not valid JSON in UTF-8: {error}') from error
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a JSON object.')
-  return value
+  return json_files.read_object(path)
 
 
 def _check_supported(settings: dict[str, Any], path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import tiny_text
 
 from fedjax_tune import build, config, provisions, train
-from fedjax_tune.data import corpus, fetch, nico
+from fedjax_tune.data import corpus, fetch, nico_lists
 from fedjax_tune.models import packaged, pretrained
 from launch import sweep, sweep_plan
 
@@ -35,12 +35,15 @@ def offline(monkeypatch):
 def folder(tmp_path):
   """A tiny NICO++: its six domains, two pictures each."""
   folder = tmp_path / 'nico'
-  (folder / nico.LISTS).mkdir(parents=True)
-  for i, domain in enumerate(nico.DOMAINS):
-    Image.new('RGB', (9, 9), (40 * i, 99, 0)).save(folder / f'{domain}.jpg')
+  (folder / nico_lists.FOLDER).mkdir(parents=True)
+  for i, domain in enumerate(nico_lists.DOMAINS):
+    for kind in ('cat', 'dog'):
+      (folder / kind).mkdir(exist_ok=True)
+      picture = Image.new('RGB', (9, 9), (40 * i, 99, 0))
+      picture.save(folder / kind / f'{domain}.jpg')
     for split in ('train', 'test'):
-      lines = f'{domain}.jpg 0\n{domain}.jpg 1\n'
-      (folder / nico.LISTS / f'{domain}_{split}.txt').write_text(lines)
+      lines = f'cat/{domain}.jpg 0\ndog/{domain}.jpg 1\n'
+      (folder / nico_lists.FOLDER / f'{domain}_{split}.txt').write_text(lines)
   return folder
 
 
