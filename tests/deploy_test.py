@@ -22,6 +22,7 @@ from fedjax_tune import (
   checkpoint,
   config,
   deploy,
+  endings,
   finished,
   foundation,
   identity,
@@ -373,6 +374,15 @@ def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):
 def test_bad_sizes(text_run, act, message):
   with pytest.raises(ValueError, match=message):
     act(text_run[0])
+
+
+def test_a_model_that_is_not_finite_is_refused(text_run):
+  setup = text_run[0].setup
+  head = jax.tree.map(lambda x: x * np.nan, setup.theta['head'])
+  with pytest.raises(endings.Diverged, match=r'must be finite, but its head\.'):
+    finished._assemble(
+      setup, setup.foundation.base, {**setup.theta, 'head': head}
+    )
 
 
 def test_other_folders_are_left_alone(text_run):
