@@ -1,0 +1,38 @@
+"""Trains tiny runs, one after another, until somebody kills it.
+
+python victim.py FOLDER CASE OPTIMIZER... trains CASE with each server
+optimizer in FOLDER/OPTIMIZER, and goes on where an earlier process was killed.
+"""
+
+import pathlib
+import sys
+import time
+
+import conftest
+import lab
+
+from fedjax_tune import train
+
+
+def _slowly(self, *args):
+  # Rounds of tiny models are too short to be hit.
+  time.sleep(0.02)
+  return _CHARGE(self, *args)
+
+
+_CHARGE = train.Run.charge
+
+
+def main() -> None:
+  """Trains what the command line names."""
+  assert conftest  # Its settings are those of the tests.
+  folder, case, *optimizers = sys.argv[1:]
+  lab.cache_programs(pathlib.Path(folder).parent / 'programs')
+  for name in optimizers:
+    e = lab.experiment(case, server={'optimizer': name, 'lr': 0.1})
+    patch = lab.patched(train.Run, 'charge', _slowly)
+    lab.go(pathlib.Path(folder) / name, e, resume=True, patch=patch)
+
+
+if __name__ == '__main__':
+  main()
