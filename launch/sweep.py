@@ -13,7 +13,6 @@ results.csv, results.md and comparison.png; they cover all finished runs there.
 
 from collections.abc import Sequence
 import pathlib
-import signal
 import sys
 
 from absl import app, flags
@@ -86,8 +85,6 @@ def main(argv: list[str]) -> None:
     file, _METHODS.value, _SEEDS.value, _SET.value, workdir
   )
   provide(runs, _FETCH.value)
-  # A plain kill also ends the runs that were started.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   console = rich_console.Console()
   failed = sweep_runner.run_sweep(
     runs, train_command, workdir, _JOBS.value, console

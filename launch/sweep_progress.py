@@ -85,6 +85,11 @@ class SweepProgress:
     text = 'no accuracy' if accuracy is None else f'accuracy {accuracy:.1%}'
     self._say(f'{name} finished: {text}{self._left()}')
 
+  def stop(self, name: str) -> None:
+    """Takes a run off that was interrupted."""
+    self._remove(name)
+    self._say(f'{name} stopped; what it has done is saved')
+
   def fail(self, name: str, code: int, log: pathlib.Path) -> None:
     """Takes a run off that has failed, with the end of its log."""
     self._remove(name)

@@ -1,14 +1,16 @@
 """Runs the processes of a sweep, several at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import time
 
 from rich import console as rich_console
 
+from fedjax_tune import endings, interrupts
 from fedjax_tune.report import metrics, tables
 from launch import sweep_progress, sweep_results
 from launch.sweep_plan import Run
@@ -16,6 +18,8 @@ from launch.sweep_plan import Run
 _FLAGS = 'flags.json'
 # Between looks at the running processes.
 _POLL_S = 0.2
+# Of a run that was told to end: it saved, or it had not begun to train.
+_STOPPED = (4, -signal.SIGTERM)
 
 
 def run_sweep(
@@ -38,6 +42,7 @@ def run_sweep(
     The runs that failed.
 
   Raises:
+    Interrupted: If a signal came; the runs ended after their rounds.
     ValueError: If a run's folder holds a run of other settings, or there are
       fewer cores than jobs.
   """
@@ -47,31 +52,40 @@ def run_sweep(
   waiting = [run for run in runs if not run.finished]
   running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
   failed = []
-  with sweep_progress.SweepProgress(
-    len(runs), len(runs) - len(waiting), console
-  ) as progress:
+  with (
+    interrupts.Interrupts() as signals,
+    signals.patient(),
+    sweep_progress.SweepProgress(
+      len(runs), len(runs) - len(waiting), console
+    ) as progress,
+  ):
+    told = False
     try:
-      while waiting or running:
+      while running or (waiting and not signals.asked):
         for slot in range(jobs):
-          if slot not in running and waiting:
+          if slot not in running and waiting and not signals.asked:
             run = waiting.pop(0)
             running[slot] = run, _start(run, command_fn(run), cores[slot])
             progress.start(run.name, run.workdir)
         time.sleep(_POLL_S)
         progress.refresh()
+        if signals.asked and not told:
+          told = True
+          _stop(running)
         for slot, (run, process) in list(running.items()):
           if process.poll() is None:
             continue
           del running[slot]
-          if process.returncode == 0 and run.finished:
+          if told and process.returncode in _STOPPED:
+            progress.stop(run.name)
+          elif process.returncode == 0 and run.finished:
             progress.finish(run.name)
             sweep_results.write_results(workdir, labels)
           else:
             failed.append(run)
             progress.fail(run.name, process.returncode, _log(run))
     finally:
-      for _, process in running.values():
-        process.terminate()
+      _stop(running)
       for _, process in running.values():
         process.wait()
   if summaries := sweep_results.write_results(workdir, labels):
@@ -80,7 +94,19 @@ def run_sweep(
     console.print(
       f'Plot: {plot}\nTables and plots of each run: {workdir}', highlight=False
     )
+  finished = sum(run.finished for run in runs)
+  if signals.asked and finished < len(runs):
+    raise endings.Interrupted(
+      f'{signals.asked}: {finished} of {len(runs)} runs are finished; the same'
+      ' command goes on with the others.'
+    )
   return failed
+
+
+def _stop(running: Mapping[int, tuple[Run, subprocess.Popen[bytes]]]) -> None:
+  """Asks the processes to end: the first time after their rounds."""
+  for _, process in running.values():
+    process.terminate()
 
 
 def _check_flags(runs: Sequence[Run]) -> None:
@@ -116,8 +142,15 @@ def _start(
     env['OMP_NUM_THREADS'] = str(len(cores))
   # What a run that was never accepted said is of no use any more.
   with _log(run).open('ab' if run.begun else 'wb') as log:
+    # In a session of its own: a terminal's Ctrl-C reaches the sweep alone, which
+    # passes it on once, as a second signal would end a run without saving.
     process = subprocess.Popen(
-      command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+      command,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      env=env,
+      start_new_session=True,
     )
   if cores is not None:
     # Set from here at once: XLA sizes its thread pool by it when it starts.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -33,7 +34,7 @@ from fedjax_tune import (
   train,
 )
 from fedjax_tune import workdir as run_folder
-from fedjax_tune.data import corpus
+from fedjax_tune.data import corpus, outlines
 from fedjax_tune.engine import evaluate, server
 from fedjax_tune.models import backbone, export, sizes
 from fedjax_tune.report import scaling
@@ -117,7 +118,7 @@ def patch():
       ),
     )
     patch.setattr(provisions, 'check', lambda _: None)
-    patch.setattr(corpus, 'domain_names', lambda cfg: cfg.domains or ('a',))
+    patch.setattr(outlines, 'domain_names', lambda cfg: cfg.domains or ('a',))
     yield patch
 
 
@@ -453,3 +454,51 @@ def test_command_says_one_line(tmp_path):
   assert done.stderr == (
     f'error: workdir={tmp_path} has no run: no config.json.\n'
   )
+
+
+@pytest.fixture
+def finished_copy(text_run, tmp_path):
+  """A copy of the run on texts, to be damaged."""
+  return shutil.copytree(text_run[1], tmp_path / 'run')
+
+
+def test_other_data_are_refused(finished_copy, monkeypatch):
+  changed = _texts(48, 1)
+  changed.labels[:2] = (changed.labels[:2] + 1) % 3
+  monkeypatch.setattr(corpus, 'load', lambda *_: (changed, _texts(20, 2)))
+  with pytest.raises(ValueError, match=r'on other data .*\n  training data: '):
+    finished.load(finished_copy)
+
+
+def test_other_test_data_are_refused(finished_copy, monkeypatch):
+  """Also where fewer of them are asked for."""
+  changed = _texts(20, 3)
+  monkeypatch.setattr(corpus, 'load', lambda *_: (_texts(48, 1), changed))
+  with pytest.raises(ValueError, match=r'on other data .*\n  test data: '):
+    finished.load(finished_copy, test_examples=5)
+
+
+def test_other_weights_are_refused(finished_copy, folder):
+  path = folder / 'bert/model.safetensors'
+  before = path.read_bytes()
+  path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+  try:
+    with pytest.raises(ValueError, match=r'on other data or .*\n  weights: '):
+      finished.load(finished_copy)
+  finally:
+    path.write_bytes(before)
+
+
+def test_a_damaged_checkpoint_is_refused(finished_copy):
+  (finished_copy / 'checkpoints/1/state.safetensors').write_bytes(b'')
+  with pytest.raises(
+    ValueError, match=r'no whole checkpoint of round 1 \(1: st'
+  ):
+    finished.load(finished_copy)
+
+
+def test_a_config_of_another_run_is_refused(finished_copy):
+  path = finished_copy / 'config.json'
+  path.write_text(path.read_text().replace('"lr": 0.3', '"lr": 0.4'))
+  with pytest.raises(ValueError, match=r'local\.lr: 0\.3 there, 0\.4 here'):
+    finished.load(finished_copy)

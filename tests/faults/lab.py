@@ -66,6 +66,7 @@ def setup(
     tokenizer=None,
     readers={},
     weights=weights,
+    notes=(),
   )
 
 

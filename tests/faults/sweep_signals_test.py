@@ -1,0 +1,109 @@
+"""A sweep passes signals on, once, and can go on after."""
+
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from rich import console as rich_console
+
+from fedjax_tune import endings
+from launch import sweep_plan, sweep_runner
+
+# Stands in for launch.train: waits to be told, or finishes when resumed.
+_FAKE = """
+import json, pathlib, signal, sys, time
+out, resumed = pathlib.Path(sys.argv[1]), sys.argv[2] == 'True'
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+signal.signal(signal.SIGINT, lambda *_: (out / 'ctrl_c').touch())
+(out / 'config.json').write_text(json.dumps({'rounds': 1}))
+end = time.time() + 60 * (not resumed)
+while time.time() < end:
+  time.sleep(0.02)
+  if told:
+    time.sleep(0.3)
+    (out / 'told').write_text(str(len(told)))
+    sys.exit(4)
+row = {'round': 0, 'eval/accuracy': 0.5}
+(out / 'metrics.jsonl').write_text(json.dumps(row))
+(out / 'costs.json').write_text(json.dumps([{
+  'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
+  'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
+  'downlink_bytes': 2**20, 'flops_per_step': 10**9,
+  'peak_memory_bytes': 2**27}]))
+(out / 'summary.json').write_text(json.dumps({
+  'method': 'a', 'seed': 0, 'rounds': 1, 'accuracy': 0.5,
+  'accuracy_by_domain': {'noto': 0.5}, 'other_accuracies': {},
+  'client_steps_per_s': 1.0,
+  'compiles': 1, 'uplink_bytes': 1, 'downlink_bytes': 1, 'train_flops': 1}))
+"""
+
+
+def _command(run):
+  return [sys.executable, '-c', _FAKE, str(run.workdir), str(run.begun)]
+
+
+def _sweep(workdir):
+  runs = sweep_plan.plan('x.py', 'a,b', ['0'], [], workdir)
+  shown = io.StringIO()
+  console = rich_console.Console(file=shown, width=200)
+  try:
+    failed = sweep_runner.run_sweep(runs, _command, workdir, 1, console)
+  finally:
+    said.append(shown.getvalue())
+  return failed
+
+
+said: list[str] = []
+
+
+def _when_begun(path, act):
+  """Acts as soon as a run has begun."""
+
+  def wait():
+    while not (path / 'config.json').exists():
+      time.sleep(0.02)
+    act()
+
+  thread = threading.Thread(target=wait)
+  thread.start()
+  return thread
+
+
+def test_runs_end_after_their_rounds(tmp_path):
+  first = tmp_path / 'a/seed0'
+  thread = _when_begun(first, lambda: os.kill(os.getpid(), signal.SIGINT))
+  with pytest.raises(endings.Interrupted, match=r': 0 of 2 runs are finished'):
+    _sweep(tmp_path)
+  thread.join()
+  assert (first / 'told').read_text() == '1'
+  assert not (first / 'ctrl_c').exists()
+  assert not (tmp_path / 'b').exists()
+  assert 'a seed 0 stopped; what it has done is saved' in said[-1]
+  (tmp_path / 'b/seed0').mkdir(parents=True)
+  (tmp_path / 'b/seed0/config.json').write_text(json.dumps({'rounds': 1}))
+  assert not _sweep(tmp_path)
+  lines = (tmp_path / 'results.jsonl').read_text().splitlines()
+  assert len(lines) == 2
+
+
+def test_a_terminal_reaches_the_sweep_alone(tmp_path):
+  """Its Ctrl-C goes to a group of processes, of which a run is none."""
+  run = sweep_plan.plan('x.py', 'a', ['0'], [], tmp_path)[0]
+  run.workdir.mkdir(parents=True)
+  process: subprocess.Popen[bytes] = sweep_runner._start(
+    run, _command(run), None
+  )
+  try:
+    assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
+  finally:
+    process.kill()
+    process.wait()
+  assert pathlib.Path(run.workdir / 'log.txt').exists()
