@@ -41,7 +41,7 @@ def _shrink(experiment):
   experiment.clients.shots = 1
   experiment.clients.min_examples = 1
   experiment.local.batch_size = 4
-  experiment.local.steps = 1
+  experiment.local.epochs = 2
   return experiment
 
 
@@ -60,8 +60,8 @@ def test_text_runs_a_round(name, bert, tmp_path):
   with tfds.testing.mock_data(num_examples=40):
     summary = train.train(experiment, str(tmp_path))
   assert summary['metric'] == _METRICS.get(name, 'accuracy')
-  # Of two clients one has the full model, the other the smallest.
-  assert summary['compiles'] == 2
+  # Masks are data, and all clients compute with the full model.
+  assert summary['compiles'] == 1
   assert np.isfinite(summary['train_loss'])
   assert set(summary['other_accuracies']) == {'smallest'}
 
@@ -81,7 +81,7 @@ def test_images_run_a_round(name, tmp_path):
   experiment.model.weights = 'random:vit_test'
   with tfds.testing.mock_data(num_examples=60):
     summary = train.train(experiment, str(tmp_path))
-  assert summary['compiles'] == 2
+  assert summary['compiles'] == 1
   assert np.isfinite(summary['train_loss'])
 
 
@@ -92,14 +92,21 @@ def test_every_set_is_the_authors():
     assert (e.local.optimizer, e.local.lr, e.local.epochs) == ('adamw', 2e-5, 3)
     assert (e.local.weight_decay, e.local.batch_size) == (0.01, 24)
     assert e.rounds == 50
+    assert (e.local.schedule, e.local.decay_mask) == ('linear', 'no_bias_norm')
+    assert (e.model.dropout, e.local.clip_norm) == (0.1, 1.0)
+    assert e.raffm == method_config.Raffm(mode='mask', space='paper_bert')
   e = _AUTHORS.get_config('cifar100')
   assert (e.local.optimizer, e.local.lr, e.local.epochs) == ('adam', 3e-5, 5)
   assert (e.clients.partition, e.clients.shots) == ('k_shot', 12)
+  assert (e.local.schedule, e.local.gamma) == ('exponential', 0.95)
+  assert (e.model.dropout, e.local.weight_decay) == (0.0, 0.0)
+  assert e.raffm == method_config.Raffm(mode='mask', space='paper_vit')
   for name in ('rte', 'squad2', 'flowers102'):
     e = _AUTHORS.get_config(name)
     assert (e.clients.count, e.clients.cohort_size) == (100, 10)
     assert (e.local.decay, e.local.decay_every) == (0.98, 5)
-    assert e.raffm == method_config.Raffm()
+    # Without a smallest client: masks know none.
+    assert e.raffm.mode == 'mask'
   with pytest.raises(ValueError, match=r"SET='imdb' must be one of sst2, "):
     _AUTHORS.get_config('imdb')
 
