@@ -135,9 +135,8 @@ def test_an_export_makes_the_inputs_of_training(folder, family, mode):
     picture = Image.fromarray(pixels).convert(mode)
     file = io.BytesIO()
     picture.save(file, 'TIFF')
-    stored = images.Stored(
-      [[{'image': file.getvalue()}]], np.zeros((1, 2), int), 28, ''
-    )
+    source: Any = [{'image': file.getvalue()}]
+    stored = images.Stored([source], np.zeros((1, 2), int), ['x'], 28, '', '')
     got = _normalise(stored[np.zeros(1, int)][0], config)
     want = processor(picture)['pixel_values'][0].transpose(1, 2, 0)
     np.testing.assert_allclose(got, want, atol=1e-4)
