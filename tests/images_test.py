@@ -2,14 +2,13 @@
 
 import concurrent.futures
 import struct
-import threading
 
 import numpy as np
 from PIL import Image
 import pytest
 from tiny_pictures import jpeg, png, save, tiff
 
-from fedjax_tune.data import budget, pictures, pixels
+from fedjax_tune.data import pictures, pixels
 
 _GREY = lambda *values: [[v] * 3 for v in values]
 _WHITE, _BLACK = [255, 255, 255], [0, 0, 0]
@@ -298,7 +297,7 @@ def test_pictures_that_are_too_large_are_refused(size):
 
 def test_large_jpegs_are_decoded_at_a_fraction(monkeypatch):
   data = jpeg(320, 240, colour=(10, 200, 30))
-  monkeypatch.setattr(pictures, '_DRAFT_PIXELS', 1000)
+  monkeypatch.setattr(pictures, '_LARGE_PIXELS', 1000)
   decoded = []
   flatten = pictures._flatten
   monkeypatch.setattr(
@@ -350,19 +349,23 @@ def test_opaque_rgb_stays_bit_for_bit():
   np.testing.assert_array_equal(found, np.asarray(resized))
 
 
-def test_budget_bounds_what_threads_hold_together():
-  limit, held, most = budget.Budget(10), [], []
-  lock = threading.Lock()
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+  data = save(_NOISE, 'PNG')
+  expected = pictures.to_rgb(data, 14)
+  monkeypatch.setattr(pictures, '_LARGE_PIXELS', 1000)
+  decoding, most = [], []
+  flatten = pictures._flatten
 
-  def hold(amount):
-    with limit.hold(amount):
-      with lock:
-        held.append(amount)
-        most.append(sum(min(a, 10) for a in held))
-      with lock:
-        held.remove(amount)
+  def watched(picture):
+    decoding.append(picture)
+    most.append(len(decoding))
+    found = flatten(picture)
+    decoding.remove(picture)
+    return found
 
+  monkeypatch.setattr(pictures, '_flatten', watched)
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    list(pool.map(hold, [4, 3, 50, 6, 10, 1] * 50))
-  assert max(most) <= 10
-  assert len(most) == 300
+    found = list(pool.map(lambda _: pictures.to_rgb(data, 14), range(40)))
+  assert max(most) == 1
+  assert len(most) == 40
+  np.testing.assert_array_equal(found, [expected] * 40)

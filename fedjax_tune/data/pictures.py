@@ -13,14 +13,16 @@ What becomes of what, for every set:
   models took them. CMYK becomes RGB by the plain formula.
 - What the content is decides, never a file's name. Formats outside `FORMATS`
   are refused; Pillow would call other programs for some.
-- Above `MAX_PIXELS` a picture is refused before it is decoded. JPEGs above
-  `_DRAFT_PIXELS` are decoded at a fraction of their size.
+- Above `MAX_PIXELS` a picture is refused before it is decoded. Above
+  `_LARGE_PIXELS` JPEGs are decoded at a fraction of their size, and of others
+  one at a time, however many threads ask.
 
 What Pillow can't notice, a JPEG with noise in the middle for instance, counts
 as it is decoded.
 """
 
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import io
 from typing import Any
@@ -29,7 +31,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedjax_tune.data import budget, pixels
+from fedjax_tune.data import pixels
 from fedjax_tune.data.pixels import PictureError
 
 # Pillow's own bound, about 89 megapixels.
@@ -48,9 +50,10 @@ FORMATS = (
   'AVIF',
 )
 
-_DRAFT_PIXELS = 1 << 24
-# Pixels that all threads together may have decoded at full size.
-_BUDGET = budget.Budget(1 << 25)
+_LARGE_PIXELS = 1 << 22
+# One thread, since what each frees stays with it: eight that decode 64
+# megapixels in turn keep 3.8 GB.
+_LARGE = concurrent.futures.ThreadPoolExecutor(1, 'large-pictures')
 _OTHER_SPACES = ('CMYK', 'LAB', 'HSV')
 
 # TIFF's tags.
@@ -80,9 +83,12 @@ def to_rgb(data: bytes | np.ndarray, size: int = 0) -> np.ndarray:
     picture = _flatten(Image.fromarray(pixels.to_bytes(data)))
     return np.asarray(_resize(picture, size))
   picture = _open(data)
-  width, height = picture.size
-  with _BUDGET.hold(width * height), _faults_named():
-    return np.asarray(_render(picture, size))
+  with _faults_named():
+    if size and _is_large(picture):
+      picture.draft('RGB', (4 * size, 4 * size))  # Of a JPEG only.
+    if _is_large(picture):
+      return _LARGE.submit(_render, picture, size).result()
+    return _render(picture, size)
 
 
 def inspect(data: bytes | np.ndarray) -> tuple[str, ...]:
@@ -181,9 +187,11 @@ def _faults_named() -> Iterator[None]:
     raise PictureError(f'is damaged or cut short: {error}') from error
 
 
-def _render(picture: Image.Image, size: int) -> Image.Image:
-  if size and picture.size[0] * picture.size[1] > _DRAFT_PIXELS:
-    picture.draft('RGB', (4 * size, 4 * size))  # Of a JPEG only.
+def _is_large(picture: Image.Image) -> bool:
+  return picture.size[0] * picture.size[1] > _LARGE_PIXELS
+
+
+def _render(picture: Image.Image, size: int) -> np.ndarray:
   key = _transparent_key(picture)
   mode, white_is_zero = picture.mode, _tag(picture, _MEANING) == _WHITE_IS_ZERO
   bits = _tag(picture, _BITS, (16,))[0]
@@ -193,21 +201,22 @@ def _render(picture: Image.Image, size: int) -> Image.Image:
   if not mode.startswith(('I', 'F')):
     if key is not None:
       picture.info['transparency'] = key
-    return _resize(_flatten(picture), size)
+    return np.asarray(_resize(_flatten(picture), size))
   values = np.asarray(picture, np.float32)
   if mode != 'F':
     values /= 2**bits - 1
   grey = pixels.to_bytes(1 - values if white_is_zero else values)
   if key is not None:
     grey = np.where(np.asarray(picture) == key, np.uint8(255), grey)
-  return _resize(_flatten(Image.fromarray(grey)), size)
+  return np.asarray(_resize(_flatten(Image.fromarray(grey)), size))
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
   """Returns RGB, on white."""
   if not picture.has_transparency_data:
     return picture.convert('RGB')
-  picture = picture.convert('RGBA')
+  if picture.mode != 'RGBA':
+    picture = picture.convert('RGBA')
   white = Image.new('RGB', picture.size, 'white')
   white.paste(picture, mask=picture.getchannel('A'))
   return white
