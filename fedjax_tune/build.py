@@ -4,6 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import jax
+
 from fedjax_tune import (
   adapted,
   config,
@@ -64,30 +66,40 @@ class Setup:
   notes: tuple[str, ...]
 
 
-def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
-  """Checks an experiment and builds everything that it names.
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+  """What is known of a run before its data are read.
 
-  Args:
-    experiment: What to build.
-    fetch: Whether to fetch data and weights that are not there.
+  Attributes:
+    tiers: The models; of most methods one.
+    widths: Size of each axis along which clients may differ.
+    budgets: Blocks that each client can hold.
+    devices: What each client computes with; () leaves it open.
+    method: The method, which has not met its data yet.
+  """
+
+  tiers: tuple[tiers.Tier, ...]
+  widths: dict[str, int]
+  budgets: tuple[int, ...]
+  devices: tuple[devices.Device, ...]
+  method: Any
+
+
+def agree(experiment: config.Experiment) -> Agreement:
+  """Checks all of an experiment that can be checked without its data.
 
   Raises:
-    ValueError: Something in the experiment is wrong; the message names the
-      field, its value and the rule.
-    FileNotFoundError: Data or weights are not where they should be; the message
-      has the command that fetches them.
-    RuntimeError: They could not be fetched.
+    ValueError, FileNotFoundError: As `build`.
   """
   # What is cheap to check comes first, what takes long last.
   validate.validate(experiment, BUILDERS)
+  provisions.check(experiment)
   clients = experiment.clients
   domains = partition.client_domains(
     clients, len(outlines.domain_names(experiment.data))
   )
   _check_cohort(clients, len(domains))
-  if fetch:
-    provisions.obtain(experiment)
-  provisions.check(experiment)
+  _check_engine(experiment, int(domains.max()) + 1)
   several = experiment.method == 'heterotune'
   load = tiers.load if several else tiers.load_one
   found = load(experiment, data_dir(experiment.data))
@@ -103,12 +115,34 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   budgets = tuple(int(b) for b in budgets)
   hardware = devices.assign(clients.devices, len(domains))
   method = BUILDERS[experiment.method](experiment, widths | depths, budgets)
-  readers = tiers.readers(found)
+  return Agreement(found, widths, budgets, hardware, method)
+
+
+def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
+  """Checks an experiment and builds everything that it names.
+
+  Args:
+    experiment: What to build.
+    fetch: Whether to fetch data and weights that are not there.
+
+  Raises:
+    ValueError: Something in the experiment is wrong; the message names the
+      field, its value and the rule.
+    FileNotFoundError: Data or weights are not where they should be; the message
+      has the command that fetches them.
+    RuntimeError: They could not be fetched.
+  """
+  if fetch:
+    validate.validate(experiment, BUILDERS)
+    provisions.obtain(experiment)
+  agreed = agree(experiment)
+  found, budgets, method = agreed.tiers, agreed.budgets, agreed.method
+  weights, readers = found[0].weights, tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers)
   for tier in found:
     for split in (train, test):
       adapted.check_tokens(split.view(readers[tier.name]), tier.weights)
-  parts = partition.partition(clients, train)
+  parts = partition.partition(experiment.clients, train)
   method = method.meet(train.task, parts.present(train))
   if isinstance(method, heterotune.Heterotune):
     model = _build_federation(experiment, found, method, train.task)
@@ -130,8 +164,8 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     test,
     parts,
     budgets,
-    widths | {'rank': experiment.lora.rank},
-    hardware,
+    agreed.widths | {'rank': experiment.lora.rank},
+    agreed.devices,
     planner,
     weights.tokenizer,
     readers,
@@ -145,6 +179,23 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
     raise ValueError(
       f'clients.cohort_size={cfg.cohort_size} must be at most {num_clients}, '
       'the number of clients.'
+    )
+
+
+def _check_engine(experiment: config.Experiment, num_domains: int) -> None:
+  """Checks slabs and devices against what a round and this machine have."""
+  clients, cfg = experiment.clients, experiment.engine
+  uniform = clients.cohort == 'uniform'
+  cohort = clients.cohort_size if uniform else num_domains
+  if cfg.slab > cohort:
+    raise ValueError(
+      f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
+      ' round: the rest would be padding.'
+    )
+  if cfg.devices > (here := jax.local_device_count()):
+    raise ValueError(
+      f'engine.devices={cfg.devices} must be at most {here}, the devices of'
+      ' this machine.'
     )
 
 

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from typing import Any
+import zipfile
 
 from absl import flags
 from flax import nnx
@@ -33,9 +34,13 @@ from launch import start
 
 _WORKLOAD = flags.DEFINE_enum('workload', 'A', ['A', 'B'], 'What to run.')
 _INIT = flags.DEFINE_string('init', '', 'Initial weights, .npz.')
-_MODE = flags.DEFINE_string('mode', 'auto', 'engine.mode.')
-_CHUNK = flags.DEFINE_integer('chunk', 2, 'engine.chunk.')
-_ROUNDS = flags.DEFINE_integer('rounds', 0, "Rounds; 0 is the workload's.")
+_MODE = flags.DEFINE_enum(
+  'mode', 'auto', ['auto', 'map', 'chunk', 'vmap'], 'engine.mode.'
+)
+_CHUNK = flags.DEFINE_integer('chunk', 2, 'engine.chunk.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 0, "Rounds; 0 is the workload's.", lower_bound=0
+)
 
 _RANK, _ALPHA, _CLASSES, _STEPS, _LR, _SEED = 8, 16, 10, 5, 0.01, 0
 
@@ -85,7 +90,7 @@ def client_data(client: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
 def initial_weights(work: Workload) -> tuple[dict[str, np.ndarray] | None, str]:
   """Returns tensors under peft's names, and where they come from."""
   if _INIT.value:
-    return dict(np.load(_INIT.value)), _INIT.value
+    return _read(_INIT.value), _INIT.value
   try:
     import peft
     import torch
@@ -116,6 +121,13 @@ def initial_weights(work: Workload) -> tuple[dict[str, np.ndarray] | None, str]:
   )
   named = peft.get_peft_model(model, lora).named_parameters()
   return {n: p.detach().numpy() for n, p in named}, 'transformers+peft'
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+  try:
+    return dict(np.load(path))
+  except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    raise ValueError(f'--init={path} must be an .npz file: {error}') from error
 
 
 def build_foundation(
@@ -199,7 +211,10 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   work = _workload(_WORKLOAD.value)
   tensors, source = initial_weights(work)
-  model = build_foundation(work, tensors)
+  try:
+    model = build_foundation(work, tensors)
+  except KeyError as error:
+    raise ValueError(f'--init={source} lacks the tensor {error}.') from error
   method = base.Method(
     work.model.depth, (work.model.depth,) * work.population, _SEED
   )

@@ -31,7 +31,7 @@ from fedjax_tune.typing import Tokens
 from launch import start
 
 _REPEATS = flags.DEFINE_integer(
-  'repeats', 5, 'Timings each; the median counts.'
+  'repeats', 5, 'Timings each; the median counts.', lower_bound=1
 )
 
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)

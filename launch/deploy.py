@@ -46,18 +46,22 @@ _PRIORITY = flags.DEFINE_enum(
 _TEST_EXAMPLES = flags.DEFINE_integer(
   'test_examples', 0, 'Of each domain; 0 is what the run took.', lower_bound=0
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the comparison.', lower_bound=0)
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'Of the comparison.', lower_bound=0, upper_bound=2**32 - 1
+)
 
 
 def main(argv: list[str]) -> None:
   """Loads the run and does one of the two."""
   start.reject_arguments(argv)
   _check_flags()
-  console = rich_console.Console()
+  workdir, console = start.folder(_WORKDIR), start.console()
+  out = pathlib.Path(workdir) / 'deployed'
+  if _OUT.value is not None:
+    out = pathlib.Path(start.folder(_OUT))
   with console.status('Reading the run and its data'):
-    trained = finished.load(_WORKDIR.value, _TEST_EXAMPLES.value)
+    trained = finished.load(workdir, _TEST_EXAMPLES.value)
   start.cache_programs(trained.setup.experiment)
-  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / 'deployed')
   if _CURVE.value:
     _compare(trained, out, console)
   else:
@@ -99,7 +103,6 @@ def _extract(
     f'{record["metric"]} {record["accuracy"]:.1%}, of the full model'
     f' {record["full_accuracy"]:.1%}\n'
     f'{tables.human_bytes(record["file_bytes"])} in {out}',
-    highlight=False,
   )
 
 
@@ -132,7 +135,7 @@ def _compare(
   metrics.write_json(out / f'{name}.json', record)
   metrics.write_text(out / f'{name}.md', table)
   plot(compared, out / f'{name}.png')
-  console.print(table, highlight=False)
+  console.print(table)
   console.print(f'{name}.json, {name}.md and {name}.png are in {out}')
 
 

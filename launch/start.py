@@ -1,21 +1,20 @@
 """What every command does first: its flags, how loud it is, how it fails."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
-import dataclasses
-import difflib
-import itertools
+import io
 import os
-import pathlib
 import re
 import sys
-import typing
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
+from rich import console as rich_console
 
-from fedjax_tune import build, config, endings
+from fedjax_tune import build, config, endings, folders, validate
+from fedjax_tune.methods import BUILDERS
+from launch import experiment_file
 
 # Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
 _STATUS = {
@@ -24,11 +23,37 @@ _STATUS = {
   endings.StorageError: 5,
 }
 _REFUSED = 2
+# As of a program that the system ends for writing into a closed pipe.
+_UNREAD = 141
+
+
+class _Console(rich_console.Console):
+  """Leaves a closed pipe to `run`, for one exit status."""
+
+  def on_broken_pipe(self) -> None:
+    raise BrokenPipeError
+
+
+def console() -> rich_console.Console:
+  """Returns the console of a command: standard output, plain text."""
+  return _Console(markup=False, highlight=False)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a command; what is wrong with its flags is said in one line."""
-  app.run(clearly(main), flags_parser=_parse)
+  for stream in (sys.stdout, sys.stderr):
+    # A terminal of few letters gets '?' for what it lacks, and no error.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')
+  try:
+    try:
+      app.run(clearly(main), flags_parser=_parse)
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # Who read the output has left; Python would flush once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(_UNREAD)
 
 
 def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
@@ -39,21 +64,34 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
+    except BrokenPipeError:
+      raise
     except (endings.Interrupted, endings.StorageError) as error:
       leave(error)
     except (ValueError, OSError, RuntimeError) as error:
       _fail(error)
+    except MemoryError as error:
+      _fail(ValueError(f'it needs more memory than there is: {error}'))
     except KeyboardInterrupt:
       leave(endings.Interrupted('ended by Ctrl-C.'))
 
   return run
 
 
+def experiment(flag: flags.FlagHolder[Any]) -> config.Experiment:
+  """Returns the experiment of a command, checked; see `validate`."""
+  validate.validate(flag.value, BUILDERS)
+  cache_programs(flag.value)
+  return flag.value
+
+
 def cache_programs(experiment: config.Experiment) -> None:
   """Keeps compiled programs beside the data, for the next run."""
   if experiment.engine.compilation_cache:
-    folder = pathlib.Path(build.data_dir(experiment.data)) / 'compiled'
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+    folder = build.data_dir(experiment.data)
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(folder, 'compiled')
+    )
 
 
 def reject_arguments(argv: list[str]) -> None:
@@ -62,50 +100,49 @@ def reject_arguments(argv: list[str]) -> None:
     raise ValueError(f'unexpected arguments {argv[1:]}; flags begin with --.')
 
 
-def check_config_flags(argv: list[str]) -> None:
-  """Checks --config=FILE and the names of --config.FIELD=VALUE.
-
-  Raises:
-    FileNotFoundError: There is no such file.
-    ValueError: A field is unknown; names those that are like it.
-  """
-  known = list(_field_paths(config.Experiment))
-  for arg, following in itertools.pairwise([*argv[1:], '']):
-    if given := re.fullmatch(r'--?config(=.*)?', arg):
-      # What follows a colon is an argument of get_config.
-      file = (given[1] or f'={following}')[1:].partition(':')[0]
-      if not pathlib.Path(file).is_file():
-        raise FileNotFoundError(f'--config={file} is not a file.')
-    field = re.match(r'--?(?:no)?config\.([^=]+)', arg)
-    if field and field[1] not in known:
-      hint = _like(field[1], known)
-      raise ValueError(f'--config.{field[1]} is not a field{hint}')
-
-
-def _like(path: str, known: list[str]) -> str:
-  """Suggests fields of the same last name, of that section, or alike."""
-  last = path.rpartition('.')[2]
-  near = [p for p in known if p.rpartition('.')[2] == last]
-  near = near or [p for p in known if p.startswith(f'{path}.')]
-  near = near or difflib.get_close_matches(path, known)
-  return f'; did you mean {" or ".join(near)}?' if near else '.'
-
-
-def _field_paths(section: Any, prefix: str = '') -> Iterator[str]:
-  """Yields the dotted names of all fields that hold a value."""
-  for name, kind in typing.get_type_hints(section).items():
-    if dataclasses.is_dataclass(kind):
-      yield from _field_paths(kind, f'{prefix}{name}.')
-    else:
-      yield prefix + name
+def folder(flag: flags.FlagHolder[Any]) -> str:
+  """Returns the folder that a flag names; see `folders.local`."""
+  return str(folders.local(flag.name, flag.value))
 
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    check_config_flags(argv)
-    return flags.FLAGS(argv)
+    if asked := [arg for arg in argv[1:] if re.fullmatch(_HELP, arg)]:
+      _help([argv[0], asked[0]])
+    _check_once(argv)
+    return experiment_file.parse(argv)
   except (flags.Error, ValueError, OSError) as error:
     _fail(error)
+
+
+_HELP = r'--?(help(short|full|xml)?|h|\?)(=true)?'
+
+
+def _help(argv: list[str]) -> NoReturn:
+  """Shows the flags; absl would call that a failure."""
+  with contextlib.suppress(SystemExit):
+    flags.FLAGS(argv)
+  sys.exit(0)
+
+
+def _check_once(argv: list[str]) -> None:
+  """Refuses a flag that is given twice: only the last would count."""
+  seen: dict[str, str] = {}
+  for arg in argv[1:]:
+    if arg == '--':
+      return
+    if not (found := re.match(r'--?([A-Za-z][\w.]*)', arg)):
+      continue
+    name = found[1]
+    # A switch may be turned off as --noNAME.
+    if name not in flags.FLAGS and name.startswith('no'):
+      name = name.removeprefix('no')
+    several = name in flags.FLAGS and isinstance(
+      flags.FLAGS[name], flags.MultiFlag
+    )
+    if name in seen and not several:
+      raise ValueError(f'{seen[name]} and {arg}: must be given only once.')
+    seen[name] = arg
 
 
 def leave(error: endings.Interrupted | endings.StorageError) -> NoReturn:
@@ -121,10 +158,5 @@ def leave(error: endings.Interrupted | endings.StorageError) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
-  message = str(error)
-  # ml_collections quotes the whole traceback of an experiment file.
-  head, quoted, trace = message.partition(': Error whilst parsing config file')
-  if quoted:
-    message = f'{head}: {trace.strip().splitlines()[-1]}'
-  sys.stderr.write(f'error: {message}\n')
+  sys.stderr.write(f'error: {error}\n')
   sys.exit(_STATUS.get(type(error), _REFUSED))

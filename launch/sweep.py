@@ -2,25 +2,29 @@ r"""Runs one experiment with several methods and seeds, and compares them.
 
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
-    --seeds=0,1,2 [--jobs=2] [--fetch] [--set=rounds=50 --set=local.lr=0.02]
+    --seeds=0,1,2 [--jobs=2] [--set=rounds=50 --set=local.lr=0.02] [--fetch]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
 all methods comes first. Started again, a sweep leaves finished runs alone and
-resumes those that were begun. After every run DIR gets a new results.jsonl,
-results.csv, results.md and comparison.png; they cover all finished runs there.
+resumes those that were begun, if their settings are still the same. After every
+run DIR gets a new results.jsonl, results.csv, results.md and comparison.png; they
+cover this sweep's finished runs, and name what else is there.
+
+Everything is checked before anything runs: every run's whole configuration
+with its model, and all folders. If a run fails, the others go on; the sweep
+then ends with its exit status.
 """
 
 from collections.abc import Sequence
 import pathlib
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 from rich import console as rich_console
 
-from fedjax_tune import config, provisions
-from launch import start, sweep_plan, sweep_runner
+from fedjax_tune import build, provisions, unread
+from launch import experiment_file, start, sweep_plan, sweep_runner
 
 _CONFIG = flags.DEFINE_string(
   'config', None, 'The experiment file.', required=True
@@ -51,49 +55,84 @@ def provide(runs: Sequence[sweep_plan.Run], fetch: bool) -> None:
 
   Raises:
     FileNotFoundError, RuntimeError: As `provisions`.
-    ValueError: The experiment file or a field of it is wrong.
+    ValueError: A field is wrong, such as the name of the set.
   """
   # Runs differ by their seed alone where their labels are equal.
   for run in {run.label: run for run in runs}.values():
-    experiment = _read(run.flags)
     if fetch:
-      provisions.obtain(experiment)
-    provisions.check(experiment)
-
-
-def _read(arguments: Sequence[str]) -> config.Experiment:
-  values, argv = flags.FlagValues(), ['', *arguments]
-  flag = config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=argv
-  )
-  try:
-    start.check_config_flags(argv)
-    values(argv)
-  except flags.Error as error:
-    raise ValueError(str(error)) from error
-  return flag.value
+      provisions.obtain(run.experiment)
+    provisions.check(run.experiment)
 
 
 def main(argv: list[str]) -> None:
   """Plans the runs, runs them, and prints the table."""
   start.reject_arguments(argv)
-  file, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-  # The part after a colon is an argument of the experiment file.
-  if not pathlib.Path(file.partition(':')[0]).is_file():
-    raise FileNotFoundError(f'config={file!r} is not a file.')
+  workdir, console = pathlib.Path(start.folder(_WORKDIR)), start.console()
   runs = sweep_plan.plan(
-    file, _METHODS.value, _SEEDS.value, _SET.value, workdir
+    _CONFIG.value,
+    _METHODS.value,
+    _SEEDS.value,
+    _SET.value,
+    workdir,
+    experiment_file.resolve,
   )
+  sweep_runner.core_shares(_JOBS.value)
+  sweep_runner.check_folders(runs)
   provide(runs, _FETCH.value)
-  console = rich_console.Console()
+  with console.status('Checking every run with its model'):
+    _check_models(runs)
+  _tell_unread(runs, console)
   failed = sweep_runner.run_sweep(
     runs, train_command, workdir, _JOBS.value, console
   )
   if failed:
-    names = ', '.join(run.name for run in failed)
-    console.print(f'Failed: {names}', style='bold red', highlight=False)
-    sys.exit(1)
+    names = ', '.join(failure.run.name for failure in failed)
+    console.print(f'Failed: {names}', style='bold red')
+    status = failed[0].status
+    # Below zero it is the signal that ended the process.
+    sys.exit(status if status > 0 else 128 - status)
+
+
+def _check_models(runs: Sequence[sweep_plan.Run]) -> None:
+  """Checks each label's experiment as far as its data are not needed.
+
+  Raises:
+    ValueError: With a line for each label that is wrong.
+  """
+  problems = []
+  # Seeds make no difference here.
+  for label, run in {run.label: run for run in reversed(runs)}.items():
+    try:
+      build.agree(run.experiment)
+    except ValueError as error:
+      problems.append(f'{label}: {error}')
+  if problems:
+    raise ValueError('\n'.join(reversed(problems)))
+
+
+def _tell_unread(
+  runs: Sequence[sweep_plan.Run], console: rich_console.Console
+) -> None:
+  """Prints what no run reads, and what an entry sets in vain.
+
+  Experiment files serve several methods, so that what one of them reads is
+  well set.
+  """
+  lines = {
+    run.label: {
+      line.partition('=')[0]: line for line in unread.in_vain(run.experiment)
+    }
+    for run in runs
+  }
+  everywhere = set.intersection(*map(set, lines.values()))
+  for path in sorted(everywhere):
+    console.print(lines[runs[0].label][path], soft_wrap=True)
+  own = {run.label: run.own for run in runs}
+  for label, found in lines.items():
+    for path, line in found.items():
+      if path in own[label] and path not in everywhere:
+        console.print(f'{label}: {line}', soft_wrap=True)
 
 
 if __name__ == '__main__':
-  app.run(start.clearly(main))
+  start.run(main)

@@ -1,9 +1,20 @@
 """What a sweep runs: each method with each seed."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import json
 import pathlib
 import re
+
+from absl import flags
+
+from fedjax_tune import config, validate
+from fedjax_tune import workdir as workdirs
+from fedjax_tune.methods import BUILDERS
+
+# From a run's part of the command line to its experiment.
+Resolve = Callable[[Sequence[str]], config.Experiment]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +26,16 @@ class Run:
     seed: Of the run.
     flags: Its part of `launch.train`'s command line.
     workdir: Where it writes.
+    experiment: What that part of the command line amounts to.
+    own: The fields that its method entry sets.
   """
 
   label: str
   seed: int
   flags: tuple[str, ...]
   workdir: pathlib.Path
+  experiment: config.Experiment
+  own: tuple[str, ...] = ()
 
   @property
   def name(self) -> str:
@@ -33,7 +48,24 @@ class Run:
 
   @property
   def finished(self) -> bool:
-    return (self.workdir / 'summary.json').exists()
+    """Whether it has its summary, and of as many rounds as are asked for."""
+    try:
+      summary = json.loads((self.workdir / 'summary.json').read_text())
+    except (FileNotFoundError, ValueError):
+      return False
+    return (
+      isinstance(summary, dict)
+      and summary.get('rounds') == self.experiment.rounds
+    )
+
+  def problem(self) -> str:
+    """Says why its folder is not this run's to begin or to go on with."""
+    fields = dataclasses.asdict(self.experiment)
+    try:
+      workdirs.check_begun(self.workdir, fields, resume=True)
+    except (ValueError, OSError) as error:
+      return str(error)
+    return ''
 
 
 def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
@@ -70,40 +102,133 @@ def _slug(field: str) -> str:
 
 
 def plan(
-  config: str,
+  file: str,
   methods: str,
   seeds: Sequence[str],
   common: Sequence[str],
   workdir: pathlib.Path,
+  resolve: Resolve,
 ) -> list[Run]:
   """All runs, seeds outermost, so that one seed's table is whole early.
 
+  Args:
+    file: The experiment file.
+    methods: Entries; what one sets counts more than `common`.
+    seeds: As they were written.
+    common: FIELD=VALUE for every run.
+    workdir: Of the sweep.
+    resolve: Reads the file and applies flags.
+
   Raises:
-    ValueError: If an entry is malformed or given twice.
+    ValueError: An entry is malformed or given twice, or a run's experiment is
+      wrong; a line for each.
   """
-  # A comma inside brackets belongs to a value.
-  entries = re.split(r',(?![^(\[]*[)\]])', methods)
-  parsed = [parse_method(entry.strip()) for entry in entries]
-  labels = [label for label, _ in parsed]
-  for field, values in (('methods', labels), ('seeds', list(seeds))):
-    twice = sorted({v for v in values if values.count(v) > 1})
-    if twice:
-      raise ValueError(f'{field}: {", ".join(twice)} must occur only once.')
-  if bad := [seed for seed in seeds if not re.fullmatch(r'\d+', seed)]:
-    raise ValueError(f'seeds: {bad[0]!r} must be a whole number, 0 or more.')
+  problems: list[str] = []
+  entries = _entries(methods, problems)
+  numbers = [_seed(seed, problems) for seed in seeds]
+  problems += _twice('methods', [label for label, _ in entries])
+  problems += _twice('seeds', numbers)
+  if not numbers:
+    problems.append('seeds: at least one must be given.')
+  shared: dict[str, str] = {}
   if bad := [item for item in common if not re.fullmatch(r'[\w.]+=.*', item)]:
-    raise ValueError(f'set: {bad[0]!r} must read FIELD=VALUE.')
-  return [
-    Run(
-      label,
-      int(seed),
-      (
-        f'--config={config}',
-        *(f'--config.{item}' for item in (*common, *overrides)),
-        f'--config.seed={seed}',
-      ),
-      workdir / label / f'seed{seed}',
-    )
-    for seed in seeds
-    for label, overrides in parsed
-  ]
+    problems.append(f'set: {bad[0]!r} must read FIELD=VALUE.')
+  else:
+    shared = _distinct('set', common, problems)
+  if 'method' in shared:
+    problems.append('set: method must be given by --methods.')
+  _refuse(problems)
+  runs = []
+  for seed in numbers:
+    for label, own in entries:
+      fields = shared | own | {'seed': str(seed)}
+      line = (
+        f'--config={file}',
+        *(f'--config.{name}={value}' for name, value in fields.items()),
+      )
+      if (experiment := _resolve(resolve, label, line, problems)) is not None:
+        folder = workdir / label / f'seed{seed}'
+        runs.append(Run(label, seed, line, folder, experiment, tuple(own)))
+  _refuse(problems)
+  _refuse(_alike(runs))
+  return runs
+
+
+def _entries(
+  methods: str, problems: list[str]
+) -> list[tuple[str, dict[str, str]]]:
+  """Returns the label and the fields of each method entry."""
+  # A comma inside brackets belongs to a value.
+  found = []
+  for entry in re.split(r',(?![^(\[]*[)\]])', methods):
+    try:
+      label, items = parse_method(entry.strip())
+    except ValueError as error:
+      problems.append(str(error))
+    else:
+      where = f'methods: {entry.strip()!r}'
+      found.append((label, _distinct(where, items, problems)))
+  return found
+
+
+def _resolve(
+  resolve: Resolve, label: str, line: tuple[str, ...], problems: list[str]
+) -> config.Experiment | None:
+  """Returns a run's experiment, or None and notes what is wrong with it."""
+  try:
+    experiment = resolve(line)
+    validate.validate(experiment, BUILDERS)
+    return experiment
+  except (flags.Error, ValueError, OSError) as error:
+    for text in str(error).splitlines():
+      # Seeds share their label's problems.
+      if f'{label}: {text}' not in problems:
+        problems.append(f'{label}: {text}')
+  return None
+
+
+def _alike(runs: Sequence[Run]) -> list[str]:
+  """Names labels that are one experiment under two names."""
+  lines = []
+  for i, run in enumerate(runs):
+    for other in runs[:i]:
+      if run.seed == other.seed == runs[0].seed and (
+        run.experiment == other.experiment
+      ):
+        lines.append(
+          f'methods: {other.label} and {run.label} are the same experiment.'
+        )
+  return lines
+
+
+def _refuse(problems: list[str]) -> None:
+  if problems:
+    raise ValueError('\n'.join(problems))
+
+
+def _seed(text: str, problems: list[str]) -> int:
+  """Reads a seed; its folder is named by the number, however it is written."""
+  if re.fullmatch(r'[0-9]+', text.strip()):
+    return int(text)
+  problems.append(f'seeds: {text!r} must be a whole number, 0 or more.')
+  return -1 - len(problems)
+
+
+def _twice(field: str, values: Iterable[str | int]) -> list[str]:
+  twice = [str(value) for value, n in Counter(values).items() if n > 1]
+  return [f'{field}: {", ".join(twice)} must occur only once.'] if twice else []
+
+
+def _distinct(
+  where: str, items: Iterable[str], problems: list[str]
+) -> dict[str, str]:
+  """Returns FIELD=VALUE items as a mapping; notes fields given twice."""
+  fields: dict[str, str] = {}
+  for item in items:
+    name, _, value = item.partition('=')
+    if name == 'seed':
+      problems.append(f'{where}: seed must be given by --seeds.')
+    if name in fields:
+      problems.append(f'{where}: {name} must be given only once.')
+    fields[name] = value
+  return fields

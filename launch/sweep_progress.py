@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Self
 
 from rich import console as rich_console
-from rich import markup
 from rich import progress as rich_progress
 
 # Lines of a failed run's log that are shown.
@@ -90,9 +89,14 @@ class SweepProgress:
     self._remove(name)
     self._say(f'{name} stopped; what it has done is saved')
 
-  def fail(self, name: str, code: int, log: pathlib.Path) -> None:
+  def fail(
+    self, name: str, code: int, log: pathlib.Path, problem: str = ''
+  ) -> None:
     """Takes a run off that has failed, with the end of its log."""
     self._remove(name)
+    if problem:
+      self._say(f'{name} was stopped: {problem}', 'bold red')
+      return
     tail = log.read_text(errors='replace').splitlines()[-_TAIL:]
     self._say(f'{name} failed with exit code {code}; {log} ends:', 'bold red')
     for line in tail:
@@ -114,7 +118,7 @@ class SweepProgress:
 
   def _say(self, text: str, style: str = '') -> None:
     self._console.print(
-      markup.escape(text), style=style, highlight=False, soft_wrap=True
+      text, style=style, markup=False, highlight=False, soft_wrap=True
     )
 
 

@@ -5,74 +5,112 @@ import csv
 import io
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_tune.report import costs, metrics, plots, tables, targets
+from launch.sweep_plan import Run
 
 # Full models on every client, which others are compared with.
 _BASELINE = 'all_large'
 
 
-def write_results(
-  workdir: pathlib.Path, labels: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+class Results(NamedTuple):
+  """What a sweep has so far.
+
+  Attributes:
+    summaries: Those of its finished runs, each with its `label`.
+    notes: What the tables leave out, and what in them is not alike.
+  """
+
+  summaries: list[dict[str, Any]]
+  notes: list[str]
+
+
+def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   """Writes results.jsonl, .csv and .md and comparison.png into `workdir`.
+
+  They cover the runs that the sweep asks for and that are finished, as they
+  are asked for; what else lies in `workdir` is named and left out.
 
   Args:
     workdir: Of the sweep; runs are in LABEL/seedK below it.
-    labels: These come first, in this order; then others found there.
+    runs: All of the sweep; their labels come in this order.
 
   Returns:
-    The summaries of all finished runs, each with its `label`.
+    What was written; None if no run is finished.
   """
-  summaries = _summaries(workdir, labels)
+  labels = list(dict.fromkeys(run.label for run in runs))
+  done = [run for run in runs if run.finished and not run.problem()]
+  done.sort(key=lambda run: (labels.index(run.label), run.seed))
+  summaries = [
+    {'label': run.label, **json.loads(_summary(run).read_text())}
+    for run in done
+  ]
   if not summaries:
-    return []
+    return None
+  notes = _notes(workdir, runs, done)
   lines = [json.dumps(summary) + '\n' for summary in summaries]
   metrics.write_text(workdir / 'results.jsonl', ''.join(lines))
   metrics.write_text(workdir / 'results.csv', _csv(summaries))
-  runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
-  for summary in summaries:
-    label, seed = summary['label'], summary['seed']
-    rows = metrics.read_metrics(workdir / label / f'seed{seed}')
-    runs.setdefault(label, {})[seed] = rows
+  rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
+  for run in done:
+    rows.setdefault(run.label, {})[run.seed] = metrics.read_metrics(run.workdir)
   text = tables.comparison_markdown(summaries)
-  if _BASELINE in runs:
+  if notes:
+    text += '\n' + '\n'.join(f'- {note}' for note in notes) + '\n'
+  if _BASELINE in rows:
     text += (
       f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
-      ' for itself:\n\n' + targets.target_markdown(runs, _BASELINE)
+      ' for itself:\n\n' + targets.target_markdown(rows, _BASELINE)
     )
   if models := tables.models_markdown(summaries):
     text += f'\nModels beside that of the first table:\n\n{models}'
-  classes = {label: _classes(workdir / label) for label in runs}
+  # Of the first seed; seeds differ in who is in which class.
+  classes = {run.label: _classes(run.workdir) for run in reversed(done)}
+  classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{costs.clients_markdown(classes)}'
   metrics.write_text(workdir / 'results.md', text)
   curves = {
-    label: [_curve(rows) for rows in by_seed.values()]
-    for label, by_seed in runs.items()
+    label: [_curve(run) for run in by_seed.values()]
+    for label, by_seed in rows.items()
   }
   plots.plot_comparison(curves, workdir / 'comparison.png')
-  return summaries
+  return Results(summaries, notes)
 
 
-def _summaries(
-  workdir: pathlib.Path, labels: Sequence[str]
-) -> list[dict[str, Any]]:
-  order = {label: place for place, label in enumerate(labels)}
-  found = []
-  for path in workdir.glob('*/seed*/summary.json'):
-    label = path.parent.parent.name
-    found.append({'label': label, **json.loads(path.read_text())})
-  return sorted(
-    found,
-    key=lambda s: (order.get(s['label'], len(order)), s['label'], s['seed']),
-  )
+def _notes(
+  workdir: pathlib.Path, runs: Sequence[Run], done: Sequence[Run]
+) -> list[str]:
+  """Says what the tables leave out, and what in them is not alike."""
+  notes = []
+  if missing := [run.name for run in runs if run not in done]:
+    notes.append(f'Not finished, and not in the tables: {", ".join(missing)}.')
+  asked = {run.workdir for run in runs}
+  others = [
+    path.parent
+    for path in sorted(workdir.glob('*/seed*/config.json'))
+    if path.parent not in asked
+  ]
+  if others:
+    names = ', '.join(str(p.relative_to(workdir)) for p in others)
+    notes.append(
+      f'In the folder, but not asked for by this sweep, and not in the tables:'
+      f' {names}.'
+    )
+  rounds = {run.label: run.experiment.rounds for run in done}
+  if len(set(rounds.values())) > 1:
+    each = ', '.join(f'{label} {n}' for label, n in rounds.items())
+    notes.append(f'Rounds differ: {each}.')
+  return notes
+
+
+def _summary(run: Run) -> pathlib.Path:
+  return run.workdir / 'summary.json'
 
 
 def _classes(folder: pathlib.Path) -> list[costs.ClassCost]:
-  """Costs of a label's first run; seeds differ in who is in which class."""
-  path = min(folder.glob('seed*/costs.json'))
-  return [costs.ClassCost(**row) for row in json.loads(path.read_text())]
+  rows = json.loads((folder / 'costs.json').read_text())
+  return [costs.ClassCost(**row) for row in rows]
 
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:

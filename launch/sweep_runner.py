@@ -1,25 +1,33 @@
 """Runs the processes of a sweep, several at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import os
 import pathlib
 import signal
 import subprocess
 import time
+from typing import NamedTuple
 
 from rich import console as rich_console
 
 from fedjax_tune import endings, interrupts
-from fedjax_tune.report import metrics, tables
+from fedjax_tune.report import tables
 from launch import sweep_progress, sweep_results
 from launch.sweep_plan import Run
 
-_FLAGS = 'flags.json'
 # Between looks at the running processes.
 _POLL_S = 0.2
 # Of a run that was told to end: it saved, or it had not begun to train.
 _STOPPED = (4, -signal.SIGTERM)
+# Of a run whose experiment is no longer the one that was asked for.
+_OTHER = 2
+
+
+class Failure(NamedTuple):
+  """A run that ended early, and the exit status of its process."""
+
+  run: Run
+  status: int
 
 
 def run_sweep(
@@ -28,7 +36,7 @@ def run_sweep(
   workdir: pathlib.Path,
   jobs: int,
   console: rich_console.Console,
-) -> list[Run]:
+) -> list[Failure]:
   """Runs what is not finished yet, `jobs` at a time.
 
   Args:
@@ -46,12 +54,11 @@ def run_sweep(
     ValueError: If a run's folder holds a run of other settings, or there are
       fewer cores than jobs.
   """
-  labels = list(dict.fromkeys(run.label for run in runs))
   cores = core_shares(jobs)
-  _check_flags(runs)
+  check_folders(runs)
   waiting = [run for run in runs if not run.finished]
   running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
-  failed = []
+  failed: list[Failure] = []
   with (
     interrupts.Interrupts() as signals,
     signals.patient(),
@@ -73,23 +80,34 @@ def run_sweep(
           told = True
           _stop(running)
         for slot, (run, process) in list(running.items()):
+          # The experiment file may have been edited since it was read.
+          if problem := run.problem():
+            process.terminate()
+            process.wait()
           if process.poll() is None:
             continue
           del running[slot]
-          if told and process.returncode in _STOPPED:
+          if problem:
+            failed.append(Failure(run, _OTHER))
+            progress.fail(run.name, _OTHER, _log(run), problem)
+          elif told and process.returncode in _STOPPED:
             progress.stop(run.name)
           elif process.returncode == 0 and run.finished:
             progress.finish(run.name)
-            sweep_results.write_results(workdir, labels)
+            sweep_results.write_results(workdir, runs)
           else:
-            failed.append(run)
-            progress.fail(run.name, process.returncode, _log(run))
+            # Without its results, a run has failed whatever it says.
+            status = process.returncode or 1
+            failed.append(Failure(run, status))
+            progress.fail(run.name, status, _log(run))
     finally:
       _stop(running)
       for _, process in running.values():
         process.wait()
-  if summaries := sweep_results.write_results(workdir, labels):
-    console.print(tables.comparison_table(summaries))
+  if results := sweep_results.write_results(workdir, runs):
+    console.print(tables.comparison_table(results.summaries))
+    for line in results.notes:
+      console.print(line, markup=False, highlight=False, soft_wrap=True)
     plot = workdir / 'comparison.png'
     console.print(
       f'Plot: {plot}\nTables and plots of each run: {workdir}', highlight=False
@@ -109,18 +127,13 @@ def _stop(running: Mapping[int, tuple[Run, subprocess.Popen[bytes]]]) -> None:
     process.terminate()
 
 
-def _check_flags(runs: Sequence[Run]) -> None:
-  """A run of other settings must not pass for the one that is asked for."""
-  for run in runs:
-    path = run.workdir / _FLAGS
-    if not (run.begun and path.exists()):
-      continue
-    found, wanted = json.loads(path.read_text()), list(run.flags)
-    if found != wanted:
-      raise ValueError(
-        f'workdir: {run.workdir} holds a run with {" ".join(found)}, not with '
-        f'{" ".join(wanted)}; choose another workdir.'
-      )
+def check_folders(runs: Sequence[Run]) -> None:
+  """Raises a ValueError where a folder holds a run of other settings."""
+  problems = [problem for run in runs if (problem := run.problem())]
+  if problems:
+    raise ValueError(
+      '\n'.join(problems) + '\nChoose another workdir, or the old settings.'
+    )
 
 
 def core_shares(jobs: int) -> list[set[int] | None]:
@@ -136,7 +149,7 @@ def core_shares(jobs: int) -> list[set[int] | None]:
 def _start(
   run: Run, command: list[str], cores: set[int] | None
 ) -> subprocess.Popen[bytes]:
-  metrics.write_json(run.workdir / _FLAGS, run.flags)
+  run.workdir.mkdir(parents=True, exist_ok=True)
   env = dict(os.environ, PYTHONUNBUFFERED='1')
   if cores is not None:
     env['OMP_NUM_THREADS'] = str(len(cores))

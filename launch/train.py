@@ -5,15 +5,11 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
 """
 
 from absl import flags
-from ml_collections import config_flags
-from rich import console as rich_console
 
 from fedjax_tune import train
-from launch import second_signal, start
+from launch import experiment_file, second_signal, start
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The experiment file.', lock_config=True
-)
+_CONFIG = experiment_file.define()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the results.', required=True
 )
@@ -32,14 +28,13 @@ _INEXACT = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   """Trains, and prints where the results are."""
   start.reject_arguments(argv)
-  start.cache_programs(_CONFIG.value)
-  console = rich_console.Console()
+  workdir, console = start.folder(_WORKDIR), start.console()
   second_signal.watch(console)
   if _INEXACT.value and not _RESUME.value:
     raise ValueError('--inexact goes with --resume.')
   summary = train.train(
-    _CONFIG.value,
-    _WORKDIR.value,
+    start.experiment(_CONFIG),
+    workdir,
     resume=_RESUME.value,
     fetch=_FETCH.value,
     inexact=_INEXACT.value,
@@ -47,7 +42,7 @@ def main(argv: list[str]) -> None:
   )
   console.print(
     f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
-    f'results, accuracy.png and coverage.png in {_WORKDIR.value}'
+    f'results, accuracy.png and coverage.png in {workdir}'
   )
   if summary['rejected']:
     clients = ', '.join(map(str, summary['rejected_clients']))
@@ -58,5 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('config')
   start.run(main)

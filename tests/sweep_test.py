@@ -1,4 +1,8 @@
+import ast
+import copy
 import csv
+import dataclasses
+import functools
 import io
 import json
 import os
@@ -8,14 +12,16 @@ import sys
 import pytest
 from rich import console as rich_console
 
+from fedjax_tune import config
 from launch import sweep_plan, sweep_runner
 
 # Stands in for launch.train: writes what a run leaves, or fails as told.
 FAKE = """
 import json, os, pathlib, sys
 out, label, seed = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-print('cores', len(os.sched_getaffinity(0)), sys.argv[4:], flush=True)
-(out / 'config.json').write_text(json.dumps({'rounds': 1}))
+print('cores', len(os.sched_getaffinity(0)), sys.argv[5:], flush=True)
+(out / 'config.json').write_text(sys.argv[4])
+rounds = json.loads(sys.argv[4])['rounds']
 if label == 'broken':
   raise ValueError('out of luck')
 row = {'round': 0, 'eval/accuracy': 0.5}
@@ -26,7 +32,7 @@ row = {'round': 0, 'eval/accuracy': 0.5}
   'downlink_bytes': 2**20, 'flops_per_step': 10**9,
   'peak_memory_bytes': 2**27}]))
 (out / 'summary.json').write_text(json.dumps({
-  'method': label, 'seed': seed, 'rounds': 1, 'accuracy': 0.5 + 0.1 * seed,
+  'method': label, 'seed': seed, 'rounds': rounds, 'accuracy': 0.5 + 0.1 * seed,
   'accuracy_by_domain': {'noto': 0.5},
   'other_accuracies': {'small': 0.3 + 0.1 * seed} if label == 'a' else {},
   'client_steps_per_s': 1.0,
@@ -36,15 +42,42 @@ row = {'round': 0, 'eval/accuracy': 0.5}
 
 def fake_command(run):
   command = [sys.executable, '-c', FAKE, str(run.workdir), run.label]
-  return [*command, str(run.seed), *(['--resume'] if run.begun else [])]
+  fields = json.dumps(dataclasses.asdict(run.experiment))
+  command += [str(run.seed), fields]
+  return [*command, *(['--resume'] if run.begun else [])]
+
+
+def resolve(line):
+  """Applies flags as `launch.train` would, to the default experiment."""
+  experiment = config.Experiment(rounds=1)
+  for item in line[1:]:
+    path, _, value = item.removeprefix('--config.').partition('=')
+    *sections, name = path.split('.')
+    section = functools.reduce(getattr, sections, experiment)
+    kind = type(getattr(section, name))
+    setattr(
+      section, name, ast.literal_eval(value) if kind is tuple else kind(value)
+    )
+  return experiment
+
+
+def plan(methods, seeds, common, workdir):
+  return sweep_plan.plan('x.py', methods, seeds, common, workdir, resolve)
 
 
 def sweep(workdir, methods, seeds=('0',), jobs=1, common=()):
-  runs = sweep_plan.plan('x.py', methods, seeds, common, workdir)
+  named = {
+    'a': 'a=fedra',
+    'b': 'b=all_small',
+    'broken': 'broken=raffm',
+    'c': 'c=fjord',
+  }
+  methods = ','.join(named.get(m, m) for m in methods.split(','))
+  runs = plan(methods, seeds, common, workdir)
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
   failed = sweep_runner.run_sweep(runs, fake_command, workdir, jobs, console)
-  return [run.name for run in failed], shown.getvalue()
+  return [failure.run.name for failure in failed], shown.getvalue()
 
 
 def lines(path):
@@ -69,17 +102,17 @@ def test_method_entry(entry, label, overrides):
 
 
 def test_plan_has_seeds_outermost(tmp_path):
-  methods = 'a:clients.budgets=(6,6),b'
-  runs = sweep_plan.plan('x.py', methods, ['0', '1'], ['rounds=2'], tmp_path)
-  labels = ['a_budgets_6_6', 'b']
+  methods = 'fedra:clients.budgets=(6,6),all_small'
+  runs = plan(methods, ['0', '01'], ['rounds=2'], tmp_path)
+  labels = ['fedra_budgets_6_6', 'all_small']
   assert [(run.label, run.seed) for run in runs] == [
     (label, seed) for seed in (0, 1) for label in labels
   ]
-  assert runs[0].workdir == tmp_path / 'a_budgets_6_6' / 'seed0'
+  assert runs[0].workdir == tmp_path / 'fedra_budgets_6_6' / 'seed0'
   assert runs[0].flags == (
     '--config=x.py',
     '--config.rounds=2',
-    '--config.method=a',
+    '--config.method=fedra',
     '--config.clients.budgets=(6,6)',
     '--config.seed=0',
   )
@@ -88,18 +121,45 @@ def test_plan_has_seeds_outermost(tmp_path):
 @pytest.mark.parametrize(
   ('methods', 'seeds', 'common', 'message'),
   [
-    ('a,,b', ['0'], [], "methods: '' must read"),
-    ('a:b', ['0'], [], "methods: 'a:b' must read"),
-    ('x/y=a', ['0'], [], "'x/y' cannot name a folder"),
-    ('a,a', ['0'], [], 'methods: a must occur only once'),
-    ('a', ['1', '1'], [], 'seeds: 1 must occur only once'),
-    ('a', ['one'], [], "seeds: 'one' must be a whole number"),
-    ('a', ['0'], ['rounds'], "set: 'rounds' must read FIELD=VALUE"),
+    ('fedra,,b', ['0'], [], "methods: '' must read"),
+    ('fedra:b', ['0'], [], "methods: 'fedra:b' must read"),
+    ('', ['0'], [], "methods: '' must read"),
+    ('x/y=fedra', ['0'], [], "'x/y' cannot name a folder"),
+    ('..=fedra', ['0'], [], "'..' cannot name a folder"),
+    ('fedra,fedra', ['0'], [], 'methods: fedra must occur only once'),
+    ('x=fedra,y=fedra', ['0'], [], 'x and y are the same experiment'),
+    ('fedra:rounds=1:rounds=2', ['0'], [], 'rounds must be given only once'),
+    ('fedra:method=fjord', ['0'], [], 'method must be given only once'),
+    ('fedra:seed=3', ['0'], [], 'seed must be given by --seeds'),
+    ('fedra', ['1', '1'], [], 'seeds: 1 must occur only once'),
+    ('fedra', ['0', '00'], [], 'seeds: 0 must occur only once'),
+    ('fedra', ['one'], [], "seeds: 'one' must be a whole number"),
+    ('fedra', ['-1'], [], "seeds: '-1' must be a whole number"),
+    ('fedra', [], [], 'seeds: at least one must be given'),
+    ('fedra', [str(2**32)], [], 'fedra: seed=4294967296 must be at most'),
+    ('fedra', ['0'], ['rounds'], "set: 'rounds' must read FIELD=VALUE"),
+    ('fedra', ['0'], ['rounds=1', 'rounds=2'], 'rounds must be given only'),
+    ('fedra', ['0'], ['method=fjord'], 'method must be given by --methods'),
+    ('fedar', ['0'], [], "fedar: method='fedar' must be .*mean 'fedra'"),
+    ('fedra:rounds=0', ['0'], [], 'fedra_rounds0: rounds=0 must be at least'),
   ],
 )
 def test_plan_rejects(tmp_path, methods, seeds, common, message):
   with pytest.raises(ValueError, match=message):
-    sweep_plan.plan('x.py', methods, seeds, common, tmp_path)
+    plan(methods, seeds, common, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_plan_names_all_problems_at_once(tmp_path):
+  methods = 'fedar,fedra:rounds=0,fjord:local.lr=-1.0'
+  with pytest.raises(ValueError, match='must') as caught:
+    plan(methods, ['0', '1'], [], tmp_path)
+  lines = str(caught.value).splitlines()
+  assert [line.partition(':')[0] for line in lines] == [
+    'fedar',
+    'fedra_rounds0',
+    'fjord_lr-1.0',
+  ]
 
 
 def test_results(tmp_path):
@@ -141,17 +201,62 @@ def test_started_again_it_skips_and_resumes(tmp_path):
   assert '--resume' in second
 
 
-def test_results_gather_earlier_sweeps(tmp_path):
+def test_other_runs_in_the_folder_are_named_and_left_out(tmp_path):
   sweep(tmp_path, 'a')
-  sweep(tmp_path, 'b')
+  _, shown = sweep(tmp_path, 'b')
+  labels = [row['label'] for row in lines(tmp_path / 'results.jsonl')]
+  assert labels == ['b']
+  for text in (shown, (tmp_path / 'results.md').read_text()):
+    assert 'not asked for by this sweep' in text
+    assert 'a/seed0' in text
+  sweep(tmp_path, 'b,a')
   labels = [row['label'] for row in lines(tmp_path / 'results.jsonl')]
   assert labels == ['b', 'a']
 
 
-def test_a_run_of_other_settings_is_not_taken(tmp_path):
+@pytest.mark.parametrize(
+  ('common', 'line'),
+  [
+    (['local.lr=5.0'], 'local.lr: 0.01 there, 5.0 here'),
+    (['clients.seed=3'], 'clients.seed: 0 there, 3 here'),
+    (['data.domains=("noto",)'], r'data.domains: .* here'),
+  ],
+)
+def test_a_run_of_other_settings_is_not_taken(common, line, tmp_path):
   sweep(tmp_path, 'a')
-  with pytest.raises(ValueError, match=r'rounds=7.*choose another workdir'):
-    sweep(tmp_path, 'a', common=['rounds=7'])
+  before = (tmp_path / 'results.jsonl').read_bytes()
+  with pytest.raises(ValueError, match=line):
+    sweep(tmp_path, 'a,b', common=common)
+  assert not (tmp_path / 'b').exists()
+  assert (tmp_path / 'results.jsonl').read_bytes() == before
+
+
+def test_a_run_of_fewer_rounds_goes_on(tmp_path):
+  sweep(tmp_path, 'a')
+  sweep(tmp_path, 'a', common=['rounds=7'])
+  (row,) = lines(tmp_path / 'results.jsonl')
+  assert row['rounds'] == 7
+  with pytest.raises(ValueError, match='rounds: 7 there, 3 here'):
+    sweep(tmp_path, 'a', common=['rounds=3'])
+
+
+def test_runs_of_other_rounds_are_named(tmp_path):
+  _, shown = sweep(tmp_path, 'a,b=all_small:rounds=4')
+  assert 'Rounds differ: a 1, b 4.' in shown
+
+
+def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
+  (run,) = plan('a=fedra', ['0'], [], tmp_path)
+  edited = copy.deepcopy(run.experiment)
+  edited.local.lr = 5.0
+  later = dataclasses.replace(run, experiment=edited)
+  console = rich_console.Console(file=io.StringIO(), width=200)
+  failed = sweep_runner.run_sweep(
+    [run], lambda _: fake_command(later), tmp_path, 1, console
+  )
+  assert [failure.run for failure in failed] == [run]
+  assert 'local.lr: 5.0 there, 0.01 here' in console.file.getvalue()
+  assert not (tmp_path / 'results.jsonl').exists()
 
 
 @pytest.mark.skipif(
@@ -184,4 +289,4 @@ def test_command_names_a_missing_config(tmp_path):
   process = launch(tmp_path, '--config=no.py', '--methods=a')
   output, _ = process.communicate()
   assert process.returncode == 2
-  assert b"config='no.py' is not a file" in output
+  assert output == b'error: --config=no.py is not a file.\n'

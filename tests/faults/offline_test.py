@@ -15,7 +15,7 @@ import tiny_text
 from fedjax_tune import build, config, provisions, train
 from fedjax_tune.data import corpus, fetch, nico_lists
 from fedjax_tune.models import packaged, pretrained
-from launch import sweep, sweep_plan
+from launch import experiment_file, sweep, sweep_plan
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -211,7 +211,12 @@ def test_a_sweep_looks_first(folder, tmp_path):
   file = tmp_path / 'tiny.py'
   file.write_text(_TINY.format(folder=str(folder)))
   plan = lambda methods: sweep_plan.plan(
-    str(file), methods, ['0', '1'], ['data.image_size=16'], tmp_path
+    str(file),
+    methods,
+    ['0', '1'],
+    ['data.image_size=16'],
+    tmp_path,
+    experiment_file.resolve,
   )
   sweep.provide(plan('fedra,all_large'), fetch=False)
   wanted = r'weights minilm_l3: not in .*launch.prepare --weights=minilm_l3 '

@@ -1,0 +1,164 @@
+"""Experiment files on the command line: --config=FILE, --config.FIELD=VALUE."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import difflib
+import itertools
+import pathlib
+import re
+import traceback
+import typing
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from fedjax_tune import config
+
+_NAME = 'config'
+
+
+def define() -> flags.FlagHolder:
+  """Defines --config for a command, which `parse` then reads."""
+  holder = _define(flags.FLAGS)
+  flags.mark_flag_as_required(holder)
+  return holder
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses a command's flags, and runs its experiment file if it has one.
+
+  Returns:
+    What is no flag, the program's name first.
+
+  Raises:
+    flags.Error, ValueError, OSError: A flag or the file is wrong; in one line.
+  """
+  _check_fields(argv)
+  return _parse(flags.FLAGS, argv)
+
+
+def resolve(arguments: Sequence[str]) -> config.Experiment:
+  """Returns the experiment of --config=FILE --config.FIELD=VALUE ...
+
+  Raises:
+    flags.Error, ValueError, OSError: As `parse`.
+  """
+  argv = ['', *arguments]
+  _check_fields(argv)
+  values = flags.FlagValues()
+  holder = _define(values, argv)
+  _parse(values, argv)
+  return holder.value
+
+
+def _define(
+  values: flags.FlagValues, argv: list[str] | None = None
+) -> flags.FlagHolder:
+  return config_flags.DEFINE_config_file(
+    _NAME,
+    None,
+    'The experiment file.',
+    lock_config=True,
+    flag_values=values,
+    sys_argv=argv,
+  )
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+  given = _file(argv)
+  try:
+    rest = values(argv)
+  except (flags.Error, OSError) as error:
+    # ml_collections quotes the whole traceback of a file's ValueError.
+    head, quoted, trace = str(error).partition(': Error whilst parsing config')
+    if not quoted:
+      raise
+    raise ValueError(f'{head}: {trace.strip().splitlines()[-1]}') from error
+  # The rest is the experiment file's doing: whatever it raises ends up here.
+  except SyntaxError as error:
+    place = f' (line {error.lineno})' if error.lineno else ''
+    raise _wrong(given, f'SyntaxError: {error.msg}{place}') from error
+  except SystemExit as error:
+    text = f'it ends the program, with exit status {error.code!r}.'
+    raise _wrong(given, text) from error
+  except Exception as error:
+    (said,) = traceback.format_exception_only(error)[-1:]
+    raise _wrong(given, said.strip() + _line_of(error, given)) from error
+  if _NAME in values and given:
+    _check_kind(given, values[_NAME].value)
+  return rest
+
+
+def _wrong(given: str, text: str) -> ValueError:
+  return ValueError(f'flag --{_NAME}={given}: {text}')
+
+
+def _line_of(error: BaseException, given: str) -> str:
+  """Says where in the file an error arose."""
+  path = pathlib.Path(given.partition(':')[0])
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [f.lineno for f in frames if pathlib.Path(f.filename) == path]
+  return f' (line {lines[-1]})' if lines else ''
+
+
+def _check_kind(given: str, value: Any) -> None:
+  """Refuses what is no experiment."""
+  if isinstance(value, str):  # The flag of the sweep is just a name.
+    return
+  if isinstance(value, config.Experiment):
+    return
+  # ml_collections keeps an OSError of the file until the value is used.
+  held = vars(value).get('_error') if hasattr(value, '__dict__') else None
+  if isinstance(held, OSError):
+    raise _wrong(given, f'{type(held).__name__}: {held}')
+  raise _wrong(
+    given,
+    f'get_config() must return a config.Experiment, not {value!r:.60}.',
+  )
+
+
+def _file(argv: Sequence[str]) -> str:
+  """Returns the value of --config, or ''."""
+  for arg, following in itertools.pairwise([*argv[1:], '']):
+    if given := re.fullmatch(rf'--?{_NAME}(=.*)?', arg, re.DOTALL):
+      return (given[1] or f'={following}')[1:]
+  return ''
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+  """Checks --config=FILE and the names of --config.FIELD=VALUE.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    ValueError: A field is unknown; names those that are like it.
+  """
+  given = any(re.match(rf'--?{_NAME}(=|$)', arg) for arg in argv[1:])
+  # What follows a colon is an argument of get_config.
+  file = _file(argv).partition(':')[0]
+  if given and not pathlib.Path(file).is_file():
+    raise FileNotFoundError(f'--{_NAME}={file} is not a file.')
+  known = list(field_paths(config.Experiment))
+  for arg in argv[1:]:
+    field = re.match(rf'--?(?:no)?{_NAME}\.([^=]+)', arg)
+    if field and field[1] not in known:
+      hint = _like(field[1], known)
+      raise ValueError(f'--{_NAME}.{field[1]} is not a field{hint}')
+
+
+def _like(path: str, known: list[str]) -> str:
+  """Suggests fields of the same last name, of that section, or alike."""
+  last = path.rpartition('.')[2]
+  near = [p for p in known if p.rpartition('.')[2] == last]
+  near = near or [p for p in known if p.startswith(f'{path}.')]
+  near = near or difflib.get_close_matches(path, known)
+  return f'; did you mean {" or ".join(near)}?' if near else '.'
+
+
+def field_paths(section: Any, prefix: str = '') -> Iterator[str]:
+  """Yields the dotted names of all fields that hold a value."""
+  for name, kind in typing.get_type_hints(section).items():
+    if dataclasses.is_dataclass(kind):
+      yield from field_paths(kind, f'{prefix}{name}.')
+    else:
+      yield prefix + name

@@ -1,0 +1,176 @@
+"""Commands refuse what is wrong in one line, with status 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedjax_tune import folders
+from launch import experiment_file, start
+
+# ml_collections loads the file in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+_GOOD = 'from fedjax_tune import config\nget_config = config.Experiment\n'
+
+
+@pytest.mark.parametrize(
+  ('text', 'says'),
+  [
+    ('def get_config(:', 'SyntaxError: invalid syntax (line 1)'),
+    ('x = 1', "AttributeError: module 'config_config' has no attribute 'get"),
+    ('get_config = 5', "TypeError: 'int' object is not callable"),
+    ('get_config = dict', 'get_config() must return a config.Experiment, not'),
+    ('get_config = lambda: 7', 'must return a config.Experiment, not 7'),
+    ('def get_config(): pass', 'must return a config.Experiment, not None'),
+    (
+      _GOOD + 'get_config = lambda: config.Experiment',
+      'must return a config.E',
+    ),
+    ('import sys\nsys.exit(0)', 'it ends the program, with exit status 0'),
+    ('import sys\ndef get_config():\n  sys.exit("x")', "exit status 'x'"),
+    ('import nosuchmodule', "No module named 'nosuchmodule' (line 1)"),
+    ('def get_config():\n  return {}["hm"]', "KeyError: 'hm' (line 2)"),
+    ('def get_config():\n  raise ValueError("no")', 'ValueError: no'),
+    ('def get_config():\n  open("/no/such")', 'FileNotFoundError'),
+    (b'x = "\xff"', 'SyntaxError: (unicode error)'),
+  ],
+)
+def test_experiment_file(text, says, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(ValueError, match=f'^flag --config={path}: ') as caught:
+    experiment_file.resolve([f'--config={path}'])
+  assert says in str(caught.value)
+  assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [
+    ('--config.rounds=abc', "invalid literal for int() with base 10: 'abc'"),
+    ('--config.clients.budgets=(12,', 'parsing string: (12, as tuple'),
+    ('--config.model.remat=maybe', 'Non-boolean argument'),
+    ('--config.local.lr=', 'could not convert string to float'),
+    ('--config.metod=fedra', 'is not a field; did you mean method?'),
+    ('--config.rounds', 'Missing value for flag'),
+    ('--bogus=1', "Unknown command line flag 'bogus'"),
+  ],
+)
+def test_field(flag, says, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(_GOOD)
+  with pytest.raises(
+    (ValueError, experiment_file.flags.Error), match=r'.'
+  ) as caught:
+    experiment_file.resolve([f'--config={path}', flag])
+  assert says in str(caught.value)
+  assert len(str(caught.value).splitlines()) == 1
+
+
+def test_fields_are_applied(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(_GOOD)
+  flags = ('--config.rounds=3', '--config.clients.budgets=(1,2)')
+  resolved = experiment_file.resolve([f'--config={path}', *flags])
+  assert (resolved.rounds, resolved.clients.budgets) == (3, (1, 2))
+
+
+@pytest.mark.parametrize(
+  ('given', 'says'),
+  [
+    ('', 'must name a folder'),
+    (' ', 'must name a folder'),
+    ('gs://bucket/run', 'addresses are not supported'),
+    ('s3://bucket/run', 'addresses are not supported'),
+    ('a\0b', 'null character'),
+    ('~nobody_of_this_name/x', 'home'),
+  ],
+)
+def test_folders(given, says):
+  with pytest.raises(ValueError, match=says):
+    folders.local('workdir', given)
+
+
+def test_home_is_expanded(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert str(folders.local('workdir', '~/runs')) == '/home/me/runs'
+  assert str(folders.local('workdir', 'runs/x')) == 'runs/x'
+
+
+def test_a_flag_given_twice_is_refused():
+  with pytest.raises(ValueError, match='--a=1 and --a=2: must be given only'):
+    start._check_once(['', '--a=1', '--b', '-1', '--c', '-1', '--a=2'])
+  with pytest.raises(ValueError, match=r'--x.y and --nox.y'):
+    start._check_once(['', '--x.y', '--nox.y'])
+  start._check_once(['', '--a=1', '--', '--a=2'])
+
+
+def _run(*arguments, **options):
+  return subprocess.run(
+    [sys.executable, '-m', *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    **options,
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    ('train', '--config=experiments/quickstart.py', '--workdir='),
+    ('train', '--config=experiments/quickstart.py', '--workdir=gs://b/r'),
+    ('train', '--config=no.py', '--workdir=x'),
+    ('train', '--config=experiments/quickstart.py', '--workdir=x', 'y'),
+    ('sweep', '--config=no.py', '--methods=fedra', '--workdir=x'),
+    (
+      'sweep',
+      '--config=experiments/quickstart.py',
+      '--methods=',
+      '--workdir=x',
+    ),
+    ('sweep', '--config=experiments/quickstart.py', '--jobs=0'),
+    ('inspect',),
+    ('inspect', '--config=experiments/quickstart.py', '--config.seed=-1'),
+    ('prepare',),
+    ('prepare', '--dataset=nosuch'),
+    ('prepare', '--dataset=/no/[red]such[/red]', '--data_dir=new'),
+    ('prepare', '--weights=nosuch'),
+    ('deploy', '--workdir=/no/such', '--budget=0.5'),
+    ('deploy', '--budget=0.5', '--workdir='),
+    ('bench', '--mode=xx'),
+    ('bench', '--rounds=-1'),
+    ('bench', '--init=README.md'),
+    ('bench_slices', '--repeats=0'),
+  ],
+)
+def test_every_command_refuses_in_one_line(arguments):
+  name, *rest = arguments
+  done = _run(f'launch.{name}', *rest)
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith('error: ')
+  assert 'Traceback' not in done.stderr
+  assert not os.path.exists('x')
+  assert not os.path.exists('new')
+
+
+@pytest.mark.slow
+def test_help_is_no_failure():
+  done = _run('launch.train', '--help')
+  assert done.returncode == 0
+  assert '--workdir' in done.stdout
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_a_command_quietly():
+  command = f'{sys.executable} -m launch.train --helpfull | head -1'
+  done = subprocess.run(
+    ['bash', '-c', f'{command}; echo ${{PIPESTATUS[0]}}'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stderr == ''
