@@ -128,6 +128,12 @@ def _text_config(
     eps=hub_fields.epsilon(raw, 'layer_norm_eps', path, 1e-12),
   )
   hub_fields.check_padding(config, path)
+  if config.max_tokens < 1:
+    raise ValueError(
+      f'{path}: pad_token_id={config.pad} leaves no positions: RoBERTa counts '
+      'from the one behind it, and there are max_position_embeddings='
+      f'{config.positions}.'
+    )
   return config
 
 

@@ -99,7 +99,7 @@ def epsilon(
   raw: dict[str, Any], field: str, path: pathlib.Path, default: float
 ) -> float:
   """Returns the epsilon of a norm; with 0 a constant row would give NaN."""
-  return number({field: default} | raw, field, path, above=0, most=1)
+  return number({field: default} | raw, field, path, above=0, most=0.5)
 
 
 def _short(value: Any) -> str:
