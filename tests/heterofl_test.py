@@ -50,7 +50,7 @@ def _merged(method, cohort, theta, axes, deltas):
     part = selection.group_sum(
       theta,
       axes,
-      method.counts(held),
+      selection.within(method.counts(held), axes),
       jax.tree.map(lead, delta),
       jnp.ones(1),
       selected,
