@@ -1,8 +1,6 @@
-import ast
 import copy
 import csv
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -11,8 +9,8 @@ import sys
 
 import pytest
 from rich import console as rich_console
+import tiny_sweep
 
-from fedjax_tune import config
 from launch import sweep_plan, sweep_runner
 
 # Stands in for launch.train: writes what a run leaves, or fails as told.
@@ -47,22 +45,10 @@ def fake_command(run):
   return [*command, *(['--resume'] if run.begun else [])]
 
 
-def resolve(line):
-  """Applies flags as `launch.train` would, to the default experiment."""
-  experiment = config.Experiment(rounds=1)
-  for item in line[1:]:
-    path, _, value = item.removeprefix('--config.').partition('=')
-    *sections, name = path.split('.')
-    section = functools.reduce(getattr, sections, experiment)
-    kind = type(getattr(section, name))
-    setattr(
-      section, name, ast.literal_eval(value) if kind is tuple else kind(value)
-    )
-  return experiment
-
-
 def plan(methods, seeds, common, workdir):
-  return sweep_plan.plan('x.py', methods, seeds, common, workdir, resolve)
+  return sweep_plan.plan(
+    'x.py', methods, seeds, common, workdir, tiny_sweep.resolve
+  )
 
 
 def sweep(workdir, methods, seeds=('0',), jobs=1, common=()):

@@ -1,5 +1,6 @@
 """A sweep passes signals on, once, and can go on after."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import time
 
 import pytest
 from rich import console as rich_console
+import tiny_sweep
 
 from fedjax_tune import endings
 from launch import sweep_plan, sweep_runner
@@ -23,7 +25,7 @@ out, resumed = pathlib.Path(sys.argv[1]), sys.argv[2] == 'True'
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 signal.signal(signal.SIGINT, lambda *_: (out / 'ctrl_c').touch())
-(out / 'config.json').write_text(json.dumps({'rounds': 1}))
+(out / 'config.json').write_text(sys.argv[3])
 end = time.time() + 60 * (not resumed)
 while time.time() < end:
   time.sleep(0.02)
@@ -47,11 +49,20 @@ row = {'round': 0, 'eval/accuracy': 0.5}
 
 
 def _command(run):
-  return [sys.executable, '-c', _FAKE, str(run.workdir), str(run.begun)]
+  fields = json.dumps(dataclasses.asdict(run.experiment))
+  command = [sys.executable, '-c', _FAKE, str(run.workdir), str(run.begun)]
+  return [*command, fields]
+
+
+def _plan(methods, workdir):
+  common = ['rounds=1']
+  return sweep_plan.plan(
+    'x.py', methods, ['0'], common, workdir, tiny_sweep.resolve
+  )
 
 
 def _sweep(workdir):
-  runs = sweep_plan.plan('x.py', 'a,b', ['0'], [], workdir)
+  runs = _plan('a=fedra,b=all_small', workdir)
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
   try:
@@ -87,8 +98,10 @@ def test_runs_end_after_their_rounds(tmp_path):
   assert not (first / 'ctrl_c').exists()
   assert not (tmp_path / 'b').exists()
   assert 'a seed 0 stopped; what it has done is saved' in said[-1]
-  (tmp_path / 'b/seed0').mkdir(parents=True)
-  (tmp_path / 'b/seed0/config.json').write_text(json.dumps({'rounds': 1}))
+  _, second = _plan('a=fedra,b=all_small', tmp_path)
+  fields = dataclasses.asdict(second.experiment)
+  second.workdir.mkdir(parents=True)
+  (second.workdir / 'config.json').write_text(json.dumps(fields))
   assert not _sweep(tmp_path)
   lines = (tmp_path / 'results.jsonl').read_text().splitlines()
   assert len(lines) == 2
@@ -96,7 +109,7 @@ def test_runs_end_after_their_rounds(tmp_path):
 
 def test_a_terminal_reaches_the_sweep_alone(tmp_path):
   """Its Ctrl-C goes to a group of processes, of which a run is none."""
-  run = sweep_plan.plan('x.py', 'a', ['0'], [], tmp_path)[0]
+  run = _plan('a=fedra', tmp_path)[0]
   run.workdir.mkdir(parents=True)
   process: subprocess.Popen[bytes] = sweep_runner._start(
     run, _command(run), None

@@ -17,6 +17,7 @@ from PIL import Image
 import pytest
 from rich import console as rich_console
 import tensorflow_datasets as tfds
+import tiny_sweep
 import tiny_text
 
 from fedjax_tune import config, finished, json_files
@@ -497,7 +498,9 @@ def test_vocabulary_with_settings_without_end(tmp_path):
 )
 def test_labels_of_a_sweep_stay_in_its_folder(label, tmp_path):
   with pytest.raises(ValueError, match=r'must read|cannot name'):
-    sweep_plan.plan('x.py', f'{label}=fedra', ['0'], [], tmp_path)
+    sweep_plan.plan(
+      'x.py', f'{label}=fedra', ['0'], [], tmp_path, tiny_sweep.resolve
+    )
 
 
 # Markup of rich, of mathtext and of Markdown, a label that matplotlib leaves
