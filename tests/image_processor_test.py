@@ -43,7 +43,9 @@ def _oracle(folder, family: str, raw: dict[str, Any]) -> Any:
 
 def _normalise(pixels: np.ndarray, config: sizes.ViTConfig) -> np.ndarray:
   """As `vit.Embedding` does it; the tests of exports hold that."""
-  mean, std = (np.float32(s) * 255 for s in (config.mean, config.std))
+  mean, std = (
+    np.asarray(s, np.float32) * 255 for s in (config.mean, config.std)
+  )
   return (pixels.astype(np.float32) - mean) / std
 
 
