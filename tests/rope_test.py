@@ -161,9 +161,9 @@ def _logits(folder: pathlib.Path, ids: np.ndarray) -> np.ndarray:
   'case',
   [
     'scaling beside null',
-    'dynamic',
-    'llama3',
     'yarn',
+    pytest.param('dynamic', marks=pytest.mark.slow),
+    pytest.param('llama3', marks=pytest.mark.slow),
     pytest.param('length outside', marks=pytest.mark.slow),
     pytest.param('two bases', marks=pytest.mark.slow),
   ],
