@@ -8,6 +8,7 @@ import jax
 
 from fedjax_tune import (
   adapted,
+  capacity,
   config,
   devices,
   federation,
@@ -154,6 +155,7 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   planner = Planner(
     experiment, method, train, parts.indices, parts.domains, readers
   )
+  capacity.check_rounds(planner)
   return Setup(
     experiment,
     model,

@@ -15,6 +15,7 @@ from fedjax_tune import (
   checkpoint,
   config,
   endings,
+  folders,
   foundation,
   identity,
   json_files,
@@ -92,7 +93,7 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       trained on other data or weights, or its result is not one plain model.
     Diverged: A parameter of the model is not finite.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = folders.local('workdir', workdir)
   experiment = _read_experiment(workdir)
   if (tune := experiment.model.tune) in ('prompt', 'prefix'):
     raise ValueError(

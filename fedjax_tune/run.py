@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_tune import (
   build,
+  capacity,
   checkpoint,
   endings,
   local_optimizer,
@@ -59,6 +60,11 @@ class Run:
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
     )
+    for sig, program in self.engine.programs.compiled.items():
+      capacity.check_program(
+        _describe(sig, setup.sizes),
+        program.memory_analysis().temp_size_in_bytes,
+      )
     self.costs: dict[Signature, Cost] = {
       sig: client_cost(
         setup.foundation,

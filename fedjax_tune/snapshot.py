@@ -1,12 +1,14 @@
 """One checkpoint on disk: a folder that names its run and shows damage.
 
-Its name is the number of finished rounds. `state.safetensors` holds the leaves
-of the state, `metrics.jsonl` the rows of these rounds, and `about.json` the run
-that it belongs to and a hash of each file.
+Its name is the number of finished rounds. `state` is an Orbax checkpoint of the
+leaves, `metrics.jsonl` holds the rows of these rounds, and `about.json` the run
+that it belongs to and a hash of each file, for Orbax restores a flipped byte as
+another number.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -16,11 +18,11 @@ import shutil
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+import orbax.checkpoint as ocp
 
 from fedjax_tune import json_files
 
-_STATE, _ROWS, _ABOUT = 'state.safetensors', 'metrics.jsonl', 'about.json'
+_STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', 'about.json'
 # What a killed process was about to write, or to delete.
 _WRITING, _OLD = '.writing-', '.old-'
 
@@ -62,18 +64,15 @@ def write(folder: pathlib.Path, snapshot: Snapshot) -> None:
   part = folder / f'{_WRITING}{snapshot.rounds}'
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir()
-  files = {
-    _STATE: safetensors.numpy.save(dict(snapshot.leaves)),
-    _ROWS: snapshot.rows.encode(),
-  }
+  _save(part / _STATE, snapshot.leaves)
+  _write_through(part / _ROWS, snapshot.rows.encode())
   about = {
     'rounds': snapshot.rounds,
     'run': snapshot.run,
-    'files': {name: _hash(content) for name, content in files.items()},
+    'files': {name: _hash(part / name) for name in _files(part)},
   }
   sealed = json.dumps(about | {'seal': _seal(about)}, indent=2) + '\n'
-  for name, content in (files | {_ABOUT: sealed.encode()}).items():
-    _write_through(part / name, content)
+  _write_through(part / _ABOUT, sealed.encode())
   _set_aside(folder / str(snapshot.rounds))
   part.rename(folder / str(snapshot.rounds))
   descriptor = os.open(folder, os.O_RDONLY)
@@ -103,15 +102,40 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
   if kept_rounds != rounds:
     raise Damaged(f'it is that of round {kept_rounds}')
   try:
-    for name in (_STATE, _ROWS):
-      if _hash((place / name).read_bytes()) != hashes[name]:
+    for name, wanted in hashes.items():
+      if _hash(place / name) != wanted:
         raise Damaged(f'{name} is not what was written')
     rows = (place / _ROWS).read_text()
-    leaves = safetensors.numpy.load_file(place / _STATE)
+    leaves = _restore(place / _STATE)
   except OSError as error:
     file = pathlib.Path(str(error.filename or _STATE)).name
     raise Damaged(f'{file}: {error.strerror}') from error
   return Snapshot(rounds, run, rows, leaves)
+
+
+def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
+  """Writes leaves as Orbax does; all its errors are those of a disk."""
+  try:
+    with ocp.StandardCheckpointer() as orbax:
+      orbax.save(place.absolute(), dict(leaves))
+  except OSError:
+    raise
+  except (ValueError, RuntimeError) as error:
+    full = 'No space left' in str(error)
+    code = errno.ENOSPC if full else errno.EIO
+    raise OSError(code, os.strerror(code), str(place)) from error
+
+
+def _restore(place: pathlib.Path) -> dict[str, np.ndarray]:
+  with ocp.StandardCheckpointer() as orbax:
+    found = orbax.restore(place.absolute())
+  return {name: np.asarray(leaf) for name, leaf in found.items()}
+
+
+def _files(place: pathlib.Path) -> list[str]:
+  """Names the files of a folder and of those in it, sorted."""
+  paths = (path for path in place.rglob('*') if path.is_file())
+  return sorted(path.relative_to(place).as_posix() for path in paths)
 
 
 def list_rounds(folder: pathlib.Path) -> list[int]:
@@ -161,9 +185,11 @@ def _write_through(path: pathlib.Path, content: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _hash(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()
+def _hash(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _seal(about: Mapping[str, Any]) -> str:
-  return _hash(json.dumps(about, sort_keys=True).encode())
+  text = json.dumps(about, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from fedjax_tune import (
   checkpoint,
   config,
   endings,
+  folders,
   health,
   identity,
   interrupts,
@@ -70,6 +71,7 @@ def train(
     Diverged: The server's state, or an evaluation, is not finite, or nobody's
       update is. What is not finite is neither saved nor evaluated.
   """
+  workdir = str(folders.local('workdir', workdir))
   console = console or rich_console.Console()
   fields = dataclasses.asdict(experiment)
   folder.check(workdir, fields, resume)
