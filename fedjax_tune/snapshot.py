@@ -108,13 +108,15 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
     rows = (place / _ROWS).read_text()
     leaves = _restore(place / _STATE)
   except OSError as error:
-    file = pathlib.Path(str(error.filename or _STATE)).name
-    raise Damaged(f'{file}: {error.strerror}') from error
+    path = pathlib.Path(str(error.filename or place))
+    raise Damaged(f'{path.relative_to(place)}: {error.strerror}') from error
   return Snapshot(rounds, run, rows, leaves)
 
 
 def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
   """Writes leaves as Orbax does; all its errors are those of a disk."""
+  size = sum(leaf.nbytes for leaf in leaves.values())
+  _check_room(place, size + _LEAF_BYTES * len(leaves) + _ORBAX_BYTES)
   try:
     with ocp.StandardCheckpointer() as orbax:
       orbax.save(place.absolute(), dict(leaves))
@@ -124,6 +126,19 @@ def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
     full = 'No space left' in str(error)
     code = errno.ENOSPC if full else errno.EIO
     raise OSError(code, os.strerror(code), str(place)) from error
+
+
+# More than Orbax takes beside the numbers, for each leaf and in all.
+_LEAF_BYTES, _ORBAX_BYTES = 1024, 96 * 1024
+
+
+def _check_room(place: pathlib.Path, size: int) -> None:
+  """Raises an OSError where a disk has no room.
+
+  Orbax reports a full disk from several threads, each at length.
+  """
+  if shutil.disk_usage(place.parent).free < size:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
 def _restore(place: pathlib.Path) -> dict[str, np.ndarray]:

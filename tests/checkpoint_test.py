@@ -159,7 +159,7 @@ def test_a_reader_beside_a_writer(tmp_path):
 
   thread = threading.Thread(target=read)
   thread.start()
-  _saved(tmp_path, range(1, 60))
+  _saved(tmp_path, range(1, 20))
   done.set()
   thread.join()
   rounds = [rounds for rounds, _ in seen]

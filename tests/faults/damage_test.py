@@ -10,11 +10,23 @@ import pytest
 
 from fedjax_tune import checkpoint
 
-_STATE, _ROWS, _ABOUT = 'state.safetensors', 'metrics.jsonl', 'about.json'
+_STATE, _ROWS, _ABOUT = 'state/d/*', 'metrics.jsonl', 'about.json'
+_FILES = (
+  _STATE,
+  'state/_METADATA',
+  'state/manifest.ocdbt',
+  'state/ocdbt.process_0/d/*',
+  _ROWS,
+  _ABOUT,
+)
+
+
+def _file(place, pattern):
+  """Returns a file of a checkpoint; Orbax draws the names of some."""
+  return max(place.glob(pattern), key=lambda path: path.stat().st_size)
 
 
 def _flip(path):
-  """Flips a bit of the last byte, which in the state is a number's."""
   content = bytearray(path.read_bytes())
   content[-1] ^= 1
   path.write_bytes(content)
@@ -54,7 +66,9 @@ def _delete(path):
 
 def _swap(path):
   """Puts the older checkpoint's file there."""
-  shutil.copy(path.parent.with_name('2') / path.name, path)
+  place = next(p for p in path.parents if p.name == '4')
+  older = place.with_name('2') / path.relative_to(place)
+  shutil.copy(older if older.exists() else _file(older.parent, '*'), path)
 
 
 def _make_folder(path):
@@ -71,15 +85,20 @@ _DAMAGES = [
 def _save(workdir):
   with checkpoint.Checkpoints(workdir, 2, {'of': 'a run'}) as saved:
     for rounds in (2, 4):
-      state = {'x': np.full(50, rounds, np.float32), 'n': np.int64(rounds)}
+      # Of different names and shapes, so that every file differs.
+      x = np.full(48 + rounds, rounds, np.float32)
+      state = {'x': x, 'n': np.int64(rounds), str(rounds): np.ones(rounds)}
       saved.save(rounds, state, '{"round": 0}\n' * rounds)
 
 
-@pytest.mark.parametrize('name', [_STATE, _ROWS, _ABOUT])
+@pytest.mark.parametrize('pattern', _FILES)
 @pytest.mark.parametrize('damage', _DAMAGES)
-def test_damage_is_found(tmp_path, damage, name):
+def test_damage_is_found(tmp_path, damage, pattern):
   _save(tmp_path)
-  damage(tmp_path / 'checkpoints/4' / name)
+  place = tmp_path / 'checkpoints/4'
+  path = _file(place, pattern)
+  name = path.relative_to(place).as_posix()
+  damage(path)
   kept, damaged = checkpoint.find(tmp_path)
   assert kept
   assert kept.rounds == 2
@@ -120,9 +139,9 @@ def test_every_byte_of_a_checkpoint_counts(tmp_path):
   _save(tmp_path)
   place = tmp_path / 'checkpoints/4'
   rng = np.random.default_rng(0)
-  for path in sorted(place.iterdir()):
+  for path in filter(pathlib.Path.is_file, sorted(place.rglob('*'))):
     content = path.read_bytes()
-    for at in rng.integers(len(content), size=60):
+    for at in rng.integers(len(content), size=20):
       changed = bytearray(content)
       changed[at] ^= 1 << rng.integers(8)
       path.write_bytes(changed)
@@ -154,10 +173,12 @@ def begun(folder, whole, tmp_path):
   return pathlib.Path(shutil.copytree(folder / 'begun', tmp_path / 'begun'))
 
 
-@pytest.mark.parametrize('name', [_STATE, _ABOUT])
-def test_a_run_goes_on_from_the_one_before(begun, whole, name):
+@pytest.mark.parametrize('pattern', [_STATE, _ABOUT])
+def test_a_run_goes_on_from_the_one_before(begun, whole, pattern):
   place = begun / 'checkpoints/4'
-  _truncate(place / name)
+  path = _file(place, pattern)
+  name = path.relative_to(place).as_posix()
+  _truncate(path)
   shown = lab.go(begun, resume=True)
   assert (
     f'Damaged checkpoints in {begun} are passed over (4: {name} is not what was'
@@ -171,7 +192,7 @@ def test_a_run_goes_on_from_the_one_before(begun, whole, name):
 
 def test_no_whole_checkpoint(begun):
   for rounds in (2, 4):
-    _zero(begun / f'checkpoints/{rounds}' / _STATE)
+    _zero(_file(begun / f'checkpoints/{rounds}', _STATE))
   with pytest.raises(ValueError, match=r'no whole checkpoint \(4: .*; 2: .*\);'
                      ' delete its folder checkpoints to start'):  # fmt: skip
     lab.go(begun, resume=True)

@@ -20,7 +20,7 @@ import pytest
 from rich import console as rich_console
 import tiny
 
-from fedjax_tune import build, config, train
+from fedjax_tune import build, checkpoint, config, train
 from fedjax_tune.data import corpus, partition
 from fedjax_tune.report import metrics
 
@@ -128,18 +128,23 @@ def go(
 _NOTHING = contextlib.nullcontext()
 
 
-def result(workdir: pathlib.Path) -> tuple[bytes, list[dict[str, Any]]]:
-  """Returns the bytes of the last state, and the rows without clock times."""
-  last = max((workdir / 'checkpoints').glob('[0-9]*'), key=_number)
+# The type, shape and bytes of each leaf.
+State = dict[str, tuple[str, tuple[int, ...], bytes]]
+
+
+def result(workdir: pathlib.Path) -> tuple[State, list[dict[str, Any]]]:
+  """Returns the last state, and the rows without clock times."""
+  kept = checkpoint.find(workdir).newest
+  assert kept is not None
   rows = [
     {k: v for k, v in row.items() if not k.startswith('time/')}
     for row in metrics.read_metrics(workdir)
   ]
-  return (last / 'state.safetensors').read_bytes(), rows
-
-
-def _number(path: pathlib.Path) -> int:
-  return int(path.name) if path.name.isdigit() else -1
+  state = {
+    name: (str(leaf.dtype), leaf.shape, leaf.tobytes())
+    for name, leaf in kept.leaves.items()
+  }
+  return state, rows
 
 
 def cache_programs(folder: pathlib.Path) -> None:

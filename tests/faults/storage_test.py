@@ -73,15 +73,15 @@ def _full_metrics():
 
 _FULL = {
   'a checkpoint': (
-    lambda: _full_after(snapshot, '_write_through', 3),
+    lambda: _full_after(snapshot, '_save', 1),
     'checkpoints/4',
   ),
   'what a checkpoint is about': (
-    lambda: _full_after(snapshot, '_write_through', 2),
+    lambda: _full_after(snapshot, '_write_through', 1),
     'checkpoints/2',
   ),
   'the last checkpoint': (
-    lambda: _full_after(snapshot, '_write_through', 8),
+    lambda: _full_after(snapshot, '_save', 2),
     'checkpoints/6',
   ),
   'metrics': (_full_metrics, 'metrics.jsonl'),
@@ -169,10 +169,10 @@ def test_checkpoints_that_vanish(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 256 KiB, where one can be mounted."""
+  """A file system of 1 MiB, where one can be mounted."""
   disk = tmp_path / 'disk'
   disk.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', str(disk)]
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(disk)]
   if not sys.platform.startswith('linux') or os.geteuid() or _fails(mount):
     pytest.skip('needs root, to mount a small disk')
   yield disk
@@ -190,7 +190,7 @@ def _fill(disk: pathlib.Path, keep: int) -> None:
   (disk / 'filler').write_bytes(bytes(max(room - keep, 0)))
 
 
-@pytest.mark.parametrize('keep', range(0, 80_000, 10_000))
+@pytest.mark.parametrize('keep', range(0, 200_000, 25_000))
 def test_a_disk_that_is_really_full(small_disk, whole, keep):
   workdir = small_disk / 'run'
   workdir.mkdir()
