@@ -23,9 +23,10 @@ classifier's dropout is 0.2 there. Texts are padded to the longest length there.
 The released code trains slices instead, and each round one smallest:
 `--config.raffm.mode=slice --config.raffm.space=released`; its README names
 Dirichlet 0.5 instead of equal shares (`--config.clients.partition=dirichlet`).
-Left out is early stopping: texts stop after 10 rounds without a better score on
-the validation split, images after 5 without a better F1 on the test images,
-by which they choose the model, too.
+Each round is evaluated; texts stop after 10 rounds in a row below the best, and
+keep that one, images after 5. GLUE's test labels are hidden, so that its validation
+split is all that there is; images are judged by the test images, there too, by F1
+where this takes accuracy. Such ends and choices are made by what is reported.
 Nothing of this fits two CPU cores; `python -m launch.inspect` tells what it needs.
 """
 
@@ -80,6 +81,7 @@ def _text(name: str) -> config.Experiment:
     decay_mask='no_bias_norm',
   )
   experiment.model.dropout = 0.1
+  experiment.patience, experiment.keep_best = 10, True
   experiment.raffm.space = 'paper_bert'
   return experiment
 
@@ -104,6 +106,7 @@ def _image(name: str) -> config.Experiment:
     schedule='exponential',
     gamma=0.95,
   )
+  experiment.patience = 5
   experiment.raffm.space = 'paper_vit'
   return experiment
 
@@ -111,6 +114,7 @@ def _image(name: str) -> config.Experiment:
 def _common(data: config.Data, weights: str) -> config.Experiment:
   return config.Experiment(
     method='raffm',
+    eval_every=1,
     model=config.Model(weights=weights, tune='full'),
     data=data,
     raffm=method_config.Raffm(mode='mask'),

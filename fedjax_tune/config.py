@@ -236,13 +236,29 @@ class Engine:
 
 @dataclasses.dataclass
 class Experiment:
-  """Everything that defines a run; equal experiments give equal runs."""
+  """Everything that defines a run; equal experiments give equal runs.
+
+  Attributes:
+    method: A key of `methods.BUILDERS`.
+    rounds: How many; with `patience`, at most.
+    seed: Of everything that is drawn but the partition.
+    eval_every: Rounds from one evaluation to the next; the last has one.
+    checkpoint_every: Rounds from one checkpoint to the next.
+    patience: Evaluations in a row that are below the best so far, after which
+      the run ends; 0 lets all rounds be run. The score is the headline metric
+      on the test data, for there is no validation split: a run that ends this
+      way has chosen its end by what it is judged by.
+    keep_best: Keep the server's state of the best evaluation, and deploy that
+      one; as `patience`, a choice by test data.
+  """
 
   method: str = 'fedra'
   rounds: int = 100
   seed: int = 0
   eval_every: int = 5
   checkpoint_every: int = 10
+  patience: int = 0
+  keep_best: bool = False
   model: Model = dataclasses.field(default_factory=Model)
   lora: Lora = dataclasses.field(default_factory=Lora)
   fedadapter: Fedadapter = dataclasses.field(default_factory=Fedadapter)

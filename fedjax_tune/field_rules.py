@@ -88,6 +88,8 @@ RULES = {
   'seed': _SEED,
   'eval_every': at_least(1),
   'checkpoint_every': at_least(1),
+  'patience': at_least(0),
+  'keep_best': _ANY,
   'model.weights': _NAMED,
   'model.tune': one_of('lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'),
   'model.prompt_tokens': _PARAMETERS,

@@ -21,12 +21,14 @@ from fedjax_tune import (
   json_files,
   selection,
   snapshot,
+  stopping,
 )
 from fedjax_tune import workdir as folder
 from fedjax_tune.engine import finite, server
 from fedjax_tune.engine.group import Row
 from fedjax_tune.methods import base, salience
 from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.report import metrics
 from fedjax_tune.typing import Tree
 
 
@@ -112,8 +114,9 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
   # Nothing that only training reads: optimizer, most memory, what was spent.
   memory = setup.method.init_memory(setup.theta)
   memory = memory if setup.method.ground(memory) else ()
-  template = {'state': server.ServerState(setup.theta, (), memory)}
-  state = checkpoint.fit(kept, template, part=True)['state']
+  which = 'best' if experiment.keep_best else 'state'
+  template = {which: server.ServerState(setup.theta, (), memory)}
+  state = checkpoint.fit(kept, template, part=True)[which]
   added = setup.method.ground(state.memory) if memory else {}
   frozen = foundation.ground(setup.foundation.base, added)
   return _assemble(setup, frozen, state.theta)
@@ -124,7 +127,7 @@ def _last(
 ) -> snapshot.Snapshot:
   """Reads the checkpoint after the last round."""
   found = checkpoint.find(workdir)
-  if found.newest is None or found.newest.rounds != experiment.rounds:
+  if found.newest is None or not _is_last(found.newest, experiment):
     why = found.describe() or 'it is not there'
     raise ValueError(
       f'workdir={workdir} has no whole checkpoint of round {experiment.rounds}'
@@ -134,6 +137,13 @@ def _last(
   fields = dataclasses.asdict(experiment)
   folder.check_same(found.newest.run['experiment'], fields, False, where)
   return found.newest
+
+
+def _is_last(kept: snapshot.Snapshot, experiment: config.Experiment) -> bool:
+  if kept.rounds == experiment.rounds:
+    return True
+  now = stopping.standing(metrics.parse(kept.rows))
+  return now.over(experiment.patience)
 
 
 def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
@@ -152,7 +162,7 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
     raise ValueError(
       f'{workdir / "summary.json"}: rounds={done!r} must be a whole number.'
     )
-  if done < experiment.rounds:
+  if done < experiment.rounds and not summary.get('ended_early'):
     raise ValueError(
       f'workdir={workdir} is not a finished run: {done} of'
       f' {experiment.rounds} rounds; go on with launch.train --resume.'

@@ -1,13 +1,13 @@
 """What is not finite in a run: whose updates were left out, what ends it."""
 
 from collections.abc import Iterable, Sequence
-import json
 
 import numpy as np
 
 from fedjax_tune import endings
 from fedjax_tune.engine import finite
 from fedjax_tune.engine.plan import RoundPlan
+from fedjax_tune.report import metrics
 from fedjax_tune.typing import Tree
 
 
@@ -67,7 +67,7 @@ def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
   Raises:
     Diverged: All of them were left out, or no update counted in any round.
   """
-  rows = [json.loads(line) for line in lines.splitlines()]
+  rows = metrics.parse(lines)
   failed: set[int] = set()
   begin = len(rows)
   while begin and rows[begin - 1].get('train/clients') == 0:

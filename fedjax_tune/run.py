@@ -104,15 +104,30 @@ class Run:
 
   def start(
     self, kept: snapshot.Snapshot | None
-  ) -> tuple[server.ServerState, dict[str, Any]]:
-    """Returns the state and the meter, of a checkpoint if there is one."""
+  ) -> tuple[server.ServerState, dict[str, Any], server.ServerState]:
+    """Returns the state, the meter, and the state of the best evaluation.
+
+    Those of a checkpoint if there is one; the last is kept with `keep_best`.
+    """
     meter: dict[str, Any] = dict.fromkeys(
       ('uplink', 'downlink', 'flops', 'simulated_us'), np.int64(0)
     )
-    start = {'state': self.engine.init(), 'meter': meter}
+    state = self.engine.init()
+    start = self.memory(state, meter, state)
     if kept:
       start = checkpoint.fit(kept, start)
-    return start['state'], start['meter']
+    return start['state'], start['meter'], start.get('best', start['state'])
+
+  def memory(
+    self,
+    state: server.ServerState,
+    meter: dict[str, Any],
+    best: server.ServerState,
+  ) -> dict[str, Any]:
+    """Returns what a checkpoint holds of them."""
+    kept = {'state': state, 'meter': meter}
+    keeps_best = self.setup.experiment.keep_best
+    return {**kept, 'best': best} if keeps_best else kept
 
   def charge(
     self, meter: dict[str, Any], members: Sequence[Member]

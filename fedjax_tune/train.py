@@ -23,6 +23,7 @@ from fedjax_tune import (
   local_optimizer,
   resuming,
   snapshot,
+  stopping,
   unread,
 )
 from fedjax_tune import workdir as folder
@@ -122,10 +123,12 @@ def train_rounds(
     Diverged: Something is not finite, see `health.py`.
   """
   setup, experiment = run.setup, run.setup.experiment
-  state, meter = run.start(kept)
+  state, meter, best = run.start(kept)
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
   health.check_state(state, f'after {start} rounds')
-  done, last = start, experiment.rounds
+  now = stopping.standing(reporting.parse(rows))
+  over = now.over(experiment.patience)
+  done, last = start, start if over else experiment.rounds
   if start < last:
     # It says that a run is finished.
     (pathlib.Path(workdir) / _SUMMARY).unlink(missing_ok=True)
@@ -147,13 +150,17 @@ def train_rounds(
       meter = run.charge(meter, plan.members)
       record = round_record(plan, sums, meter, seconds)
       record |= run.evaluate(state, plan.rnd)
-      done, ends = plan.rnd + 1, signals.asked or plan.rnd + 1 == last
+      done = plan.rnd + 1
       claim.check()
       writer.write(plan.rnd, record)
+      now = now.after(plan.rnd, record.get('eval/accuracy'))
+      best = state if now.rnd == plan.rnd else best
+      over = now.over(experiment.patience)
+      ends = signals.asked or over or done == last
       if not record['train/clients']:
         eligible = np.flatnonzero(setup.method.eligible(plan.rnd)).tolist()
         health.check_progress(writer.rows, eligible, over=done == last)
-      memory = {'state': state, 'meter': meter}
+      memory = run.memory(state, meter, best)
       saved.save(done, memory, writer.rows, force=bool(ends))
       progress.advance(
         loss=record['train/loss'],
@@ -163,7 +170,13 @@ def train_rounds(
       )
       if ends:
         break
-  if done < last:
+  if over:
+    console.print(
+      f'Ended after round {done} of {experiment.rounds}: {now.since} evaluations'
+      f' in a row were below that of round {now.rnd + 1}.',
+      highlight=False,
+    )
+  elif done < last:
     raise endings.Interrupted(
       f'{signals.asked} after round {done} of {last}, which is saved in'
       f' {workdir}; --resume goes on from there.'
@@ -234,7 +247,7 @@ def write_results(run: Run, workdir: str) -> dict[str, Any]:
 def summarize(run: Run, workdir: str) -> dict[str, Any]:
   """Sums a finished run up from what it wrote."""
   rows = reporting.read_metrics(workdir)
-  last, e = rows[-1], run.setup.experiment
+  last, e, best = rows[-1], run.setup.experiment, stopping.standing(rows)
   prefix = 'eval/accuracy/'
   others = {
     name.removeprefix('eval/').removesuffix('/accuracy'): value
@@ -246,8 +259,11 @@ def summarize(run: Run, workdir: str) -> dict[str, Any]:
   return {
     'method': e.method,
     'seed': e.seed,
-    'rounds': e.rounds,
+    'rounds': len(rows),
+    'ended_early': len(rows) < e.rounds,
     'accuracy': last['eval/accuracy'],
+    'best_accuracy': best.score,
+    'best_round': best.rnd + 1,
     'accuracy_by_domain': {
       name.removeprefix(prefix): value
       for name, value in last.items()

@@ -62,6 +62,8 @@ READ: dict[str, tuple[Need, ...]] = {
   'seed': (),
   'eval_every': (),
   'checkpoint_every': (),
+  'patience': (),
+  'keep_best': (),
   'model.weights': (_ONE_MODEL,),
   'model.tune': (),
   'model.prompt_tokens': (_tune('prompt', 'prefix'),),

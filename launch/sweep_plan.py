@@ -48,14 +48,17 @@ class Run:
 
   @property
   def finished(self) -> bool:
-    """Whether it has its summary, and of as many rounds as are asked for."""
+    """Whether it has its summary, of as many rounds as are asked for.
+
+    Or of fewer, where `patience` ended it.
+    """
     try:
       summary = json.loads((self.workdir / 'summary.json').read_text())
     except (FileNotFoundError, ValueError):
       return False
-    return (
-      isinstance(summary, dict)
-      and summary.get('rounds') == self.experiment.rounds
+    return isinstance(summary, dict) and (
+      summary.get('rounds') == self.experiment.rounds
+      or (self.experiment.patience > 0 and summary.get('ended_early') is True)
     )
 
   def problem(self) -> str:

@@ -169,6 +169,33 @@ def text_run(folder, patch):
   return finished.load(folder / 'text'), folder / 'text', summary
 
 
+def test_the_best_state_of_a_run_that_ended_early_is_deployed(tmp_path, patch):
+  del patch
+  experiment = _text_experiment(tmp_path)
+  experiment.rounds, experiment.patience, experiment.keep_best = 9, 2, True
+  run_folder.write_config(tmp_path, dataclasses.asdict(experiment))
+  setup = build.build(experiment)
+  states = {
+    name: server.ServerState(tiny.noise(setup.theta, seed), (), ())
+    for seed, name in enumerate(('best', 'state'))
+  }
+  rows = [
+    json.dumps({'round': i, 'eval/accuracy': score}) + '\n'
+    for i, score in enumerate((0.5, 0.4, 0.3))
+  ]
+  own = identity.of(setup)
+  with checkpoint.Checkpoints(tmp_path, 1, own) as saved:
+    saved.save(2, states, ''.join(rows[:2]))
+  (tmp_path / 'summary.json').write_text('{"rounds": 3, "ended_early": true}')
+  with pytest.raises(ValueError, match='no whole checkpoint of round 9'):
+    finished.load(tmp_path)
+  with checkpoint.Checkpoints(tmp_path, 1, own) as saved:
+    saved.save(3, states, ''.join(rows))
+  got = finished.load(tmp_path).params['head']
+  tiny.assert_equal(got, states['best'].theta['head'])
+  assert np.any(got['bias'] != states['state'].theta['head']['bias'])
+
+
 @pytest.fixture(params=['trained_run', 'text_run'])
 def run(request):
   """Either of them."""

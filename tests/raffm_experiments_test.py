@@ -105,6 +105,8 @@ def test_every_set_is_the_authors():
     e = _AUTHORS.get_config(name)
     assert (e.clients.count, e.clients.cohort_size) == (100, 10)
     assert (e.local.decay, e.local.decay_every) == (0.98, 5)
+    stops = (5, False) if name == 'flowers102' else (10, True)
+    assert (e.patience, e.keep_best) == stops
     # Without a smallest client: masks know none.
     assert e.raffm.mode == 'mask'
   with pytest.raises(ValueError, match=r"SET='imdb' must be one of sst2, "):

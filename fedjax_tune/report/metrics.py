@@ -132,6 +132,11 @@ def read_text(workdir: str | os.PathLike[str]) -> str:
   return path.read_text(encoding='utf-8', errors='replace')
 
 
+def parse(text: str) -> list[dict[str, Any]]:
+  """Returns the rounds that whole lines of `metrics.jsonl` tell of."""
+  return [json.loads(line) for line in text.splitlines()]
+
+
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
   """Writes readable JSON in one piece: the old file, or all of the new one.
 

@@ -77,7 +77,9 @@ def _run(made: build.Setup) -> train.Run:
   """Returns a run that shares the programs of others."""
   e = dataclasses.asdict(made.experiment)
   # What no program depends on.
-  del e['rounds'], e['seed'], e['local']['lr']
+  for name in ('rounds', 'seed', 'patience', 'keep_best'):
+    del e[name]
+  del e['local']['lr']
   key = json.dumps(e)
   if key not in _compiled:
     _compiled[key] = _RUN(made)
