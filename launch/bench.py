@@ -149,7 +149,13 @@ def build_foundation(
     name.removeprefix('base_model.model.vit.').replace('.base_layer', ''): x
     for name, x in tensors.items()
   }
-  frozen = backbone.assemble(plain, work.model, 'init').params
+  # Adapters and heads are no part of a backbone, which refuses what is none.
+  own = {
+    name: x
+    for name, x in plain.items()
+    if 'lora_' not in name and '.classifier.' not in name
+  }
+  frozen = backbone.assemble(own, work.model, 'init').params
   return dataclasses.replace(
     split,
     base=jax.device_put(frozen),
