@@ -20,6 +20,7 @@ from fedjax_tune import (
 )
 from fedjax_tune.data import corpus, digest, outlines, partition
 from fedjax_tune.data import fetch as fetching
+from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import BUILDERS, heterotune
 from fedjax_tune.models import adapter, pretrained, sizes
@@ -77,6 +78,7 @@ class Agreement:
     budgets: Blocks that each client can hold.
     devices: What each client computes with; () leaves it open.
     method: The method, which has not met its data yet.
+    cohort: Clients of a round, at most.
   """
 
   tiers: tuple[tiers.Tier, ...]
@@ -84,6 +86,7 @@ class Agreement:
   budgets: tuple[int, ...]
   devices: tuple[devices.Device, ...]
   method: Any
+  cohort: int
 
 
 def agree(experiment: config.Experiment) -> Agreement:
@@ -100,7 +103,11 @@ def agree(experiment: config.Experiment) -> Agreement:
     clients, len(outlines.domain_names(experiment.data))
   )
   _check_cohort(clients, len(domains))
-  _check_engine(experiment, int(domains.max()) + 1)
+  capacity.check_shots(clients)
+  cohort = clients.cohort_size
+  if clients.cohort != 'uniform':
+    cohort = int(domains.max()) + 1
+  _check_engine(experiment.engine, cohort)
   several = experiment.method == 'heterotune'
   load = tiers.load if several else tiers.load_one
   found = load(experiment, data_dir(experiment.data))
@@ -110,13 +117,16 @@ def agree(experiment: config.Experiment) -> Agreement:
   widths = adapted.axis_sizes(
     adapted.with_trained(weights.config, experiment.model), experiment.data
   )
+  capacity.check_model(experiment, widths)
+  steps = experiment.local.steps or experiment.local.epochs
+  capacity.check_round(experiment, cohort, steps, widths)
   depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
   deepest = max(tier.kept['layer'] for tier in found)
   budgets = partition.expand_budgets(clients.budgets, domains, deepest)
   budgets = tuple(int(b) for b in budgets)
   hardware = devices.assign(clients.devices, len(domains))
   method = BUILDERS[experiment.method](experiment, widths | depths, budgets)
-  return Agreement(found, widths, budgets, hardware, method)
+  return Agreement(found, widths, budgets, hardware, method, cohort)
 
 
 def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
@@ -144,6 +154,10 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     for split in (train, test):
       adapted.check_tokens(split.view(readers[tier.name]), tier.weights)
   parts = partition.partition(experiment.clients, train)
+  steps = int(
+    batching.local_steps(experiment.local, parts.sizes().tolist()).max()
+  )
+  capacity.check_round(experiment, agreed.cohort, steps, agreed.widths)
   method = method.meet(train.task, parts.present(train))
   if isinstance(method, heterotune.Heterotune):
     model = _build_federation(experiment, found, method, train.task)
@@ -155,7 +169,6 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   planner = Planner(
     experiment, method, train, parts.indices, parts.domains, readers
   )
-  capacity.check_rounds(planner)
   return Setup(
     experiment,
     model,
@@ -184,11 +197,8 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
     )
 
 
-def _check_engine(experiment: config.Experiment, num_domains: int) -> None:
+def _check_engine(cfg: config.Engine, cohort: int) -> None:
   """Checks slabs and devices against what a round and this machine have."""
-  clients, cfg = experiment.clients, experiment.engine
-  uniform = clients.cohort == 'uniform'
-  cohort = clients.cohort_size if uniform else num_domains
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'

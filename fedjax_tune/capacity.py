@@ -1,39 +1,94 @@
-"""Whether what an experiment asks for fits the machine, before it is made."""
+"""Whether an experiment can fit this machine's memory at all.
 
+These are lower bounds: what they refuse cannot run. `launch.inspect` tells what
+a run really takes, which is more.
+"""
+
+from collections.abc import Mapping
 import os
 
 import jax
-import numpy as np
 
-from fedjax_tune.engine.plan import Planner
+from fedjax_tune import config
+from fedjax_tune.report import tables
 
-# A round is trained while the next one is read.
-_ROUNDS_IN_MEMORY = 2
+_FLOAT, _INT, _INDEX = 4, 4, 8
 
 
-def check_rounds(planner: Planner, memory: int | None = None) -> None:
-  """Checks what the batches of rounds take.
+def machine_memory() -> int:
+  """Returns the bytes of this machine's memory."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def check_model(
+  experiment: config.Experiment, sizes: Mapping[str, int]
+) -> None:
+  """Checks what a model takes with what trains in it.
 
   Args:
-    planner: Of the run.
-    memory: Bytes that there are; None asks the machine.
+    experiment: The configuration.
+    sizes: Size of each axis, of an example too; see `adapted.axis_sizes`.
 
   Raises:
-    ValueError: The batches of a round do not fit into memory.
+    ValueError: It cannot fit; names the fields that make it so large.
   """
-  e, cfg = planner.experiment, planner.experiment.clients
-  uniform = cfg.cohort == 'uniform'
-  clients = cfg.cohort_size if uniform else len(np.unique(planner.domains))
-  steps, batch = int(planner.steps.max()), e.local.batch_size
-  one = planner.examples.read(np.zeros(1, int), 0)
-  example = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
-  needed = _ROUNDS_IN_MEMORY * clients * steps * batch * example
-  if needed > (memory := memory or _memory()):
-    raise ValueError(
-      f'local.batch_size={batch} does not fit: {clients} clients of {steps}'
-      f' steps of {batch} examples of {example:,} bytes, for two rounds, take'
-      f' {_gib(needed)}, and the machine has {_gib(memory)}.'
-    )
+  tune, batch = experiment.model.tune, experiment.local.batch_size
+  lora, cfg = experiment.lora, experiment.fedadapter
+  embed, depth = sizes['embed'], sizes['layer']
+  # The matrix of A or B that is at least as wide as the model, and its change.
+  if tune == 'lora' and lora.targets:
+    needed = 2 * lora.rank * embed * depth * len(lora.targets) * _FLOAT
+    _check(f'lora.rank={lora.rank}', 'the adapters', needed)
+  if tune == 'adapter':
+    each = 2 * embed * cfg.rank + cfg.branches * cfg.rank**2
+    needed = 2 * each * depth * _FLOAT
+    fields = f'fedadapter.rank={cfg.rank} and branches={cfg.branches}'
+    _check(fields, 'the adapters', needed)
+  # The scores of one block are held for the backward pass.
+  needed = batch * sizes['heads'] * sizes['token'] * sizes['key'] * _FLOAT
+  fields = f'local.batch_size={batch} with {sizes["key"]} tokens of an example'
+  _check(fields, 'attention', needed)
+
+
+def check_round(
+  experiment: config.Experiment,
+  clients: int,
+  steps: int,
+  sizes: Mapping[str, int],
+) -> None:
+  """Checks what the examples of a round take: this one's and the next one's.
+
+  Args:
+    experiment: The configuration.
+    clients: Clients of a round.
+    steps: Local steps of the client that takes most.
+    sizes: As for `check_model`; a 'patch' of 0 is a text.
+
+  Raises:
+    ValueError: They cannot fit.
+  """
+  cfg = experiment.local
+  example = experiment.data.image_size**2 * 3
+  if not sizes['patch']:
+    example = 2 * min(experiment.data.lengths) * _INT
+  needed = 2 * clients * steps * cfg.batch_size * example
+  _check(
+    f'local.batch_size={cfg.batch_size}, {steps} local steps and {clients}'
+    ' clients',
+    'the examples of two rounds',
+    needed,
+  )
+
+
+def check_shots(cfg: config.Clients) -> None:
+  """Checks how many examples the partition k_shot deals out.
+
+  Raises:
+    ValueError: Their numbers alone cannot fit.
+  """
+  if cfg.partition == 'k_shot':
+    fields = f'clients.shots={cfg.shots} and clients.count={cfg.count}'
+    _check(fields, 'the examples dealt out', cfg.shots * cfg.count * _INDEX)
 
 
 def check_program(name: str, temporary: int, memory: int | None = None) -> None:
@@ -50,22 +105,21 @@ def check_program(name: str, temporary: int, memory: int | None = None) -> None:
   if temporary > (memory := memory or _device_memory()):
     raise ValueError(
       f'a local step of clients with {name} does not fit: it takes'
-      f' {_gib(temporary)} of memory, and the device has {_gib(memory)}. Less'
-      ' take a smaller local.batch_size, engine.slab or data.image_size, and'
-      ' model.remat=True.'
+      f' {tables.human_bytes(temporary)} of memory, and the device has'
+      f' {tables.human_bytes(memory)}. A smaller local.batch_size, engine.slab'
+      ' or data.image_size takes less, and so does model.remat=True.'
     )
-
-
-def _memory() -> int:
-  """Returns the machine's memory in bytes."""
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def _device_memory() -> int:
   """Returns a device's memory in bytes; a CPU has the machine's."""
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit') or _memory()
+  return stats.get('bytes_limit') or machine_memory()
 
 
-def _gib(count: int) -> str:
-  return f'{count / 2**30:,.1f} GiB'
+def _check(fields: str, what: str, needed: int) -> None:
+  if needed > (there := machine_memory()):
+    raise ValueError(
+      f'{fields}: {what} would take at least {tables.human_bytes(needed)}; this'
+      f' machine has {tables.human_bytes(there)}.'
+    )

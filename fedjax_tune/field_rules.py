@@ -5,6 +5,7 @@ import difflib
 from typing import Any, NamedTuple
 
 from fedjax_tune import devices
+from fedjax_tune.methods import masks, spaces
 
 
 class Rule(NamedTuple):
@@ -13,10 +14,12 @@ class Rule(NamedTuple):
   Attributes:
     holds: Whether a value of the right type fulfils it.
     text: What is said about one that doesn't: 'must be ...'.
+    choices: The values that fulfil it, where they are few.
   """
 
   holds: Callable[[Any], bool]
   text: Callable[[Any], str]
+  choices: tuple[str, ...] = ()
 
 
 def _rule(holds: Callable[[Any], bool], text: str) -> Rule:
@@ -47,7 +50,7 @@ def one_of(*names: str) -> Rule:
     hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
     return f'must be one of {", ".join(map(repr, names))}{hint}'
 
-  return Rule(lambda x: x in names, text)
+  return Rule(lambda x: x in names, text, names)
 
 
 _POSITIVE = _rule(lambda x: x > 0, 'must be above 0')
@@ -190,7 +193,7 @@ RULES = {
   'width.across_heads': _ANY,
   'width.distill': _ANY,
   'raffm.mode': one_of('slice', 'mask'),
-  'raffm.space': _NAMED,  # The preset is checked where presets are known.
+  'raffm.space': one_of(*spaces.SPACES, *masks.PRESETS, 'custom'),
   'raffm.head_dim': _DECAY,
   'raffm.heads': _DECAY,
   'raffm.ffn': _DECAY,

@@ -104,7 +104,8 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
 
 def _disagreements(experiment: config.Experiment) -> Iterator[str]:
   """Yields what is wrong about fields together."""
-  if max(experiment.tiers.joins, default=-1) >= experiment.rounds:
+  joins = experiment.tiers.joins
+  if joins and max(joins) >= experiment.rounds:
     yield (
       f'tiers.joins={experiment.tiers.joins} must lie below rounds='
       f'{experiment.rounds}.'

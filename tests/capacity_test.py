@@ -1,33 +1,62 @@
 import pytest
-import tiny
 
-from fedjax_tune import capacity
+from fedjax_tune import capacity, config
 
-
-def planner(**changes):
-  return tiny.run(tiny.experiment(**changes)).planner
-
-
-def test_what_fits_passes():
-  capacity.check_rounds(planner())
+_SIZES = {
+  'embed': 384, 'layer': 12, 'heads': 6, 'token': 17, 'key': 17, 'patch': 588,
+}  # fmt: skip
 
 
-def test_batches_of_two_rounds_must_fit():
-  made = planner()
-  pixels = tiny.STACK_SIZE**2 * 3
-  needed = 2 * 4 * 2 * 4 * pixels  # Rounds, clients, steps, examples.
-  capacity.check_rounds(made, memory=needed)
-  with pytest.raises(ValueError, match=r'local.batch_size=4 does not fit'):
-    capacity.check_rounds(made, memory=needed - 1)
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+  """A machine of a gibibyte."""
+  monkeypatch.setattr(capacity, 'machine_memory', lambda: 2**30)
 
 
-def test_this_machine_has_less_than_that():
-  made = planner(local={'batch_size': 10**6, 'steps': 10**5})
-  with pytest.raises(ValueError, match=r'local.batch_size=1000000 .* has \d'):
-    capacity.check_rounds(made)
+def _experiment(**local):
+  return config.Experiment(local=config.Local(**local))
+
+
+def test_usual_sizes_fit():
+  e = _experiment()
+  capacity.check_model(e, _SIZES)
+  capacity.check_round(e, 6, 8, _SIZES)
+  capacity.check_shots(config.Clients(partition='k_shot', count=100))
+
+
+def test_adapters_must_fit():
+  e = config.Experiment(lora=config.Lora(rank=10**6))
+  with pytest.raises(
+    ValueError, match=r'lora.rank=1000000: the adapters would'
+  ):
+    capacity.check_model(e, _SIZES)
+
+
+def test_attention_must_fit():
+  e = _experiment(batch_size=32)
+  sizes = _SIZES | {'token': 4097, 'key': 4097}
+  with pytest.raises(ValueError, match='batch_size=32 with 4097 tokens'):
+    capacity.check_model(e, sizes)
+
+
+def test_examples_of_two_rounds_must_fit():
+  e = _experiment(batch_size=32)
+  example = e.data.image_size**2 * 3
+  most = 2**30 // (2 * 6 * 32 * example)
+  capacity.check_round(e, 6, most, _SIZES)
+  with pytest.raises(
+    ValueError, match=rf'{most + 1} local steps and 6 clients'
+  ):
+    capacity.check_round(e, 6, most + 1, _SIZES)
+
+
+def test_dealt_examples_must_fit():
+  cfg = config.Clients(partition='k_shot', shots=10**6, count=10**6)
+  with pytest.raises(ValueError, match=r'clients.shots=1000000 and'):
+    capacity.check_shots(cfg)
 
 
 def test_a_program_must_fit():
   capacity.check_program('6 layers', 2**30, memory=2**30)
-  with pytest.raises(ValueError, match=r'6 layers does not fit: .* 2.0 GiB'):
+  with pytest.raises(ValueError, match=r'6 layers does not fit: .* 2 GiB'):
     capacity.check_program('6 layers', 2**31, memory=2**30)
