@@ -1,5 +1,6 @@
-"""What the documents show runs, and the map names every module."""
+"""What the documents show runs, and what they name is there."""
 
+import ast
 import pathlib
 import re
 
@@ -45,3 +46,32 @@ def test_map_names_every_module(folder):
       assert f'`{path.name}`' in workspace or (
         f'{path.relative_to(_ROOT)}`' in workspace
       )
+
+
+_PAGE = (_ROOT / 'experiments' / 'reliability.md').read_text()
+
+
+def _rows():
+  """Yields the cells of each numbered row of the page's table."""
+  for line in _PAGE.splitlines():
+    if re.match(r'\| \d', line):
+      yield [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_every_kind_of_fault_has_siblings_and_tests():
+  rows = list(_rows())
+  assert [row[0] for row in rows] == [str(i) for i in range(1, 27)]
+  for number, _, now, siblings, tests in rows:
+    assert now
+    assert len(re.split('[;:,]', siblings)) >= 3, number
+    assert len(re.findall(r'`tests/\S+::test_\w+`', tests)) >= 2, number
+
+
+def test_the_tests_of_each_fault_exist():
+  named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', _PAGE)
+  assert len(named) == _PAGE.count('::')
+  for path in {path for path, _ in named}:
+    tree = ast.parse((_ROOT / path).read_text())
+    there = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    wanted = {name for file, name in named if file == path}
+    assert wanted <= there, f'{path}: {sorted(wanted - there)}'
