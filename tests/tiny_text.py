@@ -78,6 +78,7 @@ def _save(folder, tokenizer, pad, special):
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'pad_token': pad,
     'model_max_length': 512,
+    'model_input_names': ['input_ids', 'token_type_ids', 'attention_mask'],
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   return folder

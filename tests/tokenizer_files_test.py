@@ -139,6 +139,18 @@ _CLASS = {'tokenizer_class': 'BertTokenizer'}
       {'tokenizer_config': {'tokenizer_class': 'T5Tokenizer'}},
       "class='T5Tokenizer' is not supported, only BertTokenizer",
     ),
+    (
+      {'tokenizer_config': {'extra_special_tokens': 'abc'}},
+      "config.json: extra_special_tokens='abc' must be a list of tokens",
+    ),
+    (
+      {'special_tokens_map': {'additional_special_tokens': 7}},
+      'map.json: additional_special_tokens=7 must be a list of tokens',
+    ),
+    (
+      {'tokenizer_config': {'model_input_names': 'input_ids'}},
+      "model_input_names='input_ids' must be a list of names",
+    ),
     ({'tokenizer_config': {'unk_token': 3}}, 'unk_token has 3, which is not a'),
     (
       {'tokenizer_config': {'cls_token': None}},

@@ -49,6 +49,33 @@ def test_equals_transformers(folder_and_pad, second, max_length):
   assert encoded.ids.dtype == encoded.types.dtype == np.int32
 
 
+@pytest.mark.parametrize('built', [True, False])
+def test_types_are_given_where_the_files_say_so(tmp_path, built):
+  write = tiny_text.write_bert if built else tiny_text.write_vocab
+  folder = write(tmp_path)
+  path = folder / 'tokenizer_config.json'
+  said = json.loads(path.read_text()) if built else {}
+  for inputs in (['input_ids'], ['input_ids', 'token_type_ids'], None):
+    path.write_text(json.dumps(said | {'model_input_names': inputs}))
+    loaded = tokens.load(folder)
+    encoded = tokens.encode(loaded, ['who'], ['the book'], 8, 0)
+    # Silent files leave it to the class, here of BERT's or of no family.
+    has = inputs[1:] if inputs else not built
+    assert list(encoded.types[0]) == [0, 0, 0, *[int(bool(has))] * 3, 0, 0]
+    spelled = [loaded.id_to_token(i) for i in encoded.ids[0][:6]]
+    assert spelled == ['[CLS]', 'who', '[SEP]', 'the', 'book', '[SEP]']
+
+
+def test_tokens_may_not_be_drawn(tmp_path):
+  folder = tiny_text.write_letters(tmp_path)
+  path = folder / 'tokenizer.json'
+  built = json.loads(path.read_text())
+  built['model']['dropout'] = 0.5
+  path.write_text(json.dumps(built))
+  with pytest.raises(ValueError, match=r'dropout=0\.5, which must be null'):
+    tokens.load(folder)
+
+
 def test_vocab_alone_is_enough(tmp_path):
   full = tokens.load(tiny_text.write_bert(tmp_path / 'full'))
   vocab = tokens.load(tiny_text.write_vocab(tmp_path / 'vocab'))

@@ -33,12 +33,14 @@ class Class(NamedTuple):
     enclose: Makes the latter; None leaves it to tokenizer.json.
     named: Named tokens by default.
     needed: Of them those that the vocabulary must have.
+    types: Whether models get types of tokens, unless the files say.
   """
 
   build: Callable[[Files, Named], Tokenizer]
   enclose: Callable[[Files, Named, Tokenizer], Any] | None
   named: Mapping[str, str]
   needed: tuple[str, ...]
+  types: bool = False
 
 
 def find(files: Files) -> Class:
@@ -204,6 +206,7 @@ _BERT = Class(
     'mask_token': '[MASK]',
   },
   ('unk_token', 'cls_token', 'sep_token'),
+  types=True,
 )
 _ROBERTA = Class(
   _roberta,
@@ -228,7 +231,7 @@ _LLAMA = Class(
 # Without the 'Fast' that some files put behind the name.
 _CLASSES = {
   'BertTokenizer': _BERT,
-  'DistilBertTokenizer': _BERT,
+  'DistilBertTokenizer': _BERT._replace(types=False),
   'RobertaTokenizer': _ROBERTA,
   'LlamaTokenizer': _LLAMA,
   _AS_IS: Class(_as_is, None, {}, ()),

@@ -100,6 +100,12 @@ class Files:
       raise ValueError(
         f'{self.built_path} is not a tokenizer: {error}'
       ) from error
+    if self.built['model'].get('dropout'):
+      raise ValueError(
+        f'{self.built_path}: its model has dropout='
+        f'{self.built["model"]["dropout"]!r}, which must be null: a text would '
+        'have other tokens each time.'
+      )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -115,6 +121,7 @@ def read(folder: pathlib.Path) -> Files:
   built = read_json(folder / BUILT)
   model = read_json(folder / 'config.json') or {}
   _check_supported(settings, folder / CONFIG)
+  _check_extra(settings, folder / CONFIG)
   name = settings.get('tokenizer_class') or model.get('tokenizer_class') or ''
   if settings.get(_OLD_EXTRA) and not settings.get(_EXTRA):
     settings[_EXTRA] = settings.pop(_OLD_EXTRA)
@@ -167,6 +174,13 @@ def _check_supported(settings: dict[str, Any], path: pathlib.Path) -> None:
       )
 
 
+def _check_extra(said: dict[str, Any], path: pathlib.Path) -> None:
+  for field, kinds in ((_EXTRA, list | dict), (_OLD_EXTRA, list)):
+    value = said.get(field)
+    if value is not None and not isinstance(value, kinds):
+      raise ValueError(f'{path}: {field}={value!r} must be a list of tokens.')
+
+
 def _read_decoder(
   settings: dict[str, Any], path: pathlib.Path
 ) -> dict[int, AddedToken]:
@@ -181,7 +195,9 @@ def _read_decoder(
 
 def _merge_map(settings: dict[str, Any], path: pathlib.Path) -> None:
   """Puts what special_tokens_map.json says over the settings."""
-  for key, value in (read_json(path) or {}).items():
+  said = read_json(path) or {}
+  _check_extra(said, path)
+  for key, value in said.items():
     if isinstance(value, dict) and key != _EXTRA:
       value = _added(value | {'special': True}, path, key)
     elif key == _EXTRA and isinstance(value, list):

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import processors
 
 from fedjax_tune.data import (
+  token_types,
   tokenizer_checks,
   tokenizer_classes,
   tokenizer_files,
@@ -28,7 +29,7 @@ class Encoded:
   Attributes:
     ids: int32[N, T].
     types: 0 in a text or the first part of a pair, 1 in the second, unless the
-      tokenizer knows no types (RoBERTa's); int32[N, T].
+      tokenizer gives no types (`token_types`); int32[N, T].
     lengths: Tokens before the padding, int32[N].
   """
 
@@ -102,6 +103,8 @@ def read(
     )
   tokenizer_checks.check_ends(files, named, tokenizer)
   tokenizer_checks.check_padding(files, named, tokenizer)
+  if not token_types.given(files, kind.types):
+    tokenizer.post_processor = token_types.drop(tokenizer.post_processor)
   tokenizer.encode_special_tokens = files.switch('split_special_tokens')
   return tokenizer, named
 
