@@ -22,11 +22,12 @@ from fedjax_tune import (
   selection,
   snapshot,
   stopping,
+  validate,
 )
 from fedjax_tune import workdir as folder
 from fedjax_tune.engine import finite, server
 from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import base, salience
+from fedjax_tune.methods import BUILDERS, base, salience
 from fedjax_tune.models import backbone, export, sizes
 from fedjax_tune.report import metrics
 from fedjax_tune.typing import Tree
@@ -156,7 +157,12 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
     found.append(json_files.read_object(path))
   fields, summary = found
   experiment = config.Experiment()
-  _fill(experiment, fields, str(workdir / 'config.json'))
+  path = workdir / 'config.json'
+  _fill(experiment, fields, str(path))
+  try:
+    validate.validate(experiment, BUILDERS)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
   done = summary.get('rounds')
   if type(done) is not int:
     raise ValueError(

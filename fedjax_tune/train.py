@@ -85,11 +85,12 @@ def train(
       if kept:
         own = identity.follow(kept.run, own, kept.rounds)
       resuming.check_partition(workdir, setup)
-      folder.write_config(workdir, fields)
       tell_unread(setup, console)
       with console.status('Compiling a program for each class of clients'):
         run = Run(setup)
       classes = run.class_costs()
+      # Nothing is refused from here on: the folder is this experiment's.
+      folder.write_config(workdir, fields)
       console.print(costs.cost_table(classes))
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)

@@ -134,7 +134,8 @@ def check_same(
   """
   old = _fields(dataclasses.asdict(config.Experiment())) | _fields(there)
   new = _fields(here)
-  if resume and new['rounds'] > old['rounds']:
+  rounds = old.get('rounds')
+  if resume and type(rounds) is int and new['rounds'] > rounds:
     old['rounds'] = new['rounds']
   if lines := differences(old, new):
     raise ValueError(

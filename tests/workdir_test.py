@@ -72,6 +72,16 @@ def test_names_a_broken_config(tmp_path, text):
     _guard(tmp_path, resume=True)
 
 
+@pytest.mark.parametrize('rounds', ['100', None, [100], 100.0, True])
+def test_rounds_that_are_no_whole_number(tmp_path, rounds):
+  _guard(tmp_path)
+  path = tmp_path / 'config.json'
+  fields = json.loads(path.read_text())
+  path.write_text(json.dumps(fields | {'rounds': rounds}))
+  with pytest.raises(ValueError, match=r'rounds: .* there, 100 here'):
+    _guard(tmp_path, resume=True)
+
+
 @pytest.mark.parametrize('name', ['file', 'file/below'])
 def test_refuses_a_file(tmp_path, name):
   (tmp_path / 'file').write_text('')

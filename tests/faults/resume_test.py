@@ -191,6 +191,21 @@ def test_without_its_config(begun, whole):
   assert (begun / 'config.json').read_bytes() == config
 
 
+def test_a_refusal_by_the_compiler_leaves_the_folder_free(
+  tmp_path, whole, monkeypatch
+):
+  def too_large(_):
+    raise ValueError('does not fit')
+
+  with monkeypatch.context() as refusing:
+    refusing.setattr(lab, '_run', too_large)
+    with pytest.raises(ValueError, match='does not fit'):
+      lab.go(tmp_path, lab.experiment(seed=9))
+  assert not _files(tmp_path)
+  lab.go(tmp_path)
+  assert lab.result(tmp_path) == whole
+
+
 def test_an_edited_config(begun):
   path = begun / 'config.json'
   path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.3'))

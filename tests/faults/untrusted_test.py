@@ -456,6 +456,9 @@ def test_a_drawing_has_a_sane_size(box):
     ),
     ({'data': 1}, "config.json: 'data' must be like Data"),
     ({'rounds': {'__class__': 1}}, "config.json: 'rounds' must be like 100"),
+    ({'rounds': '5'}, "config.json: rounds='5' must be of type int"),
+    ({'rounds': None}, 'config.json: rounds=None must be of type int'),
+    ({'local': {'lr': 'x'}}, "config.json: local.lr='x' must be a finite"),
   ],
 )
 def test_a_run_sets_nothing_but_its_fields(fields, message, tmp_path):
