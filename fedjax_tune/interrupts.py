@@ -23,6 +23,8 @@ class Interrupts:
     - Outside of `patient` a signal ends what is inside at once, with
       `endings.Interrupted`.
     - Inside of it the first one only sets `asked`, a second one ends it.
+    - One that got lost outside, in code that drops exceptions, such as a
+      callback of the garbage collector, ends it at the entry to `patient`.
 
   Attributes:
     asked: Name of the signal that came, or ''.
@@ -36,6 +38,8 @@ class Interrupts:
   @contextlib.contextmanager
   def patient(self) -> Iterator[None]:
     """Leaves it to what is inside to look at `asked` and to end."""
+    if self.asked:
+      raise KeyboardInterrupt
     self._patient = True
     try:
       yield

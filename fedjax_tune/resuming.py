@@ -31,7 +31,9 @@ def find(
     ValueError: No checkpoint is whole, or the newest whole one is not of this
       run.
   """
-  say = lambda text: console.print(text, markup=False, highlight=False)
+  say = lambda text: console.print(
+    text, markup=False, highlight=False, soft_wrap=True
+  )
   found = checkpoint.find(workdir)
   kept = found.newest
   if kept is None and found.damaged:

@@ -176,6 +176,7 @@ def train_rounds(
       f'Ended after round {done} of {experiment.rounds}: {now.since} evaluations'
       f' in a row were below that of round {now.rnd + 1}.',
       highlight=False,
+      soft_wrap=True,
     )
   elif done < last:
     raise endings.Interrupted(

@@ -1,10 +1,11 @@
 """What every command does first: its flags, how loud it is, how it fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from rich import console as rich_console
 
 from fedjax_tune import build, config, endings, folders, validate
 from fedjax_tune.methods import BUILDERS
-from launch import experiment_file
+from launch import end_at_once, experiment_file
 
 # Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
 _STATUS = {
@@ -63,7 +64,8 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     # Orbax and TFDS report every file that they touch at INFO.
     logging.set_verbosity(logging.WARNING)
     try:
-      main(argv)
+      with _cleaning_up():
+        main(argv)
     except BrokenPipeError:
       raise
     except (endings.Interrupted, endings.StorageError) as error:
@@ -76,6 +78,19 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       leave(endings.Interrupted('ended by Ctrl-C.'))
 
   return run
+
+
+@contextlib.contextmanager
+def _cleaning_up() -> Iterator[None]:
+  """Has Ctrl-C raise, so that what is inside can clean up."""
+  before = signal.getsignal(signal.SIGINT)
+  if before is end_at_once:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    if before is end_at_once:
+      signal.signal(signal.SIGINT, before)
 
 
 def experiment(flag: flags.FlagHolder[Any]) -> config.Experiment:
@@ -158,5 +173,9 @@ def leave(error: endings.Interrupted | endings.StorageError) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
-  sys.stderr.write(f'error: {error}\n')
+  text = str(error)
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    # Python would begin with a number.
+    text = f'{error.filename}: {error.strerror}'
+  sys.stderr.write(f'error: {text}\n')
   sys.exit(_STATUS.get(type(error), _REFUSED))

@@ -42,13 +42,15 @@ def main(argv: list[str]) -> None:
   )
   console.print(
     f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
-    f'results, accuracy.png and coverage.png in {workdir}'
+    f'results, accuracy.png and coverage.png in {workdir}',
+    soft_wrap=True,
   )
   if summary['rejected']:
     clients = ', '.join(map(str, summary['rejected_clients']))
     console.print(
       f'{summary["rejected"]} updates were not finite and did not count, of'
-      f' clients {clients}; metrics.jsonl has the rounds'
+      f' clients {clients}; metrics.jsonl has the rounds',
+      soft_wrap=True,
     )
 
 

@@ -521,7 +521,7 @@ def test_other_weights_are_refused(finished_copy, folder):
 
 
 def test_a_damaged_checkpoint_is_refused(finished_copy):
-  (finished_copy / 'checkpoints/1/state.safetensors').write_bytes(b'')
+  (finished_copy / 'checkpoints/1/state/manifest.ocdbt').write_bytes(b'')
   with pytest.raises(
     ValueError, match=r'no whole checkpoint of round 1 \(1: st'
   ):

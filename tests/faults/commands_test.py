@@ -1,12 +1,14 @@
 """Commands refuse what is wrong in one line, with status 2."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from fedjax_tune import folders
+import launch
 from launch import experiment_file, start
 
 # ml_collections loads the file in a way that Python will drop.
@@ -155,6 +157,47 @@ def test_every_command_refuses_in_one_line(arguments):
   assert 'Traceback' not in done.stderr
   assert not os.path.exists('x')
   assert not os.path.exists('new')
+
+
+def test_ctrl_c_among_the_imports_ends_a_command_in_one_line(tmp_path):
+  text = 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'
+  (tmp_path / 'absl.py').write_text(text)
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.train'],
+    env=os.environ | {'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stdout) == (4, '')
+  assert done.stderr == 'error: ended by Ctrl-C.\n'
+
+
+def test_ctrl_c_in_a_command_raises_so_that_it_cleans_up(monkeypatch):
+  ended, interrupted = [], signal.getsignal(signal.SIGINT)
+  monkeypatch.setattr(start, 'leave', ended.append)
+
+  def main(_):
+    try:
+      os.kill(os.getpid(), signal.SIGINT)
+    finally:
+      ended.append('cleaned up')
+
+  signal.signal(signal.SIGINT, launch.end_at_once)
+  try:
+    start.clearly(main)([])
+    assert signal.getsignal(signal.SIGINT) is launch.end_at_once
+  finally:
+    signal.signal(signal.SIGINT, interrupted)
+  assert list(map(str, ended)) == ['cleaned up', 'ended by Ctrl-C.']
+
+
+def test_an_error_of_the_system_names_its_file_and_no_number(tmp_path, capsys):
+  with pytest.raises(SystemExit) as caught:
+    start.clearly(lambda _: (tmp_path / 'x').read_text())([])
+  assert caught.value.code == 2
+  said = capsys.readouterr().err
+  assert said == f'error: {tmp_path}/x: No such file or directory\n'
 
 
 @pytest.mark.slow

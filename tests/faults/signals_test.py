@@ -90,6 +90,20 @@ def test_before_the_first_round_it_ends_at_once(tmp_path, whole, monkeypatch):
   assert lab.result(tmp_path) == whole
 
 
+def _lose_a_signal():
+  with interrupts.Interrupts() as signals:
+    with pytest.raises(KeyboardInterrupt):
+      _send(signal.SIGINT)
+    with signals.patient():
+      pytest.fail('It went on.')
+
+
+def test_one_that_a_callback_lost_is_not_forgotten():
+  """Python drops what is raised in callbacks of the garbage collector."""
+  with pytest.raises(endings.Interrupted, match='ended at once by Ctrl-C'):
+    _lose_a_signal()
+
+
 def test_data_that_catch_errors_do_not_catch_it(tmp_path, monkeypatch):
   """While data are read, a RuntimeError would pass for corrupt files."""
 
