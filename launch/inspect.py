@@ -7,18 +7,10 @@ Reads weights and data, divides the data, and compiles, which is where the
 memory is known from; it trains nothing and writes nothing.
 """
 
-from typing import Any
-
-import jax
-import numpy as np
-from rich import table as rich_table
-
-from fedjax_tune import build, federation, train
-from fedjax_tune.foundation import num_params
-from fedjax_tune.report import costs, tables
+from fedjax_tune import build, train
+from fedjax_tune.report import costs
 from fedjax_tune.run import Run
-from fedjax_tune.typing import Tree
-from launch import experiment_file, start
+from launch import experiment_file, overview, start
 
 _CONFIG = experiment_file.define()
 
@@ -30,93 +22,8 @@ def main(argv: list[str]) -> None:
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(experiment))
   train.tell_unread(run.setup, console)
-  console.print(overview(run))
+  console.print(overview.table(run))
   console.print(costs.cost_table(run.class_costs()))
-
-
-def overview(run: Run) -> rich_table.Table:
-  """Returns model, data, clients, and the totals of the run, a line each."""
-  table = rich_table.Table.grid(padding=(0, 2))
-  table.add_column(style='bold', no_wrap=True)
-  for name, value in _lines(run).items():
-    table.add_row(name, value)
-  return table
-
-
-def totals(run: Run) -> dict[str, int]:
-  """Returns what all rounds will move and compute, as summary.json has it."""
-  meter: dict[str, Any] = dict.fromkeys(
-    ('uplink', 'downlink', 'flops', 'simulated_us'), 0
-  )
-  for members in run.setup.planner.rounds:
-    meter = run.charge(meter, members)
-  return {name: int(value) for name, value in meter.items()}
-
-
-def memory(run: Run) -> dict[str, int]:
-  """Returns the bytes that a simulated round takes on the device, by cause.
-
-  `step` is the largest program's scratch, as the compiler says; the batches
-  are those of the running round and of the next one, which is planned early.
-  """
-
-  def size(tree: Tree) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-  setup, programs = run.setup, run.engine.programs.compiled
-  scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
-  return {
-    'model': size(setup.foundation.base) + size(setup.theta),
-    'batches': 2
-    * sum(
-      width * size(run.batch_shapes[sig]) for sig, width in run.widths.items()
-    ),
-    'step': max(scratch),
-  }
-
-
-def _lines(run: Run) -> dict[str, str]:
-  e, setup, found = run.setup.experiment, run.setup, run.setup.foundation
-  trainable = num_params(setup.theta)
-  params = trainable + num_params(found.base)
-  sizes, steps = setup.partition.sizes(), setup.planner.steps
-  eligible = int(setup.method.eligible(e.rounds - 1).sum())
-  several = isinstance(found, federation.Federation)
-  models = ', '.join(found.tiers) if several else e.model.weights
-  bytes_, needed, total = tables.human_bytes, memory(run), totals(run)
-  causes = ', '.join(f'{k} {bytes_(v)}' for k, v in needed.items())
-  return {
-    'experiment': f'{e.method}, {e.rounds} rounds, seed {e.seed}',
-    'model': f'{models}, {found.depth} blocks',
-    'parameters': f'{tables.human_count(params)}, trainable'
-    f' {tables.human_count(trainable)} ({100 * trainable / params:.2f}%)',
-    'data': f'{e.data.name}{_form(run)}: {len(setup.train)} train and'
-    f' {len(setup.test)} test examples,'
-    f' {len(setup.train.domain_names)} domains,'
-    f' {len(setup.train.class_names)} classes',
-    'clients': f'{len(sizes)}, of which {eligible} may take part; partition'
-    f' {e.clients.partition}, cohort {e.clients.cohort}',
-    'examples each': f'{_span(sizes)}, median {np.median(sizes):g}',
-    'local steps': f'{_span(steps)} of {e.local.batch_size} examples',
-    'compiles': f'{len(run.widths)}, one client program per signature',
-    'memory here': f'{bytes_(sum(needed.values()))}: {causes}',
-    'whole run': f'up {bytes_(total["uplink"])},'
-    f' down {bytes_(total["downlink"])},'
-    f' training {tables.human_flops(total["flops"])}',
-  }
-
-
-def _form(run: Run) -> str:
-  data, train = run.setup.experiment.data, run.setup.train
-  if train.lengths is None:
-    return f' at {data.image_size} px'
-  cut = np.mean(train.lengths >= max(data.lengths))
-  return f' cut to {max(data.lengths)} tokens ({cut:.0%} are as long)'
-
-
-def _span(counts: np.ndarray) -> str:
-  low, high = counts.min(), counts.max()
-  return f'{low}' if low == high else f'{low} to {high}'
 
 
 if __name__ == '__main__':

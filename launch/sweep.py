@@ -23,7 +23,7 @@ import sys
 from absl import flags
 from rich import console as rich_console
 
-from fedjax_tune import build, provisions, unread
+from fedjax_tune import build, unread
 from launch import experiment_file, start, sweep_plan, sweep_runner
 
 _CONFIG = flags.DEFINE_string(
@@ -50,20 +50,6 @@ def train_command(run: sweep_plan.Run) -> list[str]:
   return [*command, '--resume'] if run.begun else command
 
 
-def provide(runs: Sequence[sweep_plan.Run], fetch: bool) -> None:
-  """Checks that the runs' data and weights are there; fetches them if asked.
-
-  Raises:
-    FileNotFoundError, RuntimeError: As `provisions`.
-    ValueError: A field is wrong, such as the name of the set.
-  """
-  # Runs differ by their seed alone where their labels are equal.
-  for run in {run.label: run for run in runs}.values():
-    if fetch:
-      provisions.obtain(run.experiment)
-    provisions.check(run.experiment)
-
-
 def main(argv: list[str]) -> None:
   """Plans the runs, runs them, and prints the table."""
   start.reject_arguments(argv)
@@ -78,7 +64,7 @@ def main(argv: list[str]) -> None:
   )
   sweep_runner.core_shares(_JOBS.value)
   sweep_runner.check_folders(runs)
-  provide(runs, _FETCH.value)
+  sweep_plan.provide(runs, _FETCH.value)
   with console.status('Checking every run with its model'):
     _check_models(runs)
   _tell_unread(runs, console)

@@ -9,7 +9,7 @@ import re
 
 from absl import flags
 
-from fedjax_tune import config, validate
+from fedjax_tune import config, provisions, validate
 from fedjax_tune import workdir as workdirs
 from fedjax_tune.methods import BUILDERS
 
@@ -235,3 +235,17 @@ def _distinct(
       problems.append(f'{where}: {name} must be given only once.')
     fields[name] = value
   return fields
+
+
+def provide(runs: Sequence[Run], fetch: bool) -> None:
+  """Checks that the runs' data and weights are there; fetches them if asked.
+
+  Raises:
+    FileNotFoundError, RuntimeError: As `provisions`.
+    ValueError: A field is wrong, such as the name of the set.
+  """
+  # Runs differ by their seed alone where their labels are equal.
+  for run in {run.label: run for run in runs}.values():
+    if fetch:
+      provisions.obtain(run.experiment)
+    provisions.check(run.experiment)

@@ -155,7 +155,11 @@ def trained_run(folder, patch):
   raffm = {'embed': (1.0,), 'layers': (1.0,), 'ffn': (1.0, 0.5)}
   # A cohort of one holds the full model: one program.
   experiment = _image_experiment(
-    folder, 'raffm', raffm=raffm, clients={'cohort_size': 1}
+    folder,
+    'raffm',
+    raffm=raffm,
+    clients={'cohort_size': 1},
+    engine={'slab': 1},
   )
   summary = train.train(experiment, str(folder / 'raffm'))
   return finished.load(folder / 'raffm'), folder / 'raffm', summary
@@ -521,9 +525,9 @@ def test_other_weights_are_refused(finished_copy, folder):
 
 
 def test_a_damaged_checkpoint_is_refused(finished_copy):
-  (finished_copy / 'checkpoints/1/state/manifest.ocdbt').write_bytes(b'')
+  (finished_copy / 'checkpoints/1/state/_METADATA').write_bytes(b'')
   with pytest.raises(
-    ValueError, match=r'no whole checkpoint of round 1 \(1: st'
+    ValueError, match=r'no whole checkpoint of round 1 \(1: state/_M'
   ):
     finished.load(finished_copy)
 

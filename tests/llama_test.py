@@ -242,7 +242,9 @@ def test_a_head_takes_its_group_of_queries_along():
 
 def test_no_selection_finds_the_width_of_rotary_heads():
   found = _drawn(full=True, adapted=False)
-  held = selection.select(found.theta, found.axes, {'qk_dim': 2})
+  with pytest.raises(ValueError, match="axis 'qk_dim' of the allocation must"):
+    selection.select(found.theta, found.axes, {'qk_dim': 2})
+  held = selection.select_within(found.theta, found.axes, {'qk_dim': 2})
   jax.tree.map(np.testing.assert_array_equal, held, found.theta)
   assert 'qk_dim' not in sizes.axis_sizes(_CONFIG)
 

@@ -90,8 +90,8 @@ def test_prepare_command(folder, tmp_path_factory):
   command = [sys.executable, '-m', 'launch.prepare', '--dataset=nico']
   command.append(f'--data_dir={data_dir}')
   refused = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert refused.returncode == 1
-  assert '--source is empty' in refused.stdout
+  assert refused.returncode == 2
+  assert '--source is empty' in refused.stderr
   command.append(f'--source={folder}')
   for state in ('is prepared', 'was there already'):
     done = subprocess.run(command, capture_output=True, text=True, check=True)

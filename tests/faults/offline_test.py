@@ -15,7 +15,7 @@ import tiny_text
 from fedjax_tune import build, config, provisions, train
 from fedjax_tune.data import corpus, fetch, nico_lists
 from fedjax_tune.models import packaged, pretrained
-from launch import experiment_file, sweep, sweep_plan
+from launch import experiment_file, sweep_plan
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -218,12 +218,14 @@ def test_a_sweep_looks_first(folder, tmp_path):
     tmp_path,
     experiment_file.resolve,
   )
-  sweep.provide(plan('fedra,all_large'), fetch=False)
+  sweep_plan.provide(plan('fedra,all_large'), fetch=False)
   wanted = r'weights minilm_l3: not in .*launch.prepare --weights=minilm_l3 '
   with pytest.raises(FileNotFoundError, match=wanted):
-    sweep.provide(plan('fedra,b=fedra:model.weights=minilm_l3'), fetch=False)
+    sweep_plan.provide(
+      plan('fedra,b=fedra:model.weights=minilm_l3'), fetch=False
+    )
   with pytest.raises(ValueError, match=r'data.name=.* must be the name'):
-    sweep.provide(plan('fedra:data.name=../x'), fetch=False)
+    sweep_plan.provide(plan('fedra:data.name=../x'), fetch=False)
 
 
 _SITE = """

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from fedjax_tune import build, config, train
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import metrics
-from launch import inspect
+from launch import overview
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
   monkeypatch.setattr(build, 'build', lambda *_, **__: run.setup)
   monkeypatch.setattr(train, 'Run', lambda _: run)
   summary = train.train(experiment, str(tmp_path))
-  assert inspect.totals(run) == {
+  assert overview.totals(run) == {
     'uplink': summary['uplink_bytes'],
     'downlink': summary['downlink_bytes'],
     'flops': summary['train_flops'],
@@ -51,7 +51,7 @@ def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
 
 
 def test_memory_covers_what_a_round_holds(run):
-  needed = inspect.memory(run)
+  needed = overview.memory(run)
   plans = [run.setup.planner.plan(rnd) for rnd in (0, 1)]
   works = [work for plan in plans for work in plan.works]
   assert needed['batches'] >= sum(work.batches.inputs.nbytes for work in works)
@@ -61,7 +61,7 @@ def test_memory_covers_what_a_round_holds(run):
 
 
 def test_overview_fits_a_screen(run):
-  text = _show(inspect.overview(run))
+  text = _show(overview.table(run))
   assert len(text.splitlines()) < 16
   text = ' '.join(text.split())
   for part in (
