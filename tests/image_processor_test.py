@@ -107,6 +107,10 @@ def test_each_type_has_its_own_defaults(folder, name):
       {'image_std': [0.5, 0, 0.5]},
       r'image_std=\[0.5, 0, 0.5\] must be above 0',
     ),
+    ({'image_std': 1e-320}, r'deviations must be from 1e-06 to'),
+    ({'image_mean': 1e300}, 'and means at most that'),
+    ({'rescale_factor': 1e-300}, r'rescale_factor make it \(x - '),
+    ({'auto_map': {'AutoImageProcessor': 'x.Y'}}, 'auto_map=.* not supported'),
     ({'image_std': -1}, 'image_std=-1 must be above 0'),
     ({'image_std': float('inf')}, 'image_std=inf must be a finite'),
     ({'rescale_factor': 0}, 'rescale_factor=0 must be .* above 0'),
@@ -120,6 +124,18 @@ def test_each_type_has_its_own_defaults(folder, name):
 def test_what_makes_no_sense_is_refused(folder, raw, message):
   with pytest.raises(ValueError, match=f'{folder}: .*{message}'):
     preprocessor.parse(raw, _VIT, folder)
+
+
+@pytest.mark.parametrize(
+  ('raw', 'message'),
+  [
+    ({'image_processor': 'x'}, "image_processor='x' must be an object"),
+    ({'image_mean': 0.2}, 'image_mean must stand in image_processor'),
+  ],
+)
+def test_what_a_processor_says_elsewhere_is_refused(folder, raw, message):
+  with pytest.raises(ValueError, match=message):
+    preprocessor.find_nested(raw, folder)
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'CMYK', '1'])

@@ -225,6 +225,24 @@ def test_rows_of_texts(row, entry, message):
     text.read_row(row, entry)
 
 
+@pytest.mark.parametrize(
+  ('starts', 'texts', 'odd'),
+  [
+    ([4, 9], ['book', 'was'], ()),
+    ([], [], ()),
+    ([0], ['book'], ('not where answer_start',)),
+    ([-8], ['book'], ('not where answer_start',)),
+    ([400], ['book'], ('not where answer_start',)),
+    ([4, 0], ['book'], ('not as many starts',)),
+  ],
+)
+def test_answers_that_are_elsewhere_are_told(starts, texts, odd):
+  answers = {'answer_start': np.array(starts), 'text': texts}
+  found = text.inspect_answers('the book was', answers)
+  assert len(found) == len(odd)
+  assert all(part in note for part, note in zip(odd, found, strict=True))
+
+
 def _write_domains(folder, *names):
   """Writes two domains of DomainNet, a picture a class, of its colour."""
   for domain, own in zip(('real', 'sketch'), names, strict=True):

@@ -366,6 +366,7 @@ def test_values_of_fields(folder, family, field, value, rule):
     ('llama', 'hidden_act', 'gelu'),
     ('llama', 'sliding_window', 8),
     ('llama', 'layer_types', ['full_attention', 'sliding_attention']),
+    ('llama', 'layer_types', ['full_attention']),
     ('llama', 'rope_interleaved', True),
     ('llama', 'residual_multiplier', 0.22),
     ('llama', 'final_logit_softcapping', 30.0),

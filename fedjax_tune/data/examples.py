@@ -161,6 +161,9 @@ def text_rows(
         return None
     if not any(values[f].strip() for f in entry.texts):
       found.add('texts are empty', name)
+    if entry.kind == 'span':
+      for note in text.inspect_answers(values[entry.second], row['answers']):
+        found.add(note, name)
     return values
 
   kept, _ = rows.read(cfg, builders, split, take)

@@ -119,6 +119,22 @@ def read_row(row: Mapping[str, Any], entry: TextSet) -> dict[str, Any]:
   return values
 
 
+def inspect_answers(
+  context: str, answers: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """Returns what is odd about the answers to a question."""
+  starts, texts = answers['answer_start'], answers['text']
+  found = _read_answers(answers)
+  beside = any(
+    begin < 0 or not context.startswith(text, begin) for begin, text in found
+  )
+  notes = {
+    'questions have answers that are not where answer_start says': beside,
+    'questions have not as many starts as answers': len(starts) != len(texts),
+  }
+  return tuple(note for note, holds in notes.items() if holds)
+
+
 def read_text(value: Any, feature: str) -> str:
   """Returns a feature's text, or raises a ValueError if it is none."""
   if not isinstance(value, bytes | str):
@@ -145,6 +161,6 @@ def to_str(text: Any) -> str:
 
 
 def _read_answers(answers: Mapping[str, Any]) -> list[spans.Answer]:
-  # mock_data gives the two lists different lengths.
+  # mock_data gives the two lists different lengths; `inspect_answers` tells.
   pairs = zip(answers['answer_start'], answers['text'], strict=False)
   return [(int(start), to_str(text)) for start, text in pairs]

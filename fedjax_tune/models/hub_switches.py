@@ -155,6 +155,12 @@ def check(raw: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
       f'{path}: layer_types={_describe(kinds)} is not supported, only '
       "'full_attention'."
     )
+  blocks = raw.get('num_hidden_layers')
+  if kinds and len(kinds) != blocks:
+    raise ValueError(
+      f'{path}: layer_types={_describe(kinds)} must have one entry for each of '
+      f'num_hidden_layers={blocks}.'
+    )
   _check_classes(raw, path)
   unknown = sorted(raw.keys() - _KNOWN - _NEUTRAL.keys())
   if not unknown:

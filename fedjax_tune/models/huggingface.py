@@ -63,8 +63,8 @@ def _with_preprocessor(config: ViTConfig, folder: pathlib.Path) -> ViTConfig:
   """Puts in what a preprocessor does to pixels, if there is one."""
   path = folder / 'processor_config.json'
   if path.is_file():
-    nested = hub_fields.read_json(path).get('image_processor')
-    if isinstance(nested, dict):  # It comes first in `transformers`, too.
+    nested = preprocessor.find_nested(hub_fields.read_json(path), path)
+    if nested is not None:  # It comes first in `transformers`, too.
       return preprocessor.parse(nested, config, path)
   path = folder / 'preprocessor_config.json'
   if not path.is_file():

@@ -31,8 +31,14 @@ _TYPES = {
   'deit': 'DeiTImageProcessor',
   'dinov2': 'BitImageProcessor',
 }
-_SUPPORTED = {'do_pad': False}
+_SUPPORTED = {'do_pad': False, 'auto_map': None}
 _FACTOR = 1 / 255
+# Of means and deviations; beyond, float32 has no pixels to tell apart.
+_LEAST, _MOST = 1e-6, 1e6
+
+# What is read, which a processor_config.json keeps under image_processor.
+_FIELDS = {'image_processor_type', 'feature_extractor_type', 'do_normalize'}
+_FIELDS |= {'image_mean', 'image_std', 'do_rescale', 'rescale_factor'}
 
 _Channels = tuple[float, float, float]
 
@@ -68,9 +74,33 @@ def parse(
     unit *= _factor(raw, path)
   # Of the usual factor 1, but for rounding.
   unit = 1.0 if math.isclose(unit, 1, rel_tol=1e-6) else unit
-  return dataclasses.replace(
-    config, mean=_scale(mean, unit), std=_scale(std, unit)
-  )
+  mean, std = _scale(mean, unit), _scale(std, unit)
+  if max(map(abs, mean)) > _MOST or not _LEAST <= min(std) <= max(std) <= _MOST:
+    raise ValueError(
+      f'{path}: image_mean, image_std and rescale_factor make it (x - {mean}) / '
+      f'{std} of pixels x in [0, 1]; deviations must be from {_LEAST:g} to '
+      f'{_MOST:g}, and means at most that.'
+    )
+  return dataclasses.replace(config, mean=mean, std=std)
+
+
+def find_nested(
+  raw: dict[str, Any], path: pathlib.Path
+) -> dict[str, Any] | None:
+  """Returns what processor_config.json says of pictures, or None.
+
+  Raises:
+    ValueError: It says so in another place than `transformers` looks at.
+  """
+  nested = raw.get('image_processor')
+  if nested is not None and not isinstance(nested, dict):
+    raise ValueError(f'{path}: image_processor={nested!r} must be an object.')
+  if lost := sorted(raw.keys() & _FIELDS):
+    raise ValueError(
+      f'{path}: {lost[0]} must stand in image_processor, or in '
+      'preprocessor_config.json.'
+    )
+  return nested
 
 
 def render(config: ViTConfig) -> dict[str, Any]:
