@@ -54,7 +54,9 @@ def test_fedra_trains_a_llama(llama, tmp_path, task):
     assert summary['other_metrics']['perplexity'] > 1
 
 
-@pytest.mark.parametrize('method', ['heterofl', 'raffm'])
+@pytest.mark.parametrize(
+  'method', ['raffm', pytest.param('heterofl', marks=pytest.mark.slow)]
+)
 def test_narrower_llamas_train(llama, tmp_path, method):
   """Without a head of their own, too: the word table predicts."""
   experiment = _experiment(

@@ -21,7 +21,17 @@ _METRICS = {
   'squad1': 'f1',
   'squad2': 'f1',
 }
-_OTHERS = ('sst2', 'mrpc', 'qqp', 'qnli', 'rte', 'cola', 'squad2')
+_OTHERS = (
+  'mnli',
+  'stsb',
+  'sst2',
+  'mrpc',
+  'qqp',
+  'qnli',
+  'rte',
+  'cola',
+  'squad2',
+)
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +58,6 @@ def _shrink(experiment):
 @pytest.mark.parametrize(
   'name',
   [
-    'mnli',
-    'stsb',
     'squad1',
     *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS),
   ],

@@ -10,8 +10,9 @@ import tiny_folders
 
 from fedjax_tune import deploy, finished, train
 
-_METHODS = ('flora', 'hetlora', 'ffa_lora')
-_OTHERS = ('all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora')
+_OTHERS = (
+  'hetlora', 'ffa_lora', 'all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +35,7 @@ def _shrink(method, bert):
 
 @pytest.mark.parametrize(
   'method',
-  [*_METHODS, *(pytest.param(n, marks=pytest.mark.slow) for n in _OTHERS)],
+  ['flora', *(pytest.param(n, marks=pytest.mark.slow) for n in _OTHERS)],
 )
 def test_runs_and_deploys(method, bert, tmp_path):
   experiment = _shrink(method, bert)
@@ -60,6 +61,7 @@ def test_runs_and_deploys(method, bert, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_resumed_is_bit_for_bit(bert, tmp_path):
   """Also what the server has added to frozen weights."""
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
