@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
-import json
 import pathlib
 import re
 
@@ -12,6 +11,7 @@ from absl import flags
 from fedjax_tune import config, provisions, validate
 from fedjax_tune import workdir as workdirs
 from fedjax_tune.methods import BUILDERS
+from launch import sweep_outcome
 
 # From a run's part of the command line to its experiment.
 Resolve = Callable[[Sequence[str]], config.Experiment]
@@ -48,17 +48,18 @@ class Run:
 
   @property
   def finished(self) -> bool:
-    """Whether it has its summary, of as many rounds as are asked for.
+    """Whether its results are whole, of as many rounds as are asked for.
 
-    Or of fewer, where `patience` ended it.
+    Or of fewer, where `patience` ended it. Where a file is lost or damaged,
+    `launch.train --resume` writes it anew.
     """
+    e = self.experiment
     try:
-      summary = json.loads((self.workdir / 'summary.json').read_text())
-    except (FileNotFoundError, ValueError):
+      summary = sweep_outcome.read(self.workdir).summary
+    except (OSError, ValueError):
       return False
-    return isinstance(summary, dict) and (
-      summary.get('rounds') == self.experiment.rounds
-      or (self.experiment.patience > 0 and summary.get('ended_early') is True)
+    return summary['rounds'] == e.rounds or (
+      e.patience > 0 and summary.get('ended_early') is True
     )
 
   def problem(self) -> str:

@@ -128,5 +128,5 @@ def _rounds(workdir: pathlib.Path) -> tuple[int, int | None]:
     total = json.loads((workdir / 'config.json').read_text())['rounds']
     with (workdir / 'metrics.jsonl').open('rb') as file:
       return sum(1 for _ in file), total
-  except (FileNotFoundError, json.JSONDecodeError):
-    return 0, None
+  except (OSError, ValueError, LookupError, TypeError):
+    return 0, None  # Not there yet, or damaged.

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from fedjax_tune.report import costs, metrics, plots, tables, targets
+from launch import sweep_outcome
 from launch.sweep_plan import Run
 
 # Full models on every client, which others are compared with.
@@ -42,10 +43,8 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   labels = list(dict.fromkeys(run.label for run in runs))
   done = [run for run in runs if run.finished and not run.problem()]
   done.sort(key=lambda run: (labels.index(run.label), run.seed))
-  summaries = [
-    {'label': run.label, **json.loads(_summary(run).read_text())}
-    for run in done
-  ]
+  found = [(run, sweep_outcome.read(run.workdir)) for run in done]
+  summaries = [{'label': run.label, **own.summary} for run, own in found]
   if not summaries:
     return None
   notes = _notes(workdir, runs, done)
@@ -53,8 +52,8 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   metrics.write_text(workdir / 'results.jsonl', ''.join(lines))
   metrics.write_text(workdir / 'results.csv', _csv(summaries))
   rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
-  for run in done:
-    rows.setdefault(run.label, {})[run.seed] = metrics.read_metrics(run.workdir)
+  for run, own in found:
+    rows.setdefault(run.label, {})[run.seed] = own.rows
   text = tables.comparison_markdown(summaries)
   if notes:
     text += '\n' + '\n'.join(f'- {note}' for note in notes) + '\n'
@@ -66,7 +65,7 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   if models := tables.models_markdown(summaries):
     text += f'\nModels beside that of the first table:\n\n{models}'
   # Of the first seed; seeds differ in who is in which class.
-  classes = {run.label: _classes(run.workdir) for run in reversed(done)}
+  classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{costs.clients_markdown(classes)}'
   metrics.write_text(workdir / 'results.md', text)
@@ -102,15 +101,6 @@ def _notes(
     each = ', '.join(f'{label} {n}' for label, n in rounds.items())
     notes.append(f'Rounds differ: {each}.')
   return notes
-
-
-def _summary(run: Run) -> pathlib.Path:
-  return run.workdir / 'summary.json'
-
-
-def _classes(folder: pathlib.Path) -> list[costs.ClassCost]:
-  rows = json.loads((folder / 'costs.json').read_text())
-  return [costs.ClassCost(**row) for row in rows]
 
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:

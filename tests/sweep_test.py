@@ -22,15 +22,17 @@ print('cores', len(os.sched_getaffinity(0)), sys.argv[5:], flush=True)
 rounds = json.loads(sys.argv[4])['rounds']
 if label == 'broken':
   raise ValueError('out of luck')
-row = {'round': 0, 'eval/accuracy': 0.5}
-(out / 'metrics.jsonl').write_text(json.dumps(row))
+accuracy = 0.5 + 0.1 * seed
+rows = [{'round': r, 'eval/accuracy': accuracy} for r in range(rounds)]
+lines = [json.dumps(row) + '\\n' for row in rows]
+(out / 'metrics.jsonl').write_text(''.join(lines))
 (out / 'costs.json').write_text(json.dumps([{
   'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
   'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
   'downlink_bytes': 2**20, 'flops_per_step': 10**9,
   'peak_memory_bytes': 2**27}]))
 (out / 'summary.json').write_text(json.dumps({
-  'method': label, 'seed': seed, 'rounds': rounds, 'accuracy': 0.5 + 0.1 * seed,
+  'method': label, 'seed': seed, 'rounds': rounds, 'accuracy': accuracy,
   'accuracy_by_domain': {'noto': 0.5},
   'other_accuracies': {'small': 0.3 + 0.1 * seed} if label == 'a' else {},
   'client_steps_per_s': 1.0,
@@ -185,6 +187,31 @@ def test_started_again_it_skips_and_resumes(tmp_path):
   first, second = [x for x in log.read_text().splitlines() if 'cores' in x]
   assert '--resume' not in first
   assert '--resume' in second
+
+
+@pytest.mark.parametrize(
+  ('file', 'text'),
+  [
+    ('summary.json', '{"rounds": 2}'),
+    ('summary.json', '{"method": "fedra", '),
+    ('metrics.jsonl', '{"round": 0, "eval/accuracy": 0.5}\n'),
+    ('metrics.jsonl', '{"eval/accuracy": 0.5}\n'),
+    ('costs.json', '['),
+    ('costs.json', '[{"a": 1}]'),
+    ('costs.json', None),
+  ],
+)
+def test_a_run_of_damaged_results_goes_on_and_writes_them_anew(
+  tmp_path, file, text
+):
+  sweep(tmp_path, 'a', common=['rounds=2'])
+  path = tmp_path / 'a' / 'seed0' / file
+  before = path.read_text()
+  path.write_text(text) if text else path.unlink()
+  failed, shown = sweep(tmp_path, 'a', common=['rounds=2'])
+  assert not failed
+  assert 'a seed 0 finished' in shown
+  assert path.read_text() == before
 
 
 def test_other_runs_in_the_folder_are_named_and_left_out(tmp_path):

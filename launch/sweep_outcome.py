@@ -1,0 +1,70 @@
+"""What a finished run of a sweep has written, whole or not at all."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from fedjax_tune import json_files
+from fedjax_tune.report import costs, metrics
+
+# Of a summary: what tables and plots need.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+  'method': str,
+  'seed': int,
+  'rounds': int,
+  'accuracy': (int, float, type(None)),
+  'accuracy_by_domain': dict,
+  'client_steps_per_s': (int, float),
+  'uplink_bytes': int,
+  'downlink_bytes': int,
+  'train_flops': int,
+}
+
+
+class Outcome(NamedTuple):
+  """What a run ended with.
+
+  Attributes:
+    summary: Its `summary.json`.
+    rows: Its rounds.
+    classes: What its clients cost.
+  """
+
+  summary: dict[str, Any]
+  rows: list[dict[str, Any]]
+  classes: list[costs.ClassCost]
+
+
+def read(workdir: str | os.PathLike[str]) -> Outcome:
+  """Reads what a run wrote.
+
+  Args:
+    workdir: Of the run.
+
+  Raises:
+    OSError: A file is not there, or cannot be read.
+    ValueError: A file is not as runs write it, or tells of other rounds than
+      the others.
+  """
+  folder = pathlib.Path(workdir)
+  summary = json_files.read_object(folder / 'summary.json')
+  for name, kind in _KINDS.items():
+    if not isinstance(summary.get(name), kind) or name not in summary:
+      raise ValueError(f'{folder / "summary.json"} is not what a run writes.')
+  rows = metrics.read_metrics(folder)
+  try:
+    rounds = [row['round'] for row in rows]
+    last = rows[-1]['eval/accuracy']
+  except (LookupError, TypeError) as error:
+    text = f'{folder / "metrics.jsonl"} is not what a run writes.'
+    raise ValueError(text) from error
+  if rounds != list(range(summary['rounds'])) or last != summary['accuracy']:
+    raise ValueError(
+      f'{folder / "metrics.jsonl"} tells of other rounds than summary.json.'
+    )
+  path = folder / 'costs.json'
+  try:
+    classes = [costs.ClassCost(**row) for row in json_files.read(path)]
+  except TypeError as error:
+    raise ValueError(f'{path} is not what a run writes.') from error
+  return Outcome(summary, rows, classes)
