@@ -18,7 +18,14 @@ import transformers
 
 from fedjax_tune import foundation
 from fedjax_tune.data import tokens
-from fedjax_tune.models import backbone, llama_gguf, packaged, pretrained, sizes
+from fedjax_tune.models import (
+  backbone,
+  gguf_tokens,
+  llama_gguf,
+  packaged,
+  pretrained,
+  sizes,
+)
 from fedjax_tune.typing import Tokens
 
 # Rows are multiples of a quantised block of 32.
@@ -227,8 +234,32 @@ def test_what_is_not_supported_is_named(model, tmp_path, field, value, why):
 
 
 @pytest.mark.parametrize(
+  ('field', 'values', 'why'),
+  [
+    ('tokens', [*_WORDS, 'ab'], "has 'ab' twice"),
+    ('token_type', [1] * 3, 'has 3 entries; must have one for each of 34'),
+    ('merges', ['ab'], "has 'ab'; must be two tokens"),
+    ('merges', ['q q'], "has 'q q'; must be two tokens that make a third"),
+    ('eos_token_id', 99, 'eos_token_id=99 must be below 34'),
+  ],
+)
+def test_tokens_that_contradict_each_other(tmp_path, field, values, why):
+  found = {
+    'tokenizer.ggml.tokens': [*_WORDS, 'z1'],
+    'tokenizer.ggml.token_type': [1] * (len(_WORDS) + 1),
+    'tokenizer.ggml.merges': ['a b'],
+  }
+  gguf_tokens.check(found, tmp_path)
+  found[f'tokenizer.ggml.{field}'] = values
+  with pytest.raises(ValueError, match=why):
+    gguf_tokens.check(found, tmp_path)
+
+
+@pytest.mark.parametrize(
   'field',
   [
+    'tokenizer.ggml.pre',
+    'tokenizer.ggml.model',
     'llama.block_count',
     'llama.attention.head_count',
     'llama.attention.layer_norm_rms_epsilon',

@@ -10,6 +10,7 @@ from typing import Any
 import urllib.error
 import urllib.request
 
+from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import (
@@ -104,7 +105,7 @@ def make_builder(
       f' {", ".join(dict.fromkeys((*DOMAINS, *PACKAGED)))}, a set of the TFDS'
       f' catalogue, or one prepared in {data_dir}'
     ) from error
-  except ValueError as error:
+  except (ValueError, json_format.ParseError) as error:
     raise ValueError(
       f'data.name={name!r} in {data_dir}: TFDS refuses it ({error}); wanted is'
       ' a set prepared with file_format array_record'

@@ -81,6 +81,8 @@ def check(data_dir: str | os.PathLike, name: str) -> None:
         # What metadata.json has beside is the set's own affair.
         if file != 'metadata.json':
           _check_classes(found, path)
+    for path in sorted(folder.glob('*/' * level + '*.labels.txt')):
+      _check_names(path)
 
 
 def find_unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -119,6 +121,15 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
       f'{error}. If it was cut short, delete {path.parent} and prepare the set'
       ' again.'
     ) from error
+
+
+def _check_names(path: pathlib.Path) -> None:
+  try:
+    text = path.read_bytes().decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8: {error}') from error
+  if text.startswith('\ufeff'):
+    raise ValueError(f'{path} must not begin with a byte order mark')
 
 
 def _check_paths(found: dict[str, Any], path: pathlib.Path) -> None:

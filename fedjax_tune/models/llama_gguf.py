@@ -9,19 +9,17 @@ they are put side by side again, as Hugging Face has them.
 
 from collections.abc import Collection, Mapping
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
 
 import gguf
 import numpy as np
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from fedjax_tune.models import (
   backbone,
   gguf_header,
+  gguf_tokens,
   hub_fields,
   hub_llama,
   sizes,
@@ -56,9 +54,7 @@ _REQUIRED = (
   *(_FIELDS[name] for name in list(_FIELDS)[:4]),
   _FIELDS['max_position_embeddings'],
   _FIELDS['rms_norm_eps'],
-  'tokenizer.ggml.tokens',
-  'tokenizer.ggml.merges',
-  'tokenizer.ggml.token_type',
+  *gguf_tokens.REQUIRED,
 )
 # Fields of the architecture that change nothing where they agree with others.
 _CHECKED = (
@@ -83,8 +79,6 @@ _OTHERS = {
   'output_norm': 'norm',
   'output': 'lm_head',
 }
-# gguf's TokenType: of tokens that are no text, and of whole words that are.
-_CONTROL, _USER_DEFINED = 3, 4
 
 
 def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
@@ -116,7 +110,7 @@ def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
     tensors[f'{_find_name(stem, path)}.{parameter}'] = value
   loaded = backbone.assemble(tensors, config, str(path))
   if not (path.parent / 'tokenizer.json').exists():
-    _write_tokenizer(found, path.parent)
+    gguf_tokens.write(found, path.parent)
   return dataclasses.replace(loaded, tokenizer=str(path.parent))
 
 
@@ -138,6 +132,7 @@ def _config(
       raise ValueError(
         f'{path}: the field {name}={found[name]!r} is not supported.'
       )
+  gguf_tokens.check(found, path)
   raw = {ours: found[name] for ours, name in _FIELDS.items() if name in found}
   if not {'eos_token_id', 'pad_token_id'} & raw.keys():
     raise ValueError(
@@ -192,36 +187,3 @@ def _pair_halves(weight: np.ndarray, head_dim: int, what: str) -> np.ndarray:
   outs, ins = weight.shape
   pairs = weight.reshape(outs // head_dim, head_dim // 2, 2, ins)
   return pairs.swapaxes(1, 2).reshape(outs, ins)
-
-
-def _write_tokenizer(found: Mapping[str, Any], folder: pathlib.Path) -> None:
-  """Writes the byte-level BPE whose digits stand alone, as SmolLM's does."""
-  tokens = found['tokenizer.ggml.tokens']
-  merges = [tuple(m.split(' ', 1)) for m in found['tokenizer.ggml.merges']]
-  vocab = {token: number for number, token in enumerate(tokens)}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Digits(individual_digits=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-  tokenizer.decoder = decoders.ByteLevel()
-  kinds = zip(tokens, found['tokenizer.ggml.token_type'], strict=True)
-  tokenizer.add_tokens(
-    [
-      tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
-      for token, kind in kinds
-      if kind in (_CONTROL, _USER_DEFINED)
-    ]
-  )
-  settings = {'tokenizer_class': 'PreTrainedTokenizerFast'}
-  for name, ours in (('eos', 'eos'), ('padding', 'pad')):
-    number = found.get(f'tokenizer.ggml.{name}_token_id')
-    if number is not None:
-      settings[f'{ours}_token'] = tokens[number]
-  # The tokenizer comes last and at once: where it is, all of it is.
-  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  unfinished = folder / '.tokenizer.json'
-  tokenizer.save(str(unfinished))
-  os.replace(unfinished, folder / 'tokenizer.json')

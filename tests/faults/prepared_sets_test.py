@@ -60,6 +60,24 @@ def test_damaged_sets_are_named(file, size, message, tmp_path):
     _load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('file', 'old', 'new', 'message'),
+  [
+    ('label.labels.txt', b'\n', b'\n\xe9', r'labels.txt is not UTF-8'),
+    ('label.labels.txt', b'', b'\xef\xbb\xbf', r'labels.txt must not begin'),
+    ('features.json', b'"numClasses": "2"', b'"numClasses": "x"', 'numClasses'),
+    ('dataset_info.json', b'"shardLengths": [', b'"shardLengths": 6, "x": [',
+     'shardLengths field'),
+  ],
+)  # fmt: skip
+def test_descriptions_that_make_no_sense(file, old, new, message, tmp_path):
+  path = _write(tmp_path) / file
+  assert old in path.read_bytes()
+  path.write_bytes(path.read_bytes().replace(old, new, 1))
+  with pytest.raises(ValueError, match=message):
+    _load(tmp_path)
+
+
 def test_a_shard_of_another_size_is_named(tmp_path):
   folder = _write(tmp_path)
   other = _write(tmp_path / 'other', version='2.0.0')
