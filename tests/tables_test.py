@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich import console as rich_console
 
 from fedjax_tune.report import costs, tables
@@ -41,10 +42,10 @@ def cells(markdown):
   return [[cell.strip() for cell in row] for row in rows]
 
 
-def rendered(table):
-  """The table on a terminal of the usual width."""
+def rendered(table, width=80):
+  """The table on a terminal, of the usual width by default."""
   shown = io.StringIO()
-  rich_console.Console(file=shown, width=80).print(table)
+  rich_console.Console(file=shown, width=width).print(table)
   return shown.getvalue()
 
 
@@ -76,6 +77,19 @@ def test_cost_in_both_forms():
 def test_costs_of_a_long_name_fit_a_terminal():
   rows = [cost(name='dinov2_vits14_d12, 12 layers', clients=100)]
   assert '1.5 GiB' in rendered(costs.cost_table(rows))
+
+
+@pytest.mark.parametrize('width', [30, 40, 60, 80, 100])
+def test_numbers_are_whole_at_any_width(width):
+  rows = [cost(), cost(name='3 layers', layers=3, params_held=5_630_000)]
+  text = rendered(costs.cost_table(rows), width)
+  numbers = ('21.8 M', '5.63 M', '184 k', '0.84', '720 KiB', '123 GFLOP')
+  assert all(number in text for number in numbers)
+  assert '…' not in text
+  runs = [summary(0.5), summary(0.6, seed=1)]
+  text = rendered(tables.comparison_table(runs), width)
+  assert '55.0 ± 7.1' in text
+  assert '…' not in text
 
 
 def test_comparison_of_seeds_and_methods():

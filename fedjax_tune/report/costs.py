@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from rich import table as rich_table
-
 from fedjax_tune.report import tables
 
 
@@ -37,7 +35,7 @@ class ClassCost:
   peak_memory_bytes: int
 
 
-def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
+def cost_table(rows: Sequence[ClassCost]) -> tables.Terminal:
   """The cost of each class of clients, for the terminal.
 
   What is sent and received shares a column where it is equal, as it nearly
@@ -49,7 +47,7 @@ def cost_table(rows: Sequence[ClassCost]) -> rich_table.Table:
     header[up] = 'up = down'
     for row in (header, *cells):
       del row[down]
-  return tables.terminal('Cost of a client, by class', header, cells)
+  return tables.Terminal('Cost of a client, by class', header, cells)
 
 
 def cost_markdown(rows: Sequence[ClassCost]) -> str:

@@ -4,20 +4,22 @@ Each table exists twice, for the terminal (rich) and as Markdown, from the
 same cells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import math
 import textwrap
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
 
 def comparison_table(
   summaries: Sequence[Mapping[str, Any]],
-) -> rich_table.Table:
+) -> rich_console.Group:
   """One row a method: mean and deviation over its seeds, for the terminal.
 
   Args:
@@ -30,7 +32,7 @@ def comparison_table(
   header, cells = _comparison_cells(summaries)
   cut = len(header) - len(_COSTS)
   accuracy, costs = (
-    terminal(
+    Terminal(
       title, [header[0], *header[part]], [[c[0], *c[part]] for c in cells]
     )
     for title, part in (
@@ -38,10 +40,7 @@ def comparison_table(
       ('Costs', slice(cut, None)),
     )
   )
-  table = rich_table.Table.grid()
-  table.add_row(accuracy)
-  table.add_row(costs)
-  return table
+  return rich_console.Group(accuracy, costs)
 
 
 def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -183,31 +182,72 @@ def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
   return text
 
 
-def terminal(
-  title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
-) -> rich_table.Table:
-  """Formats a table for the terminal; all columns but the first are numbers."""
-  table = rich_table.Table(
-    title=title,
-    title_style='bold',
-    title_justify='left',
-    box=box.SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),
-    show_edge=False,
-    pad_edge=False,
-  )
-  least = min(14, max(len(row[0]) for row in cells))
-  table.add_column(header[0], style='bold', overflow='fold', min_width=least)
-  for i, name in enumerate(header[1:], 1):
-    # Headers break at words to leave the width to numbers, which stay whole.
-    words = name.replace('_', ' ')
-    width = max(map(len, [*words.split(), *(row[i] for row in cells)]))
-    table.add_column(textwrap.fill(words, width), justify='right', no_wrap=True)
-  for row in cells:
-    # As text, in which rich sees no markup.
-    table.add_row(*(rich_text.Text(plain(cell)) for cell in row))
-  table.add_row()
-  return table
+@dataclasses.dataclass(frozen=True)
+class Terminal:
+  """A table for the terminal; all columns but the first are numbers.
+
+  Where the terminal is too narrow for the numbers, each has a line of its own:
+  a number without its last digits would be another one.
+  """
+
+  title: str
+  header: Sequence[str]
+  cells: Sequence[Sequence[str]]
+
+  def __rich_console__(
+    self, console: rich_console.Console, options: rich_console.ConsoleOptions
+  ) -> rich_console.RenderResult:
+    del console
+    widths = self._widths()
+    if sum(widths) + len(widths) - 1 <= options.max_width:
+      yield self._table(widths)
+    else:
+      yield rich_text.Text(self.title, style='bold')
+      yield from self._lines()
+      yield ''
+
+  def _widths(self) -> list[int]:
+    """Returns the least width of each column; numbers stay whole."""
+    name, *names = self.header
+    columns = zip(*self.cells, strict=True)
+    first = min(14, max(map(len, [*name.split(), *next(columns)])))
+    # Headers break at words to leave the width to numbers.
+    return [first] + [
+      max(map(len, [*_words(name).split(), *column]))
+      for name, column in zip(names, columns, strict=True)
+    ]
+
+  def _table(self, widths: Sequence[int]) -> rich_table.Table:
+    table = rich_table.Table(
+      title=self.title,
+      title_style='bold',
+      title_justify='left',
+      box=box.SIMPLE_HEAD,
+      padding=(0, 1, 0, 0),
+      show_edge=False,
+      pad_edge=False,
+    )
+    table.add_column(
+      self.header[0], style='bold', overflow='fold', min_width=widths[0]
+    )
+    for name, width in zip(self.header[1:], widths[1:], strict=True):
+      head = textwrap.fill(_words(name), width)
+      table.add_column(head, justify='right', no_wrap=True)
+    for row in self.cells:
+      # As text, in which rich sees no markup.
+      table.add_row(*(rich_text.Text(plain(cell)) for cell in row))
+    table.add_row()
+    return table
+
+  def _lines(self) -> Iterator[rich_text.Text]:
+    for name, *numbers in self.cells:
+      yield rich_text.Text(plain(name), style='bold')
+      for head, number in zip(self.header[1:], numbers, strict=True):
+        yield rich_text.Text(f'  {_words(head)}: {plain(number)}')
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
 
 
 def plain(name: str) -> str:
