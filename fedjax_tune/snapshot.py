@@ -105,6 +105,10 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
     for name, wanted in hashes.items():
       if _hash(place / name) != wanted:
         raise Damaged(f'{name} is not what was written')
+    for name in _files(place):
+      # Orbax reads what lies there, listed or not.
+      if name != _ABOUT and name not in hashes:
+        raise Damaged(f'{name} was not written with it')
     rows = (place / _ROWS).read_text()
     leaves = _restore(place / _STATE)
   except OSError as error:

@@ -69,8 +69,8 @@ def check(
     resume: Go on with the same experiment; only its `rounds` may have grown.
 
   Raises:
-    NotADirectoryError, PermissionError: If the folder cannot be made or
-      written.
+    NotADirectoryError, PermissionError: If the folder, or the one of its
+      checkpoints, cannot be made or written.
     RuntimeError: A run writes there now.
     ValueError: If the folder belongs to another experiment, or to this one and
       `resume` is off.
@@ -85,6 +85,9 @@ def check(
     )
   if not os.access(nearest, os.W_OK | os.X_OK):
     raise PermissionError(f'workdir={workdir} must be writable.')
+  inside = workdir / 'checkpoints'
+  if inside.exists() and not inside.is_dir():
+    raise NotADirectoryError(f'{inside} must be a folder, and is a file.')
   if (workdir / _LOCK).exists():
     with _open(workdir / _LOCK) as lock:
       _take(workdir, lock)

@@ -129,7 +129,9 @@ def _describe(
   made: Mapping[str, Any], folder: pathlib.Path
 ) -> rich.table.Table:
   """Returns a table of examples by domain and split, and where they are."""
-  table = rich.table.Table('domain', 'examples', 'folder')
+  table = rich.table.Table('domain', 'examples')
+  # Whole, on more lines where the terminal is narrow.
+  table.add_column('folder', overflow='fold')
   for domain, builder in made.items():
     counts = (f'{k} {v.num_examples}' for k, v in builder.info.splits.items())
     table.add_row(

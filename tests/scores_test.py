@@ -127,7 +127,7 @@ def test_classes_are_judged_as_by_scikit_learn(classes, dtype):
   assert scores.accuracy(predicted, label) == pytest.approx(
     sklearn.accuracy_score(label, predicted)
   )
-  want = sklearn.f1_score(one[1], one[0], zero_division=0)
+  want = sklearn.f1_score(one[1], one[0], zero_division=0)  # pyright: ignore[reportArgumentType]
   assert scores.f1(predicted, label) == pytest.approx(want)
   want = sklearn.matthews_corrcoef(one[1], one[0])
   assert scores.matthews(predicted, label) == pytest.approx(want)

@@ -13,7 +13,7 @@ def _state(devices):
   clients = {'budgets': (3,) * 4}
   e = tiny.experiment('fedra', clients=clients, engine={'slab': 2})
   data = tiny.examples(48, tiny.STACK_SIZE)
-  data = dataclasses.replace(data, inputs=data.inputs.astype(np.float32))
+  data = dataclasses.replace(data, inputs=np.asarray(data.inputs, np.float32))
   run = tiny.run(e, tiny.stack(dropout=0.1), data)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),

@@ -60,7 +60,7 @@ def sweep(workdir, methods, seeds=('0',), jobs=1, common=()):
     'broken': 'broken=raffm',
     'c': 'c=fjord',
   }
-  methods = ','.join(named.get(m, m) for m in methods.split(','))
+  methods = ','.join(str(named.get(m, m)) for m in methods.split(','))
   runs = plan(methods, seeds, common, workdir)
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
@@ -263,12 +263,13 @@ def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
   edited = copy.deepcopy(run.experiment)
   edited.local.lr = 5.0
   later = dataclasses.replace(run, experiment=edited)
-  console = rich_console.Console(file=io.StringIO(), width=200)
+  shown = io.StringIO()
+  console = rich_console.Console(file=shown, width=200)
   failed = sweep_runner.run_sweep(
     [run], lambda _: fake_command(later), tmp_path, 1, console
   )
   assert [failure.run for failure in failed] == [run]
-  assert 'local.lr: 5.0 there, 0.01 here' in console.file.getvalue()
+  assert 'local.lr: 5.0 there, 0.01 here' in shown.getvalue()
   assert not (tmp_path / 'results.jsonl').exists()
 
 

@@ -89,6 +89,12 @@ def test_refuses_a_file(tmp_path, name):
     _guard(tmp_path / name)
 
 
+def test_refuses_a_file_for_checkpoints(tmp_path):
+  (tmp_path / 'checkpoints').write_text('')
+  with pytest.raises(NotADirectoryError, match='checkpoints must be a folder'):
+    _guard(tmp_path)
+
+
 def test_refuses_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
   # root may write anywhere, so the answer of the system is replaced.
   monkeypatch.setattr(os, 'access', lambda *_: False)

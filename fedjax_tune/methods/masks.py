@@ -175,8 +175,8 @@ def _stop(blocks: Tree, path: str, mask: jax.Array, masked: Masked) -> Tree:
     shape[:others] = [1] * others
   trains = mask.reshape(layers, *shape) > 0
   kernel = jnp.where(trains, kernel, jax.lax.stop_gradient(kernel))
-  masked = {**linear, 'kernel': kernel}
-  return {**blocks, module: {**blocks[module], name: masked}}
+  linear = {**linear, 'kernel': kernel}
+  return {**blocks, module: {**blocks[module], name: linear}}
 
 
 def build(

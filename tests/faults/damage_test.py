@@ -114,6 +114,16 @@ def test_damage_is_found(tmp_path, damage, pattern):
     assert said == f'{name} is not what was written'
 
 
+@pytest.mark.parametrize('name', ['more', 'state/d/more'])
+def test_a_file_more_is_found(tmp_path, name):
+  _save(tmp_path)
+  (tmp_path / 'checkpoints/4' / name).write_bytes(b'1')
+  kept, damaged = checkpoint.find(tmp_path)
+  assert kept
+  assert kept.rounds == 2
+  assert damaged == {4: f'{name} was not written with it'}
+
+
 def test_swapped_checkpoints_are_found(tmp_path):
   _save(tmp_path)
   folder = tmp_path / 'checkpoints'

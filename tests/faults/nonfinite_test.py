@@ -17,14 +17,14 @@ from fedjax_tune.report import metrics
 _HIS = slice(24, 36)
 
 
-def _experiment(**changes):
+def _experiment(case='all_small', **changes):
   # Apart from the runs of other tests, whose programs read bytes.
-  return lab.experiment(**({'eval_every': 3, 'rounds': 4} | changes))
+  return lab.experiment(case, **({'eval_every': 3, 'rounds': 4} | changes))
 
 
 def _data():
   found = lab.data()
-  return dataclasses.replace(found, inputs=found.inputs.astype(np.float32))
+  return dataclasses.replace(found, inputs=np.asarray(found.inputs, np.float32))
 
 
 def _broken(examples, at):

@@ -512,7 +512,7 @@ _NAMES = ['[red]a', '[/]', '$\\frac$', '_b_$c$', 'd|e', '\x1b[2Jf\ng']
 
 
 def test_names_are_no_markup_in_tables():
-  table = tables.terminal('', ['name', 'n'], [[name, '1'] for name in _NAMES])
+  table = tables.Terminal('', ['name', 'n'], [[name, '1'] for name in _NAMES])
   console = rich_console.Console(width=80)
   with console.capture() as captured:
     console.print(table)

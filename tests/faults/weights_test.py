@@ -63,7 +63,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, Any]:
   return json.loads((folder / _INDEX).read_text())['weight_map']
 
 
-def _refuse(folder, *parts, kind=ValueError):
+def _refuse(folder, *parts, kind: type[Exception] = ValueError):
   with pytest.raises(kind, match=str(folder)) as caught:
     huggingface.load_huggingface(folder)
   for part in parts:
