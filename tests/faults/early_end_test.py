@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import checkpoint, config, train
-from launch import sweep_plan
+from launch import sweep_outcome, sweep_plan
 
 _SCORES = [0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9, 0.9]
 
@@ -85,9 +85,10 @@ def test_without_patience_all_rounds_are_run(tmp_path):
   assert not _leaves(tmp_path, 'best')
 
 
-def test_a_sweep_takes_an_early_end_for_an_end(tmp_path):
+def test_a_sweep_takes_an_early_end_for_an_end(tmp_path, monkeypatch):
   summary = {'rounds': 6, 'ended_early': True}
-  (tmp_path / 'summary.json').write_text(json.dumps(summary))
+  outcome = sweep_outcome.Outcome(summary, [], [])
+  monkeypatch.setattr(sweep_outcome, 'read', lambda _: outcome)
 
   def finished(**fields):
     e = config.Experiment(**fields)
