@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 
@@ -21,10 +21,11 @@ from fedjax_tune import (
 from fedjax_tune.data import corpus, digest, outlines, partition
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
-from fedjax_tune.methods import BUILDERS, heterotune
-from fedjax_tune.models import adapter, pretrained, sizes
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.methods import METHODS, proximal
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models import pretrained, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,7 @@ class Setup:
 
   Attributes:
     experiment: Its configuration.
-    foundation: The model, split; or the models of a federation.
-    method: The method.
-    theta: What the method trains, at the start.
-    axes: Axes of `theta`.
+    algorithm: The method, with its model.
     train: Training data.
     test: Test data.
     partition: Whose examples are whose.
@@ -51,10 +49,7 @@ class Setup:
   """
 
   experiment: config.Experiment
-  foundation: foundation.Models
-  method: Any
-  theta: Tree
-  axes: Axes
+  algorithm: Algorithm
   train: corpus.Corpus
   test: corpus.Corpus
   partition: partition.Partition
@@ -75,17 +70,17 @@ class Agreement:
   Attributes:
     tiers: The models; of most methods one.
     widths: Size of each axis along which clients may differ.
+    depths: Blocks of each tier, by the axis of its clients.
     budgets: Blocks that each client can hold.
     devices: What each client computes with; () leaves it open.
-    method: The method, which has not met its data yet.
     cohort: Clients of a round, at most.
   """
 
   tiers: tuple[tiers.Tier, ...]
   widths: dict[str, int]
+  depths: dict[str, int]
   budgets: tuple[int, ...]
   devices: tuple[devices.Device, ...]
-  method: Any
   cohort: int
 
 
@@ -96,7 +91,7 @@ def agree(experiment: config.Experiment) -> Agreement:
     ValueError, FileNotFoundError: As `build`.
   """
   # What is cheap to check comes first, what takes long last.
-  validate.validate(experiment, BUILDERS)
+  validate.validate(experiment, METHODS)
   provisions.check(experiment)
   clients = experiment.clients
   domains = partition.client_domains(
@@ -108,8 +103,8 @@ def agree(experiment: config.Experiment) -> Agreement:
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
   _check_engine(experiment.engine, cohort)
-  several = experiment.method == 'heterotune'
-  load = tiers.load if several else tiers.load_one
+  method = METHODS[experiment.method]
+  load = tiers.load if method.several_models else tiers.load_one
   found = load(experiment, data_dir(experiment.data))
   for tier in found:
     adapted.check(experiment, tier.weights)
@@ -125,8 +120,8 @@ def agree(experiment: config.Experiment) -> Agreement:
   budgets = partition.expand_budgets(clients.budgets, domains, deepest)
   budgets = tuple(int(b) for b in budgets)
   hardware = devices.assign(clients.devices, len(domains))
-  method = BUILDERS[experiment.method](experiment, widths | depths, budgets)
-  return Agreement(found, widths, budgets, hardware, method, cohort)
+  method.check(experiment, widths | depths, budgets)
+  return Agreement(found, widths, depths, budgets, hardware, cohort)
 
 
 def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
@@ -144,10 +139,10 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     RuntimeError: They could not be fetched.
   """
   if fetch:
-    validate.validate(experiment, BUILDERS)
+    validate.validate(experiment, METHODS)
     provisions.obtain(experiment)
   agreed = agree(experiment)
-  found, budgets, method = agreed.tiers, agreed.budgets, agreed.method
+  found, budgets = agreed.tiers, agreed.budgets
   weights, readers = found[0].weights, tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers)
   for tier in found:
@@ -158,35 +153,53 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     batching.local_steps(experiment.local, parts.sizes().tolist()).max()
   )
   capacity.check_round(experiment, agreed.cohort, steps, agreed.widths)
-  method = method.meet(train.task, parts.present(train))
-  if isinstance(method, heterotune.Heterotune):
-    model = _build_federation(experiment, found, method, train.task)
-  else:
-    model = adapted.build(experiment, weights, train.task)
-    model = method.prepare(model)
-    method = method.study(model)
-  theta, axes = method.init(model.theta, model.axes)
+  facts = Facts(
+    experiment,
+    agreed.widths | agreed.depths,
+    budgets,
+    train.task,
+    parts.present(train),
+    {
+      tier.name: functools.partial(_build_tier, experiment, tier, train.task)
+      for tier in found
+    },
+  )
+  algorithm = METHODS[experiment.method].build(facts)
+  if experiment.local.prox:
+    algorithm = proximal.add(algorithm, experiment.local.prox)
   planner = Planner(
-    experiment, method, train, parts.indices, parts.domains, readers
+    experiment, algorithm, train, parts.indices, parts.domains, readers
   )
   return Setup(
-    experiment,
-    model,
-    method,
-    theta,
-    axes,
-    train,
-    test,
-    parts,
-    budgets,
-    agreed.widths | {'rank': experiment.lora.rank},
-    agreed.devices,
-    planner,
-    weights.tokenizer,
-    readers,
-    digest.of([[t.weights.config, t.weights.params] for t in found])[:16],
-    tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
+    experiment=experiment,
+    algorithm=algorithm,
+    train=train,
+    test=test,
+    partition=parts,
+    budgets=budgets,
+    sizes=agreed.widths | {'rank': experiment.lora.rank},
+    devices=agreed.devices,
+    planner=planner,
+    tokenizer=weights.tokenizer,
+    readers=readers,
+    weights=digest.of([[t.weights.config, t.weights.params] for t in found])[
+      :16
+    ],
+    notes=tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
   )
+
+
+def _build_tier(
+  experiment: config.Experiment,
+  tier: tiers.Tier,
+  task: tasks.Task,
+  adapter: config.Fedadapter | None,
+) -> foundation.Foundation:
+  """Builds a tier's model, around other bottleneck adapters if given."""
+  if adapter is None:
+    return adapted.build(experiment, tier.weights, task)
+  own = dataclasses.replace(experiment, fedadapter=adapter)
+  return foundation.cut(adapted.build(own, tier.weights, task), tier.kept)
 
 
 def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
@@ -233,25 +246,3 @@ def _load_data(
   ]
   (train, *trains), (test, *tests) = zip(*views, strict=True)
   return train.seen_as(trains), test.seen_as(tests)
-
-
-def _build_federation(
-  experiment: config.Experiment,
-  found: tuple[tiers.Tier, ...],
-  method: heterotune.Heterotune,
-  task: tasks.Task,
-) -> federation.Federation:
-  """Builds the models of all tiers, and joins them."""
-  models = {}
-  for tier in found:
-    cfg = method.adapters[tier.name]
-    own = dataclasses.replace(experiment, fedadapter=cfg)
-    whole = adapted.build(own, tier.weights, task)
-    models[tier.name] = foundation.cut(whole, tier.kept)
-  options = experiment.heterotune
-  return federation.federate(
-    models,
-    adapter.CORES if options.share else (),
-    options.sites,
-    every_block=options.every_block,
-  )

@@ -80,6 +80,11 @@ def fit(kept: snapshot.Snapshot, template: Tree, *, part: bool = False) -> Tree:
   )
 
 
+def length(kept: snapshot.Snapshot, key: str) -> int:
+  """Returns how long the array is that a checkpoint has at a path, or 0."""
+  return len(kept.leaves.get(key, ()))
+
+
 class Checkpoints:
   """Writes a run's checkpoints in the background, and keeps the newest two.
 

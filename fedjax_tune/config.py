@@ -239,7 +239,7 @@ class Experiment:
   """Everything that defines a run; equal experiments give equal runs.
 
   Attributes:
-    method: A key of `methods.BUILDERS`.
+    method: A key of `methods.METHODS`.
     rounds: How many; with `patience`, at most.
     seed: Of everything that is drawn but the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.

@@ -6,7 +6,6 @@ channels (RaFFM, arXiv 2310.00247), which changes no output of the whole model.
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import math
 import os
 import pathlib
@@ -17,28 +16,18 @@ import safetensors
 
 from fedjax_tune import finished, selection
 from fedjax_tune.engine import evaluate
-from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import base
+from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.models import export
 from fedjax_tune.report import metrics
-from fedjax_tune.typing import Tree
+from fedjax_tune.selection import Selection
+from fedjax_tune.typing import Allocation, Tree
 
 # params -> {subnetwork: {metric: value by domain}}
 Evaluate = Callable[[Tree], dict[str, dict[str, np.ndarray]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subnetworks(base.Method):
-  """Evaluates the subnetworks of given names."""
-
-  rows: Mapping[str, Row] = dataclasses.field(kw_only=True)
-
-  def evaluations(self) -> dict[str, Row]:
-    return dict(self.rows)
-
-
 def build_evaluate(
-  trained: finished.Trained, rows: Mapping[str, Row]
+  trained: finished.Trained, rows: Mapping[str, Allocation]
 ) -> Evaluate:
   """Builds the evaluation of subnetworks on the run's test data.
 
@@ -50,14 +39,10 @@ def build_evaluate(
     A function of parameters; other orders of them share its programs.
   """
   setup = trained.setup
-  rows = {name: trained.held(row) for name, row in rows.items()}
-  method = _Subnetworks(
-    trained.model.depth, (), 0, task=setup.test.task, rows=rows
-  )
+  models = {n: Selection.of(trained.held(row)) for n, row in rows.items()}
   run = evaluate.build_evaluate(
     trained.model,
-    method,
-    trained.model.axes,
+    Evaluation(setup.test.task, models),
     dict.fromkeys(rows, setup.test),
     setup.experiment.data.lengths,
   )
@@ -90,7 +75,7 @@ def check_folder(folder: pathlib.Path) -> None:
 
 def write(
   trained: finished.Trained,
-  row: Row,
+  row: Allocation,
   folder: str | os.PathLike[str],
   scope: str = 'none',
 ) -> dict[str, Any]:

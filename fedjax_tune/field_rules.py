@@ -5,7 +5,7 @@ import difflib
 from typing import Any, NamedTuple
 
 from fedjax_tune import devices
-from fedjax_tune.methods import masks, spaces
+from fedjax_tune.methods.raffm import masks, spaces
 
 
 class Rule(NamedTuple):

@@ -26,11 +26,11 @@ from fedjax_tune import (
 )
 from fedjax_tune import workdir as folder
 from fedjax_tune.engine import finite, server
-from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import BUILDERS, base, salience
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.raffm import salience
 from fedjax_tune.models import backbone, export, sizes
 from fedjax_tune.report import metrics
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import Allocation, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Trained:
     """All parameters."""
     return self.model.theta
 
-  def held(self, row: Row) -> dict[str, int]:
+  def held(self, row: Allocation) -> dict[str, int]:
     """Returns how much a subnetwork has of every axis."""
     return {axis: int(row.get(axis, n)) for axis, n in self.sizes.items()}
 
-  def num_params(self, row: Row) -> int:
+  def num_params(self, row: Allocation) -> int:
     """Counts a subnetwork's parameters, embedding and head included."""
     held = self.held(row)
 
@@ -113,13 +113,14 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
     experiment.data.test_examples = test_examples
     setup = build.build(experiment)
   # Nothing that only training reads: optimizer, most memory, what was spent.
-  memory = setup.method.init_memory(setup.theta)
-  memory = memory if setup.method.ground(memory) else ()
+  aggregator, theta = setup.algorithm.aggregator, setup.algorithm.model.theta
+  memory = aggregator.init(theta)
+  memory = memory if aggregator.frozen_delta(memory) else ()
   which = 'best' if experiment.keep_best else 'state'
-  template = {which: server.ServerState(setup.theta, (), memory)}
+  template = {which: server.ServerState(theta, (), memory)}
   state = checkpoint.fit(kept, template, part=True)[which]
-  added = setup.method.ground(state.memory) if memory else {}
-  frozen = foundation.ground(setup.foundation.base, added)
+  added = aggregator.frozen_delta(state.memory) if memory else {}
+  frozen = foundation.ground(setup.algorithm.model.base, added)
   return _assemble(setup, frozen, state.theta)
 
 
@@ -160,7 +161,7 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
   path = workdir / 'config.json'
   _fill(experiment, fields, str(path))
   try:
-    validate.validate(experiment, BUILDERS)
+    validate.validate(experiment, METHODS)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   done = summary.get('rounds')
@@ -194,16 +195,13 @@ def _fill(section: Any, fields: Mapping[str, Any], place: str) -> None:
 
 def _check_plain(setup: build.Setup) -> None:
   """Refuses what no Hugging Face folder can hold."""
-  found, method = setup.foundation, setup.experiment.method
-  tune = setup.experiment.model.tune
+  method, tune = setup.experiment.method, setup.experiment.model.tune
   if tune not in ('lora', 'full'):
     raise ValueError(
       f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
       ' adds has no place in a Hugging Face folder.'
     )
-  shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-  same = setup.axes == found.axes and shapes(setup.theta) == shapes(found.theta)
-  if not same or type(setup.method).predict is not base.Method.predict:
+  if not setup.algorithm.plain:
     raise ValueError(
       f'method={method!r} does not end with one plain model (it has other'
       ' classifiers, blocks or factors besides); it cannot be deployed.'
@@ -212,14 +210,14 @@ def _check_plain(setup: build.Setup) -> None:
 
 def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
-  found, lora = setup.foundation, setup.experiment.lora
+  found, lora = setup.algorithm.model, setup.experiment.lora
   assert isinstance(found, foundation.Foundation)
   trained: Any = found.merge(frozen, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
   whole = foundation.split(shapes, cfg.depth)
   # The first is *the* model: AllSmall's, for one, has fewer blocks.
-  row = next(iter(setup.method.evaluations().values()))
+  row = next(iter(setup.algorithm.evaluation.models.values()))
   params = export.fuse(frozen, theta, lora.alpha / lora.rank)
   params = jax.device_put(selection.select_within(params, whole.axes, row))
   if names := finite.where_not(params):

@@ -145,6 +145,12 @@ def num_params(tree: Tree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def num_bytes(tree: Tree) -> int:
+  """Counts the bytes of a tree of arrays, or of shapes."""
+  leaves = jax.tree.leaves(tree)
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
   """Returns a model of the first parameters along each axis that is named."""
   return dataclasses.replace(

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 
 from fedjax_tune import endings
 from fedjax_tune.engine import finite
+from fedjax_tune.engine.algorithm import layer_ids
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.report import metrics
 from fedjax_tune.typing import Tree
@@ -28,8 +30,7 @@ def rejected(
     slab = work.slab
     for i in np.flatnonzero(flag):
       clients.append(int(slab.ids[i]))
-      own = slab.alloc.get('layer')
-      held = np.arange(slab.sig['layer']) if own is None else own[i]
+      held = layer_ids(jax.tree.map(lambda at, i=i: at[i], slab.held))
       np.subtract.at(owners, held, 1)
   return sorted(clients), owners
 

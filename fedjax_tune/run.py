@@ -16,9 +16,10 @@ from fedjax_tune import (
   selection,
   snapshot,
 )
-from fedjax_tune.engine import server
+from fedjax_tune.engine import server, store
+from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.cost import Cost, Traffic, client_cost, held_shapes
+from fedjax_tune.engine.cost import Cost, client_cost, held_shapes
 from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import Member
@@ -42,20 +43,18 @@ class Run:
     e = setup.experiment
     self.setup = setup
     self.engine = Engine(
-      setup.foundation,
-      setup.method,
-      setup.theta,
-      setup.axes,
+      setup.algorithm,
       local_optimizer.build(e.local),
       server.optimizer(e.server),
-      prox=e.local.prox,
       schedule=local_optimizer.schedule(e.local),
     )
     self.widths = setup.planner.widths
     self.batch_shapes = {sig: self._batch_shapes(sig) for sig in self.widths}
+    info = setup.planner.info_shapes
     self.engine.compile(
       self.widths,
       self.batch_shapes.__getitem__,
+      info,
       e.engine.mode,
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
@@ -67,27 +66,26 @@ class Run:
       )
     self.costs: dict[Signature, Cost] = {
       sig: client_cost(
-        setup.foundation,
-        setup.method,
-        setup.theta,
-        setup.axes,
+        setup.algorithm,
         sig,
         jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
           shapes,
         ),
+        info,
       )
       for sig, shapes in self.batch_shapes.items()
     }
     tests = {
       name: setup.test.view(setup.readers.get(name, 0))
-      for name in setup.method.evaluations()
+      for name in setup.algorithm.evaluation.models
     }
+    model = setup.algorithm.model
     self._held = {
-      sig: held_shapes(setup.theta, setup.axes, sig) for sig in self.widths
+      sig: held_shapes(model.theta, model.axes, sig) for sig in self.widths
     }
     self._evaluate = build_evaluate(
-      setup.foundation, setup.method, setup.axes, tests, e.data.lengths
+      model, setup.algorithm.evaluation, tests, e.data.lengths
     )
 
   def _batch_shapes(self, sig: Signature) -> Batch:
@@ -115,7 +113,17 @@ class Run:
     state = self.engine.init()
     start = self.memory(state, meter, state)
     if kept:
+      remember = self.setup.algorithm.client.state
+      for name in ('state', 'best'):
+        if name in start:
+          count = checkpoint.length(kept, f"['{name}'].clients['ids']")
+          packed = store.packed_like(count, remember)
+          start[name] = start[name]._replace(clients=packed)
       start = checkpoint.fit(kept, start)
+      for name in ('state', 'best'):
+        if name in start:
+          clients = store.unpack(start[name].clients)
+          start[name] = start[name]._replace(clients=clients)
     return start['state'], start['meter'], start.get('best', start['state'])
 
   def memory(
@@ -125,9 +133,10 @@ class Run:
     best: server.ServerState,
   ) -> dict[str, Any]:
     """Returns what a checkpoint holds of them."""
-    kept = {'state': state, 'meter': meter}
+    pack = lambda s: s._replace(clients=store.pack(s.clients))
+    kept = {'state': pack(state), 'meter': meter}
     keeps_best = self.setup.experiment.keep_best
-    return {**kept, 'best': best} if keeps_best else kept
+    return {**kept, 'best': pack(best)} if keeps_best else kept
 
   def charge(
     self, meter: dict[str, Any], members: Sequence[Member]
@@ -161,7 +170,7 @@ class Run:
 
   def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
     """Returns what a client of each class moves in a round of these."""
-    count, cohort = self.setup.method.traffic, [m.sig for m in members]
+    count, cohort = self.setup.algorithm.traffic, [m.sig for m in members]
     return {
       sig: count(sig, cohort, self._held.__getitem__) for sig in set(cohort)
     }
@@ -179,7 +188,7 @@ class Run:
       results = self._evaluate(self.engine.base(state), state.theta)
     except endings.Diverged as error:
       raise endings.Diverged(f'round {rnd}: {error}') from error
-    weights = self.setup.method.headline()
+    weights = self.setup.algorithm.evaluation.weights
     mean = lambda x: float(np.mean(x))
     primary, *others = self.setup.test.task.metrics
     # Values by domain of the models that count together.
@@ -242,15 +251,15 @@ def _check_axes(setup: build.Setup) -> None:
   knows would leave everybody with the whole model.
 
   Raises:
-    ValueError: A method's rows name such an axis, or its `notes` lack it.
+    ValueError: A method's rule names such an axis.
   """
-  method, model = setup.method, setup.foundation
+  model = setup.algorithm.model
   parts = getattr(model, 'tiers', {'': model}).values()
-  _, sent = method.sums(setup.theta, setup.axes)
-  trees = [setup.axes, sent]
+  _, sent = setup.algorithm.aggregator.spec(model.theta, model.axes)
+  trees = [model.axes, sent]
   for part in parts:
     trees += [part.axes, part.base_axes]
-  known = {'layer', *method.notes()}.union(*map(selection.axis_names, trees))
+  known = {'layer'}.union(*map(selection.axis_names, trees))
   for axis in {axis for sig in setup.planner.widths for axis in sig.axes}:
     if axis not in known:
       raise ValueError(

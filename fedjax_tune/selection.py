@@ -2,18 +2,87 @@
 
 `select` takes from a tree the indices that a client holds; it is linear, and
 its transpose puts local values back. Nothing here knows layers, ranks or
-heads: every method describes its clients by an allocation and gets dispatch,
+heads: every method describes its clients by selections and gets dispatch,
 aggregation and coverage from these few functions.
 """
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune.typing import Allocation, Axes, Tree
+
+T = TypeVar('T')
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection(Mapping[str, Any]):
+  """What a client holds: along each named axis some indices, or the first n.
+
+  A mapping from axis to int32 indices [n] or to the number n, and a pytree
+  whose leaves are the indices. How much is held is part of its structure, so
+  that it decides the program and the indices do not.
+
+  Attributes:
+    indices: For each axis of which the client has indices of its own, these:
+      int32 [n], or [C, n] of several clients.
+    prefix: For each axis of which it holds the beginning, how much.
+  """
+
+  indices: Mapping[str, Any]
+  prefix: Mapping[str, int]
+
+  @classmethod
+  def of(cls, held: Mapping[str, Any]) -> Self:
+    """Reads a mapping from axis to indices, or to the number of the first."""
+    if isinstance(held, cls):
+      return held
+    items = sorted(held.items())
+    return cls(
+      {axis: n for axis, n in items if not isinstance(n, int)},
+      {axis: n for axis, n in items if isinstance(n, int)},
+    )
+
+  @classmethod
+  def stack(cls, rows: Sequence['Selection']) -> Self:
+    """Joins those of several clients, who hold equally much, to [C, n]."""
+    indices = {
+      axis: np.stack([row.indices[axis] for row in rows]).astype(np.int32)
+      for axis in rows[0].indices
+    }
+    return cls(indices, rows[0].prefix)
+
+  @property
+  def amounts(self) -> dict[str, int]:
+    """How much is held along each axis."""
+    own = {axis: at.shape[-1] for axis, at in self.indices.items()}
+    return own | dict(self.prefix)
+
+  def __getitem__(self, axis: str) -> Any:
+    return self.prefix[axis] if axis in self.prefix else self.indices[axis]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter((*self.indices, *self.prefix))
+
+  def __len__(self) -> int:
+    return len(self.indices) + len(self.prefix)
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+    """Returns the indices, and how much is held of which axis."""
+    names = tuple(sorted(self.indices))
+    prefix = tuple(sorted(self.prefix.items()))
+    return tuple(self.indices[name] for name in names), (names, prefix)
+
+  @classmethod
+  def tree_unflatten(cls, held: Any, leaves: Any) -> Self:
+    """Puts a selection together again."""
+    names, prefix = held
+    return cls(dict(zip(names, leaves, strict=True)), dict(prefix))
 
 
 class GroupSum(NamedTuple):
@@ -29,14 +98,14 @@ class GroupSum(NamedTuple):
   den: Tree
 
 
-def select(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
-  """Takes the allocated indices along every axis that `alloc` names.
+def select(tree: T, axes: Axes, alloc: Allocation) -> T:
+  """Takes the indices that are held along every axis that `alloc` names.
 
   Args:
     tree: Server parameters.
     axes: For each leaf of `tree` the names of its axes.
-    alloc: For each selected axis int32 [n] indices, or a number n for the
-      first n. A leaf without any of these axes is held whole.
+    alloc: A `Selection`, or any mapping like it. A leaf without any of its
+      axes is held whole.
 
   Raises:
     ValueError: `alloc` names an axis that no leaf has, or a number that is
@@ -97,15 +166,15 @@ def axis_names(axes: Axes) -> set[str]:
   return {name for name in jax.tree.leaves(axes) if isinstance(name, str)}
 
 
-def select_within(tree: Tree, axes: Axes, alloc: Allocation) -> Tree:
+def select_within(tree: T, axes: Axes, alloc: Allocation) -> T:
   """Selects from a part of what an allocation is about, as `select`."""
   return select(tree, axes, within(alloc, axes))
 
 
-def within(alloc: Allocation, axes: Axes) -> dict[str, Any]:
-  """Returns what an allocation says of the axes of a tree."""
+def within(alloc: Allocation, axes: Axes) -> Selection:
+  """Returns what a selection says of the axes of a tree."""
   known = axis_names(axes)
-  return {axis: held for axis, held in alloc.items() if axis in known}
+  return Selection.of({a: held for a, held in alloc.items() if a in known})
 
 
 def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
@@ -121,23 +190,14 @@ def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
     local: The clients' trees, stacked on a leading axis [C].
   """
   num = jax.tree.leaves(local)[0].shape[0]
-  own, prefix = split_allocation(alloc)
 
   def dispatch(tree):
-    hold = lambda rows: select(tree, axes, {**rows, **prefix})
-    return jax.vmap(hold, axis_size=num)(own)
+    hold = lambda held: select(tree, axes, held)
+    return jax.vmap(hold, axis_size=num)(Selection.of(alloc))
 
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
   (total,) = jax.linear_transpose(dispatch, shapes)(local)
   return total
-
-
-def split_allocation(
-  alloc: Allocation,
-) -> tuple[dict[str, jax.Array | np.ndarray], dict[str, int]]:
-  """Returns the indices of an allocation, and its numbers."""
-  own = {a: n for a, n in alloc.items() if not isinstance(n, int)}
-  return own, {a: n for a, n in alloc.items() if isinstance(n, int)}
 
 
 def coverage_like(tree: Tree, axes: Axes, selected: Collection[str]) -> Tree:
@@ -184,9 +244,8 @@ def group_sum(
     return jnp.where(spread(real), x * spread(weight).astype(x.dtype), 0)
 
   like = coverage_like(theta, axes, {*alloc, *selected})
-  own, prefix = split_allocation(alloc)
-  hold = lambda w, rows: _held(like, axes, {**rows, **prefix}, w)
-  held = jax.vmap(hold)(weight, own)
+  hold = lambda w, held: _held(like, axes, held, w)
+  held = jax.vmap(hold)(weight, Selection.of(alloc))
   num = scatter_sum(theta, axes, alloc, jax.tree.map(weighted, delta))
   return GroupSum(num, scatter_sum(like, axes, alloc, held))
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import deploy, finished
-from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import raffm, slices, spaces
+from fedjax_tune.methods.raffm import spaces
 from fedjax_tune.randomness import host_rng
 from fedjax_tune.report import scaling
+from fedjax_tune.typing import Allocation
 
 # Shares of the head width and of the MLP's, where a run has no space of its
 # own; the two together, as one alone would be cut to nothing.
@@ -25,7 +25,7 @@ _LEAST = 1 / 4
 _USED = 0.98
 
 
-def parse(text: str, trained: finished.Trained) -> Row:
+def parse(text: str, trained: finished.Trained) -> Allocation:
   """Reads a subnetwork, as in 'head_dim=0.5,ffn=0.4'.
 
   Raises:
@@ -66,7 +66,7 @@ def count(budget: float, trained: finished.Trained) -> int:
   return int(budget * trained.num_params({}) if budget <= 1 else budget)
 
 
-def largest(budget: float, trained: finished.Trained) -> Row:
+def largest(budget: float, trained: finished.Trained) -> Allocation:
   """Returns the largest subnetwork within a budget.
 
   Candidates are the subnetworks that a run of RaFFM trained, if one of them
@@ -89,21 +89,18 @@ def largest(budget: float, trained: finished.Trained) -> Row:
   )
 
 
-def _trained_rows(trained: finished.Trained) -> list[Row]:
-  method = trained.setup.method
-  if not isinstance(method, raffm.Raffm):
-    return []
-  if not isinstance(method.extraction, slices.Slices):
-    return []
-  choices = method.extraction.space.choices()
-  return [trained.held(spaces.row_of(c, trained.sizes)) for c in choices]
+def _trained_rows(trained: finished.Trained) -> list[Allocation]:
+  return [
+    trained.held(held)
+    for held in trained.setup.algorithm.evaluation.subnetworks
+  ]
 
 
-def _even_rows(trained: finished.Trained) -> list[Row]:
+def _even_rows(trained: finished.Trained) -> list[Allocation]:
   return [_even(k / _STEPS, trained) for k in range(1, _STEPS + 1)]
 
 
-def _even(share: float, trained: finished.Trained) -> Row:
+def _even(share: float, trained: finished.Trained) -> Allocation:
   # Rotary heads keep their width.
   heads = (1.0, share) if 'rotary' in trained.sizes else (share, 1.0)
   shares = (*heads, share, 1.0, 1.0)
@@ -115,7 +112,7 @@ def draw(
   samples: int,
   seed: int,
   budget: float | None = None,
-) -> list[tuple[int, Row]]:
+) -> list[tuple[int, Allocation]]:
   """Draws random subnetworks: widths of queries and keys, values, and MLP.
 
   Heads keep at least a quarter of their width.
@@ -152,7 +149,7 @@ def draw(
   return drawn
 
 
-def _at_budget(limit: int, trained: finished.Trained) -> list[Row]:
+def _at_budget(limit: int, trained: finished.Trained) -> list[Allocation]:
   """Lists subnetworks that use a budget, one for each pair of head widths."""
   sizes, found = trained.sizes, []
   axes = [axis for axis in ('qk_dim', 'v_dim') if axis in sizes]
@@ -172,7 +169,7 @@ def _at_budget(limit: int, trained: finished.Trained) -> list[Row]:
 
 def measure(
   trained: finished.Trained,
-  drawn: Sequence[tuple[int, Row]],
+  drawn: Sequence[tuple[int, Allocation]],
   seed: int,
   scope: str,
 ) -> Iterator[scaling.Point]:

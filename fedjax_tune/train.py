@@ -159,7 +159,8 @@ def train_rounds(
       over = now.over(experiment.patience)
       ends = signals.asked or over or done == last
       if not record['train/clients']:
-        eligible = np.flatnonzero(setup.method.eligible(plan.rnd)).tolist()
+        able = setup.algorithm.able(plan.rnd, len(setup.budgets))
+        eligible = np.flatnonzero(able).tolist()
         health.check_progress(writer.rows, eligible, over=done == last)
       memory = run.memory(state, meter, best)
       saved.save(done, memory, writer.rows, force=bool(ends))

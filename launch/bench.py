@@ -28,8 +28,11 @@ from fedjax_tune import foundation
 from fedjax_tune.engine import group, plan
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.round import Engine
-from fedjax_tune.methods import base
+from fedjax_tune.engine.step import Own
+from fedjax_tune.methods.depth import uniform
 from fedjax_tune.models import backbone, linear, vit
+from fedjax_tune.selection import Selection
+from fedjax_tune.tasks import Task
 from launch import start
 
 _WORKLOAD = flags.DEFINE_enum('workload', 'A', ['A', 'B'], 'What to run.')
@@ -190,11 +193,12 @@ def slab_of(work: Workload, sig: group.Signature, rnd: int) -> group.Slab:
   """Draws the cohort of a round, all of it one slab."""
   rng = np.random.default_rng((_SEED, 777, rnd))
   cohort = rng.choice(work.population, work.cohort, replace=False).astype(int)
-  rows = [{'layer': work.model.depth}] * work.cohort
+  held = Selection.of({'layer': work.model.depth})
   return group.cut_slabs(
     cohort.tolist(),
     [sig] * work.cohort,
-    rows,
+    [held] * work.cohort,
+    [{}] * work.cohort,
     [1.0] * work.cohort,
     {sig: work.cohort},
   )[0]
@@ -221,32 +225,29 @@ def main(argv: list[str]) -> None:
     model = build_foundation(work, tensors)
   except KeyError as error:
     raise ValueError(f'--init={source} lacks the tensor {error}.') from error
-  method = base.Method(
-    work.model.depth, (work.model.depth,) * work.population, _SEED
-  )
-  engine = Engine(
+  algorithm = uniform.fedavg(
     model,
-    method,
-    model.theta,
-    model.axes,
-    optax.sgd(1.0, momentum=0.9),
-    optax.sgd(1.0),
+    Task('classification', _CLASSES),
+    (work.model.depth,) * work.population,
+    work.model.depth,
   )
-  sig = group.Signature.of(method.allocate(0, [0])[0])
+  engine = Engine(algorithm, optax.sgd(1.0, momentum=0.9), optax.sgd(1.0))
+  sig = group.Signature.of(algorithm.rule.draw(0, [0])[0])
   shapes = jax.eval_shape(
     lambda b: jax.tree.map(lambda x: x[0], b),
     cohort_batches(work, slab_of(work, sig, 0)),
   )
   engine.compile(
-    {sig: work.cohort}, lambda _: shapes, _MODE.value, _CHUNK.value
+    {sig: work.cohort}, lambda _: shapes, {}, _MODE.value, _CHUNK.value
   )
   state, key = engine.init(), jax.random.key(_SEED)
   losses, seconds, steps = [], [], work.cohort * _STEPS
   for rnd in range(_ROUNDS.value or work.rounds):
     slab = slab_of(work, sig, rnd)
-    host = (slab.alloc, slab.weight, slab.ids, cohort_batches(work, slab))
+    batches = cohort_batches(work, slab)
     begin = time.perf_counter()
-    item = plan.Work(slab, *jax.device_put(host))
+    own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches)
+    item = plan.Work(slab, jax.device_put(own))
     planned = plan.RoundPlan(rnd, [], [item], steps, np.zeros(0))
     state, sums = engine.round(state, planned, key, _LR)
     jax.block_until_ready(state)

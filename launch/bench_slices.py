@@ -21,11 +21,13 @@ import optax
 
 from fedjax_tune import estimate, foundation, selection
 from fedjax_tune.engine import cost
+from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, client_update
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import base
-from fedjax_tune.methods.spaces import row_of
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.raffm.spaces import row_of
 from fedjax_tune.models import backbone, sizes
+from fedjax_tune.selection import Selection
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Tokens
 from launch import start
@@ -55,12 +57,12 @@ def main(argv: list[str]) -> None:
   model = backbone.build_model(_MODEL, rngs=nnx.Rngs(0))
   found = foundation.split(model, _MODEL.depth)
   axes = dict(sizes.Axes.of(_MODEL), token=_TOKENS, key=_TOKENS, patch=0)
-  method = base.Method(_MODEL.depth, (_MODEL.depth,), 0)
-  method = method.meet(Task('classification', _MODEL.num_classes), None)
+  task = Task('classification', _MODEL.num_classes)
+  algorithm = uniform.fedavg(found, task, (_MODEL.depth,), _MODEL.depth)
   lines = []
   for share in _SHARES:
     row = row_of((share, 1.0, share, 1.0, 1.0), axes)
-    lines.append(_measure(found, method, row, axes) | {'share': share})
+    lines.append(_measure(found, algorithm, row, axes) | {'share': share})
   for line in lines:
     line['flops_relative'] = line['flops'] / lines[0]['flops']
     line['seconds_relative'] = line['seconds'] / lines[0]['seconds']
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 def _measure(
   found: foundation.Foundation,
-  method: base.Method,
+  algorithm: Algorithm,
   row: dict[str, int],
   axes: dict[str, int],
 ) -> dict[str, float]:
@@ -77,18 +79,18 @@ def _measure(
   sig = Signature.of(row, _TOKENS)
   batch = _batches()
   one = jax.tree.map(lambda x: x[0], batch)
-  counted = cost.client_cost(
-    found, method, found.theta, found.axes, sig, jax.eval_shape(lambda: one)
-  )
+  counted = cost.client_cost(algorithm, sig, jax.eval_shape(lambda: one))
   closed = estimate.client({**axes, **row}, batch_size=_BATCH, full=True)
 
   @jax.jit
   def update(local, batches):
     def objective(local, batch, key):
       client = found.assemble(found.base, local, row)
-      return method.loss(sig, client, row, batch, key, jnp.int32(0))
+      return algorithm.client.loss(client, batch, context, key)
 
     key, rate = jax.random.key(0), jnp.float32(1e-4)
+    held = Selection.of(row)
+    context = Context(sig, held, {}, (), (), rate, jnp.int32(0))
     return client_update(objective, optax.adamw(1.0), local, batches, key, rate)
 
   local = selection.select_within(found.theta, found.axes, row)

@@ -20,7 +20,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from fedjax_tune import deploy, finished, subnetworks
-from fedjax_tune.methods import salience
+from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import metrics, scaling, tables
 from launch import start
 

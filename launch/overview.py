@@ -43,9 +43,10 @@ def memory(run: Run) -> dict[str, int]:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
   setup, programs = run.setup, run.engine.programs.compiled
+  model = setup.algorithm.model
   scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
   return {
-    'model': size(setup.foundation.base) + size(setup.theta),
+    'model': size(model.base) + size(model.theta),
     'batches': 2
     * sum(
       width * size(run.batch_shapes[sig]) for sig, width in run.widths.items()
@@ -55,11 +56,12 @@ def memory(run: Run) -> dict[str, int]:
 
 
 def _lines(run: Run) -> dict[str, str]:
-  e, setup, found = run.setup.experiment, run.setup, run.setup.foundation
-  trainable = num_params(setup.theta)
+  e, setup, found = run.setup.experiment, run.setup, run.setup.algorithm.model
+  trainable = num_params(found.theta)
   params = trainable + num_params(found.base)
   sizes, steps = setup.partition.sizes(), setup.planner.steps
-  eligible = int(setup.method.eligible(e.rounds - 1).sum())
+  able = setup.algorithm.able(e.rounds - 1, len(sizes))
+  eligible = int(able.sum())
   several = isinstance(found, federation.Federation)
   models = ', '.join(found.tiers) if several else e.model.weights
   bytes_, needed, total = tables.human_bytes, memory(run), totals(run)

@@ -26,8 +26,10 @@ from fedjax_tune import (
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
+from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS, ranks
+from fedjax_tune.methods import METHODS, proximal
+from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import adapter, linear, sizes, text, vit
 from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tokens, Tree
@@ -47,7 +49,7 @@ _VARIANTS = {
 # Every method of the registry, in every variant: 'fedra', 'depthfl:published'.
 CASES = [
   ':'.join(filter(None, (name, variant)))
-  for name in BUILDERS
+  for name in METHODS
   for variant in _VARIANTS.get(name, ('',))
 ]
 
@@ -292,11 +294,23 @@ class Run:
   """A method on a model and in-memory data; 12 examples a client."""
 
   experiment: config.Experiment
-  foundation: Any
-  method: Any
-  theta: Tree
-  axes: Axes
+  algorithm: Algorithm
   planner: plan.Planner
+
+  @property
+  def foundation(self) -> Any:
+    """The model as the method starts with it."""
+    return self.algorithm.model
+
+  @property
+  def theta(self) -> Tree:
+    """What is trained, at the start."""
+    return self.algorithm.model.theta
+
+  @property
+  def axes(self) -> Axes:
+    """Its axes."""
+    return self.algorithm.model.axes
 
   @property
   def local_opt(self) -> optax.GradientTransformation:
@@ -308,21 +322,22 @@ class Run:
     """The engine, compiled."""
     e = self.experiment
     engine = round_lib.Engine(
-      self.foundation,
-      self.method,
-      self.theta,
-      self.axes,
+      self.algorithm,
       self.local_opt,
       server.optimizer(e.server),
-      prox=e.local.prox,
       schedule=local_optimizer.schedule(e.local),
     )
     batches = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-      self.planner.plan(0).works[0].batches,
+      self.planner.plan(0).works[0].own.batches,
     )
-    widths = self.planner.widths
-    engine.compile(widths, lambda _: batches, e.engine.mode, e.engine.chunk)
+    engine.compile(
+      self.planner.widths,
+      lambda _: batches,
+      self.planner.info_shapes,
+      e.engine.mode,
+      e.engine.chunk,
+    )
     return engine
 
   def rounds(self, num: int) -> server.ServerState:
@@ -349,25 +364,56 @@ def run(
     )
   if found is None:
     found = stack(e.lora.dropout)
-  is_vit = 'norm' in {**found.base, **found.theta}
-  widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
-  if is_vit:
-    widths = dict(sizes.Axes.of(vit_config()))
-  tiers = getattr(found, 'tiers', {})
-  widths |= {federation.tier_axis(name): t.depth for name, t in tiers.items()}
-  method = BUILDERS[e.method](e, widths, budgets)
-  method = method.meet(Task('classification', CLASSES), None)
-  if isinstance(method, ranks.Rbla):
-    found = method.prepare(found)
-    method = method.study(found)
-  theta, axes = method.init(found.theta, found.axes)
-  size = VIT_SIZE if is_vit else STACK_SIZE
+  algorithm = build(e, found, budgets)
+  size = VIT_SIZE if _is_vit(found) else STACK_SIZE
   data = data or examples(12 * len(budgets), size)
   clients = len(budgets)
   indices = tuple(np.array_split(np.arange(12 * clients), clients))
   domains = np.sort(np.arange(clients) % 2)
-  planner = plan.Planner(e, method, data, indices, domains)
-  return Run(e, found, method, theta, axes, planner)
+  planner = plan.Planner(e, algorithm, data, indices, domains)
+  return Run(e, algorithm, planner)
+
+
+def _is_vit(found: Any) -> bool:
+  return 'norm' in {**found.base, **found.theta}
+
+
+def build(
+  e: config.Experiment,
+  found: Any,
+  budgets: tuple[int, ...] = BUDGETS,
+  present: np.ndarray | None = None,
+  widths: dict[str, int] | None = None,
+) -> Algorithm:
+  """Builds a method on a model, or on the models of a federation.
+
+  Args:
+    e: The experiment.
+    found: The model.
+    budgets: Of each client.
+    present: Which classes each client has, if that is known.
+    widths: Size of each axis, unless it is that of the usual stack or ViT.
+  """
+  if widths is None:
+    widths = {'layer': DEPTH, 'embed': 6} | dict.fromkeys(_HEADS, 1)
+    if _is_vit(found):
+      widths = dict(sizes.Axes.of(vit_config()))
+  tiers = getattr(found, 'tiers', {'model': found})
+  depths = {federation.tier_axis(name): t.depth for name, t in tiers.items()}
+  method = METHODS[e.method]
+  method.check(e, widths | depths, budgets)
+  facts = Facts(
+    e,
+    widths | depths,
+    budgets,
+    Task('classification', CLASSES),
+    present,
+    {name: lambda _, tier=tier: tier for name, tier in tiers.items()},
+  )
+  algorithm = method.build(facts)
+  if e.local.prox:
+    algorithm = proximal.add(algorithm, e.local.prox)
+  return algorithm
 
 
 def vit_run(case: str, **options: Any) -> Run:
@@ -388,9 +434,9 @@ def vit_run(case: str, **options: Any) -> Run:
   return run(e, vit_foundation(targets=(), full=True))
 
 
-def signature(method: Any, client: int, rnd: int = 0) -> Signature:
+def signature(algorithm: Algorithm, client: int, rnd: int = 0) -> Signature:
   """Returns how much a client holds in a round."""
-  return Signature.of(method.allocate(rnd, [client])[0])
+  return Signature.of(algorithm.rule.draw(rnd, [client])[0])
 
 
 def held(theta: Tree, axes: Axes, row: Any) -> Tree:

@@ -41,7 +41,6 @@ def client_update(
   batches: Batch,
   key: jax.Array,
   lr: jax.Array,
-  prox: float = 0.0,
   schedule: RateSchedule | None = None,
 ) -> tuple[Tree, Any]:
   """Trains one client's selection on its batches.
@@ -56,7 +55,6 @@ def client_update(
     lr: Learning rate of this round.
     schedule: How it falls from step to step; None keeps it. The steps of a
       client are those with examples, the first of S.
-    prox: FedProx coefficient mu of mu/2 ||w - start||^2 (arXiv 1812.06127).
 
   Returns:
     delta = end - start, and the metrics summed over steps.
@@ -67,9 +65,6 @@ def client_update(
     index, batch = inputs
     grad = jax.value_and_grad(objective, has_aux=True)
     (_, metrics), grads = grad(local, batch, jax.random.fold_in(key, index))
-    if prox:
-      pull = lambda g, w, w0: g + prox * (w - w0)
-      grads = jax.tree.map(pull, grads, local, start)
     updates, new_state = optimizer.update(grads, state, local)
     rate = lr if schedule is None else lr * schedule(index, total)
     new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)

@@ -1,17 +1,17 @@
 """What a client of each class holds, moves and computes."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_tune import selection
+from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Models, num_params
+from fedjax_tune.foundation import num_bytes, num_params
 from fedjax_tune.typing import Axes, Tree
 
 
@@ -33,52 +33,42 @@ class Cost:
   flops: int
 
 
-class Traffic(NamedTuple):
-  """Bytes that one client moves in one round."""
-
-  uplink: int
-  downlink: int
-
-
 def client_cost(
-  foundation: Models,
-  method: Any,
-  theta: Tree,
-  axes: Axes,
-  sig: Signature,
-  batch: Batch,
+  algorithm: Algorithm, sig: Signature, batch: Batch, info: Any = None
 ) -> Cost:
   """Derives a client's cost from the shapes of its selection.
 
   Args:
-    foundation: The model.
-    method: For its loss.
-    theta: Server parameters; only shapes are read.
-    axes: Their axes.
+    algorithm: The method; of its model only shapes are read.
     sig: How much the client holds.
     batch: Shapes of one local batch.
+    info: Shapes of what it is told; None tells it nothing.
   """
-  own, prefix = allocation_shapes(sig), dict(sig.prefix)
-  local = held_shapes(theta, axes, sig)
-  held = jax.eval_shape(
-    lambda base, own: foundation.held(base, {**own, **prefix}),
-    foundation.base,
-    own,
-  )
+  model, client = algorithm.model, algorithm.client
+  own = sig.shapes()
+  local = held_shapes(model.theta, model.axes, sig)
+  held = jax.eval_shape(model.held, model.base, own)
   key = jax.eval_shape(lambda: jax.random.key(0))
 
-  def gradient(local, base, own, batch, key):
-    alloc = {**own, **prefix}
+  state = client.state(0) if client.state else ()
+  memory = jax.eval_shape(algorithm.aggregator.init, model.theta)
+
+  def gradient(local, base, own, info, memory, batch, key):
+    lr, rnd = jnp.float32(0), jnp.int32(0)
+    context = Context(sig, own, info, memory, state, lr, rnd)
 
     def objective(local):
-      view = method.view(sig, local, alloc)
-      model = foundation.assemble(base, view, alloc)
-      loss, _ = method.loss(sig, model, alloc, batch, key, jnp.int32(0))
+      seen = client.params(local, context)
+      loss, _ = client.loss(
+        model.assemble(base, seen, own), batch, context, key
+      )
       return loss
 
     return jax.grad(objective)(local)
 
-  flops = count_flops(gradient, local, foundation.base, own, batch, key)
+  flops = count_flops(
+    gradient, local, model.base, own, info or {}, memory, batch, key
+  )
   return Cost(
     num_params(held),
     num_bytes(held),
@@ -90,22 +80,5 @@ def client_cost(
 
 def held_shapes(tree: Tree, axes: Axes, sig: Signature) -> Tree:
   """Returns the shapes of what a client holds of a tree."""
-  prefix = dict(sig.prefix)
-  hold = lambda t, own: selection.select_within(t, axes, {**own, **prefix})
-  return jax.eval_shape(hold, tree, allocation_shapes(sig))
-
-
-def allocation_shapes(
-  sig: Signature, clients: int | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of an allocation's indices, of a client or a slab."""
-  lead = () if clients is None else (clients,)
-  return {
-    axis: jax.ShapeDtypeStruct((*lead, n), np.int32) for axis, n in sig.amounts
-  }
-
-
-def num_bytes(tree: Tree) -> int:
-  """Counts the bytes of a tree of arrays, or of shapes."""
-  leaves = jax.tree.leaves(tree)
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+  hold = lambda t, own: selection.select_within(t, axes, own)
+  return jax.eval_shape(hold, tree, sig.shapes())

@@ -7,19 +7,19 @@ import jax
 import numpy as np
 
 from fedjax_tune import endings, selection
+from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.foundation import Models
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}
 Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
 
 
 def build_evaluate(
-  foundation: Models,
-  method: Any,
-  axes: Axes,
+  whole: Models,
+  evaluation: Evaluation,
   examples: Mapping[str, Any],
   lengths: Sequence[int] = (),
   *,
@@ -28,9 +28,8 @@ def build_evaluate(
   """Builds the evaluation of every model that a method names.
 
   Args:
-    foundation: The model.
-    method: Says which allocations to evaluate and how to predict.
-    axes: Axes of theta.
+    whole: The model.
+    evaluation: Says which parts of it to evaluate, and how they predict.
     examples: Test data of each evaluation, as its model reads it.
     lengths: Tokens to which texts are padded; they are read in order of
       length, so that this costs little.
@@ -43,14 +42,14 @@ def build_evaluate(
     looks like one.
   """
   if batch_size is None:
-    batch_size = 16 if method.task.kind == 'next_token' else 128
-  rows = method.evaluations()
+    batch_size = 16 if evaluation.task.kind == 'next_token' else 128
 
   def predict(name, base, theta, batch):
-    local = selection.select_within(theta, axes, rows[name])
-    model = foundation.assemble(base, local, rows[name])
-    scores = method.predict(name, model, rows[name], batch.inputs)
-    return method.task.predict(scores, batch)
+    held = evaluation.models[name]
+    local = selection.select_within(theta, whole.axes, held)
+    model = whole.assemble(base, local, held)
+    scores = evaluation.predict(name, model, held, batch.inputs)
+    return evaluation.task.predict(scores, batch)
 
   predict = jax.jit(predict, static_argnums=0)
 
@@ -79,9 +78,9 @@ def build_evaluate(
   def evaluate(base, theta):
     found = {}
     for corpus in {id(c): c for c in examples.values()}.values():
-      names = [name for name in rows if examples[name] is corpus]
+      names = [n for n in evaluation.models if examples[n] is corpus]
       found |= run(names, corpus, base, theta)
-    return {name: found[name] for name in rows}
+    return {name: found[name] for name in evaluation.models}
 
   return evaluate
 

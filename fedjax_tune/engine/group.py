@@ -7,12 +7,15 @@ the last padded with clients of weight 0.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Self
 
+import jax
 import numpy as np
 
-# What one client holds along each axis: int32 indices [n], or a number n for
-# the first n.
-Row = Mapping[str, np.ndarray | int]
+from fedjax_tune.selection import Selection
+
+# What a client's program is told besides what it holds: arrays by name.
+Info = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +33,29 @@ class Signature:
   length: int = 0
 
   @classmethod
-  def of(cls, row: Row, length: int = 0) -> 'Signature':
+  def of(cls, held: Mapping[str, np.ndarray | int], length: int = 0) -> Self:
     """Reads the signature off what a client holds."""
-    items = sorted(row.items())
-    amounts = tuple((a, len(n)) for a, n in items if not isinstance(n, int))
-    prefix = tuple((a, n) for a, n in items if isinstance(n, int))
-    return cls(amounts, prefix, length)
+    selected = Selection.of(held)
+    own = {axis: at.shape[-1] for axis, at in selected.indices.items()}
+    return cls(
+      tuple(sorted(own.items())),
+      tuple(sorted(selected.prefix.items())),
+      length,
+    )
 
   @property
   def axes(self) -> dict[str, int]:
     """How much is held along each selected axis."""
     return dict(self.amounts + self.prefix)
+
+  def shapes(self, clients: int | None = None) -> Selection:
+    """Returns a selection of shapes: of one client, or of a slab's."""
+    lead = () if clients is None else (clients,)
+    indices = {
+      axis: jax.ShapeDtypeStruct((*lead, n), np.int32)
+      for axis, n in self.amounts
+    }
+    return Selection(indices, dict(self.prefix))
 
   def __getitem__(self, axis: str) -> int:
     return self.axes[axis]
@@ -53,20 +68,23 @@ class Slab:
   Attributes:
     sig: Their signature.
     ids: Client ids int32 [C]; -1 pads.
-    alloc: For each axis of `sig.amounts` int32 [C, n] indices.
+    held: What each holds, indices [C, n].
+    info: What each is told besides, leaves [C, ...].
     weight: Aggregation weights float32 [C]; 0 pads.
   """
 
   sig: Signature
   ids: np.ndarray
-  alloc: dict[str, np.ndarray]
+  held: Selection
+  info: Info
   weight: np.ndarray
 
 
 def cut_slabs(
   cohort: Sequence[int],
   sigs: Sequence[Signature],
-  rows: Sequence[Row],
+  held: Sequence[Selection],
+  infos: Sequence[Info],
   weights: Sequence[float],
   widths: Mapping[Signature, int],
 ) -> list[Slab]:
@@ -75,7 +93,8 @@ def cut_slabs(
   Args:
     cohort: Client ids.
     sigs: Signature of each.
-    rows: Allocation of each.
+    held: What each holds.
+    infos: What each is told besides.
     weights: Aggregation weight of each.
     widths: Clients per slab for each signature.
   """
@@ -87,11 +106,17 @@ def cut_slabs(
       part = members[begin : begin + width]
       padded = part + [part[0]] * (width - len(part))
       real = np.arange(width) < len(part)
-      alloc = {
-        axis: np.stack([rows[i][axis] for i in padded]).astype(np.int32)
-        for axis, _ in sig.amounts
-      }
-      ids = np.where(real, [cohort[i] for i in padded], -1).astype(np.int32)
-      weight = np.where(real, [weights[i] for i in padded], 0)
-      slabs.append(Slab(sig, ids, alloc, weight.astype(np.float32)))
+      slabs.append(
+        Slab(
+          sig,
+          ids=np.where(real, [cohort[i] for i in padded], -1).astype(np.int32),
+          held=Selection.stack([held[i] for i in padded]),
+          info=jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(infos[i] for i in padded)
+          ),
+          weight=np.where(real, [weights[i] for i in padded], 0).astype(
+            np.float32
+          ),
+        )
+      )
   return slabs

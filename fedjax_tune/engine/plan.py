@@ -16,10 +16,13 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
-from fedjax_tune.engine.group import Row, Signature, Slab, cut_slabs
+from fedjax_tune.engine.group import Signature, Slab, cut_slabs
+from fedjax_tune.engine.step import Own
 from fedjax_tune.randomness import host_rng
+from fedjax_tune.selection import Selection
 
 
 class Examples(Protocol):
@@ -57,13 +60,16 @@ class Member(NamedTuple):
 
 
 class Work(NamedTuple):
-  """A slab with its arrays on the device."""
+  """A slab with its arrays on the device.
+
+  Attributes:
+    slab: The slab.
+    own: Its arrays, but for what clients remember, which the round before may
+      still change.
+  """
 
   slab: Slab
-  alloc: dict[str, jax.Array]
-  weight: jax.Array
-  ids: jax.Array
-  batches: Batch
+  own: Own
 
 
 class RoundPlan(NamedTuple):
@@ -90,7 +96,7 @@ class Planner:
 
   Attributes:
     experiment: The configuration.
-    method: Decides signatures and allocations.
+    algorithm: Decides who takes part, who holds what, and is told what.
     examples: Training data.
     indices: For each client the positions of its examples.
     domains: Domain of each client, int [clients].
@@ -98,7 +104,7 @@ class Planner:
   """
 
   experiment: config.Experiment
-  method: Any
+  algorithm: Algorithm
   examples: Examples
   indices: tuple[np.ndarray, ...]
   domains: np.ndarray
@@ -130,30 +136,41 @@ class Planner:
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
-    members, rows = self._cohort(rnd)
+    members, held = self._cohort(rnd)
     uniform = self.experiment.server.weighting == 'uniform'
     weights = [1 if uniform else len(self.indices[m.client]) for m in members]
     clients, sigs = zip(*members, strict=True)
-    slabs = cut_slabs(clients, sigs, rows, weights, self.widths)
-    layers = np.concatenate([_ids(row['layer']) for row in rows])
+    infos = self.algorithm.client.tell(rnd, clients)
+    slabs = cut_slabs(clients, sigs, held, infos, weights, self.widths)
+    layers = np.concatenate([layer_ids(row) for row in held])
     return RoundPlan(
       rnd,
       members,
       [self._place(slab, rnd) for slab in slabs],
       int(sum(self.steps[k] for k in clients)),
-      np.bincount(layers, minlength=self.method.depth),
+      np.bincount(layers, minlength=self.algorithm.model.depth),
     )
 
-  def _cohort(self, rnd: int) -> tuple[list[Member], list[Row]]:
+  @functools.cached_property
+  def info_shapes(self) -> Any:
+    """The shapes of what one client is told."""
+    (info,) = self.algorithm.client.tell(0, [0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), info)
+
+  def _cohort(self, rnd: int) -> tuple[list[Member], list[Selection]]:
     """Returns who takes part in a round, and what each holds."""
     e = self.experiment
     cohort = sample_cohort(
-      e.clients, self.domains, self.method.eligible(rnd), e.seed, rnd
+      e.clients,
+      self.domains,
+      self.algorithm.able(rnd, len(self.domains)),
+      e.seed,
+      rnd,
     )
-    rows = self.method.allocate(rnd, cohort)
+    held = self.algorithm.rule.draw(rnd, cohort)
     lengths = [self._length(k, rnd) for k in cohort]
-    sigs = map(Signature.of, rows, lengths)
-    return list(map(Member, cohort, sigs)), rows
+    sigs = map(Signature.of, held, lengths)
+    return list(map(Member, cohort, sigs)), held
 
   def _length(self, client: int, rnd: int) -> int:
     """Returns the least length that holds all that the client will read."""
@@ -168,8 +185,8 @@ class Planner:
     read = functools.partial(self._batches, examples, rnd, slab.sig.length)
     clients = [read(int(k)) for k in slab.ids]
     batches = jax.tree.map(lambda *parts: np.stack(parts), *clients)
-    arrays = (slab.alloc, slab.weight, slab.ids, batches)
-    return Work(slab, *jax.device_put(arrays))
+    own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches)
+    return Work(slab, jax.device_put(own))
 
   def _draw(self, client: int, rnd: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws a client's examples: their positions and which are real [S, B]."""
@@ -185,7 +202,7 @@ class Planner:
 
   def _seen_by(self, client: int) -> Examples:
     """Returns the examples as the client's model reads them."""
-    return self.examples.view(self.readers.get(self.method.tier(client), 0))
+    return self.examples.view(self.readers.get(self.algorithm.tier(client), 0))
 
   def _batches(
     self, examples: Examples, rnd: int, length: int, client: int
@@ -195,10 +212,6 @@ class Planner:
     inputs = examples.read(rows.reshape(-1), length)
     unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
     return Batch(jax.tree.map(unflatten, inputs), examples.labels[rows], valid)
-
-
-def _ids(held: np.ndarray | int) -> np.ndarray:
-  return np.arange(held) if isinstance(held, int) else held
 
 
 def prefetch(

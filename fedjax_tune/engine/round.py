@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.engine import finite
+from fedjax_tune.engine import finite, store
+from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
-from fedjax_tune.engine.cost import allocation_shapes
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import (
@@ -19,70 +19,72 @@ from fedjax_tune.engine.server import (
   build_reorder,
   build_server_step,
 )
-from fedjax_tune.engine.step import Programs, Schedule, build_slab_step
-from fedjax_tune.foundation import Models, ground
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.engine.step import (
+  Own,
+  Programs,
+  Schedule,
+  Shared,
+  build_slab_step,
+)
+from fedjax_tune.foundation import ground
+from fedjax_tune.selection import Selection
+from fedjax_tune.typing import Tree
 
 
 class Engine:
   """The device side of a run: compiled programs and what they work on.
 
   Example:
-    engine = Engine(foundation, method, theta, axes, optimizer, server_opt)
-    engine.compile(schedules, widths, batch)
+    engine = Engine(algorithm, optimizer, server_opt)
+    engine.compile(widths, batches, info)
     state = engine.init()
     state, metrics = engine.round(state, plan, key, lr)
 
   Attributes:
-    foundation: The model.
-    theta: What is trained, at the start.
-    axes: Axes of `theta`.
+    algorithm: The method, with its model.
     programs: The slab programs, one per signature; there once compiled.
   """
 
   def __init__(
     self,
-    foundation: Models,
-    method: Any,
-    theta: Tree,
-    axes: Axes,
+    algorithm: Algorithm,
     local_opt: optax.GradientTransformation,
     server_opt: optax.GradientTransformation,
     *,
-    prox: float = 0.0,
     schedule: RateSchedule | None = None,
   ) -> None:
-    self.foundation = foundation
-    self.method = method
-    self.theta = theta
-    self.axes = axes
+    self.algorithm = algorithm
     self._server_opt = server_opt
     self._local_opt = local_opt
-    self._prox = prox
     self._schedule = schedule
-    self._server_step = jax.jit(build_server_step(method, server_opt))
-    self._finish = jax.jit(_build_finish(build_reorder(method, axes)))
+    self._server_step = jax.jit(
+      build_server_step(algorithm.aggregator, server_opt)
+    )
+    self._finish = jax.jit(_build_finish(build_reorder(algorithm)))
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     self._ground = jax.jit(ground)
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
-    memory = self.method.init_memory(self.theta)
-    opt_state = self._server_opt.init(self.theta)
-    state, _ = self._finish(ServerState(self.theta, opt_state, memory))
+    theta = self.algorithm.model.theta
+    memory = self.algorithm.aggregator.init(theta)
+    opt_state = self._server_opt.init(theta)
+    state, _ = self._finish(ServerState(theta, opt_state, memory))
     # Where the sums lie, too; else the first step compiles for itself alone.
-    return jax.device_put(state, jax.local_devices()[0])
+    state = jax.device_put(state, jax.local_devices()[0])
+    return state._replace(clients={})
 
   def base(self, state: ServerState) -> Tree:
     """Returns the frozen parameters, with what the server added to them."""
-    added = self.method.ground(state.memory)
-    frozen = self.foundation.base
+    added = self.algorithm.aggregator.frozen_delta(state.memory)
+    frozen = self.algorithm.model.base
     return self._ground(frozen, added) if added else frozen
 
   def compile(
     self,
     widths: Mapping[Signature, int],
     batches: Callable[[Signature], Batch],
+    info: Any,
     mode: str = 'auto',
     chunk: int = 1,
     devices: int = 1,
@@ -92,48 +94,52 @@ class Engine:
     Args:
       widths: Clients per slab of each signature.
       batches: Gives the shapes of one client's batches [S, B, ...].
+      info: The shapes of what one client is told.
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
       devices: Among how many devices a slab may be split.
     """
+    model, aggregator = self.algorithm.model, self.algorithm.aggregator
     schedules = {
       sig: Schedule.choose(mode, chunk, width, devices)
       for sig, width in widths.items()
     }
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
-    self._copies = self._spread(self.foundation.base)
-    selected = {axis for sig in widths for axis in self._counted(sig)}
-    like, names = self.method.sums(self.theta, self.axes)
+    self._copies = self._spread(model.base)
+    selected = {axis for sig in widths for axis in self._summed(sig, info)}
+    like, names = aggregator.spec(model.theta, model.axes)
     zero = jax.jit(lambda: selection.zero_sum(like, names, selected))()
     # The same zeros every round: sums are added to them, never into them.
-    self._zeros = {self.method.bucket(sig): zero for sig in widths}
+    self._zeros = {aggregator.group(sig): zero for sig in widths}
 
-    memory = jax.eval_shape(self.method.init_memory, self.theta)
+    memory = jax.eval_shape(aggregator.init, model.theta)
+    start = self.algorithm.client.state
 
     def arguments(sig):
       width = widths[sig]
       lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
       scalar = lambda t: jax.ShapeDtypeStruct((), t)
-      shapes = (
-        self.foundation.base,
-        self.theta,
+      shared = Shared(
+        model.base,
+        model.theta,
         memory,
-        allocation_shapes(sig, width),
-        jax.ShapeDtypeStruct((width,), np.float32),
-        jax.ShapeDtypeStruct((width,), np.int32),
-        jax.tree.map(lead, batches(sig)),
         jax.random.key(0),
         scalar(np.float32),
         scalar(np.int32),
       )
-      return jax.tree.map(_placed, self._shardings[sig], shapes)
+      own = Own(
+        sig.shapes(width),
+        jax.tree.map(lead, info),
+        jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
+        jax.ShapeDtypeStruct((width,), np.float32),
+        jax.ShapeDtypeStruct((width,), np.int32),
+        jax.tree.map(lead, batches(sig)),
+      )
+      return jax.tree.map(_placed, self._shardings[sig], (shared, own))
 
     step = build_slab_step(
-      self.foundation.assemble,
-      self.method,
+      self.algorithm,
       self._local_opt,
-      self.axes,
-      prox=self._prox,
       schedule=self._schedule,
       selected=selected,
     )
@@ -154,35 +160,42 @@ class Engine:
     Returns:
       The next state, and the clients' metrics summed over the cohort; with
       them `rejected`, for each slab of the plan which clients were left out,
-      bool [C], and `finite`, whether all of the state is. Nothing has been
-      waited for.
+      bool [C], and `finite`, whether all of the state is. Where clients
+      remember nothing, nothing has been waited for.
     """
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
     totals, reports, rejected = dict(self._zeros), [], []
     base, copies = self.base(state), self._copies
-    if base is not self.foundation.base:
+    if base is not self.algorithm.model.base:
       copies = self._spread(base)
+    clients, start = state.clients, self.algorithm.client.state
+    state = state._replace(clients=())
     for work in plan.works:
-      sig = work.slab.sig
+      sig, ids = work.slab.sig, work.slab.ids
       places = self._shardings[sig]
-      sent = (copies[places[0]], state.theta, state.memory)
-      args = jax.device_put((*sent, *work[1:], round_key, *scalars), places)
-      part, metrics = self.programs(sig, *args)
-      bucket = self.method.bucket(sig)
+      shared = Shared(
+        copies[places[0]], state.theta, state.memory, round_key, *scalars
+      )
+      own = work.own._replace(state=store.gather(clients, ids, start))
+      result = self.programs(sig, *jax.device_put((shared, own), places))
       # Slabs of other widths may lie on other sets of devices.
-      part, metrics = jax.device_put((part, metrics), jax.local_devices()[0])
-      totals[bucket] = self._add(totals[bucket], part)
+      part, metrics = jax.device_put(result[:2], jax.local_devices()[0])
+      group = self.algorithm.aggregator.group(sig)
+      totals[group] = self._add(totals[group], part)
       rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
+      clients = store.put(clients, ids, result.state)
     state, is_finite = self._finish(self._server_step(state, totals))
     sums = jax.tree.map(lambda *xs: sum(xs), *reports)
+    state = state._replace(clients=clients)
     return state, {**sums, 'rejected': rejected, 'finite': is_finite}
 
-  def _counted(self, sig: Signature) -> Allocation:
+  def _summed(self, sig: Signature, info: Any) -> Selection:
     """Returns the axes along which what a client sends is selected."""
-    count = lambda own: self.method.counts({**own, **dict(sig.prefix)})
-    return jax.eval_shape(count, allocation_shapes(sig))
+    where = self.algorithm.aggregator.where
+    of = lambda held, info: Selection.of(where(held, info))
+    return jax.eval_shape(of, sig.shapes(), info)
 
   def _spread(self, base: Tree) -> dict[jax.sharding.Sharding, Tree]:
     """Copies the frozen weights to each set of devices, not once a call."""

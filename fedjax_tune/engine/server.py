@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_tune import config
+from fedjax_tune.engine.algorithm import Aggregator, Algorithm
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Tree
 
 
 class ServerState(NamedTuple):
@@ -18,12 +19,14 @@ class ServerState(NamedTuple):
   Attributes:
     theta: The shared trainable parameters.
     opt_state: State of the server optimizer.
-    memory: What the method remembers besides.
+    memory: What the server remembers besides.
+    clients: What each client remembers, by its id (`store.py`).
   """
 
   theta: Tree
   opt_state: optax.OptState
   memory: Tree
+  clients: Any = ()
 
 
 def optimizer(cfg: config.Server) -> optax.GradientTransformation:
@@ -90,7 +93,7 @@ def _adaptive(
 
 
 def build_server_step(
-  method: Any, opt: optax.GradientTransformation
+  aggregator: Aggregator, opt: optax.GradientTransformation
 ) -> Callable[[ServerState, Mapping[Any, GroupSum]], ServerState]:
   """Builds step(state, totals) -> state.
 
@@ -100,7 +103,7 @@ def build_server_step(
   """
 
   def step(state, totals):
-    update, memory = method.merge(state.theta, totals, state.memory)
+    update, memory = aggregator.merge(state.theta, totals, state.memory)
     grads = jax.tree.map(jnp.negative, update.delta)
     moves, opt_state = opt.update(grads, state.opt_state, state.theta)
     theta = optax.apply_updates(state.theta, moves)
@@ -120,13 +123,14 @@ def build_server_step(
     weights = jax.tree.leaves([total.den for total in totals.values()])
     some = jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
     keep = lambda new, old: jnp.where(some, new, old)
-    return jax.tree.map(keep, ServerState(theta, opt_state, memory), state)
+    moved = state._replace(theta=theta, opt_state=opt_state, memory=memory)
+    return jax.tree.map(keep, moved, state)
 
   return step
 
 
 def build_reorder(
-  method: Any, axes: Axes
+  algorithm: Algorithm,
 ) -> Callable[[ServerState], ServerState]:
   """Builds the step that lets a method reorder parameters between rounds.
 
@@ -134,7 +138,8 @@ def build_reorder(
   """
 
   def reorder(state):
-    move = method.reorder(state.theta, axes)
+    find = algorithm.reorder
+    move = find and find(state.theta, algorithm.model.axes)
     if move is None:
       return state
     like = jax.tree.structure(state.theta)
@@ -143,6 +148,6 @@ def build_reorder(
     theta, opt_state = jax.tree.map(
       carry, (state.theta, state.opt_state), is_leaf=is_like
     )
-    return ServerState(theta, opt_state, state.memory)
+    return state._replace(theta=theta, opt_state=opt_state)
 
   return reorder

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import concurrent.futures
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ import optax
 
 from fedjax_tune import selection
 from fedjax_tune.engine import finite
-from fedjax_tune.engine.client import RateSchedule, client_update
+from fedjax_tune.engine.algorithm import Algorithm, Context
+from fedjax_tune.engine.client import Batch, RateSchedule, client_update
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.typing import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +57,12 @@ class Schedule:
     return cls(chunk, devices)
 
   @property
-  def shardings(self) -> tuple[NamedSharding, ...]:
-    """Where each array argument of a slab's step lies."""
-    whole = NamedSharding(self.mesh, PartitionSpec())
-    split = NamedSharding(self.mesh, PartitionSpec('clients'))
-    return (whole,) * 3 + (split,) * 4 + (whole,) * 3
+  def shardings(self) -> tuple[NamedSharding, NamedSharding]:
+    """Where what all clients share lies, and what is each client's own."""
+    return (
+      NamedSharding(self.mesh, PartitionSpec()),
+      NamedSharding(self.mesh, PartitionSpec('clients')),
+    )
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
@@ -76,141 +78,202 @@ class Schedule:
 # Stands for no local step: what a client draws before its first.
 _BEGIN = np.uint32(2**32 - 1)
 
-SlabStep = Callable[..., tuple[GroupSum, dict[str, jax.Array]]]
+
+class Shared(NamedTuple):
+  """What all clients of a round are given.
+
+  Attributes:
+    base: Frozen parameters.
+    theta: Trained parameters.
+    memory: What the server remembers besides.
+    key: The round's key.
+    lr: The clients' learning rate, float32.
+    rnd: The round, int32.
+  """
+
+  base: Tree
+  theta: Tree
+  memory: Tree
+  key: Any
+  lr: Any
+  rnd: Any
+
+
+class Own(NamedTuple):
+  """What is each client's own, for C clients of one signature.
+
+  Attributes:
+    held: What they hold, indices [C, n].
+    info: What they are told besides, leaves [C, ...].
+    state: What they remember, leaves [C, ...].
+    weight: Aggregation weights float32 [C]; 0 pads.
+    ids: Client ids int32 [C]; -1 pads.
+    batches: Leaves [C, S, B, ...].
+  """
+
+  held: Selection
+  info: Any
+  state: Tree
+  weight: Any
+  ids: Any
+  batches: Batch
+
+
+class Result(NamedTuple):
+  """What a slab gives.
+
+  Attributes:
+    total: What its clients send, summed.
+    metrics: Sums over each client's steps, [C].
+    state: What they remember from now on, leaves [C, ...].
+  """
+
+  total: GroupSum
+  metrics: dict[str, Any]
+  state: Tree
+
+
+SlabStep = Callable[[Signature, Schedule, Shared, Own], Result]
 
 
 def build_slab_step(
-  assemble: Callable[[Tree, Tree, Allocation], Any],
-  method: Any,
+  algorithm: Algorithm,
   optimizer: optax.GradientTransformation,
-  axes: Axes,
   *,
-  prox: float = 0.0,
   schedule: RateSchedule | None = None,
   selected: Collection[str] = (),
 ) -> SlabStep:
   """Builds the program of a slab.
 
   Args:
-    assemble: Builds a client's model, as `Foundation.assemble`.
-    method: Says what a client starts from, minimises and sends.
+    algorithm: Says what a client starts from, minimises and sends.
     optimizer: The clients', for learning rate 1.
-    axes: Axes of theta.
-    prox: FedProx coefficient.
     schedule: How the learning rate falls from one local step to the next.
     selected: Axes along which what any client of the run sends is selected.
 
   Returns:
-    step(sig, schedule, base, theta, memory, alloc, weight, ids, batches, key,
-    lr, rnd) -> (GroupSum, metrics). `sig` and `schedule` are static; `alloc`
-    leaves are [C, n], `weight` and `ids` [C], `batches` leaves
-    [C, S, B, ...], `key` the round's key, `lr` and `rnd` scalars. Metrics are
-    sums [C].
+    step(sig, schedule, shared, own); the first two are static.
 
   Guarantees:
     - A client of weight 0 adds nothing, and under `map` costs nothing.
     - Nor does one of which any number is not finite: its delta, what it
-      sends, its factor, its metrics. The metric `rejected`, bool [C], is true
-      of it, and its other metrics are 0.
+      sends, its factor, its metrics, what it would remember. The metric
+      `rejected`, bool [C], is true of it, its other metrics are 0, and it
+      remembers what it did before.
     - The order of clients, the padding, the schedule and the number of
       devices change nothing but rounding.
   """
+  model, client, aggregator = (
+    algorithm.model,
+    algorithm.client,
+    algorithm.aggregator,
+  )
 
-  def train(sig, base, theta, memory, key, lr, rnd, alloc, client, batches):
-    def objective(local, batch, step_key):
-      model = assemble(base, method.view(sig, local, alloc), alloc)
-      return method.loss(sig, model, alloc, batch, step_key, rnd)
-
-    alloc = {**alloc, **dict(sig.prefix)}
-    client_key = jax.random.fold_in(key, client)
-    start = method.begin(
+  def train(sig, shared, own):
+    context = Context(
       sig,
-      selection.select_within(theta, axes, alloc),
-      alloc,
-      memory,
-      jax.random.fold_in(client_key, _BEGIN),
+      own.held,
+      own.info,
+      shared.memory,
+      own.state,
+      shared.lr,
+      shared.rnd,
     )
-    delta, metrics = client_update(
-      objective, optimizer, start, batches, client_key, lr, prox, schedule
-    )
-    sent = method.upload(sig, start, delta, alloc)
-    factor = method.weigh(sig, start, delta)
-    sound = finite.all_finite((delta, sent, metrics))
-    return sent, jnp.where(sound, factor, jnp.nan), metrics
 
-  def train_slab(sig, schedule, shared, slab):
-    like, names = method.sums(shared[1], axes)
+    def objective(local, batch, step_key):
+      seen = client.params(local, context)
+      assembled = model.assemble(shared.base, seen, own.held)
+      return client.loss(assembled, batch, context, step_key)
+
+    key = jax.random.fold_in(shared.key, own.ids)
+    start = client.init(
+      selection.select_within(shared.theta, model.axes, own.held),
+      context,
+      jax.random.fold_in(key, _BEGIN),
+    )
+    steps = optimizer
+    if client.transform is not None:
+      steps = optax.chain(client.transform(context), optimizer)
+    delta, metrics = client_update(
+      objective, steps, start, own.batches, key, shared.lr, schedule
+    )
+    taken = jnp.sum(jnp.any(own.batches.valid, -1), dtype=jnp.float32)
+    sent = client.finish(start, delta, taken, context)
+    sound = finite.all_finite((delta, sent.tree, sent.state, metrics))
+    return sent._replace(factor=jnp.where(sound, sent.factor, jnp.nan)), metrics
+
+  def train_slab(sig, schedule, shared, own):
+    like, names = aggregator.spec(shared.theta, model.axes)
 
     def run(chunk):
-      alloc, weight, ids, batches = chunk
-      one = lambda *args: train(sig, *shared, *args)
+      one = lambda client: train(sig, shared, client)
       if schedule.chunk == 1:
-        single = jax.tree.map(lambda x: x[0], (alloc, ids, batches))
-        sent, factor, metrics = jax.tree.map(lambda x: x[None], one(*single))
+        single = jax.tree.map(lambda x: x[0], chunk)
+        sent, metrics = jax.tree.map(lambda x: x[None], one(single))
       else:
-        sent, factor, metrics = jax.vmap(one)(alloc, ids, batches)
-      real, weight = weight > 0, weight * factor
+        sent, metrics = jax.vmap(one)(chunk)
+      real, weight = chunk.weight > 0, chunk.weight * sent.factor
       counts = real & (weight >= 0) & (weight < jnp.inf)
       weight = jnp.where(counts, weight, 0)
       metrics = jax.tree.map(lambda m: jnp.where(counts, m, 0), metrics)
       metrics = {**metrics, 'rejected': real & ~counts}
-      held = method.counts({**alloc, **dict(sig.prefix)})
-      held = selection.within(held, names)
-      total = selection.group_sum(like, names, held, sent, weight, selected)
-      return total, metrics
+      where = selection.within(aggregator.where(chunk.held, chunk.info), names)
+      total = selection.group_sum(
+        like, names, where, sent.tree, weight, selected
+      )
+      renew = lambda new, old: jnp.where(_along(counts, new), new, old)
+      state = jax.tree.map(renew, sent.state, chunk.state)
+      return Result(total, metrics, state)
 
-    if schedule.chunk == slab[1].shape[0]:
-      return run(slab)
-    return _sum_over_chunks(run, slab, schedule.chunk)
+    if schedule.chunk == own.weight.shape[0]:
+      return run(own)
+    return _sum_over_chunks(run, own, schedule.chunk)
 
-  def step(
-    sig,
-    schedule,
-    base,
-    theta,
-    memory,
-    alloc,
-    weight,
-    ids,
-    batches,
-    key,
-    lr,
-    rnd,
-  ):
-    shared = (base, theta, memory, key, lr, rnd)
-    slab = (alloc, weight, ids, batches)
+  def step(sig, schedule, shared, own):
     if schedule.devices == 1:
-      return train_slab(sig, schedule, shared, slab)
+      return train_slab(sig, schedule, shared, own)
 
-    def on_device(shared, slab):
-      total, metrics = train_slab(sig, schedule, shared, slab)
-      return jax.lax.psum(total, 'clients'), metrics
+    def on_device(shared, own):
+      total, metrics, state = train_slab(sig, schedule, shared, own)
+      return jax.lax.psum(total, 'clients'), metrics, state
 
     whole, split = PartitionSpec(), PartitionSpec('clients')
-    return jax.shard_map(
+    spread = jax.shard_map(
       on_device,
       mesh=schedule.mesh,
       in_specs=(whole, split),
-      out_specs=(whole, split),
+      out_specs=(whole, split, split),
       check_vma=False,
-    )(shared, slab)
+    )
+    return Result(*spread(shared, own))
 
   return step
 
 
-def _sum_over_chunks(run, slab, size):
+def _along(flags: jax.Array, like: jax.Array) -> jax.Array:
+  """Gives flags [C] the dimensions of an array [C, ...]."""
+  return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _sum_over_chunks(
+  run: Callable[[Own], Result], own: Own, size: int
+) -> Result:
   """Runs chunks one after another and adds up what they sum."""
-  chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), slab)
+  chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), own)
   shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], chunks))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-  def body(total, chunk):
-    real = jnp.any(chunk[1] > 0)
-    part, metrics = jax.lax.cond(real, run, lambda _: zeros, chunk)
-    return jax.tree.map(jnp.add, total, part), metrics
+  def rest(chunk):
+    return zeros._replace(state=chunk.state)
 
-  total, metrics = jax.lax.scan(body, zeros[0], chunks)
-  return total, jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), metrics)
+  def body(total, chunk):
+    real = jnp.any(chunk.weight > 0)
+    part = jax.lax.cond(real, run, rest, chunk)
+    return jax.tree.map(jnp.add, total, part.total), part[1:]
+
+  total, apart = jax.lax.scan(body, zeros.total, chunks)
+  join = lambda m: m.reshape(-1, *m.shape[2:])
+  return Result(total, *jax.tree.map(join, apart))
 
 
 class Programs:
@@ -227,7 +290,7 @@ class Programs:
   def compile(
     self,
     schedules: Mapping[Signature, Schedule],
-    arguments: Callable[[Signature], tuple[Any, ...]],
+    arguments: Callable[[Signature], tuple[Shared, Own]],
   ) -> None:
     """Compiles every signature side by side.
 
@@ -249,6 +312,6 @@ class Programs:
       # Whoever interrupts does not wait for programs that nobody needs.
       pool.shutdown(wait=False, cancel_futures=True)
 
-  def __call__(self, sig: Signature, *args: Any) -> Any:
+  def __call__(self, sig: Signature, shared: Shared, own: Own) -> Result:
     """Runs the program of a signature."""
-    return self.compiled[sig](*args)
+    return self.compiled[sig](shared, own)

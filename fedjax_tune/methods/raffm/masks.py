@@ -9,7 +9,7 @@ has its own mask: their hooks share a variable, so that all of them read what
 the last layer drew.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import base
+from fedjax_tune.engine.algorithm import Context
+from fedjax_tune.engine.group import Info
+from fedjax_tune.methods import refusals
+from fedjax_tune.methods.facts import Facts
 from fedjax_tune.randomness import host_rng
-from fedjax_tune.typing import Allocation, Tree
+from fedjax_tune.typing import Tree
 
 # Draws one layer's mask, bool of the given shape.
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -111,55 +113,43 @@ class Masks:
   Attributes:
     sizes: Size of each axis of the model.
     preset: A key of `PRESETS`.
+    seed: Seed of the run.
   """
 
   sizes: Mapping[str, int]
   preset: str
+  seed: int
 
-  def allocate(self, seed: int, rnd: int, cohort: Sequence[int]) -> list[Row]:
-    """Returns for each client the masks of its kernels.
-
-    A mask [layer, *dims] of zeros and ones comes as a vector, since rows of an
-    allocation are vectors; `view` gives it its shape back.
-    """
-    roles = host_rng('roles', seed, rnd).permutation(len(cohort))
+  def info(self, rnd: int, cohort: Sequence[int]) -> list[Info]:
+    """Returns for each client its kernels' masks int32 [layer, *dims]."""
+    roles = host_rng('roles', self.seed, rnd).permutation(len(cohort))
     return [
-      {'layer': self.sizes['layer']} | self._masks(seed, rnd, k, full=not role)
+      self._masks(rnd, k, full=not role)
       for k, role in zip(cohort, roles, strict=True)
     ]
 
-  def _masks(
-    self, seed: int, rnd: int, client: int, *, full: bool
-  ) -> dict[str, np.ndarray]:
-    rng = host_rng('allocation', seed, rnd, client)
+  def _masks(self, rnd: int, client: int, *, full: bool) -> Info:
+    rng = host_rng('allocation', self.seed, rnd, client)
     found: dict[str, np.ndarray] = {}
     for paths, masked in PRESETS[self.preset].items():
       shape = tuple(self.sizes[name] for name in masked.dims)
       layers = [masked.draw(rng, shape) for _ in range(self.sizes['layer'])]
-      mask = np.stack(layers).astype(np.int32).reshape(-1)
-      found[row_key(paths)] = np.ones_like(mask) if full else mask
+      mask = np.stack(layers).astype(np.int32)
+      found[mask_name(paths)] = np.ones_like(mask) if full else mask
     return found
 
-  def notes(self) -> Collection[str]:
-    """Names the masks of a row."""
-    return [row_key(paths) for paths in PRESETS[self.preset]]
-
-  def smallest(self) -> Row:
-    """Returns the full model: no client's is smaller."""
-    return {'layer': self.sizes['layer']}
-
-  def view(self, local: Tree, alloc: Allocation) -> Tree:
+  def params(self, local: Tree, context: Context) -> Tree:
     """Stops the gradients outside a client's masks."""
     blocks = local['blocks']
     for paths, masked in PRESETS[self.preset].items():
-      mask = jnp.asarray(alloc[row_key(paths)])
+      mask = context.info[mask_name(paths)]
       for path in paths:
         blocks = _stop(blocks, path, mask, masked)
     return {**local, 'blocks': blocks}
 
 
-def row_key(paths: tuple[str, ...]) -> str:
-  """Returns the name of a mask in an allocation."""
+def mask_name(paths: tuple[str, ...]) -> str:
+  """Returns the name of the mask that some linear maps share."""
   return f'mask.{"+".join(paths)}'
 
 
@@ -179,17 +169,22 @@ def _stop(blocks: Tree, path: str, mask: jax.Array, masked: Masked) -> Tree:
   return {**blocks, module: {**blocks[module], name: linear}}
 
 
-def build(
+def build(facts: Facts) -> Masks:
+  """Builds the masks that an experiment asks for."""
+  return Masks(facts.sizes, facts.experiment.raffm.space, facts.seed)
+
+
+def check(
   experiment: config.Experiment, sizes: Mapping[str, int], num_clients: int
-) -> Masks:
-  """Builds the masks that an experiment asks for.
+) -> None:
+  """Checks the options.
 
   Raises:
     ValueError: The preset is none of this mode, not all parameters train, or
       masks are to fit devices, on which they save nothing.
   """
   del num_clients
-  base.refuse_decoder(
+  refusals.decoder(
     sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"
   )
   if experiment.raffm.sampling == 'resource':
@@ -208,4 +203,3 @@ def build(
       f"model.tune={experiment.model.tune!r} must be 'full' where"
       " raffm.mode='mask': frozen weights have no gradients to mask."
     )
-  return Masks(sizes, preset)

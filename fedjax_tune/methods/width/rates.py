@@ -1,7 +1,7 @@
-"""Clients of different width, and Federated Dropout.
+"""Rules for the share of every width that clients hold, and Federated Dropout.
 
-Each holds a share of every hidden axis, its rate; what it holds of them is
-the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random. The
+Each client holds a share of every hidden axis, its rate; what it holds of them
+is the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random. The
 server averages each coordinate over those who held it.
 """
 
@@ -13,14 +13,23 @@ import math
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.group import Row, Signature
-from fedjax_tune.methods import base
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Evaluation,
+  fedavg_client,
+)
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.methods import compose
+from fedjax_tune.methods.depth import layers
+from fedjax_tune.methods.facts import Facts
 from fedjax_tune.randomness import host_rng
+from fedjax_tune.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
-class Width(base.Method):
-  """A prefix of every axis, as large as the client's rate.
+class Prefix:
+  """The beginning of every axis, as much as the client's rate.
 
   Attributes:
     sizes: For each narrowed axis its full size.
@@ -29,6 +38,11 @@ class Width(base.Method):
 
   sizes: Mapping[str, int]
   rates: tuple[float, ...]
+
+  @property
+  def axes(self) -> frozenset[str]:
+    """The narrowed axes."""
+    return frozenset(self.sizes)
 
   def rate(self, client: int) -> float:
     """Returns the share of every axis that a client holds."""
@@ -40,20 +54,21 @@ class Width(base.Method):
 
   def rate_of(self, sig: Signature) -> float:
     """Returns the rate of a signature's clients."""
-    held = {axis: sig.axes[axis] for axis in self.sizes}
+    held = {axis: sig[axis] for axis in self.sizes}
     return next(r for r in self.rates if self.amounts(r) == held)
 
-  def allocate(self, rnd: int, cohort: Sequence[int]) -> list[Row]:
+  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
     """Returns what each client of the cohort holds."""
-    rows = []
+    drawn = []
     for k in cohort:
       amounts = self.amounts(self.rate(k))
       whole = {a: n for a, n in amounts.items() if n == self.sizes[a]}
-      held = self.choose(rnd, k, amounts)
-      rows.append({'layer': self.depth, **held, **whole})
-    return rows
+      drawn.append(Selection.of({**self.choose(rnd, k, amounts), **whole}))
+    return drawn
 
-  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
+  def choose(
+    self, rnd: int, client: int, amounts: Mapping[str, int]
+  ) -> Mapping[str, np.ndarray | int]:
     """Returns which part of each narrowed axis a client holds.
 
     Args:
@@ -66,16 +81,21 @@ class Width(base.Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class FederatedDropout(Width):
-  """Federated Dropout: random units, new for each client and round.
+class Random(Prefix):
+  """Random units, new for each client and round.
 
-  Caldas, Konecny, McMahan, Talwalkar, "Expanding the Reach of Federated
-  Learning by Reducing Client Resource Requirements", arXiv 1812.07210. One
-  draw an axis serves all layers and heads: units of different layers have
+  One draw an axis serves all layers and heads: units of different layers have
   nothing to do with each other, so the draw is as random as one a layer.
+
+  Attributes:
+    seed: Seed of the run.
   """
 
-  def choose(self, rnd: int, client: int, amounts: Mapping[str, int]) -> Row:
+  seed: int
+
+  def choose(
+    self, rnd: int, client: int, amounts: Mapping[str, int]
+  ) -> Mapping[str, np.ndarray | int]:
     """Returns distinct random indices, sorted."""
     rng = host_rng('allocation', self.seed, rnd, client)
     return {
@@ -84,25 +104,44 @@ class FederatedDropout(Width):
     }
 
 
-def build(
+def build(facts: Facts) -> Algorithm:
+  """Builds Federated Dropout: random units, new for each client and round.
+
+  Caldas, Konecny, McMahan, Talwalkar, "Expanding the Reach of Federated
+  Learning by Reducing Client Resource Requirements", arXiv 1812.07210.
+  """
+  whole = Selection.of({'layer': facts.depth})
+  return Algorithm(
+    model=facts.foundation(),
+    rule=with_all_layers(facts, Random(*of(facts), facts.seed)),
+    client=fedavg_client(facts.task),
+    aggregator=Aggregator(),
+    evaluation=Evaluation(facts.task, {'full': whole}),
+  )
+
+
+def with_all_layers(facts: Facts, widths: Prefix) -> compose.Rule:
+  """Returns the rule of clients that hold all blocks, some of their widths."""
+  return compose.product(layers.whole(facts.depth, len(facts.budgets)), widths)
+
+
+def of(facts: Facts) -> tuple[dict[str, int], tuple[float, ...]]:
+  """Returns the narrowed axes with their sizes, and the rates."""
+  options = facts.experiment.width
+  return {axis: facts.sizes[axis] for axis in options.axes}, options.rates
+
+
+def check(
   experiment: config.Experiment,
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
-) -> FederatedDropout:
-  """Builds Federated Dropout from an experiment."""
-  return FederatedDropout(*common(experiment, sizes, budgets))
-
-
-def common(
-  experiment: config.Experiment,
-  sizes: Mapping[str, int],
-  budgets: tuple[int, ...],
-) -> tuple[int, tuple[int, ...], int, dict[str, int], tuple[float, ...]]:
-  """Returns what every method of this kind is made of.
+) -> None:
+  """Checks the axes and the rates.
 
   Raises:
     ValueError: The model has no such axis, or two rates are one size of it.
   """
+  del budgets
   options = experiment.width
   known = [
     a for a in ('embed', 'heads', 'qk_dim', 'v_dim', 'ffn') if a in sizes
@@ -124,8 +163,6 @@ def common(
         f'width.rates={options.rates}: {lower} and {upper} must differ in some'
         f' axis; of {narrowed} both hold {amounts[lower]}.'
       )
-  depth = sizes['layer']
-  return depth, budgets, experiment.seed, narrowed, options.rates
 
 
 def amount(rate: float, size: int) -> int:

@@ -28,53 +28,56 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fedjax_tune import config
-from fedjax_tune.methods import base
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.facts import Facts
 from fedjax_tune.typing import Axes, Tree
 
 # Linear maps that Hugging Face calls 'dense', and a gated MLP's.
 _DENSE = ('proj', 'fc1', 'fc2', 'gate', 'up', 'down', 'pooler')
 
 
-@dataclasses.dataclass(frozen=True)
-class PruneFL(base.Method):
-  """FedAvg of full models whose linear maps are pruned before each round.
+def prune(
+  keep: float, threshold: float
+) -> Callable[[Tree, Axes], Callable[[Tree], Tree]]:
+  """Returns what prunes before each round.
 
-  Of attention's output projection, the MLP and a pooler, the largest weights
-  of each layer stay; of queries, keys, values and the classifier, those above
-  a threshold. Biases, norms and embeddings are not pruned.
-
-  Attributes:
-    keep: Share of the weights of each map that stay.
-    threshold: Of the other maps, the magnitude that a weight must exceed.
+  The server optimizer's state is masked like the parameters, so that it forgets
+  what it knew of the pruned.
   """
 
-  keep: float
-  threshold: float
-
-  def reorder(self, theta: Tree, axes: Axes) -> Callable[[Tree], Tree]:
-    """Returns how to prune; the optimizer forgets what it knew of the pruned.
-
-    The optimizer's state is masked like the parameters.
-    """
-    mask = self.mask(theta, axes)
+  def find(theta: Tree, axes: Axes) -> Callable[[Tree], Tree]:
+    kept = mask(theta, axes, keep, threshold)
     return lambda tree: jax.tree.map(
-      lambda x, kept: jnp.where(kept, x, 0), tree, mask
+      lambda x, stays: jnp.where(stays, x, 0), tree, kept
     )
 
-  def mask(self, theta: Tree, axes: Axes) -> Tree:
-    """Returns which parameters stay, bool, broadcastable to theta."""
+  return find
 
-    def of(path: Any, leaf: Array, names: tuple[str, ...]) -> Array:
-      keys = [p.key for p in path]
-      if keys[0] == 'embed' or keys[-1] != 'kernel':
-        return jnp.ones([1] * leaf.ndim, bool)
-      if keys[-2] in _DENSE:
-        stack = leaf.shape[0] if names[0] == 'layer' else 1
-        kept = largest(leaf.reshape(stack, -1), self.keep)
-        return kept.reshape(leaf.shape)
-      return jnp.abs(leaf) > self.threshold
 
-    return jax.tree.map_with_path(of, theta, axes)
+def mask(theta: Tree, axes: Axes, keep: float, threshold: float) -> Tree:
+  """Returns which parameters stay, bool, broadcastable to theta.
+
+  Args:
+    theta: All parameters.
+    axes: Their axes.
+    keep: Share of the weights of attention's output projection, the MLP and a
+      pooler that stay, the largest of each layer.
+    threshold: The magnitude that weights of queries, keys, values and of the
+      classifier must exceed. Biases, norms and embeddings are not pruned.
+  """
+
+  def of(path: Any, leaf: Array, names: tuple[str, ...]) -> Array:
+    keys = [p.key for p in path]
+    if keys[0] == 'embed' or keys[-1] != 'kernel':
+      return jnp.ones([1] * leaf.ndim, bool)
+    if keys[-2] in _DENSE:
+      stack = leaf.shape[0] if names[0] == 'layer' else 1
+      kept = largest(leaf.reshape(stack, -1), keep)
+      return kept.reshape(leaf.shape)
+    return jnp.abs(leaf) > threshold
+
+  return jax.tree.map_with_path(of, theta, axes)
 
 
 def largest(
@@ -90,26 +93,28 @@ def largest(
   return magnitude_LxN > limit_L[:, None]
 
 
-def build(
+def build(facts: Facts) -> Algorithm:
+  """Builds FedAvg of full models whose linear maps are pruned before a round."""
+  options = facts.experiment.prunefl
+  return dataclasses.replace(
+    uniform.build_all_large(facts),
+    reorder=prune(options.keep, options.threshold),
+  )
+
+
+def check(
   experiment: config.Experiment,
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
-) -> PruneFL:
-  """Builds PruneFL from an experiment; every client holds all blocks.
+) -> None:
+  """Checks the options.
 
   Raises:
     ValueError: Not all parameters train.
   """
+  del sizes, budgets
   if experiment.model.tune != 'full':
     raise ValueError(
       f"model.tune={experiment.model.tune!r} must be 'full' where"
       " method='prunefl': it prunes the weights that train."
     )
-  depth = sizes['layer']
-  return PruneFL(
-    depth,
-    (depth,) * len(budgets),
-    experiment.seed,
-    keep=experiment.prunefl.keep,
-    threshold=experiment.prunefl.threshold,
-  )

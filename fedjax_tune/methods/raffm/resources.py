@@ -7,7 +7,7 @@ describes ("subject to resource constraint"), with `estimate.py` as the cost.
 from collections.abc import Mapping
 
 from fedjax_tune import config, devices, estimate
-from fedjax_tune.methods import spaces
+from fedjax_tune.methods.raffm import spaces
 
 
 def fit(

@@ -1,65 +1,64 @@
-"""RaFFM's physical subnetworks: whose is how small."""
+"""RaFFM's physical subnetworks: how large each client's is."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from fedjax_tune import config
-from fedjax_tune.engine.group import Row
-from fedjax_tune.methods import resources, spaces
+from fedjax_tune.methods.raffm import resources, spaces
 from fedjax_tune.randomness import host_rng
-from fedjax_tune.typing import Allocation, Tree
+from fedjax_tune.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
   """Narrower models; a client computes with nothing else.
 
+  With random and sandwich sampling one client of a round has the full model,
+  with sandwich sampling another one the smallest, and all others a random one.
+
   Attributes:
     sizes: Size of each axis of the model.
     space: What a subnetwork can be.
+    seed: Seed of the run.
     sandwich: Whether one client of a round has the smallest.
     by_device: For each client the shares of its subnetwork; () draws them.
   """
 
   sizes: Mapping[str, int]
   space: spaces.Space
+  seed: int
   sandwich: bool
   by_device: tuple[tuple[float, ...], ...] = ()
 
-  def allocate(self, seed: int, rnd: int, cohort: Sequence[int]) -> list[Row]:
+  @property
+  def axes(self) -> frozenset[str]:
+    """All axes that a space may narrow."""
+    names = (name for axes in spaces.AXES.values() for name in axes)
+    return frozenset(name for name in names if name in self.sizes)
+
+  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
     """Returns the subnetwork of each client of the cohort."""
     if self.by_device:
       shares = [self.by_device[k] for k in cohort]
     else:
       # Who has the full model is drawn; cohorts are sorted.
-      roles = host_rng('roles', seed, rnd).permutation(len(cohort))
+      roles = host_rng('roles', self.seed, rnd).permutation(len(cohort))
       shares = [
-        self._draw(seed, rnd, k, int(role))
+        self._draw(rnd, k, int(role))
         for k, role in zip(cohort, roles, strict=True)
       ]
-    return [spaces.row_of(share, self.sizes) for share in shares]
+    return [self.held(share) for share in shares]
 
-  def _draw(
-    self, seed: int, rnd: int, client: int, role: int
-  ) -> tuple[float, ...]:
+  def _draw(self, rnd: int, client: int, role: int) -> tuple[float, ...]:
     if role == 0:
       return (1.0,) * len(spaces.AXES)
     if role == 1 and self.sandwich:
       return self.space.smallest()
-    return self.space.draw(host_rng('allocation', seed, rnd, client))
+    return self.space.draw(host_rng('allocation', self.seed, rnd, client))
 
-  def notes(self) -> Collection[str]:
-    """Names nothing: rows hold axes alone."""
-    return ()
-
-  def smallest(self) -> Row:
-    """Returns the smallest subnetwork of the space."""
-    return spaces.row_of(self.space.smallest(), self.sizes)
-
-  def view(self, local: Tree, alloc: Allocation) -> Tree:
-    """Returns a client's parameters, all of which train."""
-    del alloc
-    return local
+  def held(self, shares: tuple[float, ...]) -> Selection:
+    """Returns what a subnetwork holds."""
+    return Selection.of(spaces.row_of(shares, self.sizes))
 
 
 def build(
@@ -76,4 +75,5 @@ def build(
   by_device = ()
   if options.sampling == 'resource':
     by_device = resources.fit(experiment, space, sizes, num_clients)
-  return Slices(sizes, space, options.sampling == 'sandwich', by_device)
+  sandwich = options.sampling == 'sandwich'
+  return Slices(sizes, space, experiment.seed, sandwich, by_device)

@@ -1,0 +1,359 @@
+"""A method is four parts: a rule, a client, an aggregator and an evaluation.
+
+Each is a small value made of functions, and can be replaced alone, as with
+optax's transformations. What a part leaves out is FedAvg:
+
+    Rule        on the host, in NumPy: which client holds what in a round
+    Client      on the device: how one client trains, and what it sends
+    Aggregator  on the device: what is summed, and what the server makes of it
+    Evaluation  which models there are to evaluate, and how they predict
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_tune import selection
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.group import Info, Signature
+from fedjax_tune.foundation import Models, num_bytes
+from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Allocation, Axes, Tree
+
+
+class Rule(Protocol):
+  """Says what each client holds in a round.
+
+  What it says of a client depends on the seed, the round and the client alone,
+  and on the cohort where clients have roles in it.
+  """
+
+  @property
+  def axes(self) -> frozenset[str]:
+    """The axes that it decides."""
+    ...
+
+  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
+    """Returns what each client of a cohort holds; how much is a program."""
+    ...
+
+
+class Context(NamedTuple):
+  """What a client's program knows besides the parameters that it trains.
+
+  Attributes:
+    sig: How much it holds (static).
+    held: What it holds.
+    info: What it is told besides, arrays by name.
+    memory: What the server remembers.
+    state: What the client remembers; () where the method keeps nothing.
+    lr: The learning rate of the round, float32.
+    rnd: The round, int32.
+  """
+
+  sig: Signature
+  held: Selection
+  info: Mapping[str, jax.Array]
+  memory: Tree
+  state: Tree
+  lr: jax.Array
+  rnd: jax.Array
+
+
+class Sent(NamedTuple):
+  """What comes of a client's round.
+
+  Attributes:
+    tree: What is summed; like what the client trained, unless the aggregator's
+      `spec` says otherwise.
+    factor: Of its weight in the sums, a scalar.
+    state: What the client remembers from now on.
+  """
+
+  tree: Tree
+  factor: jax.Array
+  state: Tree
+
+
+class Update(NamedTuple):
+  """What the server optimizer gets.
+
+  Attributes:
+    delta: Mean change, shaped like theta.
+    covered: bool, broadcastable to theta; where False neither theta nor the
+      server optimizer's state moves.
+  """
+
+  delta: Tree
+  covered: Tree
+
+
+LossAndSums = tuple[jax.Array, dict[str, jax.Array]]
+
+
+def keep(held: Tree, context: Context, key: jax.Array) -> Tree:
+  """Starts a client from what it holds."""
+  del context, key
+  return held
+
+
+def see_all(local: Tree, context: Context) -> Tree:
+  """Shows a model all of a client's parameters as they are."""
+  del context
+  return local
+
+
+def send_change(
+  start: Tree, delta: Tree, steps: jax.Array, context: Context
+) -> Sent:
+  """Sends the change of what a client trained, at its full weight."""
+  del start, steps
+  return Sent(delta, jnp.ones(()), context.state)
+
+
+def outputs(
+  model: Any,
+  inputs: Any,
+  held: Allocation,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """Returns what the task reads: [B, K], or [B, T, 2] for spans."""
+  return model(inputs, layer_ids(held), key=key)
+
+
+def layer_ids(held: Allocation) -> jax.Array | np.ndarray:
+  """Returns the ids of the held blocks, int [n]."""
+  layers = held['layer']
+  return np.arange(layers) if isinstance(layers, int) else layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+  """How one client trains, as pure functions of its own arrays.
+
+  Attributes:
+    loss: (model, batch, context, key) -> the mean loss, and metrics as sums: at
+      least `loss`, `correct`, `count`. `key` is that of the step.
+    init: (held, context, key) -> what training starts from, given the client's
+      part of theta. `key` is used for nothing else.
+    params: (local, context) -> what the model sees of it. Gradients flow
+      through it: what it stops does not train.
+    transform: context -> what is done to gradients before the client's
+      optimizer, with a fresh state; None does nothing.
+    finish: (start, delta, steps, context) -> what it sends, given what it
+      started from, how that changed, and the number of steps, float32.
+    info: (round, cohort) -> what each client of the cohort is told, arrays by
+      name, of the same shapes for all; on the host.
+    state: client -> what it remembers before it first takes part, arrays of the
+      same shapes for all; on the host. None remembers nothing.
+  """
+
+  loss: Callable[[Any, Batch, Context, jax.Array], LossAndSums]
+  init: Callable[[Tree, Context, jax.Array], Tree] = keep
+  params: Callable[[Tree, Context], Tree] = see_all
+  transform: Callable[[Context], optax.GradientTransformation] | None = None
+  finish: Callable[[Tree, Tree, jax.Array, Context], Sent] = send_change
+  info: Callable[[int, Sequence[int]], list[Info]] | None = None
+  state: Callable[[int], Tree] | None = None
+
+  def tell(self, rnd: int, cohort: Sequence[int]) -> list[Info]:
+    """Returns what each client of a cohort is told."""
+    if self.info is None:
+      return [{} for _ in cohort]
+    return self.info(rnd, cohort)
+
+
+def fedavg_client(task: Task) -> Client:
+  """Returns the client that minimises a task's loss."""
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    return task.loss(outputs(model, batch.inputs, context.held, key), batch)
+
+  return Client(loss)
+
+
+def remember_nothing(theta: Tree) -> Tree:
+  """Returns the memory of a server that has none."""
+  del theta
+  return ()
+
+
+def as_trained(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+  """Says that what is summed looks like what is trained."""
+  return theta, axes
+
+
+def where_held(held: Selection, info: Mapping[str, jax.Array]) -> Allocation:
+  """Sums what a client sends where it holds it."""
+  del info
+  return held
+
+
+def all_together(sig: Signature) -> Hashable:
+  """Names the one sum that all clients share."""
+  del sig
+  return 'all'
+
+
+def average_held(
+  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+) -> tuple[Update, Tree]:
+  """Averages each coordinate over the clients that hold it."""
+  del theta
+  return covered_mean(everyone(sums)), memory
+
+
+def add_nothing(memory: Tree) -> Tree:
+  """Leaves the frozen parameters as they are."""
+  del memory
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregator:
+  """What is summed over clients, and what the server makes of the sums.
+
+  Attributes:
+    merge: (theta, sums by group, memory) -> the update, and the next memory.
+    init: theta -> what the server remembers between rounds besides it.
+    spec: (theta, axes) -> the shapes of what is summed, and its axes.
+    where: (held, info) -> where along each axis what a client sends is summed,
+      for one client or, with a leading axis, several. An index outside an axis
+      keeps a part out of the sums and out of the weights they are divided by.
+    group: signature -> the name of the sum to which its clients are added.
+    frozen_delta: memory -> what the server has added to frozen parameters in
+      all rounds, nested dicts with the leaves that it changed.
+  """
+
+  merge: Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]] = (
+    average_held
+  )
+  init: Callable[[Tree], Tree] = remember_nothing
+  spec: Callable[[Tree, Axes], tuple[Tree, Axes]] = as_trained
+  where: Callable[[Selection, Mapping[str, jax.Array]], Allocation] = where_held
+  group: Callable[[Signature], Hashable] = all_together
+  frozen_delta: Callable[[Tree], Tree] = add_nothing
+
+
+def everyone(sums: Mapping[Any, GroupSum]) -> GroupSum:
+  """Returns the sum over all groups."""
+  return jax.tree.map(lambda *xs: sum(xs), *sums.values())
+
+
+def covered_mean(total: GroupSum) -> Update:
+  """Averages each coordinate over its holders; others stay as they are."""
+  covered = jax.tree.map(lambda d: d != 0, total.den)
+  return Update(selection.coverage_mean(total), covered)
+
+
+def predict_outputs(
+  name: str, model: Any, held: Selection, inputs: Any
+) -> jax.Array:
+  """Predicts with the model's own outputs."""
+  del name
+  return outputs(model, inputs, held)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Which models a run is judged by.
+
+  Attributes:
+    task: What their outputs mean.
+    models: What each holds, by its name; the first is *the* model.
+    predict: (name, model, held, inputs) -> outputs.
+    headline: How much each counts in the one number; {} takes the first alone.
+    subnetworks: Parts of *the* model that were trained to stand alone.
+  """
+
+  task: Task
+  models: Mapping[str, Selection]
+  predict: Callable[[str, Any, Selection, Any], jax.Array] = predict_outputs
+  headline: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  subnetworks: tuple[Selection, ...] = ()
+
+  @property
+  def weights(self) -> Mapping[str, float]:
+    """How much each model counts in the one number."""
+    return self.headline or {next(iter(self.models)): 1.0}
+
+
+class Traffic(NamedTuple):
+  """Bytes that one client moves in one round."""
+
+  uplink: int
+  downlink: int
+
+
+# (signature, those of the cohort, shapes of what a signature holds) -> bytes.
+CountTraffic = Callable[
+  [Signature, Sequence[Signature], Callable[[Signature], Tree]], Traffic
+]
+
+
+def theta_both_ways(
+  sig: Signature,
+  cohort: Sequence[Signature],
+  held: Callable[[Signature], Tree],
+) -> Traffic:
+  """Counts what a client holds of theta, once down and once up."""
+  del cohort
+  size = num_bytes(held(sig))
+  return Traffic(size, size)
+
+
+def one_model(client: int) -> str:
+  """Gives every client the one model."""
+  del client
+  return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """A federated method on a model.
+
+  Attributes:
+    model: The model as the method starts with it, with what it trains.
+    rule: What clients hold.
+    client: How they train.
+    aggregator: How the server averages.
+    evaluation: How good that is.
+    reorder: (theta, axes) -> how to change trees shaped like theta before the
+      next round, or None.
+    eligible: round -> which clients may take part, bool [clients]; None lets
+      everyone.
+    tier: client -> the name of the model that it has; '' where all have one.
+    traffic: Counts what a client sends and receives in a round.
+    plain: Whether what it trains is one model of the usual structure, which can
+      be deployed: no classifiers, blocks or factors besides.
+  """
+
+  model: Models
+  rule: Rule
+  client: Client
+  aggregator: Aggregator
+  evaluation: Evaluation
+  reorder: Callable[[Tree, Axes], Callable[[Tree], Tree] | None] | None = None
+  eligible: Callable[[int], np.ndarray] | None = None
+  tier: Callable[[int], str] = one_model
+  traffic: CountTraffic = theta_both_ways
+  plain: bool = True
+
+  def able(self, rnd: int, clients: int) -> np.ndarray:
+    """Says which of so many clients may take part, bool [clients]."""
+    if self.eligible is None:
+      return np.ones(clients, bool)
+    return self.eligible(rnd)
+
+  @property
+  def task(self) -> Task:
+    """What is learned."""
+    return self.evaluation.task

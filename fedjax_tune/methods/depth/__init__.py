@@ -1,0 +1,1 @@
+"""Clients that hold some of the blocks."""

@@ -1,0 +1,242 @@
+"""DepthFL: prefixes of blocks, with a classifier at each level of depth.
+
+Kim, Yu, Kim, Moon, "DepthFL: Depthwise Federated Learning for Heterogeneous
+Clients", ICLR 2023, openreview.net/forum?id=pf8RIZTMU58; the first author's
+code is the baseline `depthfl` of github.com/adap/flower (client.py, models.py,
+strategy.py). What FedRA's authors ran under this name is in
+github.com/leondada/FedRA (client.py `train_depthfl`, models/structure.py,
+utils.py `evaluation_depthfl`).
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+import optax
+
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  LossAndSums,
+  layer_ids,
+)
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.methods.depth import heads, layers
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.selection import Selection
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Allocation
+
+
+@dataclasses.dataclass(frozen=True)
+class Exits:
+  """Where a model's classifiers stand.
+
+  Attributes:
+    of: depth -> the blocks of a prefix that bear a classifier, from 0.
+    rows: depth -> the rows of the head's axis 'exit' that are theirs.
+    num: Classifiers of the server's model.
+    depth: Blocks of the model to evaluate.
+  """
+
+  of: Callable[[int], tuple[int, ...]]
+  rows: Callable[[int], np.ndarray]
+  num: int
+  depth: int
+
+  def held(self, depth: int) -> Selection:
+    """Returns the blocks and classifiers of a prefix."""
+    return Selection.of({'layer': np.arange(depth), 'exit': self.rows(depth)})
+
+
+def at_budgets(budgets: tuple[int, ...]) -> Exits:
+  """Puts a classifier after the last block of each distinct budget.
+
+  A client has those of all levels up to its own. The model to evaluate has as
+  many blocks as anybody trains.
+  """
+  levels = tuple(sorted(set(budgets)))
+  of = lambda depth: tuple(n - 1 for n in levels if n <= depth)
+  rows = lambda depth: np.arange(len(of(depth)))
+  return Exits(of, rows, len(levels), levels[-1])
+
+
+def every_third(depth: int) -> Exits:
+  """Puts classifiers where FedRA's authors did, whatever the budgets.
+
+  After the blocks 3, 6, 9, ... that a client holds; besides, every client
+  trains the one `head` after its last block, which is thus averaged over
+  clients of different depth. A client of depth 4 or 10 has two classifiers
+  after its last block. The whole model is evaluated, also where nobody holds
+  all of it.
+  """
+  of = lambda n: (*range(3, n, 3), n - 1)
+  num = len(of(depth))
+  # The head comes last.
+  rows = lambda n: np.append(np.arange(len(of(n)) - 1), num - 1)
+  return Exits(of, rows, num, depth)
+
+
+def with_exits(found: Foundation, num: int, seed: int) -> Foundation:
+  """Adds classifiers before the model's own, each drawn independently.
+
+  They start like the model's head, uniform within 1/sqrt(D), as their
+  counterparts in the authors' code do.
+
+  Args:
+    found: The model, with one classifier.
+    num: Classifiers in all.
+    seed: Of the draw.
+  """
+  theta, axes = found.theta, found.axes
+  leaves, tree = jax.tree.flatten(theta['head'])
+  bound = 1 / math.sqrt(theta['head']['kernel'].shape[0])
+  key = jax.random.fold_in(jax.random.key(seed), int.from_bytes(b'exit'))
+
+  def stack(key, last):
+    shape = (num - 1, *last.shape)
+    earlier = jax.random.uniform(key, shape, last.dtype, -bound, bound)
+    return jnp.concatenate([earlier, last[None]])
+
+  stacked = map(stack, jax.random.split(key, len(leaves)), leaves)
+  names = jax.tree.map(lambda _, n: ('exit', *n), theta['head'], axes['head'])
+  return dataclasses.replace(
+    found,
+    theta={**theta, 'head': jax.tree.unflatten(tree, stacked)},
+    axes={**axes, 'head': names},
+  )
+
+
+def distilling_client(task: Task, exits: Exits, ramp_rounds: int) -> Client:
+  """Returns the client that trains its classifiers together.
+
+  Its loss is the sum of their cross entropies, and each is pulled towards every
+  other by `distillation`; metrics are those of the last one.
+
+  Args:
+    task: What is learned.
+    exits: Where classifiers stand.
+    ramp_rounds: Rounds until the distillation has its full weight of 1.
+  """
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    places = exits.of(len(layer_ids(context.held)))
+    scores_ExBxK = _scores(model, batch.inputs, context.held, places, key)
+    over_exits = jax.vmap(task.loss, (0, None))
+    losses_E, metrics = over_exits(scores_ExBxK, batch)
+    pull = distillation(scores_ExBxK, batch.valid)
+    total = jnp.sum(losses_E) + ramp(context.rnd, ramp_rounds) * pull
+    return total, jax.tree.map(lambda m: m[-1], metrics)
+
+  return Client(loss)
+
+
+def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:
+  """Evaluates the mean of all classifiers' logits, and the last alone.
+
+  Args:
+    task: What is learned.
+    exits: Where classifiers stand.
+    first: Which of 'ensemble' and 'last' is the headline.
+  """
+
+  def predict(name: str, model: Any, held: Selection, inputs: Any) -> jax.Array:
+    places = exits.of(len(layer_ids(held)))
+    scores_ExBxK = _scores(model, inputs, held, places)
+    return jnp.mean(scores_ExBxK, 0) if name == 'ensemble' else scores_ExBxK[-1]
+
+  names = sorted(('ensemble', 'last'), key=lambda name: name != first)
+  models = {name: exits.held(exits.depth) for name in names}
+  return Evaluation(task, models, predict)
+
+
+def ramp(rnd: jax.Array, rounds: int) -> jax.Array:
+  """Weight of the distillation: exp(-5 (1 - t/T)^2), and 1 from round T on."""
+  phase = 1 - jnp.clip(rnd, 0, rounds) / rounds
+  return jnp.exp(-5 * phase**2)
+
+
+def distillation(
+  scores_ExBxK: Float[Array, 'E B K'], valid_B: Array
+) -> jax.Array:
+  """Mutual self-distillation of classifiers at temperature 1.
+
+  Returns:
+    The mean over valid examples of
+    1/(E-1) sum_{i != j} KL(softmax(s_j) || softmax(s_i)), where no gradient
+    flows into the teacher s_j; 0 for one classifier.
+  """
+  log_ExBxK = jax.nn.log_softmax(scores_ExBxK)
+  teachers = jax.lax.stop_gradient(log_ExBxK)
+  # i == j is in the sum: its value and its gradient are both 0.
+  kl_ExExB = optax.losses.kl_divergence_with_log_targets(
+    log_ExBxK[:, None], teachers[None]
+  )
+  kl_B = jnp.sum(kl_ExExB, (0, 1)) / max(len(scores_ExBxK) - 1, 1)
+  valid_B = valid_B.astype(kl_B.dtype)
+  return jnp.sum(kl_B * valid_B) / jnp.maximum(jnp.sum(valid_B), 1)
+
+
+def _scores(
+  model: Any,
+  inputs: Any,
+  held: Allocation,
+  exits: tuple[int, ...],
+  key: jax.Array | None = None,
+) -> Float[Array, 'E B K']:
+  tokens_NxBxD = model.class_tokens(inputs, layer_ids(held), key=key)
+  return heads.scores(model, tokens_NxBxD[np.array(exits)])
+
+
+# variant -> its ramp_rounds, its evaluate
+_DEFAULTS = {'published': (300, 'ensemble'), 'fedra_port': (500, 'last')}
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds DepthFL as published, without FedDyn, or as FedRA's authors ran it.
+
+  The distinct budgets are the levels; a classifier stands after the last
+  block of each (`at_budgets`). A client holds the blocks of its budget and the
+  classifiers of all levels up to it, the head's axis 'exit'. Layers and
+  classifiers are each averaged over the clients that hold them. Variant
+  'fedra_port' puts its classifiers elsewhere (`every_third`).
+
+  Where this departs from the authors' code:
+    - Their FedDyn regulariser is not included; this is their
+      `feddyn=false kd=true`.
+    - Theirs is a ResNet with a bottleneck before each classifier; here
+      classifiers are linear, behind the model's frozen final norm, which they
+      share as in FedRA's port.
+    - They add 1e-7 to the teacher's probabilities against log 0; logarithms
+      of a softmax need no such thing.
+
+  Raises:
+    ValueError: The task has no classes.
+  """
+  heads.require_classes('depthfl', facts.task)
+  options = facts.experiment.depthfl
+  rounds, first = _DEFAULTS[options.variant]
+  if options.variant == 'published':
+    exits = at_budgets(facts.budgets)
+  else:
+    exits = every_third(facts.depth)
+  held = {n: exits.held(n) for n in set(facts.budgets)}
+  return Algorithm(
+    model=with_exits(facts.foundation(), exits.num, facts.seed),
+    rule=layers.ByBudget(facts.budgets, held),
+    client=distilling_client(facts.task, exits, options.ramp_rounds or rounds),
+    aggregator=Aggregator(),
+    evaluation=evaluation(facts.task, exits, options.evaluate or first),
+    plain=False,
+  )

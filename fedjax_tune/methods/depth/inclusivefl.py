@@ -1,0 +1,242 @@
+"""InclusiveFL: prefixes of blocks, with tops and heads of their own.
+
+Liu, Wu, Wu, Wang, Lyu, Chen, Xie, "No One Left Behind: Inclusive Federated
+Learning over Heterogeneous Devices", KDD 2022, doi 10.1145/3534678.3539086;
+the authors' code is github.com/Rachelxuan11/InclusiveFL (server.py
+`Aggregator_mom`, `HeteAgg_mom`; run_fl.py).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import config, selection
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  LossAndSums,
+  Update,
+  average_held,
+  layer_ids,
+)
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.methods.depth import heads, layers, uniform
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Allocation, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """The sizes of model that the server keeps: the distinct budgets.
+
+  A size c is the first c blocks; its top block and its classifier are its own,
+  what lies below is shared with the larger sizes. All of it is a selection: the
+  adapters' axis 'slot' has a row per block, then a row for the top of each
+  smaller size (the largest size's top is the block's own row), and the head's
+  axis 'tier' a classifier per size.
+
+  Attributes:
+    depth: Blocks of the full model, L.
+    budgets: For each client how many blocks it can hold.
+  """
+
+  depth: int
+  budgets: tuple[int, ...]
+
+  @property
+  def all(self) -> tuple[int, ...]:
+    """The sizes, ascending."""
+    return tuple(sorted(set(self.budgets)))
+
+  def slots(self, size: int) -> np.ndarray:
+    """Returns the adapter rows of a size, bottom to top, int [size]."""
+    *smaller, _ = self.all
+    own = size in smaller
+    top = self.depth + smaller.index(size) if own else size - 1
+    return np.append(np.arange(size - 1), top)
+
+  def held(self, size: int) -> Selection:
+    """Returns the frozen blocks, adapter rows and classifier of a size."""
+    tier = np.array([self.all.index(size)])
+    return Selection.of(
+      {'layer': np.arange(size), 'slot': self.slots(size), 'tier': tier}
+    )
+
+  def grow(self, found: Foundation) -> Foundation:
+    """Adds a top per smaller size and a head per size, as copies."""
+    theta, axes = found.theta, found.axes
+    tops = np.array(self.all[:-1], int) - 1
+    tiers = np.zeros(len(self.all), int)
+    blocks, head = theta['blocks'], theta['head']
+    add = lambda x: jnp.concatenate([x, x[tops]])
+    copy = lambda x: x[None][tiers]
+    slot = lambda _, names: ('slot', *names[1:])
+    tier = lambda _, names: ('tier', *names)
+    grown = {
+      'blocks': jax.tree.map(add, blocks),
+      'head': jax.tree.map(copy, head),
+    }
+    renamed = {
+      'blocks': jax.tree.map(slot, blocks, axes['blocks']),
+      'head': jax.tree.map(tier, head, axes['head']),
+    }
+    return dataclasses.replace(
+      found, theta={**theta, **grown}, axes={**axes, **renamed}
+    )
+
+
+def client(task: Task) -> Client:
+  """Returns the client that trains its size's own classifier."""
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    return task.loss(_logits(model, batch.inputs, context.held, key), batch)
+
+  return Client(loss)
+
+
+def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:
+  """Averages each size, and pulls its top after the next larger size.
+
+  The top of size c moves by
+
+    (1 - beta) * its size's mean delta + beta * m,
+
+  where m is the mean, over the blocks from c - 1 to the top of the next larger
+  size, of that size's mean delta in the last round in which it took part.
+  m is 0 before that, so early steps are shorter by beta, as in the authors'
+  code. The largest size has nothing to learn from and is the plain mean.
+  Where a size has no participant, its top and head stay, whatever m is.
+
+  Args:
+    sizes: The sizes.
+    beta: Share of the larger size in the step of a top.
+  """
+
+  def init(theta: Tree) -> Tree:
+    """Returns m of each smaller size: like 'blocks', with a row per size."""
+    num = len(sizes.all) - 1
+    zeros = lambda x: jnp.zeros((num, *x.shape[1:]), x.dtype)
+    return jax.tree.map(zeros, theta['blocks'])
+
+  def merge(
+    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  ) -> tuple[Update, Tree]:
+    update, _ = average_held(theta, sums, memory)
+
+    def distill(delta, larger):
+      own = delta[sizes.depth :]
+      mixed = (1 - beta) * own + beta * larger
+      return delta.at[sizes.depth :].set(mixed)
+
+    blocks = jax.tree.map(distill, update.delta['blocks'], memory)
+    for row, (size, larger) in enumerate(itertools.pairwise(sizes.all)):
+      slots = sizes.slots(larger)[size - 1 :]
+      memory = _remember(memory, row, sums[larger], slots)
+    return update._replace(delta={**update.delta, 'blocks': blocks}), memory
+
+  return Aggregator(merge, init, group=lambda sig: sig['layer'])
+
+
+def _remember(
+  memory: Tree, row: int, total: GroupSum, slots: np.ndarray
+) -> Tree:
+  """Sets m in `row` to a size's mean over `slots`, if it took part."""
+
+  def put(old, mean, weight):
+    new = jnp.mean(mean[slots], 0)
+    present = weight[slots[-1]] > 0
+    return old.at[row].set(jnp.where(present, new, old[row]))
+
+  mean = selection.coverage_mean(total)['blocks']
+  return jax.tree.map(put, memory, mean, total.den['blocks'])
+
+
+def _logits(
+  model: Any,
+  inputs: Any,
+  held: Allocation,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  tokens_NxBxD = model.class_tokens(inputs, layer_ids(held), key=key)
+  return heads.scores(model, tokens_NxBxD[-1:])[0]
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds InclusiveFL as published (`--local_one --local_cls --mom_grad`).
+
+  Where this departs from the authors' code:
+    - They step AdamW on the mean gradient of each size and then average the
+      sizes' parameters; here the configured server optimizer steps on the
+      mean delta, the same thing for the linear optimizers.
+    - They weight by examples; here weights are the engine's, so
+      `server.weighting='examples'` is theirs.
+    - m follows the paper. Their code overwrites where it means to sum over
+      blocks, and applies m only while it is still 0.
+
+  Variant 'fedra_port' is what FedRA's authors ran under this name (main.py,
+  `inclusivefl`; server.py `agg_baseline`): prefixes of blocks, each layer
+  averaged over its holders, one head averaged over all; no distillation.
+
+  Raises:
+    ValueError: The task has no classes.
+  """
+  options = facts.experiment.inclusivefl
+  if options.variant == 'fedra_port':
+    found = facts.foundation()
+    return uniform.fedavg(found, facts.task, facts.budgets, facts.depth)
+  heads.require_classes('inclusivefl', facts.task)
+  sizes = Sizes(facts.depth, facts.budgets)
+  *smaller, largest = sizes.all
+  names = {'full': largest} | {f'depth{size}': size for size in smaller}
+  return Algorithm(
+    model=sizes.grow(facts.foundation()),
+    rule=layers.ByBudget(
+      facts.budgets, {size: sizes.held(size) for size in sizes.all}
+    ),
+    client=client(facts.task),
+    aggregator=momentum_distillation(sizes, options.beta),
+    evaluation=Evaluation(
+      facts.task,
+      {name: sizes.held(size) for name, size in names.items()},
+      lambda _, model, held, inputs: _logits(model, inputs, held),
+    ),
+    plain=False,
+  )
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: The published variant has nothing in the blocks to distill.
+  """
+  del sizes, budgets
+  if experiment.inclusivefl.variant == 'fedra_port':
+    return
+  if experiment.model.tune == 'prompt':
+    raise ValueError(
+      "model.tune='prompt' must be another where method='inclusivefl' with "
+      'variant=published: it distills what trains in the blocks.'
+    )
+  if experiment.model.tune == 'lora' and not experiment.lora.targets:
+    raise ValueError(
+      'method=inclusivefl with variant=published needs adapters in the '
+      'blocks; lora.targets=() names none.'
+    )

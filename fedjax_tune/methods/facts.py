@@ -1,0 +1,77 @@
+"""What is known of a run when its method is built."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What is known of a run, complete, when its method is built.
+
+  Attributes:
+    experiment: Its configuration; a method reads its own sections.
+    sizes: Size of each axis along which clients may differ; of each tier, under
+      `federation.tier_axis`, its number of blocks.
+    budgets: For each client how many blocks it can hold.
+    task: What is learned.
+    present: Which classes each client has, bool [clients, K]; None where there
+      are no classes.
+    tiers: By its name what builds each model, around the bottleneck adapters
+      given, or the experiment's. Methods of one model have one.
+  """
+
+  experiment: config.Experiment
+  sizes: Mapping[str, int]
+  budgets: tuple[int, ...]
+  task: Task
+  present: np.ndarray | None
+  tiers: Mapping[str, Callable[[config.Fedadapter | None], Foundation]]
+
+  @property
+  def depth(self) -> int:
+    """Blocks of the full model, L."""
+    return self.sizes['layer']
+
+  @property
+  def seed(self) -> int:
+    """Seed of the run."""
+    return self.experiment.seed
+
+  def foundation(self) -> Foundation:
+    """Builds the model of a method that knows one model."""
+    (build,) = self.tiers.values()
+    return build(None)
+
+
+def accept(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Finds nothing wrong."""
+  del experiment, sizes, budgets
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """An entry of the registry.
+
+  Attributes:
+    build: Builds the method when everything is known.
+    check: (experiment, sizes, budgets) -> None. Raises a ValueError for what can
+      be known to be wrong before data are read.
+    several_models: Whether its clients have the models of `tiers`, not one.
+  """
+
+  build: Callable[[Facts], Algorithm]
+  check: Callable[
+    [config.Experiment, Mapping[str, int], tuple[int, ...]], None
+  ] = accept
+  several_models: bool = False

@@ -1,0 +1,1 @@
+"""Clients that have different models."""

@@ -1,0 +1,1 @@
+"""RaFFM, and the baselines of its paper."""

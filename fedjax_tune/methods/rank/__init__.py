@@ -1,0 +1,1 @@
+"""Clients that hold LoRA of different rank."""

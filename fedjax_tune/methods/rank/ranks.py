@@ -1,0 +1,260 @@
+"""Clients of different LoRA rank: FedIT, RBLA, FFA-LoRA.
+
+A client of rank r holds the first r columns of every A and the first r rows of
+every B, in all blocks. What the server makes of A and B of different ranks is
+what sets these methods apart; a head is always averaged over all clients.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from fedjax_tune import config, foundation, selection
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  Rule,
+  Sent,
+  Update,
+  everyone,
+  fedavg_client,
+)
+from fedjax_tune.foundation import Foundation
+from fedjax_tune.methods import compose
+from fedjax_tune.methods.depth import layers
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.rank import adapters
+from fedjax_tune.models import linear
+from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """Each client holds the first ranks of every adapter.
+
+  Attributes:
+    ranks: Rank of each client.
+  """
+
+  ranks: tuple[int, ...]
+
+  @property
+  def axes(self) -> frozenset[str]:
+    """The one axis that it decides."""
+    return frozenset({'rank'})
+
+  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
+    """Returns the ranks of each client; they are the same in all rounds."""
+    del rnd
+    return [Selection.of({'rank': self.ranks[k]}) for k in cohort]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """The adapters of a federation.
+
+  Attributes:
+    depth: Blocks of the model.
+    ranks: Rank of each client.
+    server_rank: Rank of the server's adapters, the largest.
+    alpha: LoRA's alpha.
+    scaling: 'common' or 'client', see `method_config.Rank`.
+    adapted: The adapted maps.
+  """
+
+  depth: int
+  ranks: tuple[int, ...]
+  server_rank: int
+  alpha: float
+  scaling: str
+  adapted: adapters.Adapters
+
+  @classmethod
+  def of(cls, facts: Facts, found: Foundation) -> 'Lora':
+    """Reads it off an experiment and its model.
+
+    Raises:
+      ValueError: The model has no adapters.
+    """
+    adapted = adapters.find(found.axes)
+    if not adapted:
+      raise ValueError(
+        'lora.targets=() must name a linear map for methods of LoRA ranks.'
+      )
+    e = facts.experiment
+    ranks = in_turn(e, len(facts.budgets))
+    return cls(
+      facts.depth, ranks, e.lora.rank, e.lora.alpha, e.rank.scaling, adapted
+    )
+
+  @property
+  def rule(self) -> Rule:
+    """All blocks, at each client's rank."""
+    return compose.product(
+      layers.whole(self.depth, len(self.ranks)), Prefix(self.ranks)
+    )
+
+  def evaluation(self, task: Task) -> Evaluation:
+    """Evaluates the server's adapters, and what clients of each rank get."""
+    models = {'full': Selection.of({'layer': self.depth})}
+    smaller = {rank for rank in self.ranks if rank < self.server_rank}
+    for rank in sorted(smaller, reverse=True):
+      held = {'layer': self.depth, 'rank': rank}
+      models[f'rank{rank}'] = Selection.of(held)
+    return Evaluation(task, models)
+
+  def scale(self, rank: int) -> float:
+    """Returns by what a product A B of a rank is multiplied."""
+    common = self.scaling == 'common'
+    return self.alpha / (self.server_rank if common else rank)
+
+
+def in_turn(experiment: config.Experiment, clients: int) -> tuple[int, ...]:
+  """Returns the rank of each client."""
+  choices = experiment.rank.ranks or (experiment.lora.rank,)
+  return tuple(choices[k % len(choices)] for k in range(clients))
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: Something other than LoRA trains, or the server's rank is not
+      the largest of the clients'.
+  """
+  del sizes
+  rank, lora = experiment.rank, experiment.lora
+  if experiment.model.tune != 'lora':
+    raise ValueError(
+      f"model.tune={experiment.model.tune!r} must be 'lora' with"
+      f' method={experiment.method!r}.'
+    )
+  ranks = in_turn(experiment, len(budgets))
+  if max(ranks) != lora.rank:
+    raise ValueError(
+      f'rank.ranks={rank.ranks}: the largest that one of {len(ranks)} '
+      f"clients has must be lora.rank={lora.rank}, the server's."
+    )
+
+
+def send_adapters(
+  start: Tree, delta: Tree, steps: jax.Array, context: Context
+) -> Sent:
+  """Sends the adapters themselves, of the head the change."""
+  del steps
+  end = adapters.change(jnp.add, delta, start)
+  return Sent(end, jnp.ones(()), context.state)
+
+
+def padded_mean(
+  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+) -> tuple[Update, Tree]:
+  """Averages A and B apart, smaller ones filled up with zeros.
+
+  What is summed are adapters, and the change of all else. Sums are divided by
+  the weight of all clients, for everyone holds rank one.
+  """
+  total = everyone(sums)
+  weight = jax.tree.map(jnp.max, total.den)
+  mean = selection.coverage_mean(GroupSum(total.num, weight))
+  delta = adapters.change(jnp.subtract, mean, theta)
+  covered = jax.tree.map_with_path(_padded, mean, weight)
+  return Update(delta, covered), memory
+
+
+def _padded(path: Sequence[Any], mean: jax.Array, weight: jax.Array) -> Any:
+  """Says what the mean replaces: all, but ranks of A that nobody sent."""
+  if path[-1].key != 'lora_a':  # [..., R]
+    return weight > 0
+  return jnp.any(mean != 0, range(mean.ndim - 1))
+
+
+def padding_client(task: Task) -> Client:
+  """Returns the client that sends its adapters, for `padded_mean`."""
+  return dataclasses.replace(fedavg_client(task), finish=send_adapters)
+
+
+def build_rbla(facts: Facts) -> Algorithm:
+  """Builds RBLA: each rank is averaged over the clients that hold it.
+
+  Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for
+  Fine-tuning Heterogeneous Models in FLaaS", arXiv 2408.08699; its abstract
+  was read, not its code. FediLoRA's dimension-wise mean is the same: the
+  coverage mean, the default of every method here. A rank is averaged over few
+  if few hold it, so that the largest ranks move furthest.
+  """
+  found = facts.foundation()
+  lora = Lora.of(facts, found)
+  return Algorithm(
+    model=found,
+    rule=lora.rule,
+    client=fedavg_client(facts.task),
+    aggregator=Aggregator(),
+    evaluation=lora.evaluation(facts.task),
+  )
+
+
+def build_fedit(facts: Facts) -> Algorithm:
+  """Builds FedIT: A and B are averaged apart, smaller ones filled with zeros.
+
+  Zhang et al., "Towards Building the Federated GPT: Federated Instruction
+  Tuning", arXiv 2305.05644, knows one rank. Zero-padding for several is the
+  baseline of FLoRA's authors (github.com/ATP-1010/FederatedLLM,
+  fed_utils/model_aggregation.py, `zero_padding`):
+
+    A <- sum_k p_k pad(A_k),  B <- sum_k p_k pad(B_k),
+
+  in which ranks that few hold shrink. They pad to the largest rank of all, so
+  that ranks of which a cohort sends nothing become zero. Here only B does: the
+  mean is the same, and with A and B zero at once these ranks would have no
+  gradient ever again.
+
+  They weight clients by examples, `server.weighting` 'examples'.
+  """
+  return _fedit(facts, facts.foundation())
+
+
+def build_ffa_lora(facts: Facts) -> Algorithm:
+  """Builds FFA-LoRA: every A stays as it was drawn, the same for all; B trains.
+
+  Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning",
+  ICLR 2024, arXiv 2403.12313; read in summaries, not its code. The mean of
+  products is then the product of means, at half the traffic. The paper knows
+  one rank, and weights clients alike; smaller B are filled up with zeros, which
+  keeps the mean exact if `rank.scaling` is 'common'.
+  """
+  return _fedit(facts, _freeze_a(facts.foundation()))
+
+
+def _fedit(facts: Facts, found: Foundation) -> Algorithm:
+  lora = Lora.of(facts, found)
+  return Algorithm(
+    model=found,
+    rule=lora.rule,
+    client=padding_client(facts.task),
+    aggregator=Aggregator(padded_mean),
+    evaluation=lora.evaluation(facts.task),
+  )
+
+
+def _freeze_a(found: Foundation) -> Foundation:
+  """Makes A frozen parameters: they don't train, and they don't travel."""
+  model: Any = found.merge(found.base, found.theta)
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, linear.Linear) and module.adapter:
+      a = module.lora_a
+      module.lora_a = linear.Frozen(a[...], axes=a.get_metadata('axes'))
+  return foundation.split(model, found.depth)

@@ -1,0 +1,1 @@
+"""Clients that hold a share of every width."""

@@ -1,0 +1,162 @@
+"""FedRolex: a window of every width that rolls with the rounds.
+
+Alam, Liu, Yan, Zhang, "FedRolex: Model-Heterogeneous Federated Learning with
+Rolling Sub-Model Extraction", NeurIPS 2022, arXiv 2212.01548; the authors'
+code is github.com/AIoT-MLSys-Lab/FedRolex (resnet_server.py,
+transformer_server.py, config.yml).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.engine.algorithm import (
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  LossAndSums,
+)
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.methods import refusals
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.width import heterofl, rates
+from fedjax_tune.selection import Selection
+
+# Axes inside heads, of queries and keys, and of values.
+_IN_HEADS = ('qk_dim', 'v_dim')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rolling(rates.Prefix):
+  """A window of every axis that rolls by one in each round.
+
+  All clients of a round share the roll, so the narrower of two windows lies
+  within the wider. The window is the beginning of `torch.roll(arange(n), round %
+  n)` and moves backwards: of 12 a half is 0 to 5 at first, then 11, 0, 1, 2, 3,
+  4.
+
+  Attributes:
+    roll: 'backward', or 'forward': from position `rnd` on.
+  """
+
+  roll: str = 'backward'
+
+  def choose(
+    self, rnd: int, client: int, amounts: Mapping[str, int]
+  ) -> Mapping[str, np.ndarray | int]:
+    """Returns the windows, around the end."""
+    del client
+    shift = rnd if self.roll == 'forward' else -rnd
+    return {
+      axis: (np.arange(amount) + shift) % self.sizes[axis]
+      for axis, amount in amounts.items()
+    }
+
+
+def _mixing(client: Client, sizes: Mapping[str, int]) -> Client:
+  """Returns the client whose heads are put together as the authors' are."""
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    mixed = _mix_heads(model, context.held, sizes, context.rnd)
+    return client.loss(mixed, batch, context, key)
+
+  return dataclasses.replace(client, loss=loss)
+
+
+def _mix_heads(
+  model: Any, held_by: Selection, sizes: Mapping[str, int], rnd: jax.Array
+) -> Any:
+  """Returns a model whose heads are cut from a rolled, flat axis.
+
+  Head h of the client has what stands at h n + j - rnd of the flat axis, n the
+  width of a head: channel (j - rnd) mod n, which is the one that it holds in
+  this place, of the head floor((j - rnd) / n) after its own.
+  """
+  graph, state = nnx.split(model)
+  is_variable = lambda v: isinstance(v, nnx.Variable)
+
+  def mix(variable):
+    names = variable.get_metadata('axes')
+    inside = [axis for axis in _IN_HEADS if axis in names and axis in sizes]
+    if not inside:
+      return variable
+    (axis,), x = inside, variable[...]
+    heads, channels = names.index('heads'), names.index(axis)
+    n, count = sizes[axis], x.shape[channels]
+    held = held_by.get(axis, count)
+    channel = jnp.arange(held) if isinstance(held, int) else jnp.asarray(held)
+    place = jnp.mod(channel + rnd, n)
+    after = jnp.floor_divide(place - rnd, n)
+    at = jnp.mod(
+      jnp.arange(x.shape[heads])[:, None] + after[None], x.shape[heads]
+    )
+    shape = [1] * x.ndim
+    shape[heads], shape[channels] = at.shape
+    at = (at if heads < channels else at.T).reshape(shape)
+    return variable.replace(jnp.take_along_axis(x, at, axis=heads))
+
+  mixed = jax.tree.map(mix, state, is_leaf=is_variable)
+  return nnx.merge(graph, mixed)
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds FedRolex: HeteroFL whose prefixes roll by one in each round.
+
+  Like their configuration (`scale: 1, mask: 1`) and their servers' `combine`,
+  it scales activations, masks the loss and averages the head by class. The full
+  model is evaluated: a window is another one in each round.
+
+  Where this departs from the authors' code:
+    - They roll flattened queries, keys and values, so that from the second
+      round on each head of a client, a full one's too, is put together from
+      channels of two heads that never met. Here windows roll within heads;
+      `width.across_heads` is theirs. Which channels a round trains is the same.
+    - They weight clients by how often a coordinate was updated. Clients that
+      hold a coordinate share that number, but for those that come later in
+      the loop and find it already raised; the mean here is uniform.
+    - Their option `overlap` is not here.
+  """
+  options = facts.experiment.width
+  widths = Rolling(*rates.of(facts), options.roll)
+  client = heterofl.client(facts, widths)
+  if options.across_heads:
+    client = _mixing(client, widths.sizes)
+  whole = Selection.of({'layer': facts.depth})
+  return Algorithm(
+    model=facts.foundation(),
+    rule=rates.with_all_layers(facts, widths),
+    client=client,
+    aggregator=heterofl.aggregator(facts),
+    evaluation=Evaluation(facts.task, {'full': whole}),
+  )
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: As all of this family; or `width.across_heads` for a model with
+      rotary positions, or where whole heads are cut.
+  """
+  section = experiment.width
+  if section.across_heads:
+    field = 'width.across_heads=True'
+    refusals.decoder(sizes, field, 'it mixes the channels of its heads')
+    if 'heads' in section.axes:
+      raise ValueError(
+        f'{field} must be False where width.axes={section.axes} cuts heads.'
+      )
+  rates.check(experiment, sizes, budgets)

@@ -1,0 +1,106 @@
+"""FjORD: ordered dropout of width, with self-distillation.
+
+Horvath, Laskaridis, Almeida, Leontiadis, Venieris, Lane, "FjORD: Fair and
+Accurate Federated Learning under Heterogeneous Targets with Ordered Dropout",
+NeurIPS 2021, arXiv 2102.13451.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_tune import foundation
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  LossAndSums,
+  outputs,
+)
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.width import rates
+from fedjax_tune.selection import Selection
+from fedjax_tune.tasks import Task
+
+# Apart from the keys of dropout, which are those of full models.
+_DRAW = int.from_bytes(b'draw')
+
+
+def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
+  """Returns the client that trains another width in each step.
+
+  It draws one of the rates up to its own, uniformly, and trains the model of
+  that width (section 3.1). With `distill` it trains its widest model too, and
+  the narrow one learns from that one's outputs (section 3.3, with equal weights
+  and temperature 1; the teacher is not moved by the student's error).
+
+  Args:
+    task: What is learned.
+    widths: What clients hold of each width.
+    distill: Whether narrow models learn from the widest.
+  """
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    held, widest = context.held, widths.rate_of(context.sig)
+    up_to_own = sorted({r for r in widths.rates if r <= widest})
+    draw = jax.random.fold_in(key, _DRAW)
+
+    def train(rate):
+      narrow = foundation.narrow(model, widths.amounts(rate))
+      scores = outputs(narrow, batch.inputs, held, key)
+      if not distill or rate == up_to_own[-1]:
+        return task.loss(scores, batch)
+      own = outputs(model, batch.inputs, held, key)
+      total, metrics = task.loss(own, batch)
+      return total + _divergence(scores, own, batch.valid), metrics
+
+    branches = [lambda rate=rate: train(rate) for rate in up_to_own]
+    drawn = jax.random.randint(draw, (), 0, len(up_to_own))
+    return jax.lax.switch(drawn, branches)
+
+  return Client(loss)
+
+
+def _divergence(
+  student_BxK: jax.Array, teacher_BxK: jax.Array, valid_B: jax.Array
+) -> jax.Array:
+  """Mean KL divergence of the student from the fixed teacher."""
+  fixed = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_BxK))
+  kl_B = optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(student_BxK), fixed
+  )
+  total = jnp.sum(jnp.where(valid_B, kl_B, 0))
+  return total / jnp.maximum(jnp.sum(valid_B), 1)
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds FjORD: each local step trains a random width up to the client's own.
+
+  A client of rate r holds the first r of every axis. The rates are those of the
+  configuration. The server's mean over holders is the method's, by the client's
+  rate, not by what a step drew.
+
+  Raises:
+    ValueError: `width.distill` without classes.
+  """
+  distill, task = facts.experiment.width.distill, facts.task
+  if distill and task.kind != 'classification':
+    raise ValueError(
+      f'width.distill=True needs classes; the task is a {task.kind}.'
+    )
+  widths = rates.Prefix(*rates.of(facts))
+  whole = Selection.of({'layer': facts.depth})
+  return Algorithm(
+    model=facts.foundation(),
+    rule=rates.with_all_layers(facts, widths),
+    client=client(task, widths, distill=distill),
+    aggregator=Aggregator(),
+    evaluation=Evaluation(task, {'full': whole}),
+  )

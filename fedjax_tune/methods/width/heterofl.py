@@ -1,0 +1,142 @@
+"""HeteroFL: nested prefixes of every width.
+
+Diao, Ding, Tarokh, "HeteroFL: Computation and Communication Efficient
+Federated Learning for Heterogeneous Clients", ICLR 2021, arXiv 2010.01264;
+the authors' code is the repository of that title of github.com/diaoenmao
+(fed.py, models/transformer.py, modules/modules.py `Scaler`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Evaluation,
+  LossAndSums,
+  outputs,
+)
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.group import Info
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.width import rates
+from fedjax_tune.selection import Selection
+from fedjax_tune.typing import Allocation
+
+# What a client is told: which classes it has, int32 [K].
+_PRESENT = 'present'
+
+
+def client(facts: Facts, widths: rates.Prefix) -> Client:
+  """Returns the client that trains a scaled model on its own classes.
+
+  With `width.scaler`, while training, the output of every embedding and linear
+  map but the head's is divided by the rate; written here as a division of its
+  parameters, frozen ones and adapters too, the same numbers. A word table that
+  predicts tokens, too, divides the logits. With `width.masked_loss`, while
+  training, logits of classes that a client lacks are 0.
+
+  Args:
+    facts: What is known of the run.
+    widths: What clients hold of each width.
+  """
+  options, task = facts.experiment.width, facts.task
+
+  def loss(
+    model: Any, batch: Batch, context: Context, key: jax.Array
+  ) -> LossAndSums:
+    rate = widths.rate_of(context.sig)
+    if options.scaler and rate != 1:
+      model = _scaled(model, rate)
+    scores = outputs(model, batch.inputs, context.held, key)
+    if options.masked_loss and _PRESENT in context.info:
+      scores = jnp.where(context.info[_PRESENT] > 0, scores, 0)
+    return task.loss(scores, batch)
+
+  def info(rnd: int, cohort: Sequence[int]) -> list[Info]:
+    del rnd
+    assert facts.present is not None
+    return [{_PRESENT: facts.present[k].astype(np.int32)} for k in cohort]
+
+  told = facts.present is not None and (
+    options.masked_loss or options.head_by_class
+  )
+  return Client(loss, info=info if told else None)
+
+
+def aggregator(facts: Facts) -> Aggregator:
+  """Returns the mean over holders, of the head over those who have a class.
+
+  With `width.head_by_class` the head's weights and bias of a class are averaged
+  over the clients that have the class (`combine`, `label_split`); where nobody
+  of a round has it, they stay. Otherwise over all clients, so that those who
+  never saw a class slow it down.
+  """
+  if not facts.experiment.width.head_by_class:
+    return Aggregator()
+
+  def where(held: Selection, info: Mapping[str, jax.Array]) -> Allocation:
+    if _PRESENT not in info:
+      return held
+    present = jnp.asarray(info[_PRESENT])
+    classes = jax.lax.broadcasted_iota(
+      jnp.int32, present.shape, present.ndim - 1
+    )
+    # An index outside the axis puts nothing back.
+    outside = present.shape[-1]
+    return {**held, 'class': jnp.where(present > 0, classes, outside)}
+
+  return Aggregator(where=where)
+
+
+# What the outputs of linear maps and embeddings are linear in.
+_SCALED = frozenset(
+  {'kernel', 'bias', 'lora_b', 'prefix', 'position', 'word', 'type'}
+  # Trained tokens stand beside those outputs.
+  | {'prompt', 'key', 'value'}
+)
+
+
+def _scaled(model: Any, rate: float) -> Any:
+  """Returns the model with HeteroFL's Scaler behind its linear maps."""
+  graph, state = nnx.split(model)
+
+  def divide(path, variable):
+    *modules, name = path
+    is_scaled = modules[0] != 'head' and 'norm' not in modules[-1]
+    if not is_scaled or name not in _SCALED:
+      return variable
+    return variable.replace(variable[...] / rate)
+
+  flat = [(path, divide(path, v)) for path, v in nnx.to_flat_state(state)]
+  return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds HeteroFL: scaled activations, masked cross entropy, head by class.
+
+  Attention is sliced within each head, not across heads. The mean over holders
+  is uniform (`server.weighting='uniform'`). Rates belong to clients, the
+  authors' mode 'fix'; their 'dynamic' draws them anew each round.
+
+  The model of every rate is evaluated, which is what its clients keep.
+  """
+  widths = rates.Prefix(*rates.of(facts))
+  models = {'full': Selection.of({'layer': facts.depth})}
+  for rate in sorted({r for r in widths.rates if r < 1}, reverse=True):
+    held = {'layer': facts.depth, **widths.amounts(rate)}
+    models[f'rate{rate:g}'] = Selection.of(held)
+  return Algorithm(
+    model=facts.foundation(),
+    rule=rates.with_all_layers(facts, widths),
+    client=client(facts, widths),
+    aggregator=aggregator(facts),
+    evaluation=Evaluation(facts.task, models),
+  )
