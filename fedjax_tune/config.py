@@ -7,8 +7,14 @@ method's own, in `method_config.py`, and nowhere else.
 """
 
 import dataclasses
+from typing import Any
 
 from fedjax_tune import method_config
+
+
+def _section(kind: type) -> Any:
+  """Gives each experiment a section of its own."""
+  return dataclasses.field(default_factory=kind)
 
 
 @dataclasses.dataclass
@@ -259,44 +265,23 @@ class Experiment:
   checkpoint_every: int = 10
   patience: int = 0
   keep_best: bool = False
-  model: Model = dataclasses.field(default_factory=Model)
-  lora: Lora = dataclasses.field(default_factory=Lora)
-  fedadapter: Fedadapter = dataclasses.field(default_factory=Fedadapter)
-  tiers: method_config.Tiers = dataclasses.field(
-    default_factory=method_config.Tiers
-  )
-  data: Data = dataclasses.field(default_factory=Data)
-  clients: Clients = dataclasses.field(default_factory=Clients)
-  local: Local = dataclasses.field(default_factory=Local)
-  server: Server = dataclasses.field(default_factory=Server)
-  engine: Engine = dataclasses.field(default_factory=Engine)
-  fedra: method_config.Fedra = dataclasses.field(
-    default_factory=method_config.Fedra
-  )
-  inclusivefl: method_config.Inclusivefl = dataclasses.field(
-    default_factory=method_config.Inclusivefl
-  )
-  depthfl: method_config.Depthfl = dataclasses.field(
-    default_factory=method_config.Depthfl
-  )
-  width: method_config.Width = dataclasses.field(
-    default_factory=method_config.Width
-  )
-  raffm: method_config.Raffm = dataclasses.field(
-    default_factory=method_config.Raffm
-  )
-  prunefl: method_config.Prunefl = dataclasses.field(
-    default_factory=method_config.Prunefl
-  )
-  prism: method_config.Prism = dataclasses.field(
-    default_factory=method_config.Prism
-  )
-  rank: method_config.Rank = dataclasses.field(
-    default_factory=method_config.Rank
-  )
-  hetlora: method_config.Hetlora = dataclasses.field(
-    default_factory=method_config.Hetlora
-  )
-  heterotune: method_config.Heterotune = dataclasses.field(
-    default_factory=method_config.Heterotune
-  )
+  model: Model = _section(Model)
+  lora: Lora = _section(Lora)
+  fedadapter: Fedadapter = _section(Fedadapter)
+  tiers: method_config.Tiers = _section(method_config.Tiers)
+  data: Data = _section(Data)
+  clients: Clients = _section(Clients)
+  local: Local = _section(Local)
+  server: Server = _section(Server)
+  engine: Engine = _section(Engine)
+  fedra: method_config.Fedra = _section(method_config.Fedra)
+  inclusivefl: method_config.Inclusivefl = _section(method_config.Inclusivefl)
+  depthfl: method_config.Depthfl = _section(method_config.Depthfl)
+  width: method_config.Width = _section(method_config.Width)
+  raffm: method_config.Raffm = _section(method_config.Raffm)
+  prunefl: method_config.Prunefl = _section(method_config.Prunefl)
+  prism: method_config.Prism = _section(method_config.Prism)
+  rank: method_config.Rank = _section(method_config.Rank)
+  hetlora: method_config.Hetlora = _section(method_config.Hetlora)
+  heterotune: method_config.Heterotune = _section(method_config.Heterotune)
+  feddyn: method_config.Feddyn = _section(method_config.Feddyn)

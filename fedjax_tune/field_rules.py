@@ -215,6 +215,7 @@ RULES = {
   'rank.scaling': one_of('common', 'client'),
   'hetlora.gamma': _DECAY,
   'hetlora.penalty': at_least(0),
+  'feddyn.alpha': _POSITIVE,
   'heterotune.reading': one_of('nested', 'own', 'width'),
   'heterotune.branches': _PARAMETERS,
   'heterotune.foreign': one_of('frozen', 'trained'),

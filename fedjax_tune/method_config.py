@@ -75,8 +75,8 @@ class Raffm:
   Attributes:
     mode: 'slice' trains physically narrower models, 'mask' the full shapes
       with masked gradients, as the code of the paper's time did.
-    space: Which sizes a subnetwork may have: a preset of `methods/spaces.py`,
-      or 'custom', the fields below.
+    space: Which sizes a subnetwork may have: a preset of
+      `methods/raffm/spaces.py`, or 'custom', the fields below.
     head_dim: Shares of the width of every head.
     heads: Shares of the heads.
     ffn: Shares of the MLP's hidden width.
@@ -168,6 +168,18 @@ class Hetlora:
 
   gamma: float = 0.99
   penalty: float = 5e-4
+
+
+@dataclasses.dataclass
+class Feddyn:
+  """FedDyn.
+
+  Attributes:
+    alpha: Coefficient of the regularizer. The paper tries 0.1, 0.01 and 0.001;
+      that its code's examples take 0.01 is from memory.
+  """
+
+  alpha: float = 0.01
 
 
 @dataclasses.dataclass

@@ -120,10 +120,10 @@ class Run:
           packed = store.packed_like(count, remember)
           start[name] = start[name]._replace(clients=packed)
       start = checkpoint.fit(kept, start)
-      for name in ('state', 'best'):
-        if name in start:
-          clients = store.unpack(start[name].clients)
-          start[name] = start[name]._replace(clients=clients)
+    for name in ('state', 'best'):
+      if name in start:
+        clients = store.unpack(start[name].clients)
+        start[name] = start[name]._replace(clients=clients)
     return start['state'], start['meter'], start.get('best', start['state'])
 
   def memory(

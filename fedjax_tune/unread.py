@@ -175,6 +175,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'prism.frob_decay': (_method('prism'),),
   'rank.ranks': (_RANK,),
   'rank.scaling': (_RANK,),
+  'feddyn.alpha': (_method('feddyn'),),
   'hetlora.gamma': (_method('hetlora'),),
   'hetlora.penalty': (_method('hetlora'),),
   'heterotune.reading': (_HETEROTUNE,),

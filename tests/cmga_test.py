@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax_tune.methods import cmga
+from fedjax_tune.methods.heterotune import cmga
 from fedjax_tune.selection import GroupSum
 
 

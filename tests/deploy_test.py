@@ -129,20 +129,20 @@ def _finish(experiment, workdir):
   workdir.mkdir(exist_ok=True)
   run_folder.write_config(workdir, fields)
   setup = build.build(experiment)
-  theta = tiny.noise(setup.theta, 1)
+  model, evaluation = setup.algorithm.model, setup.algorithm.evaluation
+  theta = tiny.noise(model.theta, 1)
   state = server.ServerState(
     theta, server.optimizer(experiment.server).init(theta), ()
   )
   with checkpoint.Checkpoints(workdir, 1, identity.of(setup)) as saved:
     saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})
   run = evaluate.build_evaluate(
-    setup.foundation,
-    setup.method,
-    setup.axes,
-    dict.fromkeys(setup.method.evaluations(), setup.test),
+    model,
+    evaluation,
+    dict.fromkeys(evaluation.models, setup.test),
     (8, 16),
   )
-  found = next(iter(run(setup.foundation.base, theta).values()))
+  found = next(iter(run(model.base, theta).values()))
   summary = {'rounds': 1, 'accuracy': deploy.score(found)}
   (workdir / 'summary.json').write_text(json.dumps(summary))
   return summary
@@ -180,7 +180,9 @@ def test_the_best_state_of_a_run_that_ended_early_is_deployed(tmp_path, patch):
   run_folder.write_config(tmp_path, dataclasses.asdict(experiment))
   setup = build.build(experiment)
   states = {
-    name: server.ServerState(tiny.noise(setup.theta, seed), (), ())
+    name: server.ServerState(
+      tiny.noise(setup.algorithm.model.theta, seed), (), ()
+    )
     for seed, name in enumerate(('best', 'state'))
   }
   rows = [
@@ -411,11 +413,10 @@ def test_bad_sizes(text_run, act, message):
 
 def test_a_model_that_is_not_finite_is_refused(text_run):
   setup = text_run[0].setup
-  head = jax.tree.map(lambda x: x * np.nan, setup.theta['head'])
+  model = setup.algorithm.model
+  head = jax.tree.map(lambda x: x * np.nan, model.theta['head'])
   with pytest.raises(endings.Diverged, match=r'must be finite, but its head\.'):
-    finished._assemble(
-      setup, setup.foundation.base, {**setup.theta, 'head': head}
-    )
+    finished._assemble(setup, model.base, {**model.theta, 'head': head})
 
 
 def test_other_folders_are_left_alone(text_run):

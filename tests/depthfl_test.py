@@ -1,6 +1,7 @@
 """DepthFL: where classifiers stand, what they learn from each other."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +12,54 @@ import tiny_depth
 from tiny_depth import found
 
 from fedjax_tune import config, selection
-from fedjax_tune.methods import depthfl
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.methods.depth import depthfl
 
 _BUDGETS = (4, 3, 2, 3)
 
 
-def _published(budgets=_BUDGETS, depth=4, evaluate='ensemble'):
-  return depthfl.DepthFL(
-    depth, budgets, seed=0, ramp_rounds=300, evaluate=evaluate
-  )
+class _Made(NamedTuple):
+  """The method, where its classifiers are, and until when they ramp up."""
+
+  algorithm: Algorithm
+  exits: depthfl.Exits
+  ramp_rounds: int
 
 
-def _port(budgets=_BUDGETS, depth=4):
-  return depthfl.FedraPort(
-    depth, budgets, seed=0, ramp_rounds=500, evaluate='last'
-  )
+def _build(budgets, depth, seed=0, **options):
+  e = config.Experiment(method='depthfl', seed=seed)
+  for name, value in options.items():
+    setattr(e.depthfl, name, value)
+  return tiny.build(e, found, budgets, widths={'layer': depth})
+
+
+def _published(budgets=_BUDGETS, depth=4, **options):
+  algorithm = _build(budgets, depth, **options)
+  return _Made(algorithm, depthfl.at_budgets(budgets), 300)
+
+
+def _port(budgets=_BUDGETS, depth=4, **options):
+  algorithm = _build(budgets, depth, variant='fedra_port', **options)
+  return _Made(algorithm, depthfl.every_third(depth), 500)
 
 
 def _exits(method, client):
-  return method.exits(tiny.signature(method, client)['layer'])
+  return method.exits.of(tiny.signature(method.algorithm, client)['layer'])
 
 
 def _exit_logits(theta, row, depth):
   """Logits of the plain model cut after a block, under one classifier."""
   head = jax.tree.map(lambda x: x[row], theta['head'])
   return tiny_depth.logits({**found.theta, 'head': head}, depth)
+
+
+def _scores(method, client):
+  """Logits of each of a client's classifiers."""
+  rows = tiny_depth.row(method.algorithm, client)['exit']
+  return [
+    _exit_logits(method.algorithm.model.theta, row, exit_ + 1)
+    for exit_, row in zip(_exits(method, client), rows, strict=True)
+  ]
 
 
 def _softmax(x):
@@ -77,15 +101,17 @@ def test_published_exits_by_hand():
 def test_port_exits_are_those_of_fedras_code(depth, exits, rows):
   method = _port((depth,), depth=12)
   assert _exits(method, 0) == exits
-  np.testing.assert_array_equal(method.allocate(0, [0])[0]['exit'], rows)
+  (row,) = method.algorithm.rule.draw(0, [0])
+  np.testing.assert_array_equal(row['exit'], rows)
 
 
 @pytest.mark.parametrize('make', [_published, _port])
 @pytest.mark.parametrize('budgets', [(4, 3, 2), (1, 2), (3, 3), (4, 1, 2, 3)])
 def test_allocation_is_a_nested_prefix(make, budgets):
   method = make(budgets)
-  for k, row in enumerate(method.allocate(3, range(len(budgets)))):
-    sig = tiny.signature(method, k)
+  rows = method.algorithm.rule.draw(3, range(len(budgets)))
+  for k, row in enumerate(rows):
+    sig = tiny.signature(method.algorithm, k)
     np.testing.assert_array_equal(row['layer'], np.arange(budgets[k]))
     for axis, amount in sig.amounts:
       assert len(row[axis]) == amount
@@ -93,7 +119,7 @@ def test_allocation_is_a_nested_prefix(make, budgets):
     assert len(exits) == sig['exit']
     assert exits[-1] == budgets[k] - 1
     assert np.all(np.diff(row['exit']) > 0)
-    assert row['exit'][-1] < method.num_exits
+    assert row['exit'][-1] < method.exits.num
 
 
 def test_ramp_by_hand():
@@ -128,23 +154,15 @@ def test_one_classifier_has_nothing_to_distill():
 @pytest.mark.parametrize('client', [0, 2])
 def test_loss_is_its_slow_twin(make, client):
   method = make()
-  theta, axes = method.init(found.theta, found.axes)
   batch = tiny_depth.batch()
-  (loss, metrics), grads = tiny_depth.loss(method, theta, axes, client)
-  scores = [
-    _exit_logits(theta, row, exit_ + 1)
-    for exit_, row in zip(
-      _exits(method, client),
-      tiny_depth.row(method, client)['exit'],
-      strict=True,
-    )
-  ]
+  (loss, metrics), grads = tiny_depth.loss(method.algorithm, client)
+  scores = _scores(method, client)
   weight = np.exp(-5 * (1 - 200 / method.ramp_rounds) ** 2)
   # The last example is padding.
   real = [s[:3] for s in scores]
   want = _slow_loss(real, np.asarray(batch.label)[:3], weight)
   np.testing.assert_allclose(loss, want, rtol=1e-4)
-  _, deepest = method.task.loss(scores[-1], batch)
+  _, deepest = method.algorithm.task.loss(scores[-1], batch)
   for name, value in deepest.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
@@ -152,25 +170,24 @@ def test_loss_is_its_slow_twin(make, client):
 
 
 def test_classifiers_start_apart_and_the_last_is_the_models():
-  method = _published()
-  theta, axes = method.init(found.theta, found.axes)
+  model = _published().algorithm.model
+  theta, axes = model.theta, model.axes
   kernel = theta['head']['kernel']
   assert axes['head']['kernel'] == ('exit', 'embed', 'class')
   assert axes['head']['bias'] == ('exit', 'class')
   np.testing.assert_array_equal(kernel[-1], found.theta['head']['kernel'])
   assert not np.any(kernel[0] == kernel[1])
   assert np.max(np.abs(kernel[:-1])) <= 1 / np.sqrt(6)
-  other, _ = dataclasses.replace(method, seed=1).init(found.theta, found.axes)
+  other = _published(seed=1).algorithm.model.theta
   assert np.any(other['head']['kernel'][0] != kernel[0])
 
 
 def test_one_level_is_fedavg():
-  method = _published((4, 4))
-  theta, axes = method.init(found.theta, found.axes)
+  algorithm = _published((4, 4)).algorithm
   batch = tiny_depth.batch()
-  (got, metrics), _ = tiny_depth.loss(method, theta, axes, 0)
+  (got, metrics), _ = tiny_depth.loss(algorithm, 0)
   logits = tiny_depth.logits(found.theta, 4)
-  want, sums = method.task.loss(logits, batch)
+  want, sums = algorithm.task.loss(logits, batch)
   np.testing.assert_allclose(got, want, rtol=1e-4)
   np.testing.assert_allclose(metrics['loss'], sums['loss'], rtol=1e-4)
 
@@ -180,11 +197,13 @@ def test_merge_averages_each_classifier_over_its_holders(make):
   method = make()
   theta = {'head': {'kernel': jnp.zeros((2, 1)), 'bias': jnp.zeros(1)}}
   names = {'head': {'kernel': ('embed', 'class'), 'bias': ('class',)}}
-  theta, axes = method.init(theta, names)
+  small = dataclasses.replace(found, theta=theta, axes=names)
+  model = depthfl.with_exits(small, method.exits.num, seed=0)
+  theta, axes = model.theta, model.axes
   group_sum = jax.jit(lambda *args: selection.group_sum(theta, axes, *args))
-  parts, num, den = [], *np.zeros((2, method.num_exits))
+  parts, num, den = [], *np.zeros((2, method.exits.num))
   for k, weight in ((0, 1.0), (2, 3.0)):
-    row = tiny_depth.row(method, k)
+    row = tiny_depth.row(method.algorithm, k)
     num[row['exit']] += weight * (k + 1)
     den[row['exit']] += weight
     local = selection.select_within(theta, axes, row)
@@ -193,7 +212,8 @@ def test_merge_averages_each_classifier_over_its_holders(make):
     delta = jax.tree.map(fill, local)
     parts.append(group_sum(alloc, delta, jnp.asarray([weight])))
   total = jax.tree.map(lambda *xs: sum(xs), *parts)
-  update, _ = method.merge(theta, {'all': total}, ())
+  merge = method.algorithm.aggregator.merge
+  update, _ = merge(theta, {'all': total}, ())
   want = np.where(den > 0, num / np.maximum(den, 1), 0)
   np.testing.assert_allclose(update.delta['head']['bias'][:, 0], want)
   np.testing.assert_array_equal(
@@ -202,14 +222,14 @@ def test_merge_averages_each_classifier_over_its_holders(make):
 
 
 def test_evaluations():
-  method = _published()
-  assert list(method.evaluations()) == ['ensemble', 'last']
-  assert list(_published(evaluate='last').evaluations()) == ['last', 'ensemble']
-  theta, axes = method.init(found.theta, found.axes)
+  algorithm = _published().algorithm
+  names = lambda method: list(method.algorithm.evaluation.models)
+  assert names(_published()) == ['ensemble', 'last']
+  assert names(_published(evaluate='last')) == ['last', 'ensemble']
   scores = {
-    name: tiny_depth.predict(method, theta, axes, name)
-    for name in ('ensemble', 'last')
+    name: tiny_depth.predict(algorithm, name) for name in ('ensemble', 'last')
   }
+  theta = algorithm.model.theta
   each = [
     _exit_logits(theta, row, depth) for row, depth in enumerate((2, 3, 4))
   ]
@@ -220,17 +240,21 @@ def test_evaluations():
 
 
 def test_evaluated_depth_when_nobody_holds_all():
-  layers = lambda m: len(m.evaluations()['last']['layer'])
+  layers = lambda m: len(m.algorithm.evaluation.models['last']['layer'])
   assert layers(_published((3, 2))) == 3
   assert layers(_port((3, 2))) == 4
 
 
 def test_build():
-  experiment = config.Experiment()
-  assert depthfl.build(experiment, {'layer': 4}, _BUDGETS) == _published()
-  experiment.depthfl.variant = 'fedra_port'
-  assert depthfl.build(experiment, {'layer': 4}, _BUDGETS) == _port()
-  experiment.depthfl.evaluate = 'ensemble'
-  experiment.depthfl.ramp_rounds = 7
-  built = depthfl.build(experiment, {'layer': 4}, _BUDGETS)
-  assert (built.evaluate, built.ramp_rounds) == ('ensemble', 7)
+  """What is not set is the variant's; rounds of the ramp are tested above."""
+  assert config.Experiment().depthfl.variant == 'published'
+  names = lambda method: list(method.algorithm.evaluation.models)
+  assert names(_published()) == ['ensemble', 'last']
+  assert names(_port()) == ['last', 'ensemble']
+  method = _port(evaluate='ensemble', ramp_rounds=7)
+  assert names(method) == ['ensemble', 'last']
+  (loss, _), _ = tiny_depth.loss(method.algorithm, 0, rnd=3)
+  real = [s[:3] for s in _scores(method, 0)]
+  weight = np.exp(-5 * (1 - 3 / 7) ** 2)
+  want = _slow_loss(real, np.asarray(tiny_depth.batch().label)[:3], weight)
+  np.testing.assert_allclose(loss, want, rtol=1e-4)

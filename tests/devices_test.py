@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from fedjax_tune import devices, estimate
-from fedjax_tune.methods import raffm, resources, spaces
+from fedjax_tune.methods.raffm import resources, spaces
 
 _SIZES = {
   'layer': 12,
@@ -114,12 +114,12 @@ def test_memory_limits_too(monkeypatch):
 def test_raffm_holds_what_fits_in_every_round():
   e = _experiment(raffm={'space': 'custom', 'deadline_s': 120.0})
   e.raffm.ffn, e.raffm.embed, e.raffm.layers = (1.0, 0.25), (1.0,), (1.0, 0.25)
-  method = raffm.build(e, _SIZES, (12,) * 20)
+  rule = tiny.build(e, tiny.stack(), (12,) * 20, widths=_SIZES).rule
   shares = resources.fit(e, spaces.make_space(e.raffm), _SIZES, 20)
   want = [spaces.row_of(shares[k], _SIZES) for k in (1, 10, 19)]
   assert want[0] != want[2]
-  assert method.allocate(0, [1, 10, 19]) == want
-  assert method.allocate(5, [1, 10, 19]) == want
+  assert rule.draw(0, [1, 10, 19]) == want
+  assert rule.draw(5, [1, 10, 19]) == want
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config, train, validate
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
@@ -18,7 +18,7 @@ _EXPERIMENT, _LIBRARY = re.findall('```python\n(.*?)```', _README, re.DOTALL)
 def test_own_experiment_is_valid():
   names = {}
   exec(_EXPERIMENT, names)
-  validate.validate(names['get_config'](), BUILDERS)
+  validate.validate(names['get_config'](), METHODS)
 
 
 def test_library_example(monkeypatch):
@@ -35,7 +35,7 @@ def test_library_example(monkeypatch):
 
 def test_readme_lists_the_methods():
   listed = re.findall(r'^\| `(\w+)` \|', _README, re.MULTILINE)
-  assert sorted(listed) == sorted(BUILDERS)
+  assert sorted(listed) == sorted(METHODS)
 
 
 @pytest.mark.parametrize('folder', ['fedjax_tune', 'launch'])

@@ -11,6 +11,8 @@ import tiny
 
 from fedjax_tune.engine import evaluate, group, plan, step
 from fedjax_tune.engine.client import Batch, client_update
+from fedjax_tune.methods import proximal
+from fedjax_tune.selection import Selection
 
 # -- a client
 
@@ -34,14 +36,14 @@ def _quadratic(local, batch, key):
 
 
 def _update(batches, optimizer=None, prox=0.0):
+  optimizer = optimizer or optax.sgd(1.0, momentum=0.9)
   return client_update(
     _quadratic,
-    optimizer or optax.sgd(1.0, momentum=0.9),
+    optax.chain(proximal.pull(prox), optimizer) if prox else optimizer,
     {'w': jnp.ones(3)},
     batches,
     jax.random.key(0),
     jnp.float32(0.1),
-    prox,
   )
 
 
@@ -74,20 +76,25 @@ def test_a_step_without_examples_changes_nothing():
 
 def test_slabs_by_hand():
   small, large = (group.Signature((('layer', n),)) for n in (1, 2))
-  rows = [{'layer': np.arange(n) + k} for k, n in enumerate((1, 2, 1, 1))]
+  rows = [
+    Selection.of({'layer': np.arange(n) + k})
+    for k, n in enumerate((1, 2, 1, 1))
+  ]
   slabs = group.cut_slabs(
     [10, 11, 12, 13],
     [small, large, small, small],
     rows,
+    [{'told': np.full(3, k)} for k in range(4)],
     [1, 2, 3, 4],
     {small: 2, large: 1},
   )
   assert [s.sig for s in slabs] == [small, small, large]
   assert [list(s.ids) for s in slabs] == [[10, 12], [13, -1], [11]]
   assert [list(s.weight) for s in slabs] == [[1, 3], [4, 0], [2]]
-  np.testing.assert_array_equal(slabs[0].alloc['layer'], [[0], [2]])
-  np.testing.assert_array_equal(slabs[1].alloc['layer'], [[3], [3]])
-  np.testing.assert_array_equal(slabs[2].alloc['layer'], [[1, 2]])
+  np.testing.assert_array_equal(slabs[0].held['layer'], [[0], [2]])
+  np.testing.assert_array_equal(slabs[1].held['layer'], [[3], [3]])
+  np.testing.assert_array_equal(slabs[2].held['layer'], [[1, 2]])
+  np.testing.assert_array_equal(slabs[0].info['told'], [[0] * 3, [2] * 3])
 
 
 @pytest.mark.parametrize(
@@ -122,14 +129,14 @@ def test_weights(weighting):
   run = tiny.run(tiny.experiment(server={'weighting': weighting}))
   work = run.planner.plan(0).works[-1]
   # A slab of two with one client of 12 examples.
-  assert list(work.weight) == [1 if weighting == 'uniform' else 12, 0]
-  assert not np.any(work.batches.valid[1])
+  assert list(work.own.weight) == [1 if weighting == 'uniform' else 12, 0]
+  assert not np.any(work.own.batches.valid[1])
 
 
 def test_a_plan_counts_owners_and_steps():
   run = tiny.run(tiny.experiment())
   planned = run.planner.plan(0)
-  rows = run.method.allocate(0, [m.client for m in planned.members])
+  rows = run.algorithm.rule.draw(0, [m.client for m in planned.members])
   held = [np.asarray(row['layer']) for row in rows]
   owners = [sum(n in layers for layers in held) for n in range(tiny.DEPTH)]
   assert list(planned.owners) == owners
@@ -144,7 +151,9 @@ def test_clients_train_on_their_own_examples():
       if client < 0:
         continue
       own = data.inputs[run.planner.indices[client]]
-      images = np.asarray(work.batches.inputs[i]).reshape(-1, *own.shape[1:])
+      images = np.asarray(work.own.batches.inputs[i]).reshape(
+        -1, *own.shape[1:]
+      )
       same = (images[:, None] == own[None]).all((2, 3, 4))
       assert same.any(1).all()
 
@@ -190,7 +199,7 @@ def test_accuracy_by_domain_by_hand():
   want = [hits[data.domains == d].mean() for d in (0, 1)]
   assert len(data) % 20 != 0
   check = evaluate.build_evaluate(
-    run.foundation, run.method, run.axes, {'full': data}, batch_size=20
+    run.foundation, run.algorithm.evaluation, {'full': data}, batch_size=20
   )
   got = check(run.foundation.base, run.theta)
   np.testing.assert_allclose(got['full']['accuracy'], want)

@@ -8,11 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_tune import adapted, config, estimate, foundation, selection
+from fedjax_tune import (
+  adapted,
+  config,
+  estimate,
+  foundation,
+  selection,
+  tasks,
+)
 from fedjax_tune.engine import cost
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import base, spaces
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.raffm import spaces
 from fedjax_tune.models import backbone, linear, sizes
 from fedjax_tune.typing import Tokens
 
@@ -86,10 +94,9 @@ def _both(kind, shares, tune):
   all_sizes = adapted.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
   row = spaces.row_of(shares, all_sizes)
   found = _foundation(kind, tune)
-  method = base.Method(shape.depth, (shape.depth,), 0)
-  exact = cost.client_cost(
-    found, method, found.theta, found.axes, Signature.of(row), _batch(kind)
-  )
+  task = tasks.Task('classification', shape.num_classes)
+  full = uniform.fedavg(found, task, (shape.depth,), shape.depth)
+  exact = cost.client_cost(full, Signature.of(row), _batch(kind))
   return (
     estimate.client(
       {**all_sizes, **row}, batch_size=_BATCH, full=tune == 'full'

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from fedjax_tune import config, train, validate
 from fedjax_tune.data import nico_lists
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 
 # ml_collections loads files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -44,7 +44,7 @@ def _parse(file, *overrides):
 @pytest.mark.parametrize('name', _NAMES)
 def test_experiment_is_valid_and_takes_flags(name):
   plain = _get(name)
-  validate.validate(plain, BUILDERS)
+  validate.validate(plain, METHODS)
   budgets = plain.clients.budgets and (2, 1)
   experiment = _parse(
     f'{name}.py',
@@ -59,7 +59,7 @@ def test_experiment_is_valid_and_takes_flags(name):
   assert (experiment.rounds, experiment.seed) == (7, 3)
   assert experiment.clients.budgets == budgets
   assert experiment.lora.patch_embed is False
-  validate.validate(experiment, BUILDERS)
+  validate.validate(experiment, METHODS)
 
 
 def test_a_colon_selects_the_skew():

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from fedjax_tune import selection
-from fedjax_tune.methods import cover, fedra
+from fedjax_tune.methods.depth import cover, fedra, layers
 from fedjax_tune.randomness import host_rng
 
 # -- the allocation matrix
@@ -21,18 +21,18 @@ from fedjax_tune.randomness import host_rng
 
 def test_rows_by_their_definition():
   for rnd in range(30):
-    row = fedra.draw_row(seed=3, rnd=rnd, client=1, depth=6, budget=4)
+    row = layers.draw_row(seed=3, rnd=rnd, client=1, depth=6, budget=4)
     assert len(set(row)) == 4
     assert list(row) == sorted(row)
     assert 0 <= row[0] <= row[-1] < 6
-  full = fedra.draw_row(seed=3, rnd=0, client=1, depth=6, budget=6)
+  full = layers.draw_row(seed=3, rnd=0, client=1, depth=6, budget=6)
   assert list(full) == list(range(6))
 
 
 def test_rows_are_uniform_and_independent():
   draws = 3000
   rows = np.array(
-    [[fedra.draw_row(0, rnd, k, 5, 2) for k in (0, 1)] for rnd in range(draws)]
+    [[layers.draw_row(0, rnd, k, 5, 2) for k in (0, 1)] for rnd in range(draws)]
   )
   for client in (0, 1):
     pairs = rows[:, client] @ [5, 1]
@@ -59,7 +59,7 @@ def _rows(budgets, depth, seed):
 def test_repair_covers_whenever_it_can(depth, budgets, seed):
   budgets = [min(budget, depth) for budget in budgets]
   drawn = _rows(budgets, depth, seed)
-  rows = fedra.repair_coverage(drawn, depth, host_rng('repair', seed, 0))
+  rows = layers.repair_coverage(drawn, depth, host_rng('repair', seed, 0))
   if len(set(np.concatenate(drawn))) == depth:
     assert rows is drawn
   for row, budget in zip(rows, budgets, strict=True):
@@ -77,7 +77,7 @@ def test_repair_covers_whenever_it_can(depth, budgets, seed):
 def test_repair_ends_where_budgets_hardly_cover(budgets, depth):
   drawn = _rows(budgets, depth, 0)
   rng = np.random.default_rng(1)
-  rows = fedra.repair_coverage(drawn, depth, rng)
+  rows = layers.repair_coverage(drawn, depth, rng)
   assert sorted(set(np.concatenate(rows).tolist())) == list(range(depth))
   assert [len(row) for row in rows] == list(budgets)
 
@@ -108,7 +108,7 @@ def test_every_cover_is_as_likely(budgets, depth):
 def test_layers_of_repaired_rows_are_uniform():
   counts = np.zeros((4, 12))
   for seed in range(600):
-    rows = fedra.repair_coverage(
+    rows = layers.repair_coverage(
       _rows((4,) * 4, 12, seed), 12, np.random.default_rng((seed, 1))
     )
     for k, row in enumerate(rows):
@@ -121,19 +121,19 @@ def test_repair_is_refused_where_no_cohort_covers():
   e = tiny.experiment(fedra={'coverage_repair': True})
   e.clients.cohort_size = 2
   with pytest.raises(ValueError, match=r'hold all 4 blocks; .* add up to 3\.'):
-    fedra.build(e, {'layer': 4}, (1, 2, 1, 1))
-  fedra.build(e, {'layer': 4}, (1, 2, 2, 1))
+    fedra.check(e, {'layer': 4}, (1, 2, 1, 1))
+  fedra.check(e, {'layer': 4}, (1, 2, 2, 1))
   e.clients.cohort, e.clients.count = 'one_per_domain', 2
   with pytest.raises(ValueError, match=r'add up to 3\.'):
-    fedra.build(e, {'layer': 4}, (1, 1, 2, 1))
-  fedra.build(e, {'layer': 4}, (1, 2, 2, 1))
+    fedra.check(e, {'layer': 4}, (1, 1, 2, 1))
+  fedra.check(e, {'layer': 4}, (1, 2, 2, 1))
 
 
 def test_repair_is_an_option():
   methods = [
-    fedra.build(
+    tiny.build(
       tiny.experiment(fedra={'coverage_repair': repair}),
-      {'layer': tiny.DEPTH},
+      tiny.stack(),
       (2, 1, 1, 1),
     )
     for repair in (False, True)
@@ -142,7 +142,7 @@ def test_repair_is_an_option():
     [
       np.bincount(
         np.concatenate(
-          [row['layer'] for row in method.allocate(rnd, range(4))]
+          [row['layer'] for row in method.rule.draw(rnd, range(4))]
         ),
         minlength=tiny.DEPTH,
       )
@@ -267,12 +267,12 @@ def test_two_rounds_are_their_twin():
   uncovered = 0
   for rnd in (0, 1):
     rows = [
-      fedra.draw_row(e.seed, rnd, k, tiny.DEPTH, budget)
+      layers.draw_row(e.seed, rnd, k, tiny.DEPTH, budget)
       for k, budget in enumerate(e.clients.budgets)
     ]
     uncovered += tiny.DEPTH - len(set(np.concatenate(rows)))
     batches = {
-      int(k): [torch.tensor(np.array(x[i])) for x in work.batches]
+      int(k): [torch.tensor(np.array(x[i])) for x in work.own.batches]
       for work in run.planner.plan(rnd).works
       for i, k in enumerate(work.slab.ids)
     }

@@ -59,12 +59,10 @@ def test_a_gradient_nobody_asks_for_is_free():
 
 def test_the_cost_of_a_client_by_hand():
   run = tiny.run(tiny.experiment())
-  sig = tiny.signature(run.method, 1)
+  sig = tiny.signature(run.algorithm, 1)
   B, P, D, R, K, N = 5, 48, 6, 2, tiny.CLASSES, 3
   shapes = jax.eval_shape(lambda: tiny.batch(tiny.STACK_SIZE, B))
-  got = cost.client_cost(
-    run.foundation, run.method, run.theta, run.axes, sig, shapes
-  )
+  got = cost.client_cost(run.algorithm, sig, shapes)
   assert sig['layer'] == N
   assert got.base_params == (P + 1) * D + N * (D + 1) * D
   theta = (P + D) * R + N * 2 * D * R + (D + 1) * K

@@ -95,7 +95,7 @@ def test_who_was_rejected_no_longer_owns_layers():
   flags = [np.array(w.slab.ids) == 1 for w in plan.works]
   clients, owners = health.rejected(plan, flags)
   assert clients == [1]
-  row = run.method.allocate(0, range(4))[1]['layer']
+  row = run.algorithm.rule.draw(0, range(4))[1]['layer']
   want = np.array(plan.owners)
   want[row] -= 1
   np.testing.assert_array_equal(owners, want)
@@ -110,7 +110,7 @@ def test_a_model_that_is_not_finite_has_no_accuracy(bad):
   run = tiny.run(tiny.experiment('all_large'))
   test = tiny.examples(10, tiny.STACK_SIZE)
   judge = evaluate.build_evaluate(
-    run.foundation, run.method, run.axes, {'full': test}, batch_size=8
+    run.foundation, run.algorithm.evaluation, {'full': test}, batch_size=8
   )
   assert np.isfinite(
     judge(run.foundation.base, run.theta)['full']['accuracy']

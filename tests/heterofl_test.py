@@ -1,6 +1,7 @@
 """HeteroFL's and FedRolex's server rules, against their authors', in NumPy."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,20 +11,23 @@ import pytest
 import tiny
 
 from fedjax_tune import selection
-from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS, base, fedrolex, width
-from fedjax_tune.tasks import Task
-
-_TASK = Task('classification', tiny.CLASSES)
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.width import fedrolex, rates
+from fedjax_tune.selection import Selection
 
 
-def _method(name, sizes, present=None, **options):
+def _build(name, sizes, present=None, found=None, **options):
   e = tiny.experiment(name)
   e.width = dataclasses.replace(
     e.width, axes=tuple(a for a in sizes if a != 'layer'), **options
   )
-  method = BUILDERS[name](e, sizes, (tiny.DEPTH,) * 4)
-  return method.meet(_TASK, None if present is None else np.array(present))
+  return tiny.build(
+    e,
+    found or tiny.stack(),
+    (tiny.DEPTH,) * 4,
+    None if present is None else np.array(present),
+    sizes,
+  )
 
 
 # -- the head, class by class
@@ -39,24 +43,26 @@ def _combine(old, new, held, has_class):
   return np.where(count > 0, total / np.maximum(count, 1), old)
 
 
-def _merged(method, cohort, theta, axes, deltas):
+def _merged(algorithm, cohort, theta, axes, deltas):
   """Returns what the server has after clients sent their deltas."""
-  rows = method.allocate(3, cohort)
+  rows = algorithm.rule.draw(3, cohort)
+  infos = algorithm.client.tell(3, cohort)
+  aggregator = algorithm.aggregator
   selected = {axis for row in rows for axis in row} | {'class'}
   total = selection.zero_sum(theta, axes, selected)
-  for row, delta in zip(rows, deltas, strict=True):
+  for row, info, delta in zip(rows, infos, deltas, strict=True):
     lead = lambda x: jnp.asarray(x)[None]
-    held = {a: n if isinstance(n, int) else lead(n) for a, n in row.items()}
+    held, told = Selection.stack([row]), jax.tree.map(lead, info)
     part = selection.group_sum(
       theta,
       axes,
-      selection.within(method.counts(held), axes),
+      selection.within(aggregator.where(held, told), axes),
       jax.tree.map(lead, delta),
       jnp.ones(1),
       selected,
     )
     total = jax.tree.map(jnp.add, total, part)
-  update = base.covered_mean(total)
+  update, _ = aggregator.merge(theta, {'all': total}, ())
   return jax.tree.map(lambda w, d: w + d, theta, update.delta)
 
 
@@ -67,18 +73,18 @@ def test_a_class_moves_by_the_mean_of_those_who_have_it():
   unit = jax.tree.map(jnp.ones_like, theta)
   sizes = {'layer': 4, 'embed': 6}
   for head_by_class, want in ((True, [1, 1, 0]), (False, [1, 1, 1])):
-    method = _method(
+    algorithm = _build(
       'heterofl', sizes, one_each, rates=(1.0,), head_by_class=head_by_class
     )
     masked = [
       jax.tree.map(lambda x, p=p: x * jnp.array(p), unit) for p in one_each[:2]
     ]
-    new = _merged(method, [0, 1], theta, axes, masked)
+    new = _merged(algorithm, [0, 1], theta, axes, masked)
     half = 1 if head_by_class else 0.5
     np.testing.assert_array_equal(new['bias'], half * np.array([1, 1, 0]))
     np.testing.assert_array_equal(new['kernel'][2], new['bias'])
     # Also where those who lack a class send something for it.
-    new = _merged(method, [0, 1], theta, axes, [unit, unit])
+    new = _merged(algorithm, [0, 1], theta, axes, [unit, unit])
     np.testing.assert_array_equal(new['bias'], want)
 
 
@@ -87,14 +93,14 @@ def test_the_head_is_the_authors_combine(name):
   rng = np.random.default_rng(0)
   present = rng.random((4, 3)) < 0.6
   present[:, 2] = False
-  method = _method(
+  algorithm = _build(
     name, {'layer': 4, 'embed': 7}, present, rates=(1.0, 0.5, 0.3)
   )
   theta = {'kernel': rng.normal(size=(7, 3)), 'bias': rng.normal(size=3)}
   theta = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), theta)
   axes = {'kernel': ('embed', 'class'), 'bias': ('class',)}
   cohort = [0, 1, 2, 3]
-  rows = method.allocate(3, cohort)
+  rows = algorithm.rule.draw(3, cohort)
   held = [
     np.arange(7)[: row['embed']]
     if isinstance(row['embed'], int)
@@ -105,7 +111,7 @@ def test_the_head_is_the_authors_combine(name):
     {'kernel': rng.normal(size=(len(h), 3)), 'bias': rng.normal(size=3)}
     for h in held
   ]
-  got = _merged(method, cohort, theta, axes, deltas)
+  got = _merged(algorithm, cohort, theta, axes, deltas)
   old = jax.tree.map(np.asarray, theta)
   kernels = [
     old['kernel'][h] + d['kernel'] for h, d in zip(held, deltas, strict=True)
@@ -121,17 +127,18 @@ def test_the_head_is_the_authors_combine(name):
 
 def test_a_round_leaves_absent_classes_out():
   run = tiny.run(tiny.experiment('heterofl', width={'rates': (1.0,)}))
+  e, found = run.experiment, run.foundation
   present = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]], bool)
-  method = run.method.meet(_TASK, present)
-  planner = dataclasses.replace(run.planner, method=method)
-  run = dataclasses.replace(run, method=method, planner=planner)
+  algorithm = tiny.build(e, found, e.clients.budgets, present)
+  planner = dataclasses.replace(run.planner, algorithm=algorithm)
+  run = dataclasses.replace(run, algorithm=algorithm, planner=planner)
   key, start = jax.random.key(0), run.engine.init()
   plan = run.planner.plan(0)
   whole, _ = run.engine.round(start, plan, key, 0.1)
 
   def alone(work):
-    weight = jnp.where(work.ids == 0, work.weight, 0)
-    return work._replace(weight=weight)
+    weight = jnp.where(work.own.ids == 0, work.own.weight, 0)
+    return work._replace(own=work.own._replace(weight=weight))
 
   single = plan._replace(works=[alone(work) for work in plan.works])
   only, _ = run.engine.round(start, single, key, 0.1)
@@ -153,22 +160,22 @@ def test_a_round_leaves_absent_classes_out():
   [(0.07, 100), (0.1, 30), (1 / 3, 12), (2 / 3, 64), (0.0625, 4), (0.29, 100)],
 )
 def test_shares_are_the_authors_counts(rate, size):
-  assert width.amount(rate, size) == int(np.ceil(size * np.float64(rate)))
-  assert width.amount(rate, size) == int(np.ceil(size * (rate / 1)))
+  assert rates.amount(rate, size) == int(np.ceil(size * np.float64(rate)))
+  assert rates.amount(rate, size) == int(np.ceil(size * (rate / 1)))
 
 
 def test_fedrolex_windows_are_the_authors():
   sizes = {'layer': 4, 'embed': 12, 'ffn': 10}
-  method = _method('fedrolex', sizes, rates=(0.5, 1.0))
-  (first,) = method.allocate(1, [0])
+  rule = _build('fedrolex', sizes, rates=(0.5, 1.0)).rule
+  (first,) = rule.draw(1, [0])
   assert first['embed'].tolist() == [11, 0, 1, 2, 3, 4]
   for rnd in (0, 1, 5, 11, 12, 25):
-    (row,) = method.allocate(rnd, [0])
+    (row,) = rule.draw(rnd, [0])
     for axis in ('embed', 'ffn'):
       n = sizes[axis]
       rolled = np.roll(np.arange(n), rnd % n)[: math.ceil(0.5 * n)]
       np.testing.assert_array_equal(row[axis], rolled)
-    assert method.allocate(rnd, [1]) == [sizes]
+    assert rule.draw(rnd, [1]) == [sizes]
 
 
 def _flat_heads(rnd, heads, channels, held):
@@ -181,20 +188,23 @@ def _flat_heads(rnd, heads, channels, held):
 def test_fedrolex_across_heads_is_the_authors(rnd):
   found = tiny.vit_foundation(targets=('attn.q', 'attn.proj'))
   sizes = {'layer': tiny.DEPTH, 'qk_dim': 8, 'v_dim': 8}
-  method = _method(
-    'fedrolex', sizes, rates=(0.625, 1.0), across_heads=True, scaler=False
+  build = functools.partial(
+    _build, 'fedrolex', sizes, found=found, rates=(0.625, 1.0), scaler=False
   )
-  base_, theta = jax.tree.map(np.asarray, (found.base, found.theta))
-  attn = base_['blocks']['attn']
+  algorithm = build(across_heads=True)
+  base, theta = jax.tree.map(np.asarray, (found.base, found.theta))
+  attn = base['blocks']['attn']
   flat = lambda kernel: kernel.reshape(*kernel.shape[:2], 16)
   q, k = (flat(attn[name]['kernel']) for name in 'qk')
   proj = attn['proj']['kernel'].reshape(tiny.DEPTH, 16, 16)
+  cut = {'qk_dim': 8, 'v_dim': 8}
   lora_a = theta['blocks']['attn']['proj']['lora_a'].reshape(tiny.DEPTH, 16, -1)
   for client, held in ((0, 5), (1, 8)):
-    (row,) = method.allocate(rnd, [client])
+    context = tiny.context(algorithm, client, rnd)
+    row = context.held
     local = selection.select(found.theta, found.axes, row)
     model = found.assemble(found.base, local, row)
-    mixed = fedrolex._mix_heads(model, row, method.sizes, jnp.int32(rnd))
+    mixed = fedrolex._mix_heads(model, row, cut, jnp.int32(rnd))
     at = _flat_heads(rnd, 2, 8, held)
     ours = mixed.blocks.attn
     # What a head computes: its scores, and what its values are worth.
@@ -213,12 +223,11 @@ def test_fedrolex_across_heads_is_the_authors(rnd):
     channels = np.arange(8) if isinstance(channels, int) else channels
     within = {h * 8 + int(c) for h in range(2) for c in channels}
     assert within == set(at.ravel().tolist())
-  sig = Signature.of(row)
   batch = tiny.batch(tiny.VIT_SIZE, 2)
-  key, at_round = jax.random.key(0), jnp.int32(rnd)
-  loss, _ = method.loss(sig, model, row, batch, key, at_round)
-  plain = dataclasses.replace(method, across_heads=False)
-  same, _ = plain.loss(sig, model, row, batch, key, at_round)
+  key = jax.random.key(0)
+  loss, _ = algorithm.client.loss(model, batch, context, key)
+  plain = build(across_heads=False)
+  same, _ = plain.client.loss(model, batch, context, key)
   # A whole client computes something else, unless heads only change places.
   assert (abs(float(loss - same)) > 1e-6) == (rnd % 8 != 0)
 
@@ -226,9 +235,9 @@ def test_fedrolex_across_heads_is_the_authors(rnd):
 def test_across_heads_is_refused_where_it_means_nothing():
   sizes = {'layer': 4, 'heads': 2, 'qk_dim': 8}
   with pytest.raises(ValueError, match=r'across_heads=True must be False'):
-    _method('fedrolex', sizes, rates=(1.0, 0.5), across_heads=True)
+    _build('fedrolex', sizes, rates=(1.0, 0.5), across_heads=True)
   rotary = {'layer': 4, 'v_dim': 8, 'rotary': 8}
   e = tiny.experiment('fedrolex', width={'axes': ('v_dim',)})
   e.width.across_heads = True
   with pytest.raises(ValueError, match=r'across_heads=True does not serve a d'):
-    BUILDERS['fedrolex'](e, rotary, (4,) * 4)
+    METHODS['fedrolex'].check(e, rotary, (4,) * 4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import tiny
 
 from fedjax_tune import federation
 from fedjax_tune.engine import cost
-from fedjax_tune.methods import BUILDERS, base, cmga
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.heterotune import cmga, heterotune
 from fedjax_tune.models import adapter
 
 _WIDE = adapter.Bottleneck(3, 2)
@@ -49,11 +51,12 @@ def test_one_tier_and_one_branch_is_fedavg_of_adapters():
 def test_the_first_tier_has_one_branch_more():
   run = tiny.run(_experiment())
   clients = range(4)
-  rows = run.method.allocate(0, clients)
+  rows = run.algorithm.rule.draw(0, clients)
   assert [row['branch'] for row in rows] == [2, 1, 2, 1]
   assert [row['layer'] for row in rows] == [4, 2, 4, 2]
-  assert run.method.headline() == {'large': 0.5, 'small': 0.5}
-  assert run.method.evaluations() == {'large': rows[0], 'small': rows[1]}
+  found = run.algorithm.evaluation
+  assert found.weights == {'large': 0.5, 'small': 0.5}
+  assert found.models == {'large': rows[0], 'small': rows[1]}
 
 
 def test_a_tier_without_clients_stays_as_it_was():
@@ -88,8 +91,8 @@ def test_the_deepest_tier_has_the_most_branches():
   e = _experiment(tiers={'weights': ('a', 'b', 'c', 'd')})
   depths = {'a': 2, 'b': 4, 'c': 2, 'd': 3}
   sizes = {federation.tier_axis(n): d for n, d in depths.items()}
-  method = BUILDERS['heterotune'](e, sizes, (4, 4, 4, 4))
-  rows = method.allocate(0, range(4))
+  METHODS['heterotune'].check(e, sizes, (4, 4, 4, 4))
+  rows = heterotune.make_tiers(e, sizes, 4).draw(0, range(4))
   assert [row['branch'] for row in rows] == [2, 4, 1, 3]
 
 
@@ -106,9 +109,9 @@ def _own_branches(foreign, joins=()):
 
 def _traffic(run):
   """Returns what the first client moves in a round."""
-  sig = tiny.signature(run.method, 0)
+  sig = tiny.signature(run.algorithm, 0)
   held = functools.partial(cost.held_shapes, run.theta, run.axes)
-  return run.method.traffic(sig, [sig], held)
+  return run.algorithm.traffic(sig, [sig], held)
 
 
 def test_own_branches_learn_from_their_tier_alone():
@@ -130,7 +133,9 @@ def test_foreign_branches_may_train():
   assert np.all(np.abs(large - old).max((-1, -2)) > 0)
   _, both, _ = _own_branches('trained')
   assert np.abs(both[:, 0] - large[:, 0]).max() > 1e-3
-  assert run.method.bucket(tiny.signature(run.method, 0)) == 'all'
+  assert (
+    run.algorithm.aggregator.group(tiny.signature(run.algorithm, 0)) == 'all'
+  )
   traffic = _traffic(run)
   assert traffic.downlink == traffic.uplink
 
@@ -145,7 +150,8 @@ def test_the_width_reading_shares_the_first_columns():
   )
   # Somebody takes part in the first round, else nothing runs.
   run = tiny.run(e, stacks)
-  assert [run.method.adapters[n].rank for n in ('large', 'small')] == [4, 2]
+  rule: Any = run.algorithm.rule
+  assert [rule.adapters[n].rank for n in ('large', 'small')] == [4, 2]
   state = run.rounds(1)
   core = state.theta['shared']['blocks']['extra']['core_in']
   old = run.theta['shared']['blocks']['extra']['core_in']
@@ -157,11 +163,13 @@ def test_the_width_reading_shares_the_first_columns():
 
 def _opposed():
   """Returns tiers of which the smaller wants of the cores the opposite."""
-  found = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
-  extra = dict(found.theta['small']['blocks']['extra'])
-  extra['up'] = -3 * extra['up']
-  small = {**found.theta['small'], 'blocks': {'extra': extra}}
-  return dataclasses.replace(found, theta={**found.theta, 'small': small})
+  tiers = tiny.federated_stacks((4, _WIDE), (2, _NARROW)).tiers
+  small = tiers['small']
+  blocks = small.theta['blocks']
+  extra = {**blocks['extra'], 'up': -3 * blocks['extra']['up']}
+  theta = {**small.theta, 'blocks': {**blocks, 'extra': extra}}
+  small = dataclasses.replace(small, theta=theta)
+  return federation.federate({**tiers, 'small': small}, adapter.CORES)
 
 
 @pytest.mark.parametrize('align', ['pairwise', 'mean'])
@@ -180,7 +188,9 @@ def test_alignment_touches_the_cores_alone(align):
       local={'weight_decay': 0.0},
     )
     runs.append(tiny.run(e, found))
-  assert {runs[0].method.bucket(s) for s in runs[0].planner.widths} == {
+  assert {
+    runs[0].algorithm.aggregator.group(s) for s in runs[0].planner.widths
+  } == {
     'large',
     'small',
   }
@@ -253,8 +263,9 @@ def test_contradictions(changes, message):
     federation.tier_axis(name): 2 for name in ('large', 'small', *'xyz')
   }
   with pytest.raises(ValueError, match=message):
-    BUILDERS['heterotune'](e, sizes, (4,) * 4)
+    METHODS['heterotune'].check(e, sizes, (4,) * 4)
 
 
 def test_other_methods_have_one_model():
-  assert base.Method(4, (4,), 0).tier(0) == ''
+  e = tiny.experiment('all_large')
+  assert tiny.build(e, tiny.stack()).tier(0) == ''

@@ -1,6 +1,7 @@
 """InclusiveFL: which rows a size holds, and how the server merges them."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +12,38 @@ import tiny_depth
 from tiny_depth import found
 
 from fedjax_tune import config, selection
-from fedjax_tune.methods import base, inclusivefl
+from fedjax_tune.engine.algorithm import Aggregator, Algorithm, Client
+from fedjax_tune.methods.depth import inclusivefl, layers
+from fedjax_tune.typing import Axes, Tree
 
 _BUDGETS = (4, 3, 2, 3)
 _BETA = 0.2
 
 
-def _method(budgets=_BUDGETS, depth=4, beta=_BETA):
-  return inclusivefl.InclusiveFL(depth, budgets, seed=0, beta=beta)
+def _algorithm(budgets=_BUDGETS, **options):
+  e = config.Experiment(method='inclusivefl')
+  for name, value in ({'beta': _BETA} | options).items():
+    setattr(e.inclusivefl, name, value)
+  return tiny.build(e, found, budgets)
 
 
 def test_slots_by_hand():
-  method = _method()
-  np.testing.assert_array_equal(method.slots(2), [0, 4])
-  np.testing.assert_array_equal(method.slots(3), [0, 1, 5])
-  np.testing.assert_array_equal(method.slots(4), [0, 1, 2, 3])
+  sizes = inclusivefl.Sizes(4, _BUDGETS)
+  np.testing.assert_array_equal(sizes.slots(2), [0, 4])
+  np.testing.assert_array_equal(sizes.slots(3), [0, 1, 5])
+  np.testing.assert_array_equal(sizes.slots(4), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize('budgets', [(4, 3, 2), (1, 2), (3, 3), (4, 1, 2, 3)])
 def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
-  method = _method(budgets)
-  rows: Any = method.allocate(5, range(len(budgets)))
+  algorithm = _algorithm(budgets)
+  rows: Any = algorithm.rule.draw(5, range(len(budgets)))
   tops = {}
   for k, row in enumerate(rows):
     c = budgets[k]
     np.testing.assert_array_equal(row['layer'], np.arange(c))
     np.testing.assert_array_equal(row['slot'][:-1], np.arange(c - 1))
-    for axis, amount in tiny.signature(method, k).amounts:
+    for axis, amount in tiny.signature(algorithm, k).amounts:
       assert len(row[axis]) == amount
     tops.setdefault(c, set()).add((int(row['slot'][-1]), int(row['tier'][0])))
   assert all(len(own) == 1 for own in tops.values())
@@ -47,10 +53,8 @@ def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
 
 
 def test_loss_is_the_plain_prefix_models():
-  method, client = _method(), 1
-  theta, axes = method.init(found.theta, found.axes)
-  batch = tiny_depth.batch()
-  (loss, metrics), grads = tiny_depth.loss(method, theta, axes, client)
+  client, batch = 1, tiny_depth.batch()
+  (loss, metrics), grads = tiny_depth.loss(_algorithm(), client)
   depth = _BUDGETS[client]
   logits = tiny_depth.logits(found.theta, depth)
   # The last example is padding.
@@ -63,8 +67,17 @@ def test_loss_is_the_plain_prefix_models():
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
-def _toy(method):
-  """Scalar rows: block l starts at l, the head at 0, embed is shared."""
+class _Toy(NamedTuple):
+  """The method on scalar rows."""
+
+  algorithm: Algorithm
+  budgets: tuple[int, ...]
+  theta: Tree
+  axes: Axes
+
+
+def _toy(budgets=_BUDGETS, beta=_BETA):
+  """Block l starts at l, the head at 0, embed is shared."""
   theta = {
     'blocks': {'a': jnp.arange(4.0)[:, None]},
     'embed': {'b': jnp.zeros(1)},
@@ -75,38 +88,45 @@ def _toy(method):
     'embed': {'b': ('rank',)},
     'head': {'kernel': ('embed', 'class')},
   }
-  return method.init(theta, axes)
+  small = dataclasses.replace(found, theta=theta, axes=axes)
+  grown = inclusivefl.Sizes(4, budgets).grow(small)
+  return _Toy(_algorithm(budgets, beta=beta), budgets, grown.theta, grown.axes)
 
 
-def _totals(method, theta, axes, deltas):
+def _totals(toy, deltas):
   """Sums as the engine does, {client: (delta rows, weight)}, rest zeros."""
   totals = {}
-  for k in range(len(method.budgets)):
-    sig = tiny.signature(method, k)
-    bucket = method.bucket(sig)
+  algorithm, theta, axes = toy.algorithm, toy.theta, toy.axes
+  for k in range(len(toy.budgets)):
+    sig = tiny.signature(algorithm, k)
+    group = algorithm.aggregator.group(sig)
     selected = [axis for axis, _ in sig.amounts]
     zero = selection.zero_sum(theta, axes, selected)
-    totals[bucket] = totals.get(bucket, zero)
+    totals[group] = totals.get(group, zero)
     if k not in deltas:
       continue
     rows, weight = deltas[k]
-    alloc = jax.tree.map(lambda x: x[None], method.allocate(0, [k])[0])
+    row = jax.tree.map(lambda x: x[None], algorithm.rule.draw(0, [k])[0])
     delta = {
       'blocks': {'a': jnp.asarray(rows, jnp.float32)[None, :, None]},
       'embed': {'b': jnp.full((1, 1), rows[0], jnp.float32)},
       'head': {'kernel': jnp.full((1, 1, 1, 1), rows[-1], jnp.float32)},
     }
-    held = selection.within(alloc, axes)
+    held = selection.within(row, axes)
     part = selection.group_sum(
       theta, axes, held, delta, jnp.asarray([weight], jnp.float32)
     )
-    totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
+    totals[group] = jax.tree.map(jnp.add, totals[group], part)
   return totals
 
 
-def _merge(method, theta, axes, deltas, memory):
-  totals = _totals(method, theta, axes, deltas)
-  return jax.jit(method.merge)(theta, totals, memory)
+def _merge(toy, deltas, memory):
+  totals = _totals(toy, deltas)
+  return jax.jit(toy.algorithm.aggregator.merge)(toy.theta, totals, memory)
+
+
+def _memory(toy):
+  return toy.algorithm.aggregator.init(toy.theta)
 
 
 def _rows(update):
@@ -118,7 +138,7 @@ _DELTAS = {0: ([1, 2, 3, 4], 1.0), 1: ([5, 6, 7], 1.0), 2: ([9, 10], 2.0)}
 
 
 def test_tops_and_heads_start_as_copies():
-  theta, axes = _toy(_method())
+  _, _, theta, axes = _toy()
   np.testing.assert_array_equal(theta['blocks']['a'][:, 0], [0, 1, 2, 3, 1, 2])
   assert theta['head']['kernel'].shape == (3, 1, 1)
   assert axes['blocks']['a'] == ('slot', 'rank')
@@ -127,10 +147,8 @@ def test_tops_and_heads_start_as_copies():
 
 
 def test_two_rounds_by_hand():
-  method = _method()
-  theta, axes = _toy(method)
-  memory = method.init_memory(theta)
-  first, memory = _merge(method, theta, axes, _DELTAS, memory)
+  toy = _toy()
+  first, memory = _merge(toy, _DELTAS, _memory(toy))
   # Block 0: (1 + 5 + 2*9) / 4; block 1: (2 + 6) / 2, the tops' owners apart.
   shared = [6, 4, 3, 4]
   np.testing.assert_allclose(_rows(first), [*shared, 0.8 * 10, 0.8 * 7])
@@ -141,18 +159,17 @@ def test_two_rounds_by_hand():
   )
   # Size 2 remembers size 3's blocks 1..2, size 3 remembers size 4's 2..3.
   np.testing.assert_allclose(memory['a'][:, 0], [6.5, 3.5])
-  second, _ = _merge(method, theta, axes, _DELTAS, memory)
+  second, _ = _merge(toy, _DELTAS, memory)
   np.testing.assert_allclose(
     _rows(second), [*shared, 0.8 * 10 + 0.2 * 6.5, 0.8 * 7 + 0.2 * 3.5]
   )
 
 
 def test_absent_size_keeps_its_memory_and_its_top_stays():
-  method = _method()
-  theta, axes = _toy(method)
-  _, memory = _merge(method, theta, axes, _DELTAS, method.init_memory(theta))
+  toy = _toy()
+  _, memory = _merge(toy, _DELTAS, _memory(toy))
   # Only size 4 comes: memory of size 3 is renewed, that of size 2 kept.
-  update, memory = _merge(method, theta, axes, {0: ([1, 1, 1, 7], 1.0)}, memory)
+  update, memory = _merge(toy, {0: ([1, 1, 1, 7], 1.0)}, memory)
   covered = np.broadcast_to(update.covered['blocks']['a'], (6, 1))[:, 0]
   np.testing.assert_array_equal(covered, [True] * 4 + [False] * 2)
   np.testing.assert_array_equal(
@@ -162,16 +179,15 @@ def test_absent_size_keeps_its_memory_and_its_top_stays():
 
 
 def test_merge_is_its_slow_twin():
-  method = _method(beta=0.3)
-  theta, axes = _toy(method)
+  toy = _toy(beta=0.3)
   rng = np.random.default_rng(0)
-  memory = method.init_memory(theta)
+  memory = _memory(toy)
   twin = {2: 0.0, 3: 0.0}
   for cohort in ([0, 1, 2, 3], [1, 2], [0, 3, 2], [0, 2]):
     deltas = {
       k: (rng.normal(size=_BUDGETS[k]), rng.uniform(1, 3)) for k in cohort
     }
-    update, memory = _merge(method, theta, axes, deltas, memory)
+    update, memory = _merge(toy, deltas, memory)
     want, twin = _slow_merge(deltas, twin, beta=0.3)
     np.testing.assert_allclose(_rows(update), want, rtol=1e-5, atol=1e-6)
 
@@ -203,13 +219,11 @@ def _slow_merge(deltas, memory, beta):
 
 
 def test_one_size_is_fedavg():
-  method, plain = _method((4, 4)), base.Method(4, (4, 4), 0)
-  theta, axes = _toy(method)
+  toy = _toy((4, 4))
   deltas = {0: ([1, 2, 3, 4], 1.0), 1: ([5, 6, 7, 8], 3.0)}
-  memory = method.init_memory(theta)
-  update, memory = _merge(method, theta, axes, deltas, memory)
-  totals = _totals(method, theta, axes, deltas)
-  want, _ = plain.merge(theta, totals, ())
+  update, memory = _merge(toy, deltas, _memory(toy))
+  totals = _totals(toy, deltas)
+  want, _ = Aggregator().merge(toy.theta, totals, ())
   assert len(totals) == 1
   np.testing.assert_allclose(_rows(update), [4, 5, 6, 7])
   jax.tree.map(np.testing.assert_array_equal, update, want)
@@ -217,26 +231,35 @@ def test_one_size_is_fedavg():
 
 
 def test_evaluates_the_largest_first_then_each_size():
-  method = _method()
-  assert list(method.evaluations()) == ['full', 'depth2', 'depth3']
-  theta, axes = method.init(found.theta, found.axes)
+  algorithm = _algorithm()
+  assert list(algorithm.evaluation.models) == ['full', 'depth2', 'depth3']
   for name, depth in {'full': 4, 'depth2': 2, 'depth3': 3}.items():
-    got = tiny_depth.predict(method, theta, axes, name)
+    got = tiny_depth.predict(algorithm, name)
     want = tiny_depth.logits(found.theta, depth)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_build():
-  experiment = config.Experiment()
-  built = inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)
-  assert built == _method(beta=experiment.inclusivefl.beta)
-  experiment.inclusivefl.variant = 'fedra_port'
-  ported = inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)
-  assert ported == base.Method(4, _BUDGETS, experiment.seed)
+  default = config.Experiment().inclusivefl
+  assert default.variant == 'published'
+  # The tests above are of the share that is the default.
+  assert default.beta == _BETA
+  ported = _algorithm(variant='fedra_port')
+  assert ported.model is found
+  assert ported.rule == layers.Prefix(_BUDGETS)
+  assert ported.client == Client(ported.client.loss)
+  assert ported.aggregator == Aggregator()
+  ((name, held),) = ported.evaluation.models.items()
+  assert (name, dict(held)) == ('full', {'layer': 4})
+  # The loss is that of the plain model, here of its three first blocks.
+  (got, _), _ = tiny_depth.loss(ported, 1)
+  logits = tiny_depth.logits(found.theta, 3)
+  want, _ = ported.task.loss(logits, tiny_depth.batch())
+  np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_published_needs_block_adapters():
   experiment = config.Experiment()
   experiment.lora.targets = ()
   with pytest.raises(ValueError, match=r'lora\.targets'):
-    inclusivefl.build(experiment, {'layer': 4}, _BUDGETS)
+    inclusivefl.check(experiment, {'layer': 4}, _BUDGETS)

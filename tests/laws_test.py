@@ -15,8 +15,11 @@ import pytest
 import tiny
 
 from fedjax_tune import config, health, selection
-from fedjax_tune.engine import server, step
-from fedjax_tune.methods import BUILDERS, adapters
+from fedjax_tune.engine import server, step, store
+from fedjax_tune.engine.algorithm import Context
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.rank import adapters
+from fedjax_tune.selection import Selection
 
 _ROUNDING = {'rtol': 1e-3, 'atol': 5e-6}
 
@@ -34,26 +37,26 @@ class Case:
     data = tiny.examples(48, tiny.STACK_SIZE)
     data = dataclasses.replace(data, inputs=_numbers(data.inputs))
     run = tiny.run(tiny.experiment(name), data=data)
-    method, self.traces = _traced(run.method)
-    planner = dataclasses.replace(run.planner, method=method)
+    algorithm, self.traces = _traced(run.algorithm)
+    planner = dataclasses.replace(run.planner, algorithm=algorithm)
     self.name = name
-    self.run = dataclasses.replace(run, method=method, planner=planner)
+    self.run = dataclasses.replace(run, algorithm=algorithm, planner=planner)
     self.key = jax.random.key(run.experiment.seed)
 
   @functools.cached_property
   def gradient(self):
     """The gradient of a local step, for the slow twin."""
     run = self.run
-
+    client = run.algorithm.client
     frozen = run.engine.base(run.engine.init())
 
-    def gradient(sig, local, own, batch, key, rnd):
-      alloc = {**own, **dict(sig.prefix)}
+    def gradient(sig, local, context, batch, key):
+      context = context._replace(sig=sig)
 
       def objective(local):
-        view = run.method.view(sig, local, alloc)
-        model = run.foundation.assemble(frozen, view, alloc)
-        return run.method.loss(sig, model, alloc, batch, key, rnd)
+        seen = client.params(local, context)
+        model = run.foundation.assemble(frozen, seen, context.held)
+        return client.loss(model, batch, context, key)
 
       return jax.grad(objective, has_aux=True)(local)
 
@@ -61,18 +64,18 @@ class Case:
 
 
 def _numbers(inputs):
-  return inputs.astype(np.float32)
+  return np.asarray(inputs, np.float32)
 
 
-def _traced(method):
+def _traced(algorithm):
   traces = []
 
-  class Traced(type(method)):
-    def loss(self, sig, *args):
-      traces.append(sig)
-      return super().loss(sig, *args)
+  def loss(model, batch, context, key):
+    traces.append(context.sig)
+    return algorithm.client.loss(model, batch, context, key)
 
-  return Traced(**vars(method)), traces
+  client = dataclasses.replace(algorithm.client, loss=loss)
+  return dataclasses.replace(algorithm, client=client), traces
 
 
 @pytest.fixture(scope='module', params=tiny.CASES)
@@ -81,30 +84,44 @@ def case(request):
 
 
 def test_every_method_is_here():
-  assert {name.partition(':')[0] for name in tiny.CASES} == set(BUILDERS)
+  assert {name.partition(':')[0] for name in tiny.CASES} == set(METHODS)
 
 
 # -- the slow twin: plain Python over clients, steps and coordinates
 
 
-def _slow_client(case, sig, row, batches, client, rnd):
-  """Trains one client; returns what it sends, its factor, its metrics."""
+def _slow_client(case, theta, sig, held, info, batches, client, rnd):
+  """Trains one client; returns what it sends, and its metrics."""
   run, cfg = case.run, case.run.experiment.local
-  index = tiny.held(run.theta, run.axes, row)
-  start = jax.tree.map(lambda x, at: np.asarray(x)[at], run.theta, index)
+  index = tiny.held(theta, run.axes, held)
+  start = jax.tree.map(lambda x, at: np.asarray(x)[at], theta, index)
   key = jax.random.fold_in(jax.random.fold_in(case.key, rnd), client)
-  memory = run.method.init_memory(run.theta)
+  parts = run.algorithm.client
+  context = Context(
+    sig,
+    held,
+    info,
+    run.algorithm.aggregator.init(run.theta),
+    parts.state(0) if parts.state else (),
+    jnp.float32(cfg.lr),
+    jnp.int32(rnd),
+  )
+  if parts.state and client < len(tiny.BUDGETS):
+    context = context._replace(state=parts.state(int(client)))
   draw = jax.random.fold_in(key, np.uint32(2**32 - 1))
-  start = jax.device_get(run.method.begin(sig, start, row, memory, draw))
+  start = jax.device_get(parts.init(start, context, draw))
   local, velocity = start, jax.tree.map(np.zeros_like, start)
-  own, _ = selection.split_allocation(row)
+  transform = parts.transform and parts.transform(context)
+  inner = transform and transform.init(start)
   total = {}
   for s in range(len(batches.valid)):
     batch = jax.tree.map(lambda x, s=s: x[s], batches)
     step_key = jax.random.fold_in(key, s)
     grads, metrics = jax.device_get(
-      case.gradient(sig, local, own, batch, step_key, np.int32(rnd))
+      case.gradient(sig, local, context._replace(sig=None), batch, step_key)
     )
+    if transform:
+      grads, inner = transform.update(grads, inner, local)
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
     shrink = min(1, cfg.clip_norm / norm)
 
@@ -115,17 +132,17 @@ def _slow_client(case, sig, row, batches, client, rnd):
     local = jax.tree.map(lambda w, v: w - cfg.lr * v, local, velocity)
     total = {name: total.get(name, 0) + m for name, m in metrics.items()}
   delta = jax.tree.map(np.subtract, local, start)
-  sent = run.method.upload(sig, start, delta, row)
-  return sent, float(run.method.weigh(sig, start, delta)), total
+  steps = np.float32(len(batches.valid))
+  return parts.finish(start, delta, steps, context), total
 
 
-def _slow_sum(run, rows, deltas, weights, selected):
+def _slow_sum(run, held, trees, weights, selected):
   """Adds coordinate by coordinate, as `selection.group_sum` defines."""
-  like, axes = run.method.sums(run.theta, run.axes)
+  like, axes = run.algorithm.aggregator.spec(run.theta, run.axes)
   zero = selection.zero_sum(like, axes, selected)
   num, den = jax.tree.map(np.array, zero)
-  for row, delta, weight in zip(rows, deltas, weights, strict=True):
-    for sums, parts in ((num, delta), (den, None)):
+  for row, tree, weight in zip(held, trees, weights, strict=True):
+    for sums, parts in ((num, tree), (den, None)):
       index = tiny.held(sums, axes, row)
       for at, total, part in zip(
         jax.tree.leaves(index, is_leaf=lambda x: isinstance(x, tuple)),
@@ -141,37 +158,43 @@ def test_a_round_is_its_slow_twin(case):
   run, rnd = case.run, 2
   planned = run.planner.plan(rnd)
   selected = {axis for w in planned.works for axis in w.slab.sig.axes}
-  totals, reports = {}, []
+  totals, reports, states = {}, [], {}
+  aggregator, start = run.algorithm.aggregator, run.engine.init()
   for work in planned.works:
-    rows = [
-      {axis: at[i] for axis, at in work.slab.alloc.items()}
-      | dict(work.slab.sig.prefix)
-      for i in np.flatnonzero(work.slab.weight)
-    ]
+    slab, own = work.slab, work.own
+    held = [_row(slab.held, i) for i in np.flatnonzero(slab.weight)]
     clients = [
       _slow_client(
         case,
-        work.slab.sig,
+        start.theta,
+        slab.sig,
         row,
-        jax.tree.map(lambda x, i=i: x[i], work.batches),
-        work.slab.ids[i],
+        _row(slab.info, i),
+        _row(own.batches, i),
+        slab.ids[i],
         rnd,
       )
-      for i, row in enumerate(rows)
+      for i, row in enumerate(held)
     ]
-    sent, factors, metrics = zip(*clients, strict=True)
-    weights = work.slab.weight[: len(rows)] * np.array(factors)
-    part = _slow_sum(run, rows, sent, weights, selected)
-    bucket = run.method.bucket(work.slab.sig)
-    old = totals.get(bucket)
-    totals[bucket] = jax.tree.map(np.add, old, part) if old else part
+    sent, metrics = zip(*clients, strict=True)
+    factors = np.array([float(s.factor) for s in sent])
+    weights = slab.weight[: len(held)] * factors
+    part = _slow_sum(run, held, [s.tree for s in sent], weights, selected)
+    states |= {int(k): s.state for k, s in zip(slab.ids, sent, strict=False)}
+    group = aggregator.group(slab.sig)
+    old = totals.get(group)
+    totals[group] = jax.tree.map(np.add, old, part) if old else part
     reports += metrics
-  start = run.engine.init()
-  update, memory = jax.jit(run.method.merge)(start.theta, totals, start.memory)
-  want = jax.tree.map(jnp.add, run.theta, update.delta)
+  update, memory = jax.jit(aggregator.merge)(start.theta, totals, start.memory)
+  want = jax.tree.map(jnp.add, start.theta, update.delta)
+  if run.algorithm.reorder:
+    move = run.algorithm.reorder(want, run.axes)
+    want = move(want) if move else want
   got, sums = run.engine.round(start, planned, case.key, 0.1)
   tiny.assert_close(got.theta, want, **_ROUNDING)
   tiny.assert_close(got.memory, memory, **_ROUNDING)
+  if run.algorithm.client.state:
+    tiny.assert_close(dict(got.clients), states, **_ROUNDING)
   for name in reports[0]:
     total = sum(float(m[name]) for m in reports)
     np.testing.assert_allclose(sums[name], total, rtol=1e-4)
@@ -180,6 +203,11 @@ def test_a_round_is_its_slow_twin(case):
     moved = adapters.change(lambda x: x + np.inf, {**moved, 'base': got.memory})
     moved['base'] = jax.tree.map(lambda x: np.abs(x).max(), moved['base'])
   assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+def _row(tree, i):
+  """Returns what one of several clients has."""
+  return jax.tree.map(lambda x: x[i], tree)
 
 
 # Three clients and one of weight 0, however they lie and share the device;
@@ -193,9 +221,11 @@ def test_a_round_is_its_slow_twin(case):
   ],
 )
 def test_order_padding_and_schedule_change_nothing(case, chunk, order):
-  run, client = case.run, int(np.argmax(case.run.method.eligible(0)))
-  sig = tiny.signature(run.method, client)
-  rows = [run.method.allocate(rnd, [client])[0] for rnd in range(4)]
+  run = case.run
+  client = int(np.argmax(run.algorithm.able(0, len(tiny.BUDGETS))))
+  sig = tiny.signature(run.algorithm, client)
+  held = [run.algorithm.rule.draw(rnd, [client])[0] for rnd in range(4)]
+  infos = [run.algorithm.client.tell(rnd, [client])[0] for rnd in range(4)]
   batches = tiny.batch(tiny.STACK_SIZE, 4, 2, 4)
   batches = batches._replace(inputs=_numbers(batches.inputs))
   ids, weights = (
@@ -203,54 +233,61 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     np.array([1, 2, 3, 0], np.float32),
   )
   at = np.array(order)
-  alloc = {
-    axis: np.stack([rows[i][axis] for i in order]).astype(np.int32)
-    for axis, _ in sig.amounts
-  }
+  join = lambda *leaves: np.stack(leaves)
+  start = run.algorithm.client.state
+  known = {k: start(0) for k in (5, 9)} if start else {}
+  state = store.gather(known, ids[at], start)
   program = jax.jit(
-    step.build_slab_step(
-      run.foundation.assemble, run.method, run.local_opt, run.axes
-    ),
-    static_argnums=(0, 1),
+    step.build_slab_step(run.algorithm, run.local_opt), static_argnums=(0, 1)
   )
 
   def slab_step(weights, batches):
-    return program(
-      sig,
-      step.Schedule(chunk),
+    shared = step.Shared(
       run.foundation.base,
       run.theta,
-      run.method.init_memory(run.theta),
-      alloc,
-      weights[at],
-      ids[at],
-      jax.tree.map(lambda x: x[at], batches),
+      run.algorithm.aggregator.init(run.theta),
       jax.random.fold_in(case.key, 0),
       np.float32(0.1),
       np.int32(0),
     )
+    own = step.Own(
+      Selection.stack([held[i] for i in order]),
+      jax.tree.map(join, *(infos[i] for i in order)),
+      state,
+      weights[at],
+      ids[at],
+      jax.tree.map(lambda x: x[at], batches),
+    )
+    return program(sig, step.Schedule(chunk), shared, own)
 
-  got, metrics = slab_step(weights, batches)
-  sent, factors, reports = zip(
+  got, metrics, states = slab_step(weights, batches)
+  sent, reports = zip(
     *[
       _slow_client(
-        case, sig, rows[i], jax.tree.map(lambda x, i=i: x[i], batches), k, 0
+        case, run.theta, sig, held[i], infos[i], _row(batches, i), k, 0
       )
       for i, k in enumerate(ids[:3])
     ],
     strict=True,
   )
-  want = _slow_sum(run, rows[:3], sent, weights[:3] * factors, sig.axes)
+  factors = np.array([float(s.factor) for s in sent])
+  trees = [s.tree for s in sent]
+  want = _slow_sum(run, held[:3], trees, weights[:3] * factors, sig.axes)
   tiny.assert_close(got, want, **_ROUNDING)
+  for i, s in enumerate(sent):
+    tiny.assert_close(_row(states, order.index(i)), s.state, **_ROUNDING)
   losses = [m['loss'] for m in reports] + [0]
   np.testing.assert_allclose(metrics['loss'], np.array(losses)[at], rtol=1e-4)
   assert not metrics['rejected'].any()
   # Client 9's numbers overflow; the one that pads may have any.
-  broken = batches.inputs.at[1, 1].set(3e38).at[3].set(np.nan)
-  got, metrics = slab_step(weights, batches._replace(inputs=broken))
+  inputs = batches.inputs.copy()
+  inputs[1, 1], inputs[3] = 3e38, np.nan
+  got, metrics, _ = slab_step(weights, batches._replace(inputs=inputs))
   np.testing.assert_array_equal(metrics['rejected'], ids[at] == 9)
-  want, rest = slab_step(np.where(ids == 9, 0, weights), batches)
+  want, rest, same = slab_step(np.where(ids == 9, 0, weights), batches)
   tiny.assert_close((got, metrics['loss']), (want, rest['loss']), rtol=1e-6)
+  # Who does not count remembers what it did before.
+  tiny.assert_equal(_row(same, order.index(1)), _row(state, order.index(1)))
 
 
 # -- numbers that are not numbers
@@ -262,18 +299,18 @@ def _broken(planned, clients):
   for work in planned.works:
     hit = np.isin(work.slab.ids, clients)[:, None, None, None, None, None]
     late = np.arange(2)[:, None, None, None, None] == 1
-    inputs = jnp.where(hit & late, jnp.nan, work.batches.inputs)
-    batches = work.batches._replace(inputs=inputs)
-    works.append(work._replace(batches=batches))
+    inputs = jnp.where(hit & late, jnp.nan, work.own.batches.inputs)
+    batches = work.own.batches._replace(inputs=inputs)
+    works.append(work._replace(own=work.own._replace(batches=batches)))
   return planned._replace(works=works)
 
 
 def _without(planned, clients):
   """Gives some clients no weight."""
-  works = [
-    w._replace(weight=jnp.where(np.isin(w.slab.ids, clients), 0, w.weight))
-    for w in planned.works
-  ]
+  works = []
+  for work in planned.works:
+    weight = jnp.where(np.isin(work.slab.ids, clients), 0, work.own.weight)
+    works.append(work._replace(own=work.own._replace(weight=weight)))
   return planned._replace(works=works)
 
 
@@ -333,7 +370,7 @@ def test_one_compile_per_signature(case, caplog):
 )
 def test_adjoint(case, data):
   theta, axes = case.run.theta, case.run.axes
-  sig = tiny.signature(case.run.method, 1)
+  sig = tiny.signature(case.run.algorithm, 1)
   sizes = {
     name: size
     for leaf, names in zip(
@@ -343,7 +380,7 @@ def test_adjoint(case, data):
     )
     for name, size in zip(names, leaf.shape, strict=True)
   }
-  alloc = {
+  indices = {
     axis: np.array(
       data.draw(
         st.lists(
@@ -357,21 +394,21 @@ def test_adjoint(case, data):
     for axis, n in sig.amounts
     if axis in sizes
   }
+  held = Selection(indices, {a: n for a, n in sig.prefix if a in sizes})
   x = tiny.noise(theta, data.draw(st.integers(0, 99)))
-  dispatch, collect = _adjoint_pair(case, sig)
-  there = dispatch(x, alloc)
+  dispatch, collect = _adjoint_pair(case)
+  there = dispatch(x, held)
   y = tiny.noise(there, data.draw(st.integers(0, 99)))
   np.testing.assert_allclose(
-    _vdot(there, y), _vdot(x, collect(alloc, y)), rtol=1e-5
+    _vdot(there, y), _vdot(x, collect(held, y)), rtol=1e-5
   )
 
 
 @functools.cache
-def _adjoint_pair(case, sig):
-  theta, axes, prefix = case.run.theta, case.run.axes, dict(sig.prefix)
-  held = lambda own: selection.within({**own, **prefix}, axes)
-  one = lambda x, own: selection.select(x, axes, held(own))
-  back = lambda own, y: selection.scatter_sum(theta, axes, held(own), y)
+def _adjoint_pair(case):
+  theta, axes = case.run.theta, case.run.axes
+  one = lambda x, held: selection.select(x, axes, held)
+  back = lambda held, y: selection.scatter_sum(theta, axes, held, y)
   return jax.jit(jax.vmap(one, (None, 0), axis_size=3)), jax.jit(back)
 
 
@@ -391,16 +428,16 @@ _PADDED = ('fedit', 'ffa_lora', 'hetlora', 'fedex_lora')
 @pytest.mark.parametrize('name', ['fedavgm', 'fedadam'])
 def test_what_nobody_holds_stays_bit_for_bit(case, name):
   run, cohort = case.run, [3]
-  if not run.method.eligible(0)[3]:
+  if not run.algorithm.able(0, len(tiny.BUDGETS))[3]:
     cohort = [0]
   theta = run.theta
   opt = server.optimizer(config.Server(optimizer=name))
-  memory = tiny.noise(run.method.init_memory(theta), 7)
+  memory = tiny.noise(run.algorithm.aggregator.init(theta), 7)
   opt_state = optax.tree.map_params(
     opt, lambda x: 1 + jnp.abs(tiny.noise(x, 8)), opt.init(theta)
   )
   start = server.ServerState(theta, opt_state, memory)
-  rows = run.method.allocate(0, cohort)
+  rows = run.algorithm.rule.draw(0, cohort)
   covered = jax.tree.map(lambda x: np.zeros(x.shape, bool), theta)
   for row in rows:
     index = tiny.held(theta, run.axes, row)
@@ -412,7 +449,7 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
     covered = jax.tree.map_with_path(
       lambda path, c: c | (path[-1].key == 'lora_b'), covered
     )
-  end = server.build_server_step(run.method, opt)(
+  end = server.build_server_step(run.algorithm.aggregator, opt)(
     start, _totals(run, cohort, rows)
   )
   covered = jax.tree.leaves(covered)
@@ -429,24 +466,24 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
 
 def _totals(run, cohort, rows):
   """Sums of random deltas, with a bucket for every signature there is."""
-  sigs = [tiny.signature(run.method, k) for k in range(len(tiny.BUDGETS))]
+  aggregator = run.algorithm.aggregator
+  sigs = [tiny.signature(run.algorithm, k) for k in range(len(tiny.BUDGETS))]
   selected = {axis for sig in sigs for axis in sig.axes}
-  like, axes = run.method.sums(run.theta, run.axes)
+  like, axes = aggregator.spec(run.theta, run.axes)
   zero = selection.zero_sum(like, axes, selected)
-  totals = {run.method.bucket(sig): zero for sig in sigs}
+  totals = {aggregator.group(sig): zero for sig in sigs}
   for client, row in zip(cohort, rows, strict=True):
     hold = lambda tree, row=row: selection.select_within(tree, axes, row)
     local = jax.eval_shape(hold, like)
     delta = tiny.noise(jax.tree.map(jnp.zeros_like, local), client)
     lead = lambda x: jnp.asarray(x)[None]
-    row = selection.within(row, axes)
     part = selection.group_sum(
       like,
       axes,
-      {a: n if isinstance(n, int) else lead(n) for a, n in row.items()},
+      jax.tree.map(lead, selection.within(row, axes)),
       jax.tree.map(lead, delta),
       jnp.ones(1),
     )
-    bucket = run.method.bucket(tiny.signature(run.method, client))
-    totals[bucket] = jax.tree.map(jnp.add, totals[bucket], part)
+    group = aggregator.group(tiny.signature(run.algorithm, client))
+    totals[group] = jax.tree.map(jnp.add, totals[group], part)
   return totals

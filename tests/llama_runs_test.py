@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 import tiny_folders
 
 from fedjax_tune import build, config, foundation, train
-from fedjax_tune.methods import salience, spaces
+from fedjax_tune.methods.raffm import salience, spaces
 from fedjax_tune.models import backbone, export, pretrained, sizes
 
 _MAPS = ('attn.q', 'attn.v', 'mlp.gate', 'mlp.down')

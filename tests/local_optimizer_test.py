@@ -13,7 +13,7 @@ import transformers
 
 from fedjax_tune import config, local_optimizer, validate
 from fedjax_tune.engine import client
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 
 _LR, _EPOCHS, _STEPS = 0.05, 3, 9
 _PARAMS = {
@@ -163,9 +163,9 @@ def test_without_a_schedule_nothing_changes():
 def test_the_exponential_schedule_needs_epochs():
   e = config.Experiment(local=config.Local(schedule='exponential', steps=4))
   with pytest.raises(ValueError, match=r'so that local\.steps=4 must be 0\.'):
-    validate.validate(e, BUILDERS)
+    validate.validate(e, METHODS)
   e.local.steps = 0
-  validate.validate(e, BUILDERS)
+  validate.validate(e, METHODS)
 
 
 def test_biases_and_norms_of_models_do_not_decay():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune.methods import masks
+from fedjax_tune.methods.raffm import masks
 
 _SIZES = {
   'layer': 4,
@@ -35,14 +35,15 @@ def test_masked_gradients_move_what_the_mask_admits(monkeypatch):
   plan = run.planner.plan(0)
   (work,) = plan.works
   clients = [member.client for member in plan.members]
-  rows = run.method.allocate(0, clients)
+  rows = run.algorithm.client.tell(0, clients)
   is_full = [all(np.all(x) for x in row.values()) for row in rows]
   assert sum(is_full) == 1
 
   def move(client):
     """Trains this client of the cohort alone."""
     weight = (work.slab.ids == client).astype(np.float32)
-    alone = plan._replace(works=[work._replace(weight=jnp.asarray(weight))])
+    own = work.own._replace(weight=jnp.asarray(weight))
+    alone = plan._replace(works=[work._replace(own=own)])
     start = run.engine.init()
     end, _ = run.engine.round(start, alone, jax.random.key(0), 0.1)
     changed = lambda a, b: np.asarray(a != b)
@@ -59,7 +60,7 @@ def test_masked_gradients_move_what_the_mask_admits(monkeypatch):
         n if a in ('layer', *masked.dims) else 1
         for a, n in zip(dims, kernel.shape, strict=True)
       ]
-      admits = np.reshape(rows[one][masks.row_key(paths)], shape) > 0
+      admits = np.reshape(rows[one][masks.mask_name(paths)], shape) > 0
       assert not admits.all()
       assert not np.any(kernel & ~admits)
       assert np.all(kernel | ~admits)
@@ -78,9 +79,9 @@ def test_masked_gradients_move_what_the_mask_admits(monkeypatch):
 
 def _mask_counts(preset, paths, shape):
   """Returns the masks of many clients and layers, and how much each admits."""
-  extraction = masks.Masks(_SIZES, preset)
-  rows = [r for t in range(6) for r in extraction.allocate(0, t, range(12))]
-  found = [np.reshape(row[masks.row_key(paths)], (4, -1)) for row in rows]
+  told = masks.Masks(_SIZES, preset, 0)
+  rows = [r for t in range(6) for r in told.info(t, range(12))]
+  found = [np.reshape(row[masks.mask_name(paths)], (4, -1)) for row in rows]
   partly = np.concatenate([m for m in found if not m.all()])
   assert sum(m.all() for m in found) >= 6
   assert partly.shape[1] == shape
@@ -125,8 +126,8 @@ def test_vision_masks_are_the_authors():
 
 def test_heads_of_a_large_vit_are_the_authors():
   large = {**_SIZES, 'heads': 16, 'embed': 1024, 'layer': 24}
-  extraction = masks.Masks(large, 'paper_vit')
-  rows = [extraction.allocate(0, rnd, [0, 1]) for rnd in range(8)]
+  told = masks.Masks(large, 'paper_vit', 0)
+  rows = [told.info(rnd, [0, 1]) for rnd in range(8)]
   found = np.stack(
     [row['mask.attn.q+attn.k'] for pair in rows for row in pair]
   ).reshape(-1, 16, 64)
@@ -144,7 +145,7 @@ def test_what_a_mask_leaves_out_is_rounded_down(share, size):
 def test_layers_do_not_share_a_mask():
   (row,) = [
     r
-    for r in masks.Masks(_SIZES, 'paper_bert').allocate(0, 0, [4, 9])
+    for r in masks.Masks(_SIZES, 'paper_bert', 0).info(0, [4, 9])
     if not np.all(r['mask.mlp.fc1'])
   ]
   queries = np.asarray(row['mask.attn.q+attn.k']).reshape(4, 64)

@@ -54,9 +54,13 @@ def test_memory_covers_what_a_round_holds(run):
   needed = overview.memory(run)
   plans = [run.setup.planner.plan(rnd) for rnd in (0, 1)]
   works = [work for plan in plans for work in plan.works]
-  assert needed['batches'] >= sum(work.batches.inputs.nbytes for work in works)
-  frozen = num_params(run.setup.foundation.base)
-  assert needed['model'] == 4 * (frozen + num_params(run.setup.theta))
+  assert needed['batches'] >= sum(
+    work.own.batches.inputs.nbytes for work in works
+  )
+  frozen = num_params(run.setup.algorithm.model.base)
+  assert needed['model'] == 4 * (
+    frozen + num_params(run.setup.algorithm.model.theta)
+  )
   assert needed['step'] > 0
 
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import selection
-
 
 @pytest.fixture(scope='module', params=tiny.CASES)
 def case(request):
@@ -21,13 +19,21 @@ def run(case):
 
 
 def _by_client(planned):
-  """What each client of a plan holds and trains on."""
+  """What each client of a plan holds, is told and trains on."""
   return {
-    int(k): jax.tree.map(lambda x, i=i: x[i], (work.slab.alloc, work.batches))
+    int(k): jax.tree.map(
+      lambda x, i=i: x[i], (work.slab.held, work.slab.info, work.own.batches)
+    )
     for work in planned.works
     for i, k in enumerate(work.slab.ids)
     if k >= 0
   }
+
+
+def _assert_same(case, got, want):
+  """Compares what a client holds; RaFFM deals out sizes among a cohort."""
+  tiny.assert_equal(got.indices, want.indices)
+  assert case == 'raffm' or got.prefix == want.prefix
 
 
 def test_a_plan_depends_on_seed_round_and_client_only(case, run):
@@ -39,19 +45,22 @@ def test_a_plan_depends_on_seed_round_and_client_only(case, run):
     everyone = _by_client(run.planner.plan(rnd))
     some = _by_client(small.plan(rnd))
     assert set(some) <= set(everyone)
-    for client, part in some.items():
-      tiny.assert_equal(part, everyone[client])
+    for client, (held, *rest) in some.items():
+      _assert_same(case, held, everyone[client][0])
+      tiny.assert_equal(tuple(rest), everyone[client][1:])
   reverse = [3, 1, 0, 2]
-  rows = dict(zip(reverse, run.method.allocate(4, reverse), strict=True))
-  for client, (alloc, _) in everyone.items():
-    own, _ = selection.split_allocation(rows[client])
-    tiny.assert_equal(own, alloc)
+  algorithm = run.algorithm
+  rows = dict(zip(reverse, algorithm.rule.draw(4, reverse), strict=True))
+  infos = dict(zip(reverse, algorithm.client.tell(4, reverse), strict=True))
+  for client, (held, info, _) in everyone.items():
+    _assert_same(case, rows[client], held)
+    tiny.assert_equal(infos[client], info)
 
 
 def test_another_round_or_seed_is_another_plan(case, run):
   other = tiny.run(tiny.experiment(case, seed=2))
   images = [
-    _by_client(planner.plan(rnd))[0][1].inputs
+    _by_client(planner.plan(rnd))[0][2].inputs
     for planner, rnd in ((run.planner, 0), (run.planner, 1), (other.planner, 0))
   ]
   assert np.any(images[0] != images[1])

@@ -10,8 +10,11 @@ import pytest
 import tiny
 
 from fedjax_tune import selection
-from fedjax_tune.methods import BUILDERS, prism
+from fedjax_tune.engine.algorithm import Context
+from fedjax_tune.methods import METHODS, compose
+from fedjax_tune.methods.raffm import prism
 from fedjax_tune.models import factored
+from fedjax_tune.selection import Selection
 
 _SIZES = {'layer': tiny.DEPTH}
 _AXES = {'fc1': 'fc1_kernel', 'fc2': 'fc2_kernel'}
@@ -36,28 +39,34 @@ def _dense():
 
 
 @functools.cache
-def _method(**options):
-  """Returns a method with the model that it prepared."""
-  e = _experiment(**options)
-  method = BUILDERS['prism'](e, _SIZES, e.clients.budgets)
-  found = method.prepare(_dense())
-  return method.study(found), found
-
-
-@functools.cache
 def _run(**options):
-  e, (_, found) = _experiment(**options), _method(**options)
-  run = tiny.run(e, found)
-  method = run.method.study(found)
-  planner = dataclasses.replace(run.planner, method=method)
-  return dataclasses.replace(run, method=method, planner=planner)
+  return tiny.run(_experiment(**options), _dense())
+
+
+def _algorithm(**options):
+  """Returns the method on the model that it factored."""
+  return _run(**options).algorithm
+
+
+def _kernels(**options) -> prism.Kernels:
+  """Returns the part of its rule that draws kernels."""
+  rule = _algorithm(**options).rule
+  assert isinstance(rule, compose.Product)
+  _, kernels = rule.rules
+  assert isinstance(kernels, prism.Kernels)
+  return kernels
+
+
+def _whole(found):
+  """Returns the full model."""
+  return found.assemble(found.base, found.theta, {'layer': tiny.DEPTH})
 
 
 # -- factors
 
 
 def test_factors_are_the_singular_value_decomposition():
-  _, found = _method()
+  found = _algorithm().model
   for name, axis in _AXES.items():
     part = found.theta['blocks']['mlp'][name]
     kernel = np.asarray(_dense().theta['blocks']['mlp'][name]['kernel'])
@@ -78,29 +87,25 @@ def test_factors_are_the_singular_value_decomposition():
 
 
 def test_the_model_computes_what_it_did():
-  _, found = _method()
+  found = _algorithm().model
   images = tiny.batch(tiny.VIT_SIZE, 2).inputs
   layers = np.arange(tiny.DEPTH)
-  want, got = (
-    f.merge(f.base, f.theta)(images, layers) for f in (_dense(), found)
-  )
+  want, got = (_whole(f)(images, layers) for f in (_dense(), found))
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_text_model_is_factored_too():
   dense = tiny.text_foundation(full=True)
-  method = BUILDERS['prism'](_experiment(), _SIZES, (4, 4))
-  found = method.prepare(dense)
+  found = tiny.build(_experiment(), dense, (4, 4)).model
   texts, layers = tiny.texts(2), np.arange(tiny.DEPTH)
-  want, got = (f.merge(f.base, f.theta)(texts, layers) for f in (dense, found))
+  want, got = (_whole(f)(texts, layers) for f in (dense, found))
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_kernels_are_orthogonal_again_and_the_map_stays():
-  method, found = _method()
-  moved = tiny.noise(found.theta, 5)
-  reorder = method.reorder(moved, found.axes)
-  after = reorder(moved)
+  algorithm = _algorithm()
+  moved = tiny.noise(algorithm.model.theta, 5)
+  after = _reordered(algorithm, moved)
   for name in _AXES:
     old, new = (t['blocks']['mlp'][name] for t in (moved, after))
     np.testing.assert_allclose(_map(after, name), _map(moved, name), atol=1e-4)
@@ -112,43 +117,50 @@ def test_kernels_are_orthogonal_again_and_the_map_stays():
   tiny.assert_equal(after['blocks']['attn'], moved['blocks']['attn'])
 
 
+def _reordered(algorithm, theta):
+  """Returns what theta becomes before the next round."""
+  assert algorithm.reorder is not None
+  move = algorithm.reorder(theta, algorithm.model.axes)
+  assert move is not None
+  return move(theta)
+
+
 # -- draws
 
 
 def test_a_client_holds_distinct_kernels_of_its_own():
-  method, _ = _method(keep=0.6)
-  first, second = method.allocate(3, [0, 1])
+  rule = _algorithm(keep=0.6).rule
+  first, second = rule.draw(3, [0, 1])
   for axis in _AXES.values():
     assert len(first[axis]) == int(np.ceil(0.6 * _RANK))
     assert len(set(first[axis])) == len(first[axis])
     assert set(first[axis]) <= set(range(_RANK))
   assert any(np.any(first[a] != second[a]) for a in _AXES.values())
-  again = method.allocate(3, [1])[0]
+  again = rule.draw(3, [1])[0]
   for axis in _AXES.values():
     np.testing.assert_array_equal(again[axis], second[axis])
 
 
 def test_larger_kernels_are_drawn_more_often():
-  method, _ = _method(keep=0.5)
   spectra = {'fc1_kernel': np.linspace(9, 0, _RANK)}
-  method = dataclasses.replace(method, spectra=spectra)
-  rows = method.allocate(0, range(400))
+  kernels = dataclasses.replace(_kernels(keep=0.5), spectra=spectra)
+  rows = kernels.draw(0, range(400))
   often = np.bincount(np.concatenate([r['fc1_kernel'] for r in rows]))
   assert often[0] > often[_RANK // 2] > often[-1]
   # Of a single draw the odds are exactly s / sum(s).
-  single = dataclasses.replace(method, keep=1 / _RANK)
-  drawn = [r['fc1_kernel'][0] for r in single.allocate(1, range(2000))]
+  single = dataclasses.replace(kernels, keep=1 / _RANK)
+  drawn = [r['fc1_kernel'][0] for r in single.draw(1, range(2000))]
   share = np.bincount(drawn, minlength=_RANK) / 2000
   odds = spectra['fc1_kernel'] / spectra['fc1_kernel'].sum()
   np.testing.assert_allclose(share, odds, atol=0.03)
 
 
 def test_odds_are_the_singular_values():
-  method, _ = _method()
+  kernels = _kernels()
   for name, axis in _AXES.items():
     kernel = np.asarray(_dense().theta['blocks']['mlp'][name]['kernel'])
     want = np.mean(np.linalg.svd(kernel, compute_uv=False), 0)
-    np.testing.assert_allclose(method.spectra[axis], want, rtol=1e-4)
+    np.testing.assert_allclose(kernels.spectra[axis], want, rtol=1e-4)
 
 
 # -- rounds
@@ -161,9 +173,7 @@ def test_what_nobody_holds_stays_in_the_map():
   (work,) = planned.works
   after, _ = run.engine.round(start, planned, jax.random.key(1), 0.1)
   product = lambda s: np.asarray(_map(s.theta, 'fc1'))
-  holders = np.bincount(
-    np.ravel(work.slab.alloc['fc1_kernel']), minlength=_RANK
-  )
+  holders = np.bincount(np.ravel(work.slab.held['fc1_kernel']), minlength=_RANK)
   nobody = holders == 0
   assert np.any(nobody)
   # What nobody held is still in the map, beside what the others made.
@@ -180,7 +190,7 @@ def _map(theta, name):
 
 def test_a_kernel_is_averaged_over_its_holders():
   run = _run(keep=0.6)
-  rows = run.method.allocate(0, [0, 1])
+  rows = run.algorithm.rule.draw(0, [0, 1])
   at = [r['fc1_kernel'] for r in rows]
   theta, axes = (t['blocks']['mlp']['fc1'] for t in (run.theta, run.axes))
   deltas = [
@@ -200,7 +210,7 @@ def test_a_kernel_is_averaged_over_its_holders():
     stacked,
     jnp.array([1.0, 3.0]),
   )
-  update, _ = run.method.merge(theta, {'all': total}, ())
+  update, _ = run.algorithm.aggregator.merge(theta, {'all': total}, ())
   num = np.zeros(theta['u'].shape)
   den = np.zeros(_RANK)
   for index, delta, weight in zip(at, deltas, (1, 3), strict=True):
@@ -214,13 +224,13 @@ def test_a_kernel_is_averaged_over_its_holders():
 
 def test_holding_all_is_fedavg_of_the_factors():
   run = _run(keep=1.0, frob_decay=0.0)
-  assert run.method.allocate(0, [0])[0] == {
+  assert run.algorithm.rule.draw(0, [0])[0] == {
     'layer': tiny.DEPTH,
     'fc1_kernel': _RANK,
     'fc2_kernel': _RANK,
   }
   e = dataclasses.replace(run.experiment, method='all_large')
-  want = tiny.run(e, _method(keep=1.0, frob_decay=0.0)[1]).rounds(1).theta
+  want = tiny.run(e, run.algorithm.model).rounds(1).theta
   got = run.rounds(1).theta
   tiny.assert_close(got['blocks']['attn'], want['blocks']['attn'], atol=1e-5)
   tiny.assert_close(got['head'], want['head'], atol=1e-5)
@@ -243,16 +253,21 @@ def test_the_penalty_is_half_the_square_of_the_map():
 def test_the_decay_is_in_the_loss():
   losses = []
   for decay in (0.0, 0.5):
-    method, found = _method(frob_decay=decay)
-    model = found.merge(found.base, found.theta)
-    sig = tiny.signature(method, 0)
-    loss, metrics = method.loss(
-      sig,
-      model,
-      {'layer': tiny.DEPTH},
+    algorithm = _algorithm(frob_decay=decay)
+    context = Context(
+      tiny.signature(algorithm, 0),
+      Selection.of({'layer': tiny.DEPTH}),
+      info={},
+      memory=(),
+      state=(),
+      lr=jnp.float32(0),
+      rnd=jnp.int32(0),
+    )
+    loss, metrics = algorithm.client.loss(
+      _whole(algorithm.model),
       tiny.batch(tiny.VIT_SIZE, 2),
+      context,
       jax.random.key(0),
-      jnp.int32(0),
     )
     losses.append((float(loss), float(metrics['loss'])))
   kernels = [_dense().theta['blocks']['mlp'][name]['kernel'] for name in _AXES]
@@ -269,7 +284,7 @@ def test_what_it_cannot_do_is_refused(section, field, value):
   e = _experiment()
   setattr(getattr(e, section), field, value)
   with pytest.raises(ValueError, match=rf"{section}\.{field}='{value}' must"):
-    BUILDERS['prism'](e, _SIZES, (4, 4))
+    METHODS['prism'].check(e, _SIZES, (4, 4))
 
 
 def test_decompose_takes_wide_and_tall():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune.methods import BUILDERS, prunefl
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.raffm import prunefl
 
 _MODEL = {'model': {'tune': 'full'}}
 _SIZES = {'layer': tiny.DEPTH}
@@ -18,11 +19,21 @@ def _vit():
   return tiny.vit_foundation(targets=(), full=True)
 
 
-def _method(**options):
-  e = tiny.experiment('prunefl', **_MODEL)
-  for name, value in options.items():
-    setattr(e.prunefl, name, value)
-  return BUILDERS['prunefl'](e, _SIZES, tiny.BUDGETS)
+def _algorithm(**options):
+  e = tiny.experiment('prunefl', **_MODEL, prunefl=options)
+  return tiny.build(e, _vit())
+
+
+def _reordered(algorithm, theta):
+  """Returns what clients get of theta in the next round."""
+  assert algorithm.reorder is not None
+  move = algorithm.reorder(theta, algorithm.model.axes)
+  assert move is not None
+  return move(theta)
+
+
+def _pruned(found, **options):
+  return _reordered(_algorithm(**options), found.theta)
 
 
 def _twin(kernel, keep):
@@ -35,8 +46,7 @@ def _twin(kernel, keep):
 
 def test_dense_maps_keep_the_largest_of_each_layer():
   found = _vit()
-  method = _method(keep=0.8, threshold=0.05)
-  got = method.reorder(found.theta, found.axes)(found.theta)['blocks']
+  got = _pruned(found, keep=0.8, threshold=0.05)['blocks']
   for module, name in (('attn', 'proj'), ('mlp', 'fc1'), ('mlp', 'fc2')):
     before = found.theta['blocks'][module][name]['kernel']
     after = np.asarray(got[module][name]['kernel'])
@@ -48,8 +58,7 @@ def test_dense_maps_keep_the_largest_of_each_layer():
 
 def test_other_maps_keep_what_exceeds_the_threshold():
   found = _vit()
-  method = _method(threshold=0.05)
-  got = method.reorder(found.theta, found.axes)(found.theta)
+  got = _pruned(found, threshold=0.05)
   pairs = [
     (got['blocks']['attn'][name], found.theta['blocks']['attn'][name])
     for name in 'qkv'
@@ -63,7 +72,7 @@ def test_other_maps_keep_what_exceeds_the_threshold():
 
 def test_biases_norms_and_embeddings_stay():
   found = _vit()
-  got = _method(threshold=9.0).reorder(found.theta, found.axes)(found.theta)
+  got = _pruned(found, threshold=9.0)
   tiny.assert_equal(got['embed'], found.theta['embed'])
   tiny.assert_equal(got['norm'], found.theta['norm'])
   for part in ('norm1', 'norm2'):
@@ -75,7 +84,7 @@ def test_biases_norms_and_embeddings_stay():
 
 def test_a_pooler_is_one_matrix():
   found = tiny.text_foundation(full=True)
-  mask = _method(keep=0.5).mask(found.theta, found.axes)
+  mask = prunefl.mask(found.theta, found.axes, 0.5, 0.0)
   kept = mask['pooler']['kernel']
   assert kept.shape == found.theta['pooler']['kernel'].shape
   assert np.sum(kept) == kept.size // 2
@@ -111,9 +120,8 @@ def test_pruned_weights_train_and_come_back():
   end = run.rounds(1).theta
   # The model is pruned before the first round and after each.
   for theta in (start, end):
-    method = run.method
-    tiny.assert_equal(method.reorder(theta, run.axes)(theta), theta)
-  masks = [run.method.mask(theta, run.axes) for theta in (start, end)]
+    tiny.assert_equal(_reordered(run.algorithm, theta), theta)
+  masks = [prunefl.mask(theta, run.axes, 0.8, 0.0) for theta in (start, end)]
   before, after = (
     np.asarray(m['blocks']['mlp']['fc1']['kernel']) for m in masks
   )
@@ -123,9 +131,9 @@ def test_pruned_weights_train_and_come_back():
 def test_it_is_about_weights_that_train():
   e = tiny.experiment('prunefl', model={'tune': 'lora'})
   with pytest.raises(ValueError, match=r"model\.tune='lora' must be 'full'"):
-    BUILDERS['prunefl'](e, _SIZES, tiny.BUDGETS)
+    METHODS['prunefl'].check(e, _SIZES, tiny.BUDGETS)
 
 
 def test_everyone_holds_the_full_model():
-  rows = _method().allocate(0, [0, 1, 2, 3])
+  rows = _algorithm().rule.draw(0, [0, 1, 2, 3])
   assert rows == [{'layer': tiny.DEPTH}] * 4

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 import tiny_folders
 
 from fedjax_tune import foundation, method_config, selection, train
-from fedjax_tune.methods import spaces
+from fedjax_tune.methods.raffm import spaces
 from fedjax_tune.models import backbone, sizes
 
 _AUTHORS = importlib.import_module('experiments.raffm_authors')

@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from fedjax_tune import config, method_config, selection
-from fedjax_tune.methods import raffm, slices, spaces
+from fedjax_tune.engine.algorithm import Aggregator
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.raffm import raffm, slices, spaces
 from fedjax_tune.randomness import host_rng
 
 _SIZES = {
@@ -37,8 +39,12 @@ _SMALLEST = {
 }
 
 
-def _slices(space=_SPACE, *, sandwich=True):
-  return slices.Slices(_SIZES, space, sandwich)
+def _slices(seed, space=_SPACE, *, sandwich=True):
+  return slices.Slices(_SIZES, space, seed, sandwich)
+
+
+def _smallest(extraction):
+  return extraction.held(extraction.space.smallest())
 
 
 def _full(row):
@@ -74,7 +80,7 @@ def _slow_row(rng):
 
 @pytest.mark.parametrize('sandwich', [False, True])
 def test_extraction_is_its_slow_twin(sandwich):
-  cohort, extraction = [3, 8, 21, 40, 77], _slices(sandwich=sandwich)
+  cohort, extraction = [3, 8, 21, 40, 77], _slices(5, sandwich=sandwich)
   for rnd in range(20):
     roles = host_rng('roles', 5, rnd).permutation(len(cohort))
     want = []
@@ -85,20 +91,20 @@ def test_extraction_is_its_slow_twin(sandwich):
         want.append(_SMALLEST)
       else:
         want.append(_slow_row(host_rng('allocation', 5, rnd, client)))
-    assert extraction.allocate(5, rnd, cohort) == want
-  assert extraction.smallest() == _SMALLEST
+    assert extraction.draw(rnd, cohort) == want
+  assert _smallest(extraction) == _SMALLEST
 
 
 def test_who_has_the_full_and_the_smallest_model_is_uniformly_random():
   # Nothing that is drawn is full or smallest, so the two show.
   fine = tuple(np.linspace(0.3, 0.9, 50))
-  extraction = _slices(spaces.Space(ffn=fine, heads=(0.75, 0.5)))
+  extraction = _slices(0, spaces.Space(ffn=fine, heads=(0.75, 0.5)))
   cohort, rounds = [2, 5, 6, 11, 13], 500
   full, smallest = np.zeros((2, 5))
   for rnd in range(rounds):
-    rows = extraction.allocate(0, rnd, cohort)
+    rows = extraction.draw(rnd, cohort)
     full += [_full(row) for row in rows]
-    smallest += [row == extraction.smallest() for row in rows]
+    smallest += [row == _smallest(extraction) for row in rows]
   assert full.sum() == rounds
   # 100 each, with a deviation of 9; one draw in a hundred is the smallest.
   assert np.all(abs(full - 100) < 40)
@@ -107,12 +113,12 @@ def test_who_has_the_full_and_the_smallest_model_is_uniformly_random():
 
 def test_an_allocation_is_a_function_of_seed_round_and_cohort():
   cohort = list(range(10, 20))
-  extraction = _slices()
-  first = extraction.allocate(1, 7, cohort)
-  extraction.allocate(1, 8, cohort)
-  assert _slices().allocate(1, 7, cohort) == first
-  assert extraction.allocate(1, 8, cohort) != first
-  assert extraction.allocate(2, 7, cohort) != first
+  extraction = _slices(1)
+  first = extraction.draw(7, cohort)
+  extraction.draw(8, cohort)
+  assert _slices(1).draw(7, cohort) == first
+  assert extraction.draw(8, cohort) != first
+  assert _slices(2).draw(7, cohort) != first
 
 
 def test_every_subnetwork_is_drawn():
@@ -150,10 +156,10 @@ def _theta():
   return tiny.noise(start, 0, 1.0)
 
 
-def _method(aggregation):
-  return raffm.Raffm(
-    4, (4,), 0, _slices(), 'none', True, aggregation=aggregation
-  )
+def _aggregator(**options) -> Aggregator:
+  """Returns how the method averages, given fields of its section."""
+  e = tiny.experiment('raffm', raffm=options)
+  return tiny.build(e, tiny.stack()).aggregator
 
 
 def _merge(aggregation, theta, rows, deltas, weights):
@@ -166,7 +172,9 @@ def _merge(aggregation, theta, rows, deltas, weights):
       theta, _AXES, row, lead, jnp.full(1, weight), ['layer', 'ffn']
     )
     total = jax.tree.map(jnp.add, total, part)
-  update, _ = _method(aggregation).merge(theta, {'all': total}, ())
+  update, _ = _aggregator(aggregation=aggregation).merge(
+    theta, {'all': total}, ()
+  )
   apply = lambda w, d, c: jnp.where(c, w + d, w)
   return jax.tree.map(apply, theta, update.delta, update.covered)
 
@@ -230,8 +238,7 @@ def test_only_zero_filled_shrinks_what_few_hold():
   for name in ('mean', 'coverage'):
     tiny.assert_equal(_merge(name, theta, rows, still, [1.0] * 10), theta)
   assert method_config.Raffm().aggregation == 'mean'
-  built = raffm.build(tiny.experiment('raffm'), _SIZES, (12,) * 4)
-  assert built.aggregation == 'mean'
+  assert _aggregator().merge is raffm.participant_mean
 
 
 # On a stack it is in the laws.
@@ -273,4 +280,4 @@ def test_contradictions_are_refused(options, message):
   e.model.tune = options.pop('tune', 'full')
   e.raffm = dataclasses.replace(e.raffm, **options)
   with pytest.raises(ValueError, match=message):
-    raffm.build(e, _SIZES, (12,) * 4)
+    METHODS['raffm'].check(e, _SIZES, (12,) * 4)

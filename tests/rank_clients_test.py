@@ -12,9 +12,10 @@ import tiny
 import torch
 
 from fedjax_tune import adapted, config, method_config, selection
-from fedjax_tune.engine import cost
+from fedjax_tune.engine import cost, store
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.rank import adapters, hetlora
 from fedjax_tune.models import linear
 
 _NAMES = (
@@ -68,15 +69,15 @@ def test_a_client_computes_what_peft_does(scaling, rank):
 
 def test_clients_take_the_ranks_in_turn():
   e = tiny.experiment('fedit', lora={'rank': 3}, rank={'ranks': (3, 1)})
-  method = BUILDERS['fedit'](e, {'layer': 4}, (4,) * 5)
-  held = [row['rank'] for row in method.allocate(0, [0, 1, 2, 4])]
+  algorithm = tiny.build(e, tiny.stack(0.0, 3), (4,) * 5)
+  held = [row['rank'] for row in algorithm.rule.draw(0, [0, 1, 2, 4])]
   assert held == [3, 1, 3, 3]
 
 
 def test_without_ranks_all_have_the_servers():
   e = tiny.experiment('fedit', lora={'rank': 3}, rank={'ranks': ()})
-  method = BUILDERS['fedit'](e, {'layer': 4}, (4,) * 2)
-  assert [row['rank'] for row in method.allocate(0, [0, 1])] == [3, 3]
+  algorithm = tiny.build(e, tiny.stack(0.0, 3), (4,) * 2)
+  assert [row['rank'] for row in algorithm.rule.draw(0, [0, 1])] == [3, 3]
 
 
 @pytest.mark.parametrize('scaling', ['common', 'client'])
@@ -86,22 +87,21 @@ def test_every_rank_is_evaluated(scaling):
   whole = {'layer': 4}
   for name in _NAMES:
     e = tiny.experiment(name, **options)
-    method = BUILDERS[name](e, whole, (4,) * 4)
+    found = tiny.build(e, tiny.stack(0.0, 4), (4,) * 4).evaluation
     alone = name == 'flora' or (name, scaling) == ('flexlora', 'client')
     smaller = () if alone else (2, 1)
-    assert method.evaluations() == {
+    assert found.models == {
       'full': whole,
       **{f'rank{r}': {**whole, 'rank': r} for r in smaller},
     }
-    assert method.headline() == {'full': 1.0}
+    assert found.weights == {'full': 1.0}
 
 
 def test_there_must_be_adapters():
-  method = BUILDERS['fedit'](tiny.experiment('fedit'), {'layer': 4}, (4,))
   found = tiny.stack()
   without = tiny.dataclasses.replace(found, axes={'head': found.axes['head']})
   with pytest.raises(ValueError, match=r'lora\.targets=\(\) must name'):
-    method.study(without)
+    tiny.build(tiny.experiment('fedit'), without, (4,))
 
 
 @pytest.mark.parametrize('name', _NAMES)
@@ -121,7 +121,9 @@ def test_there_must_be_adapters():
 )
 def test_refused(name, changes, message):
   with pytest.raises(ValueError, match=message):
-    BUILDERS[name](tiny.experiment(name, **changes), {'layer': 4}, (4,) * 4)
+    METHODS[name].check(
+      tiny.experiment(name, **changes), {'layer': 4}, (4,) * 4
+    )
 
 
 @pytest.mark.parametrize('name', ['flexlora', 'flora', 'fedex_lora'])
@@ -131,7 +133,7 @@ def test_an_exact_mean_is_no_step(name, fields):
   with pytest.raises(
     ValueError, match=r"server.lr=.* must be 'fedavg' and 1.0"
   ):
-    BUILDERS[name](e, {'layer': 4}, (4,) * 4)
+    METHODS[name].check(e, {'layer': 4}, (4,) * 4)
 
 
 # -- bytes
@@ -157,9 +159,9 @@ def test_traffic_by_hand():
   assert set(want) == set(_NAMES)
   for name, (up, down) in want.items():
     run = tiny.run(tiny.experiment(name))
-    sigs = [Signature.of(r) for r in run.method.allocate(0, [0, 1])]
+    sigs = [Signature.of(r) for r in run.algorithm.rule.draw(0, [0, 1])]
     held = functools.partial(cost.held_shapes, run.theta, run.axes)
-    got = run.method.traffic(sigs[1], sigs, held)
+    got = run.algorithm.traffic(sigs[1], sigs, held)
     assert got == (4 * up, 4 * down), name
 
 
@@ -173,6 +175,18 @@ def _hetlora(ranks=(4, 2), **options):
   return tiny.run(e, tiny.stack(0.0, 4))
 
 
+def _pruning(run):
+  options = run.experiment.hetlora
+  adapted = adapters.find(run.axes)
+  return hetlora.Pruning(adapted, options.gamma, options.penalty)
+
+
+def _ranks(run, state):
+  """Returns the ranks that clients have left."""
+  start = run.algorithm.client.state
+  return store.gather(state.clients, np.arange(4), start)['rank'].tolist()
+
+
 def test_the_tail_by_hand():
   run = _hetlora(gamma=0.5)
   theta, want = run.theta, 0.0
@@ -182,54 +196,52 @@ def test_the_tail_by_hand():
     )
     norm = lambda x: np.sqrt(np.sum(x**2, (-2, -1)))
     want += np.sum(norm(a[..., 2:]) * norm(b[..., 2:, :]))
-  np.testing.assert_allclose(run.method.tail(theta), want, rtol=1e-5)
+  np.testing.assert_allclose(_pruning(run).tail(theta), want, rtol=1e-5)
   # With B = 0, as everything begins, there is a gradient, and it is 0.
   flat = jax.tree.map(jnp.zeros_like, theta)
   start = {
     n: {**theta[n], 'lora_b': flat[n]['lora_b']} for n in ('embed', 'blocks')
   }
-  slope = jax.grad(run.method.tail)(start)
+  slope = jax.grad(_pruning(run).tail)(start)
   tiny.assert_equal(slope, jax.tree.map(jnp.zeros_like, start))
 
 
 def test_who_shrinks_its_tail_gives_it_up():
   run = _hetlora(gamma=0.5)
-  method, theta = run.method, run.theta
-  memory = {'rank': jnp.array([4.0, 2.0, 3.0, 1.0])}
-  for client, (current, less) in enumerate([(4, 2), (2, 1), (3, 1), (1, 1)]):
-    (row,) = method.allocate(0, [client])
-    sig = Signature.of(row)
-    held = selection.select_within(theta, run.axes, row)
-    start = method.begin(sig, held, row, memory, jax.random.key(0))
+  client = run.algorithm.client
+  for k, (current, less) in enumerate([(4, 2), (2, 1), (3, 1), (1, 1)]):
+    context = tiny.context(run.algorithm, k)
+    context = context._replace(state={'rank': jnp.float32(current)})
+    held = selection.select_within(run.theta, run.axes, context.held)
+    start = client.init(held, context, jax.random.key(0))
     a, b = start['blocks']['lora_a'], start['blocks']['lora_b']
     assert np.all(a[..., current:] == 0)
     assert np.all(b[:, current:] == 0)
     tiny.assert_equal(a[..., :current], held['blocks']['lora_a'][..., :current])
     for factor, rank in ((-0.1, less), (0.1, current)):
       delta = jax.tree.map(lambda x, f=factor: f * x, start)
-      sent = method.upload(sig, start, delta, row)
-      assert sent['rank'].tolist() == [rank]
+      sent = client.finish(start, delta, jnp.float32(1), context)
+      assert sent.state['rank'].tolist() == rank
 
 
 def test_ranks_given_up_stay_up():
   """A large penalty makes everyone prune; zeros stay zeros in training."""
   run = _hetlora(gamma=0.5, penalty=3.0)
   state, key = run.engine.init(), jax.random.key(0)
-  ranks = [state.memory['rank'].tolist()]
+  ranks = [_ranks(run, state)]
   for rnd in range(3):
     state, _ = run.engine.round(state, run.planner.plan(rnd), key, 0.05)
-    ranks.append(state.memory['rank'].tolist())
+    ranks.append(_ranks(run, state))
   assert ranks == [[4, 2, 4, 2], [2, 1, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
   # Filled up with zeros by all, what nobody has left is gone; but A stays.
   blocks = state.theta['blocks']
   assert np.all(blocks['lora_b'][:, 2:] == 0)
   assert np.all(blocks['lora_b'][:, 0] != 0)
   # A client that had not pruned would not be taken for one that had.
-  memory = {'rank': jnp.full(4, 4.0)}
-  (row,) = run.method.allocate(0, [0])
-  sig = Signature.of(row)
-  start = run.method.begin(sig, state.theta, row, memory, key)
-  assert run.method.current(start) == 4
+  context = tiny.context(run.algorithm, 0)
+  assert context.state == {'rank': 4}
+  start = run.algorithm.client.init(state.theta, context, key)
+  assert _pruning(run).current(start) == 4
 
 
 # -- the frozen weights of a round

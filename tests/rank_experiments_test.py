@@ -47,7 +47,7 @@ def test_runs_and_deploys(method, bert, tmp_path):
   assert np.isfinite(summary['train_loss'])
   # What a run evaluates is what is deployed, frozen weights included.
   assert deploy.score(scores['full']) == pytest.approx(summary['accuracy'])
-  old = trained.setup.foundation.base['blocks']['attn']
+  old = trained.setup.algorithm.model.base['blocks']['attn']
   new = trained.params['blocks']['attn']
   for name in ('q', 'v'):
     assert np.abs(new[name]['kernel'] - old[name]['kernel']).max() > 1e-5

@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 from fedjax_tune import selection
-from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS, adapters
-from fedjax_tune.tasks import Task
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.methods.rank import adapters
+from fedjax_tune.selection import Selection
 
 _RANK, _RANKS, _ALPHA = 4, (4, 2, 1), 6.0
 _WEIGHTS = np.array([1.0, 2.0, 3.0])
@@ -26,7 +26,7 @@ class Round(NamedTuple):
   """
 
   cohort: tuple[int, ...]
-  method: Any
+  algorithm: Algorithm
   base: Any
   before: Any
   after: Any
@@ -35,51 +35,49 @@ class Round(NamedTuple):
   ends: list[Any]
 
 
-def _build(name, **changes):
-  e = tiny.experiment(name, **changes)
-  method = BUILDERS[name](e, {'layer': tiny.DEPTH}, (tiny.DEPTH,) * 3)
-  method = method.meet(Task('classification', tiny.CLASSES), None)
-  found = method.prepare(tiny.stack(0.0, _RANK))
-  method = method.study(found)
-  return method, found, *method.init(found.theta, found.axes)
+def _start(algorithm, theta, memory, client, rnd=0):
+  """Returns what a client starts from, and what it knows."""
+  context = tiny.context(algorithm, client, rnd)._replace(memory=memory)
+  axes = algorithm.model.axes
+  held = selection.select_within(theta, axes, context.held)
+  start = algorithm.client.init(held, context, jax.random.key(client))
+  return start, context
 
 
 @functools.cache
 def _round(name, scaling='common', ranks=_RANKS, cohort=(0, 1, 2)):
-  method, found, theta, axes = _build(
+  e = tiny.experiment(
     name,
     lora={'rank': _RANK, 'alpha': _ALPHA},
     rank={'ranks': ranks, 'scaling': scaling},
   )
-  memory = method.init_memory(theta)
-  like, names = method.sums(theta, axes)
-  starts, ends, total = [], [], None
+  algorithm = tiny.build(e, tiny.stack(0.0, _RANK), (tiny.DEPTH,) * 3)
+  model, aggregator = algorithm.model, algorithm.aggregator
+  theta, memory = model.theta, aggregator.init(model.theta)
+  like, names = aggregator.spec(theta, model.axes)
+  starts, ends, parts = [], [], []
   for k in cohort:
-    (row,) = method.allocate(0, [k])
-    sig = Signature.of(row)
-    held = selection.select_within(theta, axes, row)
-    start = method.begin(sig, held, row, memory, jax.random.key(k))
+    start, context = _start(algorithm, theta, memory, k)
     delta = tiny.noise(jax.tree.map(jnp.zeros_like, start), k)
-    sent = method.upload(sig, start, delta, row)
+    sent = algorithm.client.finish(start, delta, jnp.float32(1), context)
+    held = aggregator.where(context.held, context.info)
     part = selection.group_sum(
       like,
       names,
-      {
-        a: n if isinstance(n, int) else n[None]
-        for a, n in selection.within(row, names).items()
-      },
-      jax.tree.map(lambda x: x[None], sent),
-      jnp.array([_WEIGHTS[k]]) * method.weigh(sig, start, delta),
-      {'layer', 'rank', 'client'},
+      Selection.stack([selection.within(held, names)]),
+      jax.tree.map(lambda x: x[None], sent.tree),
+      jnp.array([_WEIGHTS[k]]) * sent.factor,
+      {'layer', 'rank'},
     )
-    total = jax.tree.map(jnp.add, total, part) if total else part
+    parts.append(part)
     starts.append(start)
     ends.append(jax.tree.map(jnp.add, start, delta))
-  update, memory = method.merge(theta, {'all': total}, memory)
+  total = jax.tree.map(lambda *xs: sum(xs), *parts)
+  update, memory = aggregator.merge(theta, {'all': total}, memory)
   move = lambda moves, w, d: jnp.where(moves, w + d, w)
   after = jax.tree.map(move, update.covered, theta, update.delta)
-  base = found.base
-  return Round(cohort, method, base, theta, after, memory, starts, ends)
+  base = model.base
+  return Round(cohort, algorithm, base, theta, after, memory, starts, ends)
 
 
 # -- in NumPy
@@ -207,7 +205,7 @@ def test_the_model_is_exactly_the_mean_of_the_clients(
   name, scaling, cohort, path
 ):
   run = _round(name, scaling, cohort=cohort)
-  added = run.method.ground(run.memory)
+  added = run.algorithm.aggregator.frozen_delta(run.memory)
   for part in path:
     added = added[part]
   got = added['kernel'] + _kernel(run.after, path, _ALPHA / _RANK)
@@ -250,13 +248,8 @@ def test_flexlora_is_the_best_of_every_rank(scaling, path):
     (u[..., :_RANK] * s[..., None, :_RANK]) @ v[..., :_RANK, :],
     atol=1e-5,
   )
-  _, axes = run.method.init(run.after, tiny.stack(0.0, _RANK).axes)
   for k, rank in enumerate(_RANKS):
-    (row,) = run.method.allocate(1, [k])
-    held = selection.select_within(run.after, axes, row)
-    start = run.method.begin(
-      Signature.of(row), held, row, run.memory, jax.random.key(k)
-    )
+    start, _ = _start(run.algorithm, run.after, run.memory, k, 1)
     got = _kernel(start, path, _scale(rank, scaling))
     want = (u[..., :rank] * s[..., None, :rank]) @ v[..., :rank, :]
     np.testing.assert_allclose(got, want, atol=1e-5)

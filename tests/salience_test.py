@@ -11,8 +11,8 @@ import tiny
 
 from fedjax_tune import config, validate
 from fedjax_tune.engine import server
-from fedjax_tune.methods import BUILDERS, raffm, salience, spaces
-from fedjax_tune.methods.slices import Slices
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.raffm import salience
 
 _EVERYWHERE = tuple(
   f'{module}.{name}'
@@ -25,11 +25,21 @@ _EVERYWHERE = tuple(
 _SCOPES = ('qk', 'qk+vo', 'qk+vo+ffn')
 
 
-def _method(scope, *, every_round=True):
-  extraction = Slices({'layer': tiny.DEPTH}, spaces.Space(), sandwich=False)
-  return raffm.Raffm(
-    tiny.DEPTH, (4,), 0, extraction, scope, every_round, 'mean'
-  )
+def _built(found, scope, *, every_round=True):
+  """Returns the method on a model, everyone with all of it."""
+  options = {
+    'priority': scope,
+    'embed': (1.0,),
+    'layers': (1.0,),
+    'reorder': 'every_round' if every_round else 'once',
+  }
+  return tiny.build(tiny.experiment('raffm', raffm=options), found)
+
+
+def _find(found, scope, *, every_round=True):
+  """Returns what reorders such a model before a round, or None."""
+  algorithm = _built(found, scope, every_round=every_round)
+  return algorithm.reorder and algorithm.reorder(found.theta, found.axes)
 
 
 class Model:
@@ -132,7 +142,7 @@ def test_biases_do_not_count_and_ties_keep_their_order():
 @pytest.mark.parametrize('scope', _SCOPES)
 def test_reordering_changes_no_output(model, scope):
   start = model(model.found)
-  prepared = _method(scope).prepare(model.found)
+  prepared = _built(model.found, scope).model
   np.testing.assert_allclose(model(prepared), start, atol=1e-4)
   moved = jax.tree.leaves(
     jax.tree.map(
@@ -149,15 +159,14 @@ def test_reordering_changes_no_output(model, scope):
 
 
 def test_none_leaves_all_where_it_is(model):
-  prepared = _method('none').prepare(model.found)
+  prepared = _built(model.found, 'none').model
   tiny.assert_equal(prepared.theta, model.found.theta)
   tiny.assert_equal(prepared.base, model.found.base)
 
 
 def test_reordering_again_changes_nothing(model):
-  method = _method('qk+vo+ffn')
-  once = method.prepare(model.found)
-  twice = method.prepare(once)
+  once = _built(model.found, 'qk+vo+ffn').model
+  twice = _built(once, 'qk+vo+ffn').model
   tiny.assert_equal(twice.theta, once.theta)
   tiny.assert_equal(twice.base, once.base)
 
@@ -194,7 +203,7 @@ def test_what_the_server_remembers_follows_its_channel(name):
     opt, lambda _, w: 3 * w, opt.init(found.theta), found.theta
   )
   start = server.ServerState(found.theta, opt_state, ('memory',))
-  step = server.build_reorder(_method('qk+vo+ffn'), found.axes)
+  step = server.build_reorder(_built(found, 'qk+vo+ffn'))
   end = step(start)
   moved = jax.tree.map(lambda a, b: np.any(a != b), end.theta, found.theta)
   assert moved['blocks']['attn']['q']['kernel']
@@ -210,13 +219,13 @@ def test_what_the_server_remembers_follows_its_channel(name):
 def test_once_and_frozen_kernels_stay_between_rounds():
   full = tiny.vit_foundation(targets=(), full=True)
   lora = tiny.vit_foundation()
-  assert _method('qk', every_round=False).reorder(full.theta, full.axes) is None
-  assert _method('qk').reorder(lora.theta, lora.axes) is None
-  assert _method('qk').reorder(full.theta, full.axes) is not None
+  assert _find(full, 'qk', every_round=False) is None
+  assert _find(lora, 'qk') is None
+  assert _find(full, 'qk') is not None
 
 
 def test_an_unknown_scope():
-  check = functools.partial(validate.validate, methods=BUILDERS)
+  check = functools.partial(validate.validate, methods=METHODS)
   check(tiny.experiment('raffm', raffm={'priority': 'qk+vo'}))
   with pytest.raises(ValueError, match=r"raffm\.priority='v' must be one of"):
     check(tiny.experiment('raffm', raffm={'priority': 'v'}))

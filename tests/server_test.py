@@ -7,7 +7,7 @@ import tiny
 
 from fedjax_tune import config
 from fedjax_tune.engine import server
-from fedjax_tune.methods import base
+from fedjax_tune.engine.algorithm import Aggregator
 from fedjax_tune.selection import GroupSum
 
 _ADAPTIVE = {
@@ -24,10 +24,10 @@ def _deltas(rounds=4):
 
 
 def _run(cfg, deltas, den=1.0):
-  method, opt = base.Method(1, (1,), 0), server.optimizer(cfg)
+  opt = server.optimizer(cfg)
   theta = {'w': jnp.ones(deltas.shape[1])}
   state = server.ServerState(theta, opt.init(theta), ())
-  step = server.build_server_step(method, opt)
+  step = server.build_server_step(Aggregator(), opt)
   den = jnp.broadcast_to(jnp.asarray(den, jnp.float32), deltas.shape[1:])
   for delta in deltas:
     total = GroupSum({'w': den * jnp.asarray(delta, jnp.float32)}, {'w': den})
@@ -78,7 +78,7 @@ def test_uncovered_coordinates_miss_the_round(name):
   den = [1.0, 1, 0, 1, 0]
   # Coordinates 2 and 4 are held in the first round only.
   opt = server.optimizer(cfg)
-  step = server.build_server_step(base.Method(1, (1,), 0), opt)
+  step = server.build_server_step(Aggregator(), opt)
   state = _run(cfg, deltas[:1])
   once = state
   for delta in deltas[1:]:

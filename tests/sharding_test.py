@@ -17,9 +17,16 @@ def _state(devices):
   run = tiny.run(e, tiny.stack(dropout=0.1), data)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-    run.planner.plan(0).works[0].batches,
+    run.planner.plan(0).works[0].own.batches,
   )
-  run.engine.compile(run.planner.widths, lambda _: shapes, 'map', 1, devices)
+  run.engine.compile(
+    run.planner.widths,
+    lambda _: shapes,
+    run.planner.info_shapes,
+    'map',
+    1,
+    devices,
+  )
   state, key = run.engine.init(), jax.random.key(e.seed)
   for rnd in range(2):
     state, _ = run.engine.round(state, run.planner.plan(rnd), key, 0.1)
@@ -55,9 +62,11 @@ def test_a_client_that_is_not_finite_is_left_out_of_two_devices(double):
   planned, key = run.planner.plan(2), jax.random.key(run.experiment.seed)
   # The second client of the first slab, on the second device.
   work = planned.works[0]
-  inputs = work.batches.inputs.at[1].set(np.nan)
-  broken = work._replace(batches=work.batches._replace(inputs=inputs))
-  rest = work._replace(weight=work.weight.at[1].set(0))
+  own = work.own
+  inputs = own.batches.inputs.at[1].set(np.nan)
+  batches = own.batches._replace(inputs=inputs)
+  broken = work._replace(own=own._replace(batches=batches))
+  rest = work._replace(own=own._replace(weight=own.weight.at[1].set(0)))
   (got, sums), (want, others) = (
     run.engine.round(
       state, planned._replace(works=[w, *planned.works[1:]]), key, 0.1

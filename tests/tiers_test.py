@@ -61,11 +61,11 @@ def test_each_tier_reads_by_its_own_tokenizer(folders):
   np.testing.assert_array_equal(letters.labels, setup.train.labels)
   assert np.any(letters.inputs.ids != setup.train.inputs.ids)
   works = setup.planner.plan(0).works
-  seen = {int(w.slab.ids[0]) % 2: w.batches.inputs.ids.max() for w in works}
+  seen = {int(w.slab.ids[0]) % 2: w.own.batches.inputs.ids.max() for w in works}
   # Word pieces number fewer than bytes.
   assert seen[0] < tiny_folders.BERT.vocab
   assert {int(k) % 2 for k in seen} == {0, 1}
-  bert, llama = setup.foundation.tiers.values()
+  bert, llama = setup.algorithm.model.tiers.values()
   assert bert.base['blocks']['attn']['q']['kernel'].shape[1] == 16
   assert llama.base['blocks']['attn']['q']['kernel'].shape[1] == 24
 
@@ -74,15 +74,15 @@ def test_what_tiers_share_knows_no_width(folders):
   """Each alone, models 16 and 24 wide, has cores of the same shapes."""
   with tfds.testing.mock_data(num_examples=40):
     setups = [build.build(_experiment([folder])) for folder in folders]
-  sites = min(setup.foundation.depth for setup in setups)
+  sites = min(setup.algorithm.model.depth for setup in setups)
   shapes = [
-    jax.tree.map(lambda x: x.shape[1:], setup.theta['shared'])
+    jax.tree.map(lambda x: x.shape[1:], setup.algorithm.model.theta['shared'])
     for setup in setups
   ]
   assert sites > 0
   assert shapes[0] == shapes[1]
   ups = [
-    setup.theta[name]['blocks']['mlp_adapter']['up'].shape
+    setup.algorithm.model.theta[name]['blocks']['mlp_adapter']['up'].shape
     for setup, name in zip(setups, ('bert', 'llama'), strict=True)
   ]
   assert (ups[0][-1], ups[1][-1]) == (16, 24)
@@ -140,7 +140,7 @@ def _pictures(method, weights, **sections):
 
 def test_a_method_of_one_model_reads_no_tier():
   setup = _pictures('all_large', ('no such folder',))
-  assert setup.foundation.depth == 4
+  assert setup.algorithm.model.depth == 4
 
 
 def test_budgets_may_name_the_deepest_tier_last():

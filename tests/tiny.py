@@ -26,7 +26,7 @@ from fedjax_tune import (
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
-from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
@@ -54,14 +54,34 @@ CASES = [
 ]
 
 
+class _Mlp(nnx.Module):
+  """Two maps of every block, as large as each other."""
+
+  def __init__(self, width, layer, rngs):
+    make = lambda ins, outs: linear.Linear(
+      (ins,), (outs,), stack=layer, kind=nnx.Param, rngs=rngs
+    )
+    self.fc1: Any = make(width, ('ffn', 5))
+    self.fc2: Any = make(('ffn', 5), width)
+
+  def __call__(self, x):
+    """Maps [..., D] to [..., D]."""
+    return self.fc2(jnp.tanh(self.fc1(x)))
+
+
 class Stack(nnx.Module):
-  """Residual blocks x + tanh(linear(x)) with LoRA and dropout."""
+  """Residual blocks x + tanh(linear(x)) with LoRA and dropout.
+
+  With `mlp` they have two maps more that train, which can be factored.
+  """
 
   def __init__(
     self,
     lora: linear.Adapter | None,
     bottleneck: adapter.Bottleneck | None = None,
     depth: int = DEPTH,
+    *,
+    mlp: bool = False,
   ) -> None:
     rngs, width = nnx.Rngs(0), ('embed', 6)
     patch = (('patch', STACK_SIZE**2 * 3),)
@@ -73,6 +93,8 @@ class Stack(nnx.Module):
     if bottleneck:
       shape = vit_config(depth=depth, embed=6, heads=1)
       self.blocks.extra = adapter.FedAdapter(shape, bottleneck, rngs)
+    if mlp:
+      self.blocks.mlp = _Mlp(width, layer, rngs)
     self.head = linear.Linear((width,), classes, kind=nnx.Param, rngs=rngs)
 
   def class_tokens(self, images, layers_N, *, key=None):
@@ -88,6 +110,8 @@ class Stack(nnx.Module):
       branch = jnp.tanh(block(x, drop(layer)))
       if hasattr(block, 'extra'):
         branch = block.extra(x, branch)
+      if hasattr(block, 'mlp'):
+        branch = branch + block.mlp(x)
       x = x + branch
       return x, x
 
@@ -153,9 +177,12 @@ def federated_stacks(
 
 
 @functools.cache
-def stack(dropout: float = 0.0, rank: int = 2) -> foundation.Foundation:
+def stack(
+  dropout: float = 0.0, rank: int = 2, *, mlp: bool = False
+) -> foundation.Foundation:
   """Returns a noisy stack."""
-  return _split(Stack(linear.Adapter(rank, scale=2.0, dropout=dropout)))
+  lora = linear.Adapter(rank, scale=2.0, dropout=dropout)
+  return _split(Stack(lora, mlp=mlp))
 
 
 TARGETS = ('attn.proj', 'mlp.fc2', 'embed.patch')
@@ -277,8 +304,10 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
   e.raffm.priority = 'none'
   # The ranks of `Stack`.
   e.lora.rank, e.lora.alpha, e.rank.ranks = 2, 4.0, (2, 1)
+  if name == 'scaffold':
+    e.local.momentum = 0.0
   if name in ('prunefl', 'prism'):
-    # A stack has nothing to prune but its head, and nothing to factor.
+    # A stack has nothing to prune but its head.
     e.model.tune, e.prunefl.threshold = 'full', 0.0
   for section, fields in changes.items():
     if not isinstance(fields, dict):
@@ -363,7 +392,7 @@ def run(
       (DEPTH, adapter.Bottleneck(3, 2)), (2, adapter.Bottleneck(3, 1))
     )
   if found is None:
-    found = stack(e.lora.dropout)
+    found = stack(e.lora.dropout, mlp=e.method == 'prism')
   algorithm = build(e, found, budgets)
   size = VIT_SIZE if _is_vit(found) else STACK_SIZE
   data = data or examples(12 * len(budgets), size)
@@ -437,6 +466,21 @@ def vit_run(case: str, **options: Any) -> Run:
 def signature(algorithm: Algorithm, client: int, rnd: int = 0) -> Signature:
   """Returns how much a client holds in a round."""
   return Signature.of(algorithm.rule.draw(rnd, [client])[0])
+
+
+def context(algorithm: Algorithm, client: int, rnd: int = 0) -> Context:
+  """Returns what a client's program knows in a round, on fresh memories."""
+  (row,), start = algorithm.rule.draw(rnd, [client]), algorithm.client.state
+  (info,) = algorithm.client.tell(rnd, [client])
+  return Context(
+    Signature.of(row),
+    row,
+    jax.tree.map(jnp.asarray, info),
+    algorithm.aggregator.init(algorithm.model.theta),
+    start(client) if start else (),
+    jnp.float32(0.1),
+    jnp.int32(rnd),
+  )
 
 
 def held(theta: Tree, axes: Axes, row: Any) -> Tree:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import tiny
 
 from fedjax_tune import selection
+from fedjax_tune.engine.algorithm import Context
 
 found = tiny.stack()
 
@@ -15,37 +16,39 @@ def batch():
   return tiny.batch(tiny.STACK_SIZE, 4)
 
 
-def row(method, client):
+def row(algorithm, client):
   """Returns what a client holds."""
-  return jax.device_put(method.allocate(0, [client])[0])
+  return jax.device_put(algorithm.rule.draw(0, [client])[0])
 
 
-def predict(method, theta, axes, name):
+def predict(algorithm, name):
   """Returns the outputs of an evaluation."""
+  model = algorithm.model
 
   @jax.jit
-  def run(theta, base, alloc, images):
-    local = selection.select_within(theta, axes, alloc)
-    model = found.assemble(base, local, alloc)
-    return method.predict(name, model, alloc, images)
+  def run(theta, base, held, images):
+    local = selection.select_within(theta, model.axes, held)
+    whole = model.assemble(base, local, held)
+    return algorithm.evaluation.predict(name, whole, held, images)
 
-  alloc = jax.device_put(method.evaluations()[name])
-  return run(theta, found.base, alloc, batch().inputs)
+  held = jax.device_put(algorithm.evaluation.models[name])
+  return run(model.theta, model.base, held, batch().inputs)
 
 
-def loss(method, theta, axes, client, rnd=200):
+def loss(algorithm, client, rnd=200):
   """Returns a client's loss with its metrics, and its gradients."""
-  sig = tiny.signature(method, client)
+  model = algorithm.model
+  sig = tiny.signature(algorithm, client)
 
-  def objective(local, base, alloc, examples):
-    model = found.assemble(base, local, alloc)
-    key = jax.random.key(0)
-    return method.loss(sig, model, alloc, examples, key, jnp.int32(rnd))
+  def objective(local, base, held, examples):
+    context = Context(sig, held, {}, (), (), jnp.float32(0.1), jnp.int32(rnd))
+    whole = model.assemble(base, local, held)
+    return algorithm.client.loss(whole, examples, context, jax.random.key(0))
 
-  alloc = row(method, client)
-  local = selection.select_within(theta, axes, alloc)
+  held = row(algorithm, client)
+  local = selection.select_within(model.theta, model.axes, held)
   grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
-  return grad(local, found.base, alloc, batch())
+  return grad(local, model.base, held, batch())
 
 
 def logits(theta, depth):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedjax_tune import config
 from fedjax_tune.data.rules import RULES as PARTITIONS
 from fedjax_tune.field_rules import RULES, Rule
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 
 # What a field of a type may be given, sensible or not.
 _INTS = (-1, 0, 1, 2, 3, 5, 17, 10**6, 10**9, 2**31, 2**32, 2**63, 2**70)
@@ -22,7 +22,7 @@ _FLOATS = (
 _STRINGS = ('', ' ', 'x', '[red]', '../x', '~', 'gs://b/r', '\0', '\udcff', 'ü')
 _OTHERS = (None, 'x', 1.5, True, 7, (), (1,), [1], {}, object)
 # Names that other modules check.
-_NAMES = {'method': tuple(BUILDERS)}
+_NAMES = {'method': tuple(METHODS)}
 # A run that is drawn stays this small; data and weights are given.
 _SMALL = {int: (0, 1, 2, 3, 4, 8), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 _GIVEN = (
@@ -100,7 +100,7 @@ def _small(path: str, kind: Any) -> st.SearchStrategy:
 def changes(draw: st.DrawFn) -> dict[str, Any]:
   """Draws changes of a tiny run: its combinations first, then some fields."""
   kinds = dict(fields())
-  drawn = {'method': draw(st.sampled_from(list(BUILDERS)))}
+  drawn = {'method': draw(st.sampled_from(list(METHODS)))}
   tunes = list(RULES['model.tune'].choices)
   drawn['model.tune'] = draw(st.sampled_from(tunes))
   drawn['clients.partition'] = draw(st.sampled_from([*PARTITIONS, 'natural']))

@@ -18,7 +18,7 @@ import transformers
 from fedjax_tune import adapted, config, finished, foundation, tasks
 from fedjax_tune.data import corpus
 from fedjax_tune.engine import cost
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 from fedjax_tune.models import backbone, huggingface, pretrained, sizes
 from fedjax_tune.typing import Tokens
 
@@ -129,7 +129,7 @@ def test_a_round_moves_what_trains(kind, tune):
   assert set(start) == set(_TRAINED[kind, tune])
   moved = _flat(run.rounds(1).theta)
   held = np.zeros(tiny.DEPTH, bool)
-  for row in run.method.allocate(0, range(4)):
+  for row in run.algorithm.rule.draw(0, range(4)):
     held[np.arange(2) if kind == 'text' else row['layer']] = True
   for name, leaf in moved.items():
     change = np.abs(leaf - start[name])
@@ -141,15 +141,10 @@ def test_a_round_moves_what_trains(kind, tune):
     if name.startswith('blocks'):
       each = change.reshape(tiny.DEPTH, -1).max(1)
       np.testing.assert_array_equal(each > 0, held)
-  batch = jax.tree.map(lambda x: x[0, 0], run.planner.plan(0).works[0].batches)
-  spent = cost.client_cost(
-    run.foundation,
-    run.method,
-    run.theta,
-    run.axes,
-    tiny.signature(run.method, 0),
-    batch,
-  )
+  work = run.planner.plan(0).works[0]
+  batch = jax.tree.map(lambda x: x[0, 0], work.own.batches)
+  sig = tiny.signature(run.algorithm, 0)
+  spent = cost.client_cost(run.algorithm, sig, batch)
   assert spent.theta_bytes == 4 * _SIZES[tune]
 
 
@@ -309,8 +304,9 @@ def test_salience_reorders_prefixes_along():
   e = _experiment('raffm', 'prefix', raffm={'priority': 'qk+vo+ffn'})
   found = _found(kind, 'prefix')
   found = dataclasses.replace(found, theta=tiny.noise(found.theta, 3, 1.0))
-  method = BUILDERS['raffm'](e, adapted.axis_sizes(_config(kind), e.data), (4,))
-  moved = method.prepare(found)
+  widths = adapted.axis_sizes(_config(kind), e.data)
+  moved = tiny.build(e, found, (4,), widths=widths).model
+  assert isinstance(moved, foundation.Foundation)
   key = 'blocks/attn/prefix/key'
   assert np.abs(_flat(moved.theta)[key] - _flat(found.theta)[key]).max() > 0.1
   inputs = _inputs(kind)
@@ -329,10 +325,10 @@ def _config(kind: str) -> Any:
 def test_frozen_kernels_are_not_reordered_again(tune):
   e = _experiment('raffm', tune, raffm={'priority': 'qk'})
   found = _found('vit', tune)
-  method = BUILDERS['raffm'](
-    e, adapted.axis_sizes(_config('vit'), e.data), (4,)
-  )
-  assert method.reorder(found.theta, found.axes) is None
+  widths = adapted.axis_sizes(_config('vit'), e.data)
+  algorithm = tiny.build(e, found, (4,), widths=widths)
+  assert algorithm.reorder is not None
+  assert algorithm.reorder(found.theta, found.axes) is None
 
 
 # -- what is refused
@@ -341,7 +337,7 @@ def test_frozen_kernels_are_not_reordered_again(tune):
 def test_inclusivefl_has_nothing_to_distill_in_prompts():
   e = _experiment('inclusivefl:published', 'prompt')
   with pytest.raises(ValueError, match=r"model.tune='prompt'.*inclusivefl"):
-    BUILDERS['inclusivefl'](e, {'layer': 4}, (4, 3))
+    METHODS['inclusivefl'].check(e, {'layer': 4}, (4, 3))
 
 
 @pytest.mark.parametrize('tune', ['bitfit', 'prompt', 'prefix'])

@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from fedjax_tune import config, field_rules, method_config, unread
-from fedjax_tune.methods import BUILDERS
 
 
 def _paths(section, prefix=''):
@@ -107,21 +106,14 @@ def _watch(experiment):
   return seen
 
 
-# Read where models are joined, after the method was built.
-_BY_FEDERATE = {'heterotune.sites', 'heterotune.every_block'}
-
-
 @pytest.mark.parametrize('case', tiny.CASES)
 def test_methods_read_what_the_table_says(case):
   experiment = tiny.experiment(case)
-  sizes = {'layer': tiny.DEPTH, 'embed': 6, 'qk_dim': 1, 'v_dim': 1}
-  sizes |= {'heads': 1, 'ffn': 1, 'tier:large': tiny.DEPTH, 'tier:small': 2}
-  budgets = experiment.clients.budgets or (4, 2, 4, 2)
   seen = _watch(experiment)
-  BUILDERS[experiment.method](experiment, sizes, budgets)
+  tiny.run(experiment)
   for path, needs in unread.READ.items():
     kind = type(getattr(experiment, path.partition('.')[0])).__mro__[1]
-    if kind.__module__ != method_config.__name__ or path in _BY_FEDERATE:
+    if kind.__module__ != method_config.__name__:
       continue
     unmet = [need.field for need in needs if not need.met(experiment)]
     assert path in seen or unmet, f'{path} is not read'

@@ -12,21 +12,20 @@ import tiny
 
 from fedjax_tune import foundation, selection
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Signature
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.width import rates
 from fedjax_tune.models import linear
 from fedjax_tune.tasks import Task
 
-_TASK = Task('classification', tiny.CLASSES)
 _SIZES = {'layer': tiny.DEPTH, 'embed': 6}
 # Of BERT and the ViT.
 _WIDE = {**_SIZES, 'embed': 16, 'qk_dim': 8, 'v_dim': 8, 'ffn': 32}
 _KEY = jax.random.key(0)
 
 
-def _method(name, sizes=None, **options):
-  """Returns a method whose clients 0, 1, 2 have a half, all and a quarter."""
-  e = tiny.experiment(name)
+def _experiment(name, sizes=None, seed=1, **options):
+  e = tiny.experiment(name, seed=seed)
   sizes = sizes or _SIZES
   options = {
     'rates': (0.5, 1.0, 0.25),
@@ -34,22 +33,29 @@ def _method(name, sizes=None, **options):
     **options,
   }
   e.width = dataclasses.replace(e.width, **options)
-  return BUILDERS[name](e, sizes, (tiny.DEPTH,) * 4).meet(_TASK, None)
+  return e
 
 
-def _held(method, found, client, rnd=0):
-  """Returns a client's signature, allocation and model."""
-  (row,) = method.allocate(rnd, [client])
-  local = selection.select_within(found.theta, found.axes, row)
-  return Signature.of(row), row, found.assemble(found.base, local, row)
+def _build(name, sizes=None, present=None, **options):
+  """Returns a method whose clients 0, 1, 2 have a half, all and a quarter."""
+  e = _experiment(name, sizes, **options)
+  budgets = (tiny.DEPTH,) * 4
+  return tiny.build(e, tiny.stack(), budgets, present, sizes or _SIZES)
 
 
-def _loss(method, found, client, batch, key=_KEY):
+def _held(algorithm, found, client):
+  """Returns what a client knows, and its model."""
+  context = tiny.context(algorithm, client)
+  local = selection.select_within(found.theta, found.axes, context.held)
+  return context, found.assemble(found.base, local, context.held)
+
+
+def _loss(algorithm, found, client, batch, key=_KEY):
 
   def run(theta, base):
     view = dataclasses.replace(found, theta=theta, base=base)
-    sig, row, model = _held(method, view, client)
-    return method.loss(sig, model, row, batch, key, jnp.int32(0))[0]
+    context, model = _held(algorithm, view, client)
+    return algorithm.client.loss(model, batch, context, key)[0]
 
   return float(jax.jit(run)(found.theta, found.base))
 
@@ -84,22 +90,24 @@ def _slow_stack(found, n, batch, rate):
 
 
 def test_amounts_are_rounded_up_and_clients_take_rates_in_turn():
-  method = _method('heterofl')
-  assert [method.rate(k) for k in range(4)] == [0.5, 1.0, 0.25, 0.5]
-  rows = method.allocate(0, [0, 1, 2])
+  algorithm = _build('heterofl')
+  widths = rates.Prefix({'embed': 6}, (0.5, 1.0, 0.25))
+  assert [widths.rate(k) for k in range(4)] == [0.5, 1.0, 0.25, 0.5]
+  rows = algorithm.rule.draw(0, [0, 1, 2])
   assert [row['embed'] for row in rows] == [3, 6, math.ceil(6 / 4)]
   for k, row in enumerate(rows):
-    assert method.rate_of(Signature.of(row)) == method.rate(k)
+    assert widths.rate_of(tiny.signature(algorithm, k)) == widths.rate(k)
+    assert row['embed'] == widths.amounts(widths.rate(k))['embed']
 
 
 @pytest.mark.parametrize('scaler', [True, False])
 def test_heterofl_divides_what_linear_maps_give(scaler):
   found, batch = tiny.stack(), tiny.batch(tiny.STACK_SIZE, 5)
-  method = _method('heterofl', scaler=scaler)
+  algorithm = _build('heterofl', scaler=scaler)
   for client, (n, rate) in enumerate([(3, 0.5), (6, 1.0), (2, 0.25)]):
     logits = _slow_stack(found, n, batch, rate if scaler else 1)
     want = _cross_entropy(logits, batch)
-    got = _loss(method, found, client, batch)
+    got = _loss(algorithm, found, client, batch)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -109,8 +117,8 @@ def test_heterofl_divides_the_activations_of_a_text_model(monkeypatch, full):
   found = tiny.text_foundation(**tuned)
   valid = jnp.ones(3, bool)
   batch = Batch(tiny.texts(3), jnp.asarray([0, 1, 2]), valid)
-  got = _loss(_method('heterofl', _WIDE), found, 0, batch)
-  plain = _method('heterofl', _WIDE, scaler=False)
+  got = _loss(_build('heterofl', _WIDE), found, 0, batch)
+  plain = _build('heterofl', _WIDE, scaler=False)
   unscaled = _loss(plain, found, 0, batch)
   apply = linear.Linear.__call__
 
@@ -127,30 +135,34 @@ def test_heterofl_divides_the_activations_of_a_text_model(monkeypatch, full):
 def test_heterofl_masks_the_logits_of_absent_classes():
   found, batch = tiny.stack(), tiny.batch(tiny.STACK_SIZE, 5)
   present = np.array([[True, False, True], [True, True, True], [False] * 3])
-  method = _method('heterofl', scaler=False).meet(_TASK, present)
+  algorithm = _build('heterofl', None, present, scaler=False)
   for client, n in enumerate((3, 6, 2)):
     logits = _slow_stack(found, n, batch, 1)
     want = _cross_entropy(np.where(present[client], logits, 0), batch)
-    got = _loss(method, found, client, batch)
+    got = _loss(algorithm, found, client, batch)
     np.testing.assert_allclose(got, want, rtol=1e-5)
   off = {'masked_loss': False, 'head_by_class': False}
-  plain = _method('heterofl', **off).meet(_TASK, present)
-  assert 'present' not in plain.allocate(0, [0])[0]
+  plain = _build('heterofl', None, present, **off)
+  assert plain.client.tell(0, [0]) == [{}]
   # The head by class is of no concern to the loss.
-  unmasked = _method('heterofl', scaler=False, masked_loss=False)
-  got = _loss(unmasked.meet(_TASK, present), found, 0, batch)
+  unmasked = _build('heterofl', None, present, scaler=False, masked_loss=False)
+  got = _loss(unmasked, found, 0, batch)
   want = _cross_entropy(_slow_stack(found, 3, batch, 1), batch)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   # Evaluation sees all classes.
   whole = {'layer': tiny.DEPTH}
-  assert method.evaluations() == {
+  assert algorithm.evaluation.models == {
     'full': whole,
     'rate0.5': whole | {'embed': 3},
     'rate0.25': whole | {'embed': 2},
   }
-  sig, row, model = _held(method, found, 0)
-  assert dict(sig.amounts) == {'present': 3}
-  logits = method.predict('full', model, row, batch.inputs)
+  context, model = _held(algorithm, found, 0)
+  assert context.sig.amounts == ()
+  assert {k: x.tolist() for k, x in context.info.items()} == {
+    'present': [1, 0, 1]
+  }
+  predict = algorithm.evaluation.predict
+  logits = predict('full', model, context.held, batch.inputs)
   want = _slow_stack(found, 3, batch, 1)
   np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
@@ -158,16 +170,16 @@ def test_heterofl_masks_the_logits_of_absent_classes():
 @pytest.mark.parametrize('name', ['heterofl', 'fedrolex', 'fjord'])
 def test_two_rates_of_one_size_are_refused(name):
   with pytest.raises(ValueError, match=r'0\.2 and 0\.3 must differ in some'):
-    _method(name, rates=(1.0, 0.3, 0.2))
+    _build(name, rates=(1.0, 0.3, 0.2))
 
 
 # -- FedRolex and Federated Dropout
 
 
 def test_fedrolex_rolls_by_one_a_round_and_around_the_end():
-  method = _method('fedrolex', roll='forward')
+  rule = _build('fedrolex', roll='forward').rule
   windows = {
-    rnd: [list(row['embed']) for row in method.allocate(rnd, [0, 2, 3])]
+    rnd: [list(row['embed']) for row in rule.draw(rnd, [0, 2, 3])]
     for rnd in (0, 1, 4, 5, 6, 13)
   }
   assert windows == {
@@ -178,27 +190,27 @@ def test_fedrolex_rolls_by_one_a_round_and_around_the_end():
     6: [[0, 1, 2], [0, 1], [0, 1, 2]],
     13: [[1, 2, 3], [1, 2], [1, 2, 3]],
   }
-  assert method.allocate(4, [1]) == [{'layer': tiny.DEPTH, 'embed': 6}]
+  assert rule.draw(4, [1]) == [{'layer': tiny.DEPTH, 'embed': 6}]
 
 
 def test_each_axis_of_fedrolex_has_its_own_end():
   sizes = {**_SIZES, 'ffn': 10}
-  (row,) = _method('fedrolex', sizes, roll='forward').allocate(7, [0])
+  (row,) = _build('fedrolex', sizes, roll='forward').rule.draw(7, [0])
   assert list(row['embed']) == [1, 2, 3]
   assert list(row['ffn']) == [7, 8, 9, 0, 1]
 
 
 def test_federated_dropout_draws_units_anew():
-  method = _method('federated_dropout', {**_SIZES, 'embed': 60, 'ffn': 60})
-  draw = lambda rnd, k: method.allocate(rnd, [k])[0]['embed']
+  sizes = {**_SIZES, 'embed': 60, 'ffn': 60}
+  rule = _build('federated_dropout', sizes).rule
+  draw = lambda rnd, k: rule.draw(rnd, [k])[0]['embed']
   first = draw(0, 0)
   assert len(set(first.tolist())) == 30
   np.testing.assert_array_equal(first, np.sort(first))
-  np.testing.assert_array_equal(method.allocate(0, [3, 0])[1]['embed'], first)
-  others = [draw(1, 0), draw(0, 3), method.allocate(0, [0])[0]['ffn']]
-  others.append(
-    dataclasses.replace(method, seed=7).allocate(0, [0])[0]['embed']
-  )
+  np.testing.assert_array_equal(rule.draw(0, [3, 0])[1]['embed'], first)
+  others = [draw(1, 0), draw(0, 3), rule.draw(0, [0])[0]['ffn']]
+  other = _build('federated_dropout', sizes, seed=7).rule
+  others.append(other.draw(0, [0])[0]['embed'])
   assert all(np.any(other != first) for other in others)
   assert isinstance(draw(0, 1), int)
   held = np.concatenate([draw(rnd, 0) for rnd in range(200)])
@@ -209,12 +221,12 @@ def test_federated_dropout_draws_units_anew():
 # -- FjORD
 
 
-def _fjord_losses(method, client, batch):
+def _fjord_losses(algorithm, client, batch):
   """Returns the losses of 40 steps of a client."""
   found = tiny.stack()
-  sig, row, model = _held(method, found, client)
+  context, model = _held(algorithm, found, client)
   loss = jax.jit(
-    lambda key: method.loss(sig, model, row, batch, key, jnp.int32(0))[0]
+    lambda key: algorithm.client.loss(model, batch, context, key)[0]
   )
   keys = jax.random.split(_KEY, 40)
   return np.array([loss(key) for key in keys])
@@ -232,17 +244,17 @@ def _assert_all_occur(got, want):
 )
 def test_fjord_trains_every_width_up_to_the_clients(client, widths):
   batch = tiny.batch(tiny.STACK_SIZE, 5)
-  method = _method('fjord', distill=False)
+  algorithm = _build('fjord', distill=False)
   want = [
     _cross_entropy(_slow_stack(tiny.stack(), n, batch, 1), batch)
     for n in widths
   ]
-  _assert_all_occur(_fjord_losses(method, client, batch), want)
+  _assert_all_occur(_fjord_losses(algorithm, client, batch), want)
 
 
 def test_fjord_teaches_the_narrow_by_the_widest():
   batch = tiny.batch(tiny.STACK_SIZE, 5)
-  method = _method('fjord', distill=True)
+  algorithm = _build('fjord', distill=True)
   log_probs = {}
   for n in (2, 3):
     logits = _slow_stack(tiny.stack(), n, batch, 1)
@@ -250,9 +262,17 @@ def test_fjord_teaches_the_narrow_by_the_widest():
   widest = _cross_entropy(log_probs[3], batch)
   kl_B = (np.exp(log_probs[3]) * (log_probs[3] - log_probs[2])).sum(1)
   taught = widest + kl_B[np.asarray(batch.valid)].mean()
-  _assert_all_occur(_fjord_losses(method, 0, batch), [widest, taught])
+  _assert_all_occur(_fjord_losses(algorithm, 0, batch), [widest, taught])
+  facts = Facts(
+    _experiment('fjord', distill=True),
+    _SIZES,
+    (tiny.DEPTH,) * 4,
+    Task('regression', 1),
+    None,
+    {'model': lambda _: tiny.stack()},
+  )
   with pytest.raises(ValueError, match=r'width\.distill=True needs classes'):
-    method.meet(Task('regression', 1), None)
+    METHODS['fjord'].build(facts)
 
 
 @pytest.mark.parametrize('kind', ['vit', 'bert'])

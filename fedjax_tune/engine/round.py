@@ -16,6 +16,7 @@ from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import (
   ServerState,
+  anybody,
   build_reorder,
   build_server_step,
 )
@@ -61,6 +62,7 @@ class Engine:
       build_server_step(algorithm.aggregator, server_opt)
     )
     self._finish = jax.jit(_build_finish(build_reorder(algorithm)))
+    self._anybody = jax.jit(anybody)
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     self._ground = jax.jit(ground)
 
@@ -69,7 +71,8 @@ class Engine:
     theta = self.algorithm.model.theta
     memory = self.algorithm.aggregator.init(theta)
     opt_state = self._server_opt.init(theta)
-    state, _ = self._finish(ServerState(theta, opt_state, memory))
+    state = ServerState(theta, opt_state, memory)
+    state, _ = self._finish(state, np.bool_(True))
     # Where the sums lie, too; else the first step compiles for itself alone.
     state = jax.device_put(state, jax.local_devices()[0])
     return state._replace(clients={})
@@ -186,7 +189,8 @@ class Engine:
       rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
       clients = store.put(clients, ids, result.state)
-    state, is_finite = self._finish(self._server_step(state, totals))
+    moved = self._server_step(state, totals)
+    state, is_finite = self._finish(moved, self._anybody(totals))
     sums = jax.tree.map(lambda *xs: sum(xs), *reports)
     state = state._replace(clients=clients)
     return state, {**sums, 'rejected': rejected, 'finite': is_finite}
@@ -205,11 +209,16 @@ class Engine:
 
 def _build_finish(
   reorder: Callable[[ServerState], ServerState],
-) -> Callable[[ServerState], tuple[ServerState, jax.Array]]:
-  """Builds the end of a round: the next state, and whether it is finite."""
+) -> Callable[[ServerState, Any], tuple[ServerState, jax.Array]]:
+  """Builds the end of a round: the next state, and whether it is finite.
 
-  def finish(state):
-    state = reorder(state)
+  If no client counted, nothing is reordered: an order that is made anew may
+  differ by rounding.
+  """
+
+  def finish(state, some):
+    keep = lambda new, old: jnp.where(some, new, old)
+    state = jax.tree.map(keep, reorder(state), state)
     return state, finite.all_finite(state)
 
   return finish

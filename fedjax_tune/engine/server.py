@@ -120,13 +120,18 @@ def build_server_step(
     opt_state = jax.tree.map(
       jnp.where, state_covered, opt_state, state.opt_state
     )
-    weights = jax.tree.leaves([total.den for total in totals.values()])
-    some = jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
+    some = anybody(totals)
     keep = lambda new, old: jnp.where(some, new, old)
     moved = state._replace(theta=theta, opt_state=opt_state, memory=memory)
     return jax.tree.map(keep, moved, state)
 
   return step
+
+
+def anybody(totals: Mapping[Any, GroupSum]) -> jax.Array:
+  """Says whether any client counts in sums, a bool scalar."""
+  weights = jax.tree.leaves([total.den for total in totals.values()])
+  return jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))
 
 
 def build_reorder(

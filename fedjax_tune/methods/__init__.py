@@ -1,6 +1,7 @@
 """The methods, by name. A new one is a file and a line here."""
 
 from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
+from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
 from fedjax_tune.methods.heterotune import heterotune
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
@@ -28,5 +29,7 @@ METHODS: dict[str, Method] = {
   'flexlora': Method(products.build_flexlora, products.check),
   'flora': Method(products.build_flora, products.check),
   'fedex_lora': Method(products.build_fedex_lora, products.check),
+  'scaffold': Method(scaffold.build, scaffold.check),
+  'feddyn': Method(feddyn.build, feddyn.check),
   'heterotune': Method(heterotune.build, heterotune.check, several_models=True),
 }

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from fedjax_tune import config
+
 
 def decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
   """Raises a ValueError where the model has rotary positions.
@@ -13,3 +15,49 @@ def decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
   """
   if 'rotary' in sizes:
     raise ValueError(f'{field} does not serve a decoder: {why}.')
+
+
+def server_steps(experiment: config.Experiment, why: str) -> None:
+  """Raises a ValueError where the server does not take the mean as it is.
+
+  Args:
+    experiment: The configuration.
+    why: The reason.
+  """
+  server = experiment.server
+  if (server.optimizer, server.lr) != ('fedavg', 1.0):
+    raise ValueError(
+      f'server.optimizer={server.optimizer!r} and server.lr={server.lr}'
+      f" must be 'fedavg' and 1.0 with method={experiment.method!r}: {why}."
+    )
+
+
+def weighted(experiment: config.Experiment, method: str) -> None:
+  """Raises a ValueError where clients count by their examples."""
+  weighting = experiment.server.weighting
+  if weighting != 'uniform':
+    raise ValueError(
+      f"server.weighting={weighting!r} must be 'uniform' with"
+      f' method={method!r}: what it remembers is a mean over all clients.'
+    )
+
+
+def other_than_plain_sgd(experiment: config.Experiment, method: str) -> None:
+  """Raises a ValueError where a client's way does not tell its mean gradient.
+
+  Args:
+    experiment: The configuration.
+    method: Which asks for it.
+  """
+  local = experiment.local
+  for field, value, wanted in (
+    ('optimizer', local.optimizer, 'sgd'),
+    ('momentum', local.momentum, 0.0),
+    ('schedule', local.schedule, 'constant'),
+  ):
+    if value != wanted:
+      raise ValueError(
+        f'local.{field}={value!r} must be {wanted!r} with method={method!r}:'
+        ' it reads the mean gradient off the way that a client went.'
+      )
+  weighted(experiment, method)

@@ -17,7 +17,7 @@ import tiny_folders
 import tiny_fuzz
 
 from fedjax_tune import build, config, endings, train, validate
-from fedjax_tune.methods import BUILDERS
+from fedjax_tune.methods import METHODS
 
 _FIELDS = dict(tiny_fuzz.fields())
 _REFUSED = (ValueError, FileNotFoundError, RuntimeError)
@@ -32,10 +32,10 @@ def test_each_field_is_refused_by_name_value_and_rule(path):
     tiny_fuzz.change(experiment, path, value)
     if tiny_fuzz.is_valid(path, kind, value):
       with contextlib.suppress(ValueError):  # Fields may disagree.
-        validate.validate(experiment, BUILDERS)
+        validate.validate(experiment, METHODS)
       continue
     with pytest.raises(ValueError, match='must') as caught:
-      validate.validate(experiment, BUILDERS)
+      validate.validate(experiment, METHODS)
     (line,) = str(caught.value).splitlines()
     element = isinstance(value, tuple) and value and 'of type' not in line
     shown = f'{path}[0]={value[0]!r} ' if element else f'{path}={value!r} '

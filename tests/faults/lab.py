@@ -52,10 +52,7 @@ def setup(
   owned = partition.Partition(run.planner.indices, run.planner.domains)
   return build.Setup(
     experiment=e,
-    foundation=run.foundation,
-    method=run.method,
-    theta=run.theta,
-    axes=run.axes,
+    algorithm=run.algorithm,
     train=examples,
     test=tiny.examples(31, tiny.STACK_SIZE, seed=8),
     partition=owned,

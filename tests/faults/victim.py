@@ -2,6 +2,7 @@
 
 python victim.py FOLDER CASE OPTIMIZER... trains CASE with each server
 optimizer in FOLDER/OPTIMIZER, and goes on where an earlier process was killed.
+'fedavg-2' is fedavg again, of another seed.
 """
 
 import pathlib
@@ -29,7 +30,10 @@ def main() -> None:
   folder, case, *optimizers = sys.argv[1:]
   lab.cache_programs(pathlib.Path(folder).parent / 'programs')
   for name in optimizers:
-    e = lab.experiment(case, server={'optimizer': name, 'lr': 0.1})
+    optimizer, _, seed = name.partition('-')
+    lr = 1.0 if optimizer == 'fedavg' else 0.1
+    server = {'optimizer': optimizer, 'lr': lr}
+    e = lab.experiment(case, server=server, seed=int(seed or 1))
     patch = lab.patched(train.Run, 'charge', _slowly)
     lab.go(pathlib.Path(folder) / name, e, resume=True, patch=patch)
 

@@ -30,6 +30,7 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.foundation import Foundation, num_bytes
+from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
 from fedjax_tune.selection import GroupSum
@@ -117,13 +118,7 @@ def check(
     ValueError: As the other ranks' methods, or the server does not take the
       mean as it is.
   """
-  server = experiment.server
-  if (server.optimizer, server.lr) != ('fedavg', 1.0):
-    raise ValueError(
-      f'server.optimizer={server.optimizer!r} and server.lr={server.lr}'
-      f" must be 'fedavg' and 1.0 with method={experiment.method!r}: the"
-      ' mean is exact as it is, not as a step.'
-    )
+  refusals.server_steps(experiment, 'the mean is exact as it is, not as a step')
   ranks.check(experiment, sizes, budgets)
 
 

@@ -48,15 +48,16 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
     widths: What clients hold of each width.
   """
   options, task = facts.experiment.width, facts.task
+  scaler, masked_loss = options.scaler, options.masked_loss
 
   def loss(
     model: Any, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     rate = widths.rate_of(context.sig)
-    if options.scaler and rate != 1:
+    if scaler and rate != 1:
       model = _scaled(model, rate)
     scores = outputs(model, batch.inputs, context.held, key)
-    if options.masked_loss and _PRESENT in context.info:
+    if masked_loss and _PRESENT in context.info:
       scores = jnp.where(context.info[_PRESENT] > 0, scores, 0)
     return task.loss(scores, batch)
 
@@ -65,9 +66,7 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
     assert facts.present is not None
     return [{_PRESENT: facts.present[k].astype(np.int32)} for k in cohort]
 
-  told = facts.present is not None and (
-    options.masked_loss or options.head_by_class
-  )
+  told = facts.present is not None and (masked_loss or options.head_by_class)
   return Client(loss, info=info if told else None)
 
 

@@ -1,0 +1,1 @@
+"""Clients that remember how they drift, and correct it."""

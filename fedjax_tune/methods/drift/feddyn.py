@@ -1,0 +1,129 @@
+"""FedDyn: a regularizer that follows each client's own gradient.
+
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, "Federated Learning
+Based on Dynamic Regularization", ICLR 2021, arXiv 2111.04263, algorithm 1; the
+authors' code is github.com/alpemreacar/FedDyn (utils_methods.py
+`train_FedDyn`), from which this departs in one thing: they divide alpha by each
+client's share of the examples.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_tune import config
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Sent,
+  Update,
+  covered_mean,
+  everyone,
+)
+from fedjax_tune.methods import proximal, refusals
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Tree
+
+
+def regularized(client: Client, theta: Tree, alpha: float) -> Client:
+  """Returns the client that also follows its own gradient.
+
+  It minimises
+
+    loss(w) - <g_k, w> + alpha/2 ||w - start||^2,
+
+  and then remembers g_k <- g_k - alpha (end - start): at a minimum its own
+  gradient there.
+
+  Args:
+    client: How it would train otherwise.
+    theta: What it trains; only shapes are read.
+    alpha: Coefficient of the regularizer.
+  """
+
+  def transform(context: Context) -> optax.GradientTransformation:
+    def tilt(grads: Tree, params: Tree) -> Tree:
+      del params
+      return jax.tree.map(jnp.subtract, grads, context.state)
+
+    return optax.chain(optax.stateless(tilt), proximal.pull(alpha))
+
+  def finish(
+    start: Tree, delta: Tree, steps: jax.Array, context: Context
+  ) -> Sent:
+    del start, steps
+    renew = lambda g, d: g - alpha * d
+    own = jax.tree.map(renew, context.state, delta)
+    return Sent(delta, jnp.ones(()), own)
+
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
+  return dataclasses.replace(
+    client, transform=transform, finish=finish, state=lambda _: zeros
+  )
+
+
+def aggregator(alpha: float, clients: int) -> Aggregator:
+  """Averages the clients' models, and corrects the mean by what is remembered.
+
+    h <- h - alpha / N sum_k (end_k - start),
+    W <- mean_k end_k - h / alpha.
+
+  Args:
+    alpha: Coefficient of the regularizer.
+    clients: How many there are, N, in the cohort or not.
+  """
+
+  def merge(
+    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  ) -> tuple[Update, Tree]:
+    del theta
+    total: GroupSum = everyone(sums)
+    move = lambda h, change: h - alpha * change / clients
+    memory = jax.tree.map(move, memory, total.num)
+    update = covered_mean(total)
+    correct = lambda mean, h: mean - h / alpha
+    delta = jax.tree.map(correct, update.delta, memory)
+    return update._replace(delta=delta), memory
+
+  init = lambda theta: jax.tree.map(jnp.zeros_like, theta)
+  return Aggregator(merge, init)
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds FedDyn: FedAvg of full models with a dynamic regularizer.
+
+  Every client holds the whole model, as in the paper. What clients and server
+  remember starts at zero.
+  """
+  fedavg = uniform.build_all_large(facts)
+  alpha = facts.experiment.feddyn.alpha
+  theta = fedavg.model.theta
+  return dataclasses.replace(
+    fedavg,
+    client=regularized(fedavg.client, theta, alpha),
+    aggregator=aggregator(alpha, len(facts.budgets)),
+  )
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: The server weighs clients, or does not take the mean as it is.
+  """
+  del sizes, budgets
+  refusals.weighted(experiment, 'feddyn')
+  refusals.server_steps(experiment, 'the correction is part of the mean')

@@ -1,0 +1,141 @@
+"""SCAFFOLD: control variates against the drift of clients.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
+Averaging for Federated Learning", ICML 2020, arXiv 1910.06378, algorithm 1 with
+option II. The paper has no code of its authors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_tune import config
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Sent,
+  Traffic,
+  Update,
+  covered_mean,
+  everyone,
+)
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.foundation import num_bytes
+from fedjax_tune.methods import refusals
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Axes, Tree
+
+
+def correcting(client: Client, theta: Tree) -> Client:
+  """Returns the client that corrects its gradients by what it remembers.
+
+  It steps along g - c_k + c, c_k its own variate and c the server's, and then
+  remembers (option II)
+
+    c_k <- c_k - c + (start - end) / (K lr),
+
+  K its steps. It sends its change and that of its variate.
+
+  Args:
+    client: How it would train otherwise.
+    theta: What it trains; only shapes are read.
+  """
+
+  def transform(context: Context) -> optax.GradientTransformation:
+    own, everyones = context.state, context.memory
+
+    def correct(grads: Tree, params: Tree) -> Tree:
+      del params
+      return jax.tree.map(lambda g, ck, c: g - ck + c, grads, own, everyones)
+
+    return optax.stateless(correct)
+
+  def finish(
+    start: Tree, delta: Tree, steps: jax.Array, context: Context
+  ) -> Sent:
+    del start
+    walked = jnp.maximum(steps, 1) * context.lr
+    renew = lambda ck, c, d: ck - c - d / walked
+    own = jax.tree.map(renew, context.state, context.memory, delta)
+    change = jax.tree.map(jnp.subtract, own, context.state)
+    return Sent({'theta': delta, 'variate': change}, jnp.ones(()), own)
+
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
+  return dataclasses.replace(
+    client, transform=transform, finish=finish, state=lambda _: zeros
+  )
+
+
+def aggregator(clients: int) -> Aggregator:
+  """Averages what clients changed, and moves the server's variate.
+
+    c <- c + 1/N sum_k (change of c_k), N the number of all clients.
+
+  Args:
+    clients: How many there are, in the cohort or not.
+  """
+
+  def spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+    return {'theta': theta, 'variate': theta}, {'theta': axes, 'variate': axes}
+
+  def merge(
+    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  ) -> tuple[Update, Tree]:
+    del theta
+    num, den = everyone(sums)
+    move = lambda c, change: c + change / clients
+    memory = jax.tree.map(move, memory, num['variate'])
+    return covered_mean(GroupSum(num['theta'], den['theta'])), memory
+
+  init = lambda theta: jax.tree.map(jnp.zeros_like, theta)
+  return Aggregator(merge, init, spec)
+
+
+def _traffic(
+  sig: Signature,
+  cohort: Sequence[Signature],
+  held: Callable[[Signature], Tree],
+) -> Traffic:
+  """Counts theta and a variate, each way."""
+  del cohort
+  size = 2 * num_bytes(held(sig))
+  return Traffic(size, size)
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds SCAFFOLD: FedAvg of full models with control variates.
+
+  Every client holds the whole model, as in the paper. Its server's step size is
+  `server.lr`. Variates start at zero.
+  """
+  fedavg = uniform.build_all_large(facts)
+  return dataclasses.replace(
+    fedavg,
+    client=correcting(fedavg.client, fedavg.model.theta),
+    aggregator=aggregator(len(facts.budgets)),
+    traffic=_traffic,
+  )
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: Clients do not step by plain SGD, so that how far they went does
+      not tell their mean gradient, or the server weighs them.
+  """
+  del sizes, budgets
+  refusals.other_than_plain_sgd(experiment, 'scaffold')
