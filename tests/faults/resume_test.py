@@ -1,6 +1,7 @@
 """A run goes on as the run that it was, or says what is not as it was."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -66,6 +67,28 @@ def test_it_goes_on_exactly(begun, whole):
   shown = lab.go(begun, resume=True)
   assert 'amaged' not in shown
   assert lab.result(begun) == whole
+
+
+@pytest.mark.parametrize('keep_best', [False, True])
+def test_what_clients_remember_comes_back(tmp_path, keep_best):
+  # One a round, so that others join after the checkpoint.
+  e = functools.partial(
+    lab.experiment,
+    'scaffold',
+    keep_best=keep_best,
+    clients={'cohort_size': 1},
+    engine={'slab': 1},
+  )
+  lab.go(tmp_path / 'whole', e())
+  with pytest.raises(lab.Stopped):
+    lab.go(tmp_path / 'stopped', e(), patch=lab.stopped_in(3))
+  lab.go(tmp_path / 'stopped', e(), resume=True)
+  state, rows = lab.result(tmp_path / 'whole')
+  assert lab.result(tmp_path / 'stopped') == (state, rows)
+  (remembered,) = (
+    v for k, v in state.items() if k.endswith("clients['ids']") and 'state' in k
+  )
+  assert remembered[1][0] > 1
 
 
 def test_scalars_are_on_the_board_once(begun, folder, whole):
