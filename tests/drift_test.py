@@ -127,6 +127,11 @@ def test_rounds_are_the_papers(name, twin):
   assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_scaffold_begins_as_fedavg():
+  got, want = (_run(name).rounds(1).theta for name in ('scaffold', 'all_large'))
+  tiny.assert_close(got, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('name', 'section', 'field', 'value'),
   [

@@ -15,12 +15,14 @@ _WHOLE = {
   'rank': {'ranks': (2,)},
 }
 # The port of DepthFL trains more classifiers than the model has, HeteroTune
-# has several models, PriSM trains factors, and of these methods of ranks the
-# point is to be no plain mean.
+# has several models, PriSM trains factors, SCAFFOLD and FedDyn correct drift,
+# and of these methods of ranks the point is to be no plain mean.
 _OTHERS = (
   'all_large',
   'heterotune',
   'prism',
+  'scaffold',
+  'feddyn',
   'depthfl:fedra_port',
   'ffa_lora',
   'hetlora',
