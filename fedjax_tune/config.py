@@ -284,4 +284,5 @@ class Experiment:
   rank: method_config.Rank = _section(method_config.Rank)
   hetlora: method_config.Hetlora = _section(method_config.Hetlora)
   heterotune: method_config.Heterotune = _section(method_config.Heterotune)
+  composed: method_config.Composed = _section(method_config.Composed)
   feddyn: method_config.Feddyn = _section(method_config.Feddyn)

@@ -171,6 +171,28 @@ class Hetlora:
 
 
 @dataclasses.dataclass
+class Composed:
+  """Clients limited along several axes at once; options are those of the names.
+
+  Attributes:
+    depth: Which blocks a client of `clients.budgets` holds: 'fedra' (random),
+      'prefix', or '' for all.
+    width: Which part of each width: 'raffm' (its spaces, salience and mean),
+      'heterofl', 'fedrolex', 'random' (Federated Dropout), or '' for all.
+    rank: How adapters of `rank.ranks` are averaged: 'fedit' (filled up with
+      zeros), 'hetlora' (likewise, and pruned), 'rbla' (each rank over those who
+      hold it), or '' where all have the same.
+    branches: Of FedAdapter, how many of the branches each client holds, which
+      take the numbers in turn; () for all.
+  """
+
+  depth: str = ''
+  width: str = ''
+  rank: str = ''
+  branches: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
 class Feddyn:
   """FedDyn.
 

@@ -31,8 +31,32 @@ class Need:
     return f'{self.field}{" other than " if self.but else "="}{listed}'
 
 
+# No method, but a part of `composed`.
+_PREFIX = 'prefix'
+
+
+@dataclasses.dataclass(frozen=True)
+class Uses(Need):
+  """What makes an option be read: a method that a run uses, also composed."""
+
+  def met(self, experiment: config.Experiment) -> bool:
+    """Says whether an experiment uses one of the methods."""
+    return not self._used(experiment).isdisjoint(self.values)
+
+  def _used(self, experiment: config.Experiment) -> set[str]:
+    if experiment.method != 'composed':
+      return {experiment.method}
+    parts = experiment.composed
+    width = 'federated_dropout' if parts.width == 'random' else parts.width
+    return {'composed', parts.depth, width, parts.rank} - {''}
+
+  def __str__(self) -> str:
+    names = tuple(name for name in self.values if name != _PREFIX)
+    return str(Need(self.field, names))
+
+
 def _method(*names: str) -> Need:
-  return Need('method', names)
+  return Uses('method', names)
 
 
 def _tune(*names: str) -> Need:
@@ -51,8 +75,9 @@ _RANK = _method(
   'fedit', 'rbla', 'ffa_lora', 'hetlora', 'flexlora', 'flora', 'fedex_lora'
 )
 _BUDGETS = _method(
-  'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune'
-)
+  'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune',
+  _PREFIX,
+)  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 
 # Field -> what must hold for it to be read, all of it; () always reads it.
@@ -175,6 +200,10 @@ READ: dict[str, tuple[Need, ...]] = {
   'prism.frob_decay': (_method('prism'),),
   'rank.ranks': (_RANK,),
   'rank.scaling': (_RANK,),
+  'composed.depth': (_method('composed'),),
+  'composed.width': (_method('composed'),),
+  'composed.rank': (_method('composed'),),
+  'composed.branches': (_method('composed'),),
   'feddyn.alpha': (_method('feddyn'),),
   'hetlora.gamma': (_method('hetlora'),),
   'hetlora.penalty': (_method('hetlora'),),

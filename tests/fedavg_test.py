@@ -29,6 +29,10 @@ _OTHERS = (
   'flexlora',
   'flora',
   'fedex_lora',
+  'composed:raffm+hetlora',
+  'composed:fedra+raffm+hetlora',
+  # Its stack has other adapters.
+  'composed:fedra+branches',
 )
 
 

@@ -445,10 +445,15 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
   if case.name in _WHOLE_LORA:
     whole = lambda c: np.full_like(c, _WHOLE_LORA[case.name])
     covered = adapters.change(whole, covered)
-  if case.name in _PADDED:
-    covered = jax.tree.map_with_path(
-      lambda path, c: c | (path[-1].key == 'lora_b'), covered
-    )
+  if set(case.name.replace(':', '+').split('+')) & set(_PADDED):
+    every_rank = {a: n for a, n in rows[0].items() if a != 'rank'}
+    index = tiny.held(theta, run.axes, every_rank)
+
+    def fill(path, c, at):
+      if path[-1].key == 'lora_b':
+        c[at] = True
+
+    jax.tree.map_with_path(fill, covered, index)
   end = server.build_server_step(run.algorithm.aggregator, opt)(
     start, _totals(run, cohort, rows)
   )

@@ -28,6 +28,7 @@ from fedjax_tune.engine import client, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.group import Signature
+from fedjax_tune.field_rules import RULES
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import adapter, linear, sizes, text, vit
@@ -45,6 +46,20 @@ STACK_SIZE, VIT_SIZE = 4, 16
 _VARIANTS = {
   'inclusivefl': ('published', 'fedra_port'),
   'depthfl': ('published', 'fedra_port'),
+  # Each pair of axes, and all together.
+  'composed': (
+    'fedra+heterofl',
+    'fedra+raffm',
+    'prefix+fedrolex',
+    'fedra+random',
+    'fedra+fedit',
+    'prefix+rbla',
+    'raffm+hetlora',
+    'heterofl+fedit',
+    'fedra+branches',
+    'fedra+raffm+hetlora',
+    'prefix+heterofl+rbla',
+  ),
 }
 # Every method of the registry, in every variant: 'fedra', 'depthfl:published'.
 CASES = [
@@ -293,7 +308,9 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     e.model.tune, e.clients.budgets = 'adapter', ()
     e.tiers.weights = ('large', 'small')
     e.fedadapter.rank = 3
-  if variant:
+  if name == 'composed':
+    _compose(e, variant.split('+'))
+  elif variant:
     getattr(e, name).variant = variant
   e.width = method_config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
   e.raffm.space, e.raffm.embed, e.raffm.layers = (
@@ -302,6 +319,8 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     (1.0, 0.5),
   )
   e.raffm.priority = 'none'
+  if name == 'composed':
+    e.raffm.layers = (1.0,)
   # The ranks of `Stack`.
   e.lora.rank, e.lora.alpha, e.rank.ranks = 2, 4.0, (2, 1)
   if name == 'scaffold':
@@ -316,6 +335,17 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     for field, value in fields.items():
       setattr(getattr(e, section), field, value)
   return e
+
+
+def _compose(e: config.Experiment, parts: list[str]) -> None:
+  """Sets which axes are composed, by the names of their methods."""
+  for part in parts:
+    if part == 'branches':
+      e.composed.branches, e.model.tune = (2, 1), 'adapter'
+      e.fedadapter.rank, e.fedadapter.branches = 3, 2
+    for axis in ('depth', 'width', 'rank'):
+      if part in RULES[f'composed.{axis}'].choices:
+        setattr(e.composed, axis, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,6 +423,8 @@ def run(
     )
   if found is None:
     found = stack(e.lora.dropout, mlp=e.method == 'prism')
+    if e.model.tune == 'adapter':
+      found = _split(Stack(None, adapter.Bottleneck(3, 2)))
   algorithm = build(e, found, budgets)
   size = VIT_SIZE if _is_vit(found) else STACK_SIZE
   data = data or examples(12 * len(budgets), size)

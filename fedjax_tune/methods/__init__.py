@@ -1,5 +1,6 @@
 """The methods, by name. A new one is a file and a line here."""
 
+from fedjax_tune.methods import composed
 from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
@@ -29,6 +30,7 @@ METHODS: dict[str, Method] = {
   'flexlora': Method(products.build_flexlora, products.check),
   'flora': Method(products.build_flora, products.check),
   'fedex_lora': Method(products.build_fedex_lora, products.check),
+  'composed': Method(composed.build, composed.check),
   'scaffold': Method(scaffold.build, scaffold.check),
   'feddyn': Method(feddyn.build, feddyn.check),
   'heterotune': Method(heterotune.build, heterotune.check, several_models=True),

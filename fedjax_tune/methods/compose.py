@@ -31,6 +31,26 @@ class Product:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Only:
+  """A rule of which some axes count.
+
+  Attributes:
+    rule: The rule.
+    axes: Those that count.
+  """
+
+  rule: Rule
+  axes: frozenset[str]
+
+  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
+    """Returns what each client holds along these axes."""
+    return [
+      Selection.of({a: held for a, held in row.items() if a in self.axes})
+      for row in self.rule.draw(rnd, cohort)
+    ]
+
+
 def product(*rules: Rule) -> Rule:
   """Joins rules over different axes.
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_tune import config
+from fedjax_tune import config, method_config
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -92,13 +92,16 @@ def prioritize(found: Foundation, scope: str) -> Foundation:
 
 
 def reorder(
-  scope: str,
-) -> Callable[[Tree, Axes], Callable[[Tree], Tree] | None]:
+  options: method_config.Raffm,
+) -> Callable[[Tree, Axes], Callable[[Tree], Tree] | None] | None:
   """Returns what reorders before each round, where the kernels train.
 
   Frozen kernels stay as `prioritize` left them, as in the authors'
-  fl_vit_peft.
+  fl_vit_peft. None where only the pretrained weights are reordered.
   """
+  if options.reorder != 'every_round':
+    return None
+  scope = options.priority
 
   def find(theta: Tree, axes: Axes) -> Callable[[Tree], Tree] | None:
     blocks = theta.get('blocks', {})
@@ -135,7 +138,6 @@ def build(facts: Facts) -> Algorithm:
     client = dataclasses.replace(client, params=masked.params, info=masked.info)
     # Nobody's is smaller than the full model.
     smallest, trained = full, ()
-  every_round = options.reorder == 'every_round'
   return Algorithm(
     model=prioritize(facts.foundation(), options.priority),
     rule=rule,
@@ -146,7 +148,7 @@ def build(facts: Facts) -> Algorithm:
       {'full': full, 'smallest': smallest},
       subnetworks=trained,
     ),
-    reorder=reorder(options.priority) if every_round else None,
+    reorder=reorder(options),
   )
 
 

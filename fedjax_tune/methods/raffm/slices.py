@@ -22,6 +22,7 @@ class Slices:
     seed: Seed of the run.
     sandwich: Whether one client of a round has the smallest.
     by_device: For each client the shares of its subnetwork; () draws them.
+    purpose: Of the draws, for `host_rng`.
   """
 
   sizes: Mapping[str, int]
@@ -29,6 +30,7 @@ class Slices:
   seed: int
   sandwich: bool
   by_device: tuple[tuple[float, ...], ...] = ()
+  purpose: str = 'allocation'
 
   @property
   def axes(self) -> frozenset[str]:
@@ -54,7 +56,7 @@ class Slices:
       return (1.0,) * len(spaces.AXES)
     if role == 1 and self.sandwich:
       return self.space.smallest()
-    return self.space.draw(host_rng('allocation', self.seed, rnd, client))
+    return self.space.draw(host_rng(self.purpose, self.seed, rnd, client))
 
   def held(self, shares: tuple[float, ...]) -> Selection:
     """Returns what a subnetwork holds."""

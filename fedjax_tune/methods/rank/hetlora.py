@@ -26,7 +26,6 @@ from fedjax_tune.engine.algorithm import (
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Tree
 
 
@@ -84,10 +83,10 @@ class Pruning:
     return jnp.sqrt(jnp.maximum(square, 0))
 
 
-def client(
-  task: Task, pruning: Pruning, client_ranks: tuple[int, ...]
+def pruned(
+  inner: Client, pruning: Pruning, client_ranks: tuple[int, ...]
 ) -> Client:
-  """Returns the client that prunes its own ranks.
+  """Returns the client that also prunes its own ranks.
 
   It minimises
 
@@ -98,11 +97,10 @@ def client(
   B, which have no gradient; costs are counted as if it still had them.
 
   Args:
-    task: What is learned.
+    inner: How it would train otherwise.
     pruning: How ranks are given up.
     client_ranks: Rank of each client at first.
   """
-  inner = fedavg_client(task)
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
     """Silences the ranks that the client has given up."""
@@ -165,7 +163,7 @@ def build(facts: Facts) -> Algorithm:
   return Algorithm(
     model=found,
     rule=lora.rule,
-    client=client(facts.task, pruning, lora.ranks),
+    client=pruned(fedavg_client(facts.task), pruning, lora.ranks),
     aggregator=Aggregator(ranks.padded_mean),
     evaluation=lora.evaluation(facts.task),
   )

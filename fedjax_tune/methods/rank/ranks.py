@@ -103,11 +103,16 @@ class Lora:
       layers.whole(self.depth, len(self.ranks)), Prefix(self.ranks)
     )
 
+  @property
+  def smaller(self) -> list[int]:
+    """The ranks below the server's, the largest first."""
+    ranks = {rank for rank in self.ranks if rank < self.server_rank}
+    return sorted(ranks, reverse=True)
+
   def evaluation(self, task: Task) -> Evaluation:
     """Evaluates the server's adapters, and what clients of each rank get."""
     models = {'full': Selection.of({'layer': self.depth})}
-    smaller = {rank for rank in self.ranks if rank < self.server_rank}
-    for rank in sorted(smaller, reverse=True):
+    for rank in self.smaller:
       held = {'layer': self.depth, 'rank': rank}
       models[f'rank{rank}'] = Selection.of(held)
     return Evaluation(task, models)

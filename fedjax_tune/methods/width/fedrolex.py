@@ -60,7 +60,7 @@ class Rolling(rates.Prefix):
     }
 
 
-def _mixing(client: Client, sizes: Mapping[str, int]) -> Client:
+def mixing(client: Client, sizes: Mapping[str, int]) -> Client:
   """Returns the client whose heads are put together as the authors' are."""
 
   def loss(
@@ -129,7 +129,7 @@ def build(facts: Facts) -> Algorithm:
   widths = Rolling(*rates.of(facts), options.roll)
   client = heterofl.client(facts, widths)
   if options.across_heads:
-    client = _mixing(client, widths.sizes)
+    client = mixing(client, widths.sizes)
   whole = Selection.of({'layer': facts.depth})
   return Algorithm(
     model=facts.foundation(),

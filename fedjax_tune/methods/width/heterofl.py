@@ -118,6 +118,12 @@ def _scaled(model: Any, rate: float) -> Any:
   return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
+def smaller(widths: rates.Prefix) -> dict[str, dict[str, int]]:
+  """Returns how much the model of each rate below 1 has of each width."""
+  below = sorted({r for r in widths.rates if r < 1}, reverse=True)
+  return {f'rate{rate:g}': widths.amounts(rate) for rate in below}
+
+
 def build(facts: Facts) -> Algorithm:
   """Builds HeteroFL: scaled activations, masked cross entropy, head by class.
 
@@ -127,11 +133,10 @@ def build(facts: Facts) -> Algorithm:
 
   The model of every rate is evaluated, which is what its clients keep.
   """
-  widths = rates.Prefix(*rates.of(facts))
-  models = {'full': Selection.of({'layer': facts.depth})}
-  for rate in sorted({r for r in widths.rates if r < 1}, reverse=True):
-    held = {'layer': facts.depth, **widths.amounts(rate)}
-    models[f'rate{rate:g}'] = Selection.of(held)
+  widths, whole = rates.Prefix(*rates.of(facts)), {'layer': facts.depth}
+  models = {'full': Selection.of(whole)}
+  for name, held in smaller(widths).items():
+    models[name] = Selection.of({**whole, **held})
   return Algorithm(
     model=facts.foundation(),
     rule=rates.with_all_layers(facts, widths),

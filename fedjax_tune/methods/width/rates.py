@@ -89,15 +89,17 @@ class Random(Prefix):
 
   Attributes:
     seed: Seed of the run.
+    purpose: Of the draws, for `host_rng`.
   """
 
   seed: int
+  purpose: str = 'allocation'
 
   def choose(
     self, rnd: int, client: int, amounts: Mapping[str, int]
   ) -> Mapping[str, np.ndarray | int]:
     """Returns distinct random indices, sorted."""
-    rng = host_rng('allocation', self.seed, rnd, client)
+    rng = host_rng(self.purpose, self.seed, rnd, client)
     return {
       axis: np.sort(rng.permutation(size)[: amounts[axis]])
       for axis, size in sorted(self.sizes.items())

@@ -1,0 +1,85 @@
+"""The mean of clients that are limited along several axes at once.
+
+Each axis has its own rule for what a client does not hold, and the weight that
+a coordinate's sum is divided by is that of the coordinate: which layers, widths
+and ranks a client has decides where it counts.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_tune.engine.algorithm import Update, everyone
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Axes, Tree
+
+
+def filled_mean(
+  axes: Axes, still: Collection[str], *, zeros: bool
+) -> Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]]:
+  """Returns the mean of each coordinate over those who count there.
+
+  Along `still` and 'rank' clients hold the beginning, so that the most weight
+  along such an axis is the weight of all who hold any of it.
+
+    still  what a client lacks along it has not changed (RaFFM's rule P)
+    zeros  what it lacks of 'rank' is zero (FedIT's padding); clients then send
+           adapters, and of all else the change
+
+  Along every other axis a client counts where it holds something. So of a
+  coordinate w of an adapter, H the clients who hold its layer, R those of them
+  who hold its rank, and C those of them who hold its width,
+
+    w <- (sum_C w_k + (|R| - |C|) w) / |H|,
+
+  where |.| are sums of weights. Where nobody holds a layer or a width, and of A
+  where nobody sent a rank (see `ranks.build_fedit`), w stays.
+
+  Args:
+    axes: Axes of theta.
+    still: Axes along which what is missing has not changed.
+    zeros: Whether ranks that are missing are zero.
+  """
+
+  def average(
+    path: Any, w: jax.Array, num: jax.Array, den: jax.Array, names: Any
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the change of a leaf, and where it moves."""
+    held = _most(den, names, still)
+    if not zeros or 'rank' not in names:
+      return _divide(num, held), den != 0
+    missing = (held - den) * w if still else 0
+    mean = _divide(num + missing, _most(held, names, ('rank',)))
+    moves = _most(den, names, ('rank',)) != 0
+    if path[-1].key == 'lora_a':
+      others = [d for d, n in enumerate(names) if n not in ('layer', 'rank')]
+      moves &= jnp.any(mean != 0, others, keepdims=True)
+    return mean - w, moves
+
+  def merge(
+    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  ) -> tuple[Update, Tree]:
+    total = everyone(sums)
+    both = jax.tree.map_with_path(average, theta, total.num, total.den, axes)
+    delta, covered = jax.tree.transpose(
+      jax.tree.structure(theta), jax.tree.structure((0, 0)), both
+    )
+    return Update(delta, covered), memory
+
+  return merge
+
+
+def _most(
+  den: jax.Array, names: tuple[str, ...], along: Collection[str]
+) -> jax.Array:
+  """Returns the most weight along some axes, 1 wide there."""
+  dims = [d for d, name in enumerate(names) if name in along]
+  return jnp.max(den, axis=dims, keepdims=True) if dims else den
+
+
+def _divide(num: jax.Array, weight: jax.Array) -> jax.Array:
+  """Divides sums by weights; 0 where nobody counts."""
+  some = weight != 0
+  return jnp.where(some, num / jnp.where(some, weight, 1), 0)
