@@ -15,7 +15,7 @@ def case(request):
 
 @pytest.fixture(scope='module')
 def run(case):
-  return tiny.run(tiny.experiment(case))
+  return tiny.run(tiny.experiment(case, rounds=5))
 
 
 def _by_client(planned):
@@ -39,7 +39,7 @@ def _assert_same(case, got, want):
 def test_a_plan_depends_on_seed_round_and_client_only(case, run):
   small = dataclasses.replace(
     run.planner,
-    experiment=tiny.experiment(case, clients={'cohort_size': 2}),
+    experiment=tiny.experiment(case, rounds=5, clients={'cohort_size': 2}),
   )
   for rnd in (4, 0, 4):
     everyone = _by_client(run.planner.plan(rnd))
