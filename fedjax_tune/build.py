@@ -1,10 +1,11 @@
 """From an experiment's names to objects; the one place where that happens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 
 import jax
+import numpy as np
 
 from fedjax_tune import (
   adapted,
@@ -13,12 +14,12 @@ from fedjax_tune import (
   devices,
   federation,
   foundation,
+  plugins,
   provisions,
   tasks,
   tiers,
-  validate,
 )
-from fedjax_tune.data import corpus, digest, outlines, partition
+from fedjax_tune.data import arrays, corpus, digest, outlines, partition
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm
@@ -84,19 +85,24 @@ class Agreement:
   cohort: int
 
 
-def agree(experiment: config.Experiment) -> Agreement:
+def agree(
+  experiment: config.Experiment, data: arrays.Arrays | None = None
+) -> Agreement:
   """Checks all of an experiment that can be checked without its data.
+
+  Args:
+    experiment: What to check.
+    data: Its data, if they are in memory.
 
   Raises:
     ValueError, FileNotFoundError: As `build`.
   """
   # What is cheap to check comes first, what takes long last.
-  validate.validate(experiment, METHODS)
-  provisions.check(experiment)
+  plugins.check(experiment)
+  provisions.check(experiment, data)
   clients = experiment.clients
-  domains = partition.client_domains(
-    clients, len(outlines.domain_names(experiment.data))
-  )
+  names = data.domain_names if data else outlines.domain_names(experiment.data)
+  domains = partition.client_domains(clients, len(names))
   _check_cohort(clients, len(domains))
   capacity.check_shots(clients)
   cohort = clients.cohort_size
@@ -124,12 +130,21 @@ def agree(experiment: config.Experiment) -> Agreement:
   return Agreement(found, widths, depths, budgets, hardware, cohort)
 
 
-def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
+def build(
+  experiment: config.Experiment,
+  *,
+  fetch: bool = False,
+  data: arrays.Arrays | None = None,
+  parts: Sequence[np.ndarray] | None = None,
+) -> Setup:
   """Checks an experiment and builds everything that it names.
 
   Args:
     experiment: What to build.
     fetch: Whether to fetch data and weights that are not there.
+    data: Its data, if they are in memory.
+    parts: For each client the positions of its training examples; None divides
+      them as `clients.partition` says.
 
   Raises:
     ValueError: Something in the experiment is wrong; the message names the
@@ -139,18 +154,21 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     RuntimeError: They could not be fetched.
   """
   if fetch:
-    validate.validate(experiment, METHODS)
-    provisions.obtain(experiment)
-  agreed = agree(experiment)
+    plugins.check(experiment)
+    provisions.obtain(experiment, data)
+  agreed = agree(experiment, data)
   found, budgets = agreed.tiers, agreed.budgets
   weights, readers = found[0].weights, tiers.readers(found)
-  train, test = _load_data(experiment.data, found, readers)
+  train, test = _load_data(experiment.data, found, readers, data)
   for tier in found:
     for split in (train, test):
       adapted.check_tokens(split.view(readers[tier.name]), tier.weights)
-  parts = partition.partition(experiment.clients, train)
+  if parts is None:
+    owned = partition.partition(experiment.clients, train)
+  else:
+    owned = partition.of(parts, experiment.clients, train)
   steps = int(
-    batching.local_steps(experiment.local, parts.sizes().tolist()).max()
+    batching.local_steps(experiment.local, owned.sizes().tolist()).max()
   )
   capacity.check_round(experiment, agreed.cohort, steps, agreed.widths)
   facts = Facts(
@@ -158,7 +176,7 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
     agreed.widths | agreed.depths,
     budgets,
     train.task,
-    parts.present(train),
+    owned.present(train),
     {
       tier.name: functools.partial(_build_tier, experiment, tier, train.task)
       for tier in found
@@ -168,14 +186,14 @@ def build(experiment: config.Experiment, *, fetch: bool = False) -> Setup:
   if experiment.local.prox:
     algorithm = proximal.add(algorithm, experiment.local.prox)
   planner = Planner(
-    experiment, algorithm, train, parts.indices, parts.domains, readers
+    experiment, algorithm, train, owned.indices, owned.domains, readers
   )
   return Setup(
     experiment=experiment,
     algorithm=algorithm,
     train=train,
     test=test,
-    partition=parts,
+    partition=owned,
     budgets=budgets,
     sizes=agreed.widths | {'rank': experiment.lora.rank},
     devices=agreed.devices,
@@ -230,14 +248,18 @@ def data_dir(cfg: config.Data) -> str:
 
 
 def _load_data(
-  cfg: config.Data, found: tuple[tiers.Tier, ...], readers: Mapping[str, int]
+  cfg: config.Data,
+  found: tuple[tiers.Tier, ...],
+  readers: Mapping[str, int],
+  data: arrays.Arrays | None,
 ) -> tuple[corpus.Corpus, corpus.Corpus]:
   """Loads a set, as each tokenizer of the tiers reads it."""
   first: dict[int, pretrained.Pretrained] = {}
   for tier in found:
     first.setdefault(readers[tier.name], tier.weights)
+  load = data.load if data else corpus.load
   views = [
-    corpus.load(
+    load(
       cfg,
       weights.tokenizer,
       0 if isinstance(weights.config, sizes.ViTConfig) else weights.config.pad,

@@ -245,7 +245,9 @@ class Experiment:
   """Everything that defines a run; equal experiments give equal runs.
 
   Attributes:
-    method: A key of `methods.METHODS`.
+    method: A key of `methods.METHODS`, or one that a module registers.
+    imports: Modules to import first, which register methods or partitions, or
+      have TFDS builders (`plugins.py`).
     rounds: How many; with `patience`, at most.
     seed: Of everything that is drawn but the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.
@@ -259,6 +261,7 @@ class Experiment:
   """
 
   method: str = 'fedra'
+  imports: tuple[str, ...] = ()
   rounds: int = 100
   seed: int = 0
   eval_every: int = 5

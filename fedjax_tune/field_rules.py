@@ -58,6 +58,10 @@ _FRACTION = _rule(lambda x: 0 <= x < 1, 'must lie in [0, 1)')
 _SHARE = _rule(lambda x: 0 <= x <= 1, 'must lie in [0, 1]')
 _DECAY = _rule(lambda x: 0 < x <= 1, 'must lie in (0, 1]')
 _NAMED = _rule(bool, 'must not be empty')
+_MODULE = _rule(
+  lambda x: all(part.isidentifier() for part in x.split('.')),
+  'must be the name of a module, as in an import',
+)
 _ANY = _rule(lambda _: True, '')
 
 # What a run counts up to. None of these bounds is near anything that is done;
@@ -73,14 +77,16 @@ _EXAMPLES = within(1, _MOST, 'the examples of a round are held in memory')
 _STEPS = within(0, _MOST, 'the examples of a round are held in memory')
 _PARAMETERS = within(1, _MOST, 'more parameters fit no memory')
 
-# Clients of these partitions belong to no domain.
-WITHOUT_DOMAINS = (
+# Clients of those that begin with 'domain' belong to one.
+_PARTITIONS = (
   'iid',
   'dirichlet',
   'pathological',
   'quantity',
   'k_shot',
   'natural',
+  'domain',
+  'domain_dirichlet',
 )
 
 # For a tuple the rule is about each element. Every field has one, if only
@@ -91,6 +97,7 @@ RULES = {
   'seed': _SEED,
   'eval_every': at_least(1),
   'checkpoint_every': at_least(1),
+  'imports': _MODULE,
   'patience': at_least(0),
   'keep_best': _ANY,
   'model.weights': _NAMED,
@@ -138,7 +145,7 @@ RULES = {
   'data.lengths': within(
     8, 2**17, 'every token of a text attends to every other'
   ),
-  'clients.partition': one_of(*WITHOUT_DOMAINS, 'domain', 'domain_dirichlet'),
+  'clients.partition': one_of(*_PARTITIONS),
   'clients.count': _CLIENTS,
   'clients.alpha': _POSITIVE,
   'clients.classes_per_client': at_least(1),

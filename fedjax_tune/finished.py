@@ -19,14 +19,13 @@ from fedjax_tune import (
   foundation,
   identity,
   json_files,
+  plugins,
   selection,
   snapshot,
   stopping,
-  validate,
 )
 from fedjax_tune import workdir as folder
 from fedjax_tune.engine import finite, server
-from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.models import backbone, export, sizes
 from fedjax_tune.report import metrics
@@ -161,7 +160,7 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
   path = workdir / 'config.json'
   _fill(experiment, fields, str(path))
   try:
-    validate.validate(experiment, METHODS)
+    plugins.check(experiment)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   done = summary.get('rounds')

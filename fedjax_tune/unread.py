@@ -83,6 +83,7 @@ _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 # Field -> what must hold for it to be read, all of it; () always reads it.
 READ: dict[str, tuple[Need, ...]] = {
   'method': (),
+  'imports': (),
   'rounds': (),
   'seed': (),
   'eval_every': (),

@@ -9,24 +9,33 @@ import typing
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.field_rules import RULES, WITHOUT_DOMAINS, one_of
+from fedjax_tune.field_rules import RULES, one_of
 
 # Parameters and rates are float32 on the device: what is smaller is 0 there,
 # what is larger infinite.
 _LEAST, _MOST = 1e-37, 1e38
 
 
-def validate(experiment: config.Experiment, methods: Collection[str]) -> None:
+def validate(
+  experiment: config.Experiment,
+  methods: Collection[str],
+  partitions: Collection[str] = (),
+) -> None:
   """Checks all that can be checked without data or weights.
 
   Args:
     experiment: What to check.
     methods: Names of the known methods.
+    partitions: Names of known ways to divide examples, besides our own.
 
   Raises:
     ValueError: With a line for each problem, naming field, value and rule.
   """
-  rules = RULES | {'method': one_of(*methods)}
+  own = RULES['clients.partition'].choices
+  rules = RULES | {
+    'method': one_of(*methods),
+    'clients.partition': one_of(*dict.fromkeys([*own, *partitions])),
+  }
   problems = list(_ill_formed(experiment))
   if not problems:
     for path, rule in rules.items():
@@ -36,7 +45,8 @@ def validate(experiment: config.Experiment, methods: Collection[str]) -> None:
           stop = '' if text.endswith('?') else '.'
           problems.append(f'{place}={value!r} {text}{stop}')
     problems += _empty(experiment)
-    problems += _disagreements(experiment)
+    known = rules['clients.partition'].holds(experiment.clients.partition)
+    problems += _disagreements(experiment, known)
   if problems:
     raise ValueError('\n'.join(problems))
 
@@ -102,8 +112,13 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
       yield f'raffm.{name}=() must not be empty.'
 
 
-def _disagreements(experiment: config.Experiment) -> Iterator[str]:
-  """Yields what is wrong about fields together."""
+def _disagreements(experiment: config.Experiment, known: bool) -> Iterator[str]:
+  """Yields what is wrong about fields together.
+
+  Args:
+    experiment: What to check.
+    known: Whether there is such a partition.
+  """
   joins = experiment.tiers.joins
   if joins and max(joins) >= experiment.rounds:
     yield (
@@ -122,7 +137,7 @@ def _disagreements(experiment: config.Experiment) -> Iterator[str]:
       f'clients.divide_objects=True must be False, or clients.partition='
       f"{cfg.partition!r} one of 'domain', 'domain_dirichlet'."
     )
-  if cfg.partition not in WITHOUT_DOMAINS:
+  if not known or cfg.partition.startswith('domain'):
     return
   where = f'with clients.partition={cfg.partition!r}'
   if cfg.cohort == 'one_per_domain':

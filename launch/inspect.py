@@ -7,7 +7,7 @@ Reads weights and data, divides the data, and compiles, which is where the
 memory is known from; it trains nothing and writes nothing.
 """
 
-from fedjax_tune import build, train
+from fedjax_tune import build, training
 from fedjax_tune.report import costs
 from fedjax_tune.run import Run
 from launch import experiment_file, overview, start
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
   experiment, console = start.experiment(_CONFIG), start.console()
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(experiment))
-  train.tell_unread(run.setup, console)
+  training.tell_unread(run.setup, console)
   console.print(overview.table(run))
   console.print(costs.cost_table(run.class_costs()))
 

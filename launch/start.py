@@ -13,8 +13,7 @@ from absl import app, flags, logging
 import jax
 from rich import console as rich_console
 
-from fedjax_tune import build, config, endings, folders, validate
-from fedjax_tune.methods import METHODS
+from fedjax_tune import build, config, endings, folders, plugins
 from launch import end_at_once, experiment_file
 
 # Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
@@ -95,7 +94,7 @@ def _cleaning_up() -> Iterator[None]:
 
 def experiment(flag: flags.FlagHolder[Any]) -> config.Experiment:
   """Returns the experiment of a command, checked; see `validate`."""
-  validate.validate(flag.value, METHODS)
+  plugins.check(flag.value)
   cache_programs(flag.value)
   return flag.value
 

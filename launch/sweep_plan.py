@@ -8,9 +8,8 @@ import re
 
 from absl import flags
 
-from fedjax_tune import config, provisions, validate
+from fedjax_tune import config, plugins, provisions
 from fedjax_tune import workdir as workdirs
-from fedjax_tune.methods import METHODS
 from launch import sweep_outcome
 
 # From a run's part of the command line to its experiment.
@@ -181,7 +180,7 @@ def _resolve(
   """Returns a run's experiment, or None and notes what is wrong with it."""
   try:
     experiment = resolve(line)
-    validate.validate(experiment, METHODS)
+    plugins.check(experiment)
     return experiment
   except (flags.Error, ValueError, OSError) as error:
     for text in str(error).splitlines():

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from fedjax_tune import build, config, train, workdir
+from fedjax_tune import build, config, training, workdir
 from fedjax_tune.data import corpus, fetch
 
 
@@ -34,7 +34,7 @@ def refuse(tmp_path, monkeypatch):
   def compiled(*_):
     raise AssertionError('Bad input came as far as the compiler.')
 
-  monkeypatch.setattr(train, 'Run', compiled)
+  monkeypatch.setattr(training, 'Run', compiled)
 
   def refuse(kind, message, experiment):
     workdir = tmp_path / 'run'
@@ -42,7 +42,7 @@ def refuse(tmp_path, monkeypatch):
       tfds.testing.mock_data(num_examples=40),
       pytest.raises(kind, match=message),
     ):
-      train.train(experiment, str(workdir))
+      training.train(experiment, str(workdir))
     assert not workdir.exists()
 
   return refuse
@@ -211,7 +211,7 @@ def test_fetching_without_a_network(fields, package, tmp_path):
   experiment = _experiment(data__data_dir=str(tmp_path), **fields)
   message = f"could not fetch '{package}.*Check the network"
   with pytest.raises(RuntimeError, match=message):
-    train.train(experiment, str(tmp_path / 'run'), fetch=True)
+    training.train(experiment, str(tmp_path / 'run'), fetch=True)
   assert not (tmp_path / 'run').exists()
 
 
@@ -232,7 +232,7 @@ def test_workdir_of_an_earlier_run(
   workdir.write_config(tmp_path, old)
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError, match=message):
-    train.train(_experiment(**fields), str(tmp_path), resume=resume)
+    training.train(_experiment(**fields), str(tmp_path), resume=resume)
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
   assert (tmp_path / 'config.json').read_bytes() == before
 

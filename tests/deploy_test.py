@@ -32,7 +32,7 @@ from fedjax_tune import (
   selection,
   subnetworks,
   tasks,
-  train,
+  training,
 )
 from fedjax_tune import workdir as run_folder
 from fedjax_tune.data import corpus, outlines
@@ -161,7 +161,7 @@ def trained_run(folder, patch):
     clients={'cohort_size': 1},
     engine={'slab': 1},
   )
-  summary = train.train(experiment, str(folder / 'raffm'))
+  summary = training.train(experiment, str(folder / 'raffm'))
   return finished.load(folder / 'raffm'), folder / 'raffm', summary
 
 

@@ -7,12 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from fedjax_tune import config, train, validate
+from fedjax_tune import training, validate
 from fedjax_tune.methods import METHODS
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
-_EXPERIMENT, _LIBRARY = re.findall('```python\n(.*?)```', _README, re.DOTALL)
+_BLOCKS = re.findall('```python\n(.*?)```', _README, re.DOTALL)
+# The last one is run by api_test.py.
+_EXPERIMENT, _ARRAYS, _LIBRARY, _ = _BLOCKS
 
 
 def test_own_experiment_is_valid():
@@ -21,16 +23,27 @@ def test_own_experiment_is_valid():
   validate.validate(names['get_config'](), METHODS)
 
 
-def test_library_example(monkeypatch):
+def test_library_examples(monkeypatch):
   started = []
-  monkeypatch.setattr(train, 'train', lambda *args: started.append(args))
-  names = {}
+  run = lambda *args, **options: started.append((*args, options))
+  monkeypatch.setattr(training, 'train', run)
+  images, labels = np.zeros((9, 42, 42, 3), np.uint8), np.arange(9) % 3
+  names = {
+    'images': images,
+    'labels': labels,
+    'test_images': images,
+    'test_labels': labels,
+  }
+  exec(_ARRAYS, names)
+  ((experiment, workdir, options),) = started
+  validate.validate(experiment, METHODS)
+  assert workdir == 'runs/own'
+  assert len(options['partition']) == experiment.clients.count
   exec(_LIBRARY, names)
   assert names['local']['lora_a'].shape == (3, 384, 8)
   held = np.asarray(names['mean']['lora_a'])[:, 0, 0]
   np.testing.assert_array_equal(np.flatnonzero(held), [0, 2, 4, 9, 11])
   np.testing.assert_array_equal(names['mean']['head'], 1)
-  assert started == [(config.Experiment(rounds=2), 'runs/library')]
 
 
 def test_readme_lists_the_methods():

@@ -4,7 +4,7 @@ import pytest
 from rich import console as rich_console
 import tensorflow_datasets as tfds
 
-from fedjax_tune import build, config, train
+from fedjax_tune import build, config, training
 from fedjax_tune.foundation import num_params
 from fedjax_tune.report import metrics
 from launch import overview
@@ -27,7 +27,7 @@ def experiment():
 @pytest.fixture(scope='module')
 def run(experiment):
   with tfds.testing.mock_data(num_examples=30):
-    yield train.Run(build.build(experiment))
+    yield training.Run(build.build(experiment))
 
 
 def _show(renderable):
@@ -39,8 +39,8 @@ def _show(renderable):
 
 def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
   monkeypatch.setattr(build, 'build', lambda *_, **__: run.setup)
-  monkeypatch.setattr(train, 'Run', lambda _: run)
-  summary = train.train(experiment, str(tmp_path))
+  monkeypatch.setattr(training, 'Run', lambda _: run)
+  summary = training.train(experiment, str(tmp_path))
   assert overview.totals(run) == {
     'uplink': summary['uplink_bytes'],
     'downlink': summary['downlink_bytes'],

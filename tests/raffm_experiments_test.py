@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import foundation, method_config, selection, train
+from fedjax_tune import foundation, method_config, selection, training
 from fedjax_tune.methods.raffm import spaces
 from fedjax_tune.models import backbone, sizes
 
@@ -66,7 +66,7 @@ def test_text_runs_a_round(name, bert, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))
   experiment.model.weights = bert
   with tfds.testing.mock_data(num_examples=40):
-    summary = train.train(experiment, str(tmp_path))
+    summary = training.train(experiment, str(tmp_path))
   assert summary['metric'] == _METRICS.get(name, 'accuracy')
   # Masks are data, and all clients compute with the full model.
   assert summary['compiles'] == 1
@@ -88,7 +88,7 @@ def test_images_run_a_round(name, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))
   experiment.model.weights = 'random:vit_test'
   with tfds.testing.mock_data(num_examples=60):
-    summary = train.train(experiment, str(tmp_path))
+    summary = training.train(experiment, str(tmp_path))
   assert summary['compiles'] == 1
   assert np.isfinite(summary['train_loss'])
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import deploy, finished, train
+from fedjax_tune import deploy, finished, training
 
 _OTHERS = (
   'hetlora', 'ffa_lora', 'all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora',
@@ -40,7 +40,7 @@ def _shrink(method, bert):
 def test_runs_and_deploys(method, bert, tmp_path):
   experiment = _shrink(method, bert)
   with tfds.testing.mock_data(num_examples=40):
-    summary = train.train(experiment, str(tmp_path))
+    summary = training.train(experiment, str(tmp_path))
     trained = finished.load(tmp_path)
     rows = {'full': trained.sizes}
     scores = deploy.build_evaluate(trained, rows)(trained.params)
@@ -67,11 +67,11 @@ def test_resumed_is_bit_for_bit(bert, tmp_path):
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
   with tfds.testing.mock_data(num_examples=40):
     experiment = _shrink('flora', bert)
-    want = train.train(experiment, str(whole))
+    want = training.train(experiment, str(whole))
     experiment.checkpoint_every = 1
     experiment.rounds = 1
-    train.train(experiment, str(halves))
+    training.train(experiment, str(halves))
     experiment.rounds = 2
-    got = train.train(experiment, str(halves), resume=True)
+    got = training.train(experiment, str(halves), resume=True)
   for name in ('accuracy', 'train_loss', 'downlink_bytes'):
     assert got[name] == want[name]

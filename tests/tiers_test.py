@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import build, config, method_config, tiers, train
+from fedjax_tune import build, config, method_config, tiers, training
 
 _LLAMA = dataclasses.replace(tiny_folders.LLAMA, embed=24, ffn=40)
 
@@ -45,7 +45,7 @@ def _experiment(weights, **sections):
 
 def test_two_families_learn_together(folders, tmp_path):
   with tfds.testing.mock_data(num_examples=40):
-    summary = train.train(_experiment(folders), str(tmp_path))
+    summary = training.train(_experiment(folders), str(tmp_path))
   assert set(summary['other_accuracies']) == {'bert', 'llama'}
   mean = np.mean(list(summary['other_accuracies'].values()))
   assert summary['accuracy'] == pytest.approx(mean)

@@ -26,6 +26,7 @@ _NAMES = {'method': tuple(METHODS)}
 # A run that is drawn stays this small; data and weights are given.
 _SMALL = {int: (0, 1, 2, 3, 4, 8), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 _GIVEN = (
+  'imports',
   'data.name', 'data.data_dir', 'data.domains', 'data.image_size', 'rounds',
   'data.lengths', 'model.weights', 'tiers.weights', 'engine.devices',
   'engine.compilation_cache', 'tiers.depth',

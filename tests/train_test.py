@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 import tiny
 
-from fedjax_tune import checkpoint, config, provisions, train
+from fedjax_tune import checkpoint, config, provisions, training
 from fedjax_tune.data import corpus
 from fedjax_tune.report import metrics
 
@@ -56,7 +56,7 @@ def _train(folder, name, *, resume=False, stop=None):
     stop: Is called in the fourth round, after a checkpoint at two.
   """
   saved, calls = {}, []
-  save, charge = checkpoint.Checkpoints.save, train.Run.charge
+  save, charge = checkpoint.Checkpoints.save, training.Run.charge
 
   def keep(self, rounds, state, *rest, **options):
     saved['state'] = jax.tree.map(np.array, state)
@@ -73,9 +73,9 @@ def _train(folder, name, *, resume=False, stop=None):
     patch.setattr(corpus, 'load', lambda *_: data)
     patch.setattr(provisions, 'check', lambda _: None)
     patch.setattr(checkpoint.Checkpoints, 'save', keep)
-    patch.setattr(train.Run, 'charge', count)
+    patch.setattr(training.Run, 'charge', count)
     workdir = str(folder / name)
-    summary = train.train(_experiment(folder), workdir, resume=resume)
+    summary = training.train(_experiment(folder), workdir, resume=resume)
   return saved['state'], summary
 
 
@@ -202,7 +202,7 @@ def test_resuming_a_finished_run_changes_nothing(folder, whole):
     patch.setattr(corpus, 'load', lambda *_: data)
     patch.setattr(provisions, 'check', lambda _: None)
     workdir = str(folder / 'whole')
-    summary = train.train(_experiment(folder), workdir, resume=True)
+    summary = training.train(_experiment(folder), workdir, resume=True)
   assert summary == whole[1]
   assert (folder / 'whole/metrics.jsonl').read_text() == before
 

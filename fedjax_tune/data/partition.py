@@ -5,6 +5,7 @@ partitions have one pool; the domain partitions have one pool for each domain.
 All of it is NumPy and a function of the configuration's seed.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -56,7 +57,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     ValueError: What is asked for is impossible; names the field and the rule.
   """
   _check(cfg)
-  if not corpus.class_names and cfg.partition in rules.BY_LABEL:
+  if not corpus.class_names and cfg.partition in rules.NEED_CLASSES:
     raise ValueError(
       f'clients.partition={cfg.partition!r} needs classes, which the data set'
       ' does not have.'
@@ -81,6 +82,47 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     indices += [np.sort(pool[part]) for part in parts]
   domains = client_domains(cfg, len(corpus.domain_names))
   return Partition(tuple(indices), domains)
+
+
+def of(
+  parts: Sequence[np.ndarray], cfg: config.Clients, corpus: Corpus
+) -> Partition:
+  """Returns a partition that its user has made.
+
+  Args:
+    parts: For each client the positions of its examples.
+    cfg: Says how many clients there are, in which domains.
+    corpus: The examples.
+
+  Raises:
+    ValueError: There are not as many parts as clients, or a part is empty, or
+      a position is outside the corpus, twice in a part, or of another domain.
+  """
+  domains = client_domains(cfg, len(corpus.domain_names))
+  if len(parts) != len(domains):
+    raise ValueError(
+      f'partition has {len(parts)} parts; must have {len(domains)}, one for each'
+      ' client (clients.count).'
+    )
+  made = []
+  for client, (part, domain) in enumerate(zip(parts, domains, strict=True)):
+    at, own = np.asarray(part), f'partition[{client}]'
+    if at.ndim != 1 or not np.issubdtype(at.dtype, np.integer) or not at.size:
+      raise ValueError(f'{own} must be whole numbers [n], one at least.')
+    if at.min() < 0 or at.max() >= len(corpus):
+      raise ValueError(
+        f'{own}: positions from {at.min()} to {at.max()} must lie in'
+        f' [0, {len(corpus)}).'
+      )
+    if len(np.unique(at)) < len(at):
+      raise ValueError(f'{own} must have each example once.')
+    if domain >= 0 and np.any(corpus.domains[at] != domain):
+      raise ValueError(
+        f'{own} must have examples of {corpus.domain_names[domain]!r} alone, the'
+        " client's domain."
+      )
+    made.append(np.sort(at).astype(np.int64))
+  return Partition(tuple(made), domains)
 
 
 def client_domains(cfg: config.Clients, num_domains: int) -> np.ndarray:

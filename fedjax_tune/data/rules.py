@@ -1,6 +1,6 @@
 """Rules that split one pool of labelled examples among clients, in NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def _k_shot(
   return [np.concatenate(part) for part in parts]
 
 
-RULES: Mapping[str, Rule] = {
+RULES: dict[str, Rule] = {
   'iid': _iid,
   'dirichlet': _dirichlet,
   'pathological': _pathological,
@@ -143,4 +143,4 @@ RULES: Mapping[str, Rule] = {
 }
 
 # Those that look at labels.
-BY_LABEL = ('dirichlet', 'pathological', 'k_shot', 'domain_dirichlet')
+NEED_CLASSES = {'dirichlet', 'pathological', 'k_shot', 'domain_dirichlet'}

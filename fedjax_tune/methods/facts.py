@@ -50,6 +50,10 @@ class Facts:
     return build(None)
 
 
+# (experiment, size of each axis, budget of each client) -> None
+Check = Callable[[config.Experiment, Mapping[str, int], tuple[int, ...]], None]
+
+
 def accept(
   experiment: config.Experiment,
   sizes: Mapping[str, int],
@@ -71,7 +75,5 @@ class Method:
   """
 
   build: Callable[[Facts], Algorithm]
-  check: Callable[
-    [config.Experiment, Mapping[str, int], tuple[int, ...]], None
-  ] = accept
+  check: Check = accept
   several_models: bool = False

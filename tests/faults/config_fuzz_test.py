@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_fuzz
 
-from fedjax_tune import build, config, endings, train, validate
+from fedjax_tune import build, config, endings, training, validate
 from fedjax_tune.methods import METHODS
 
 _FIELDS = dict(tiny_fuzz.fields())
@@ -110,7 +110,7 @@ def test_experiments_run_or_are_refused_before_work(folders, model, changes):
     return
   try:
     with tfds.testing.mock_data(num_examples=20):
-      train.train(experiment, workdir)
+      training.train(experiment, workdir)
   except endings.Diverged as error:
     _check_message(error)
   finally:

@@ -6,7 +6,7 @@ import lab
 import numpy as np
 import pytest
 
-from fedjax_tune import checkpoint, config, train
+from fedjax_tune import checkpoint, config, training
 from launch import sweep_outcome, sweep_plan
 
 _SCORES = [0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9, 0.9]
@@ -25,7 +25,7 @@ def scored():
     del self, state
     return {'eval/accuracy': _SCORES[rnd]}
 
-  with lab.patched(train.Run, 'evaluate', evaluate):
+  with lab.patched(training.Run, 'evaluate', evaluate):
     yield
 
 

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import tiny_events
 
-from fedjax_tune import snapshot, train
+from fedjax_tune import snapshot, training
 from fedjax_tune.methods import METHODS
 from fedjax_tune.report import metrics
 
@@ -41,13 +41,17 @@ def _copying(owner, name, calls, folder, copy):
 
 # Where the process is killed: before the nth call of this.
 _MOMENTS = {
-  'in the first round': (train.Run, 'charge', 1),
-  'between a row and its checkpoint': (train.checkpoint.Checkpoints, 'save', 4),
+  'in the first round': (training.Run, 'charge', 1),
+  'between a row and its checkpoint': (
+    training.checkpoint.Checkpoints,
+    'save',
+    4,
+  ),
   'within a checkpoint': (snapshot, '_write_through', 6),
   'before a checkpoint is there': (snapshot, '_set_aside', 2),
   'before the old ones go': (snapshot, 'remove', 1),
-  'in an evaluation': (train.Run, 'evaluate', 6),
-  'before the summary': (train, 'summarize', 1),
+  'in an evaluation': (training.Run, 'evaluate', 6),
+  'before the summary': (training, 'summarize', 1),
 }
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of tiny stacks: `train.train` on data in memory.
+"""Whole runs of tiny stacks: `training.train` on data in memory.
 
 A run's programs are compiled once a process; what starts from disk, what is
 written and what is compared is that of any run.
@@ -20,7 +20,7 @@ import pytest
 from rich import console as rich_console
 import tiny
 
-from fedjax_tune import build, checkpoint, config, train
+from fedjax_tune import build, checkpoint, config, training
 from fedjax_tune.data import corpus, partition
 from fedjax_tune.report import metrics
 
@@ -70,7 +70,7 @@ def setup(
 _compiled: dict[str, Any] = {}
 
 
-def _run(made: build.Setup) -> train.Run:
+def _run(made: build.Setup) -> training.Run:
   """Returns a run that shares the programs of others."""
   e = dataclasses.asdict(made.experiment)
   # What no program depends on.
@@ -85,7 +85,7 @@ def _run(made: build.Setup) -> train.Run:
   return run
 
 
-_RUN = train.Run
+_RUN = training.Run
 
 
 def go(
@@ -105,17 +105,17 @@ def go(
     examples: The training data.
     weights: Stands for the hash of the pretrained weights.
     patch: Is entered for the run.
-    **options: Of `train.train`.
+    **options: Of `training.train`.
   """
   shown = io.StringIO()
   made = functools.partial(setup, examples=examples or data(), weights=weights)
   with pytest.MonkeyPatch.context() as monkey, patch or _NOTHING:
     monkey.setattr(build, 'build', lambda e, **_: made(e))
-    monkey.setattr(train, 'Run', _run)
+    monkey.setattr(training, 'Run', _run)
     # A second each, and tested elsewhere.
     for name in ('plot_run', 'plot_partition'):
-      monkey.setattr(train.plots, name, lambda *_: None)
-    train.train(
+      monkey.setattr(training.plots, name, lambda *_: None)
+    training.train(
       e or experiment(),
       str(workdir),
       console=rich_console.Console(file=shown, width=1000),
@@ -164,7 +164,7 @@ class Stopped(BaseException):
 
 def during(rnd: int, act: Callable[[], None]) -> Any:
   """Returns a patch that calls `act` in the middle of a round."""
-  charge, calls = train.Run.charge, []
+  charge, calls = training.Run.charge, []
 
   def counting(self, meter, members):
     calls.append(members)
@@ -172,7 +172,7 @@ def during(rnd: int, act: Callable[[], None]) -> Any:
       act()
     return charge(self, meter, members)
 
-  return patched(train.Run, 'charge', counting)
+  return patched(training.Run, 'charge', counting)
 
 
 def stopped_in(rnd: int) -> Any:

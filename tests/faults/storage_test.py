@@ -12,7 +12,7 @@ import threading
 import lab
 import pytest
 
-from fedjax_tune import checkpoint, endings, snapshot, train
+from fedjax_tune import checkpoint, endings, snapshot, training
 from fedjax_tune.report import board, metrics
 
 
@@ -90,7 +90,7 @@ _FULL = {
     'metrics.jsonl',
   ),
   'the plots': (
-    lambda: _full_after(train.reporting, 'read_metrics', 0),
+    lambda: _full_after(training.reporting, 'read_metrics', 0),
     '',
   ),
   'costs': (lambda: _full_after(os, 'fsync', 0), 'costs.md'),
@@ -113,7 +113,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, whole, what):
 def test_a_full_disk_is_noticed_in_the_next_round(tmp_path):
   """A checkpoint is written behind the run's back."""
   seen = []
-  charge = train.Run.charge
+  charge = training.Run.charge
 
   def slowly(self, meter, members):
     # Long enough for a checkpoint to fail.
@@ -125,13 +125,13 @@ def test_a_full_disk_is_noticed_in_the_next_round(tmp_path):
     pytest.raises(endings.StorageError, match='checkpoints/2'),
     _full_after(snapshot, '_write_through', 0),
   ):
-    lab.go(tmp_path, patch=lab.patched(train.Run, 'charge', slowly))
+    lab.go(tmp_path, patch=lab.patched(training.Run, 'charge', slowly))
   assert len(seen) == 3
 
 
 def test_a_folder_that_vanishes(tmp_path):
   workdir, rounds = tmp_path / 'run', []
-  charge = train.Run.charge
+  charge = training.Run.charge
 
   def count(self, *args):
     rounds.append(args)
@@ -140,7 +140,7 @@ def test_a_folder_that_vanishes(tmp_path):
     return charge(self, *args)
 
   with pytest.raises(endings.StorageError, match=f'workdir={workdir} is gone'):
-    lab.go(workdir, patch=lab.patched(train.Run, 'charge', count))
+    lab.go(workdir, patch=lab.patched(training.Run, 'charge', count))
   assert len(rounds) == 2
   assert not workdir.exists()
 

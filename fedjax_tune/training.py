@@ -1,5 +1,6 @@
 """A run, from an experiment to its results on disk."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
@@ -27,6 +28,7 @@ from fedjax_tune import (
   unread,
 )
 from fedjax_tune import workdir as folder
+from fedjax_tune.data import arrays
 from fedjax_tune.engine.plan import RoundPlan, prefetch
 from fedjax_tune.report import costs, plots
 from fedjax_tune.report import metrics as reporting
@@ -44,6 +46,8 @@ def train(
   fetch: bool = False,
   inexact: bool = False,
   console: rich_console.Console | None = None,
+  data: arrays.Arrays | None = None,
+  partition: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
 
@@ -57,6 +61,9 @@ def train(
       last bits may differ.
     console: Where the cost table and the progress bar are shown; standard
       output by default.
+    data: From `from_arrays`, in place of the data set that `data.name` names.
+    partition: For each client the positions of its training examples; None
+      divides them as `clients.partition` says.
 
   Returns:
     What `summary.json` holds.
@@ -74,10 +81,13 @@ def train(
   """
   workdir = str(folders.local('workdir', workdir))
   console = console or rich_console.Console()
+  if data is not None:
+    own = dataclasses.replace(experiment.data, name=arrays.NAME)
+    experiment = dataclasses.replace(experiment, data=own)
   fields = dataclasses.asdict(experiment)
   folder.check(workdir, fields, resume)
   with interrupts.Interrupts() as signals:
-    setup = building.build(experiment, fetch=fetch)
+    setup = building.build(experiment, fetch=fetch, data=data, parts=partition)
     with folder.claim(workdir) as claim:
       folder.check_begun(workdir, fields, resume)
       own = identity.of(setup)

@@ -1,0 +1,197 @@
+"""A data set that its user has in memory: pictures or texts, with classes."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fedjax_tune import config
+from fedjax_tune.data import text, text_sets, tokens
+from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.tasks import Task
+from fedjax_tune.typing import Tokens
+
+# What the configuration of such a run has as `data.name`.
+NAME = 'arrays'
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Examples of one split, checked.
+
+  Attributes:
+    inputs: uint8 [N, S, S, 3], or N texts.
+    labels: int32 [N].
+    domains: int32 [N], positions in the domains' names.
+  """
+
+  inputs: Any
+  labels: np.ndarray
+  domains: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """A data set in memory; see `from_arrays`.
+
+  Attributes:
+    train: Examples that clients divide among themselves.
+    test: Examples on which models are evaluated.
+    class_names: By label.
+    domain_names: By domain.
+  """
+
+  train: Split
+  test: Split
+  class_names: tuple[str, ...]
+  domain_names: tuple[str, ...]
+
+  @property
+  def texts(self) -> bool:
+    """Whether the examples are texts."""
+    return not isinstance(self.train.inputs, np.ndarray)
+
+  def load(
+    self, cfg: config.Data, tokenizer: str | None, pad: int
+  ) -> tuple[Corpus, Corpus]:
+    """Returns both splits as a model reads them.
+
+    Args:
+      cfg: Of the run; `image_size` and `lengths` count.
+      tokenizer: Folder of the model's tokenizer; None if it reads images.
+      pad: The model's padding token.
+
+    Raises:
+      ValueError: The model reads another kind of input, or another size.
+    """
+    if self.texts != (tokenizer is not None):
+      has, reads = ('texts', 'images') if self.texts else ('images', 'texts')
+      raise ValueError(
+        f'data: has {has}, but the model of model.weights reads {reads}.'
+      )
+    make = lambda split: self._corpus(split, cfg, tokenizer, pad)
+    return make(self.train), make(self.test)
+
+  def _corpus(
+    self, split: Split, cfg: config.Data, tokenizer: str | None, pad: int
+  ) -> Corpus:
+    inputs, lengths = split.inputs, None
+    if tokenizer is not None:
+      entry = text_sets.TextSet(('text',))
+      rows = [
+        {'text': line, 'label': label}
+        for line, label in zip(inputs, split.labels, strict=True)
+      ]
+      made = text.encode(
+        rows, entry, tokens.load(tokenizer), max(cfg.lengths), pad
+      )
+      inputs = Tokens(made.encoded.ids, made.encoded.types)
+      lengths = made.encoded.lengths
+    elif inputs.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+      raise ValueError(
+        f'data: images of shape {inputs.shape[1:]} must be of shape'
+        f' ({cfg.image_size}, {cfg.image_size}, 3), as data.image_size says.'
+      )
+    return Corpus(
+      labels=split.labels,
+      domains=split.domains,
+      groups=None,
+      domain_names=self.domain_names,
+      class_names=self.class_names,
+      inputs=inputs,
+      task=Task('classification', len(self.class_names)),
+      lengths=lengths,
+    )
+
+
+def from_arrays(
+  inputs: np.ndarray | Sequence[str],
+  labels: Sequence[int] | np.ndarray,
+  test_inputs: np.ndarray | Sequence[str],
+  test_labels: Sequence[int] | np.ndarray,
+  *,
+  domains: Sequence[str] | None = None,
+  test_domains: Sequence[str] | None = None,
+  class_names: Sequence[str] = (),
+) -> Arrays:
+  """Makes a data set of what is in memory, for `train`.
+
+  Args:
+    inputs: Images uint8 [N, S, S, 3], S the experiment's `data.image_size`, or
+      N texts.
+    labels: Their classes, from 0, [N].
+    test_inputs: Likewise [M], to evaluate models on.
+    test_labels: Likewise [M].
+    domains: The name of each example's domain [N]; None has one domain.
+    test_domains: Likewise [M].
+    class_names: By label; () calls them by their numbers.
+
+  Raises:
+    ValueError: The arrays do not fit together, or are not what they must be.
+  """
+  top = max(int(np.max(x, initial=-1)) for x in (labels, test_labels))
+  names = tuple(class_names) or tuple(map(str, range(top + 1)))
+  if (domains is None) != (test_domains is None):
+    raise ValueError('domains and test_domains must be given together.')
+  known = tuple(dict.fromkeys(domains)) if domains is not None else ('all',)
+  make = lambda which, x, y, d: _split(which, x, y, d, names, known)
+  train = make('', inputs, labels, domains)
+  test = make('test_', test_inputs, test_labels, test_domains)
+  if isinstance(train.inputs, np.ndarray) != isinstance(
+    test.inputs, np.ndarray
+  ):
+    raise ValueError('inputs and test_inputs must both be images, or texts.')
+  if len(np.unique(train.labels)) < 2:
+    raise ValueError('labels must be of two classes at least.')
+  return Arrays(train, test, names, known)
+
+
+def _split(
+  which: str,
+  inputs: Any,
+  labels: Any,
+  domains: Sequence[str] | None,
+  names: tuple[str, ...],
+  known: tuple[str, ...],
+) -> Split:
+  """Checks a split's arrays."""
+  count = len(inputs)
+  label_N = np.asarray(labels)
+  if not count:
+    raise ValueError(f'{which}inputs must have an example at least.')
+  if label_N.shape != (count,) or not np.issubdtype(label_N.dtype, np.integer):
+    raise ValueError(
+      f'{which}labels of shape {label_N.shape} and type {label_N.dtype} must be'
+      f' {count} whole numbers, one for each of {which}inputs.'
+    )
+  if label_N.min() < 0 or label_N.max() >= len(names):
+    raise ValueError(
+      f'{which}labels from {label_N.min()} to {label_N.max()} must lie in'
+      f' [0, {len(names)}), one of {len(names)} classes.'
+    )
+  domain_N = np.zeros(count, np.int32)
+  if domains is not None:
+    if len(domains) != count:
+      raise ValueError(
+        f'{which}domains must be {count} names, and are {len(domains)}.'
+      )
+    if unknown := set(domains) - set(known):
+      raise ValueError(
+        f'{which}domains: {sorted(unknown)[0]!r} must be one of'
+        f' {", ".join(known)}, the domains of training.'
+      )
+    domain_N = np.array([known.index(d) for d in domains], np.int32)
+  return Split(_inputs(which, inputs), label_N.astype(np.int32), domain_N)
+
+
+def _inputs(which: str, inputs: Any) -> Any:
+  if all(isinstance(x, str) for x in inputs):
+    return tuple(inputs)
+  images = np.asarray(inputs)
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    raise ValueError(
+      f'{which}inputs of shape {images.shape} and type {images.dtype} must be'
+      ' images uint8 [N, S, S, 3], or texts.'
+    )
+  return images

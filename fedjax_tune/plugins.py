@@ -1,0 +1,108 @@
+"""What users add from their own modules: methods and ways to divide data.
+
+A module that registers something is named in an experiment's `imports`, so
+that every command, `--resume` and `launch.deploy` find it again: it must lie
+where Python finds modules, such as the folder where a command is started. A
+data set needs nothing of this: a TFDS builder is known once its module is
+imported. Importing a module runs it; read the `imports` of a run's config.json
+before you deploy what somebody else has trained.
+"""
+
+from collections.abc import Callable
+import importlib
+import sys
+
+from fedjax_tune import config, validate
+from fedjax_tune.data import rules
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.field_rules import RULES
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.facts import Check, Facts, Method, accept
+
+
+def register_method(
+  name: str, build: Callable[[Facts], Algorithm], check: Check = accept
+) -> None:
+  """Makes a method known, as `--config.method=name`.
+
+  Args:
+    name: What to call it.
+    build: Builds it when everything is known.
+    check: (experiment, size of each axis, budget of each client) -> None;
+      raises a ValueError for what is wrong before data are read.
+
+  Raises:
+    ValueError: There is another method of that name.
+  """
+  there = METHODS.get(name)
+  _check_name('method', name, there and there.build, build)
+  METHODS[name] = Method(build, check)
+
+
+def register_partition(
+  name: str, rule: rules.Rule, *, needs_classes: bool = False
+) -> None:
+  """Makes a way to divide examples known, as `--config.clients.partition=name`.
+
+  Args:
+    name: What to call it; if it begins with 'domain', each domain is divided by
+      itself among clients of its own.
+    rule: (labels [n], the section `clients`, random generator) -> for each of
+      `clients.count` clients the positions of its examples.
+    needs_classes: Whether labels must be classes.
+
+  Raises:
+    ValueError: There is another one of that name.
+  """
+  _check_name('partition', name, rules.RULES.get(name), rule)
+  rules.RULES[name] = rule
+  if needs_classes:
+    rules.NEED_CLASSES.add(name)
+
+
+def _check_name(
+  kind: str,
+  name: str,
+  there: Callable[..., object] | None,
+  new: Callable[..., object],
+) -> None:
+  """Refuses another thing's name; a module that is run again may renew its own."""
+  if not name.isidentifier():
+    raise ValueError(f'{kind}={name!r} must be an identifier to be registered.')
+  origin = lambda fn: (fn.__module__, getattr(fn, '__qualname__', ''))
+  if there is not None and origin(there) != origin(new):
+    raise ValueError(
+      f'{kind}={name!r} must be another name: it is known already, from'
+      f' {there.__module__}.'
+    )
+
+
+def check(experiment: config.Experiment) -> None:
+  """Imports an experiment's modules, and checks all that needs no data.
+
+  Raises:
+    ValueError: A module cannot be imported, or a field is wrong; with a line
+      for each problem, naming field, value and rule.
+  """
+  names = experiment.imports
+  well_formed = isinstance(names, tuple) and all(
+    isinstance(name, str) and RULES['imports'].holds(name) for name in names
+  )
+  for i, name in enumerate(names) if well_formed else ():
+    _import(f'imports[{i}]={name!r}', name)
+  validate.validate(experiment, METHODS, rules.RULES)
+
+
+def _import(place: str, name: str) -> None:
+  try:
+    importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f'{place} must be a module that Python finds ({error}); start the command'
+      ' in its folder, or put that on PYTHONPATH.'
+    ) from error
+  except Exception as error:
+    sys.modules.pop(name, None)
+    raise ValueError(
+      f'{place} cannot be imported: {type(error).__name__}: {error}'
+    ) from error

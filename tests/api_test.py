@@ -1,0 +1,250 @@
+"""The public API: runs on arrays in memory, and what users register."""
+
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_folders
+
+import fedjax_tune as ft
+from fedjax_tune import finished, validate
+from fedjax_tune.data import rules
+from fedjax_tune.methods import METHODS
+
+_SIDE = 16
+
+
+def _images(count, seed=0):
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(3, size=count)
+  images = rng.integers(0, 100, (count, _SIDE, _SIDE, 3))
+  return (images + 60 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def _experiment(**fields):
+  e = ft.Experiment(rounds=2, eval_every=1, **fields)
+  e.model.weights, e.data.image_size = 'random:vit_test', _SIDE
+  e.clients.partition, e.clients.count = 'iid', 3
+  e.clients.cohort, e.clients.cohort_size = 'uniform', 2
+  e.clients.budgets, e.clients.min_examples = (4, 2, 2), 1
+  e.lora.rank, e.local.batch_size, e.local.steps = 2, 4, 2
+  e.engine.compilation_cache = False
+  return e
+
+
+def _data(**options):
+  return ft.from_arrays(*_images(48), *_images(20, 1), **options)
+
+
+def test_names_are_there():
+  assert set(ft.__all__) <= set(dir(ft))
+  for name in ft.__all__:
+    assert getattr(ft, name).__doc__
+  with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    _ = ft.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_run_on_arrays(tmp_path):
+  parts = [np.arange(0, 20), np.arange(20, 30), np.arange(30, 48)]
+  options = {'data': _data(class_names=('a', 'b', 'c')), 'partition': parts}
+  summary = ft.train(_experiment(), str(tmp_path), **options)
+  assert summary['rounds'] == 2
+  assert 0 <= summary['accuracy'] <= 1
+  written = json.loads((tmp_path / 'partition.json').read_text())
+  assert written['indices'] == [list(map(int, part)) for part in parts]
+  longer = _experiment()
+  longer.rounds = 3
+  again = ft.train(longer, str(tmp_path), resume=True, **options)
+  assert again['rounds'] == 3
+  # Other data, or none, are not this run's.
+  for changed in (_images(48, 2), None):
+    data = changed and ft.from_arrays(*changed, *_images(20, 1))
+    with pytest.raises(ValueError, match=r'other data|arrays in memory|config'):
+      ft.train(longer, str(tmp_path), resume=True, data=data, partition=parts)
+  with pytest.raises(ValueError, match='arrays in memory'):
+    finished.load(tmp_path)
+
+
+def test_texts_of_domains(tmp_path):
+  e = _experiment()
+  e.model.weights = tiny_folders.write_bert(tmp_path)
+  e.clients.budgets = ()
+  e.clients.partition, e.clients.cohort = 'domain', 'one_per_domain'
+  e.clients.count, e.lora.targets = 1, ('attn.q',)
+  e.data.lengths = (8, 16)
+  texts = ['good film', 'bad film', 'a good one', 'so bad'] * 6
+  labels, domains = [1, 0, 1, 0] * 6, ['web', 'print'] * 12
+  data = ft.from_arrays(
+    texts, labels, texts, labels, domains=domains, test_domains=domains
+  )
+  summary = ft.train(e, str(tmp_path / 'run'), data=data)
+  assert set(summary['accuracy_by_domain']) == {'web', 'print'}
+  with pytest.raises(ValueError, match='data: has images, but the model'):
+    ft.train(e, str(tmp_path / 'other'), data=_data())
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'labels': [0, 1]}, 'labels of shape (2,)'),
+    ({'labels': np.zeros(48)}, 'whole numbers'),
+    ({'labels': np.zeros(48, int)}, 'two classes at least'),
+    ({'labels': np.full(48, -1)}, 'must lie in [0, 3)'),
+    ({'inputs': np.zeros((48, 4, 4, 3))}, 'images uint8 [N, S, S, 3]'),
+    ({'inputs': ['a'] * 48}, 'must both be images, or texts'),
+    ({'inputs': np.zeros((0, 4, 4, 3), np.uint8)}, 'an example at least'),
+    ({'domains': ['a'] * 48}, 'given together'),
+    (
+      {'domains': ['a'] * 48, 'test_domains': ['b'] * 20},
+      "test_domains: 'b' must be one of a",
+    ),
+    ({'domains': ['a'], 'test_domains': ['a'] * 20}, 'domains must be 48'),
+    ({'class_names': ('a', 'b')}, 'must lie in [0, 2)'),
+  ],
+)
+def test_arrays_that_do_not_fit(change, message):
+  inputs, labels = _images(48)
+  test_inputs, test_labels = _images(20, 1)
+  named = {
+    'inputs': inputs,
+    'labels': labels,
+    'test_inputs': test_inputs,
+    'test_labels': test_labels,
+  }
+  with pytest.raises(ValueError, match=re.escape(message)):
+    ft.from_arrays(**(named | change))
+
+
+@pytest.mark.parametrize(
+  ('parts', 'message'),
+  [
+    ([[0], [1]], 'has 2 parts; must have 3'),
+    ([[0], [], [1]], 'partition[1] must be whole numbers'),
+    ([[0], [1], [48]], 'partition[2]: positions from 48 to 48'),
+    ([[0, 0], [1], [2]], 'partition[0] must have each example once'),
+    ([[0.5], [1], [2]], 'partition[0] must be whole numbers'),
+  ],
+)
+def test_partitions_that_do_not_fit(tmp_path, parts, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    ft.train(_experiment(), str(tmp_path), data=_data(), partition=parts)
+
+
+def test_images_of_another_size(tmp_path):
+  e = _experiment()
+  e.data.image_size = 24
+  with pytest.raises(ValueError, match=r'must be of shape \(24, 24, 3\)'):
+    ft.train(e, str(tmp_path), data=_data())
+
+
+def test_a_client_update_of_your_own():
+  """On one's own arrays, with one's own loss."""
+  batches = ft.Batch(
+    jnp.arange(6.0).reshape(3, 2), jnp.zeros((3, 2)), jnp.ones((3, 2), bool)
+  )
+
+  def objective(local, batch, key):
+    del key
+    return jnp.mean((local - batch.inputs) ** 2) / 2, {'count': jnp.float32(2)}
+
+  delta, sums = ft.client_update(
+    objective,
+    optax.sgd(1.0),
+    jnp.float32(0),
+    batches,
+    jax.random.key(0),
+    jnp.float32(0.5),
+  )
+  w = 0.0
+  for mean in (0.5, 2.5, 4.5):
+    w -= 0.5 * (w - mean)
+  np.testing.assert_allclose(delta, w)
+  assert sums['count'] == 6
+
+
+# -- what users register
+
+_README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """Writes a module where Python finds it; forgets what it registers."""
+  monkeypatch.syspath_prepend(str(tmp_path))
+  methods, partitions = dict(METHODS), dict(rules.RULES)
+  before = set(sys.modules)
+  yield lambda name, text: (tmp_path / f'{name}.py').write_text(text)
+  for known, old in ((METHODS, methods), (rules.RULES, partitions)):
+    for name in set(known) - set(old):
+      del known[name]
+  for name in set(sys.modules) - before:
+    if name in ('drop_half', 'mine'):
+      del sys.modules[name]
+
+
+def test_the_readmes_method_runs_and_resumes(tmp_path, module):
+  (text,) = re.findall('```python\n(# drop_half.*?)```', _README, re.DOTALL)
+  module('drop_half', text)
+  e = _experiment(method='drop_half', imports=('drop_half',))
+  summary = ft.train(e, str(tmp_path / 'run'), data=_data())
+  assert summary['method'] == 'drop_half'
+  (costs,) = json.loads((tmp_path / 'run/costs.json').read_text())
+  assert costs['layers'] == 2
+  # A new process knows it by the folder alone.
+  del METHODS['drop_half'], sys.modules['drop_half']
+  e.rounds = 3
+  again = ft.train(e, str(tmp_path / 'run'), resume=True, data=_data())
+  assert again['rounds'] == 3
+
+
+_PARTITION = """
+import numpy as np
+import fedjax_tune as ft
+
+def by_parity(labels, cfg, rng):
+  return [np.arange(k, len(labels), cfg.count) for k in range(cfg.count)]
+
+ft.register_partition('by_parity', by_parity)
+"""
+
+
+def test_a_partition_of_your_own(tmp_path, module):
+  module('mine', _PARTITION)
+  e = _experiment(imports=('mine',))
+  e.clients.partition = 'by_parity'
+  ft.train(e, str(tmp_path / 'run'), data=_data())
+  written = json.loads((tmp_path / 'run/partition.json').read_text())
+  assert written['indices'][1] == list(range(1, 48, 3))
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (None, "imports[0]='mine' must be a module that Python finds"),
+    ('1 / 0', "imports[0]='mine' cannot be imported: ZeroDivisionError"),
+    (
+      'import fedjax_tune as ft\nft.register_method("fedra", print)',
+      "method='fedra' must be another name",
+    ),
+    (
+      'import fedjax_tune as ft\nft.register_partition("a b", print)',
+      "partition='a b' must be an identifier",
+    ),
+  ],
+)
+def test_modules_that_do_not_serve(tmp_path, module, text, message):
+  if text:
+    module('mine', text)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    ft.train(_experiment(imports=('mine',)), str(tmp_path), data=_data())
+
+
+def test_imports_are_names_of_modules():
+  with pytest.raises(ValueError, match=r"imports\[0\]='../x' must be the name"):
+    validate.validate(_experiment(imports=('../x',)), METHODS)
