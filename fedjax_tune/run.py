@@ -16,7 +16,7 @@ from fedjax_tune import (
   selection,
   snapshot,
 )
-from fedjax_tune.engine import server, store
+from fedjax_tune.engine import personal, server, store
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cost import Cost, client_cost, held_shapes
@@ -87,6 +87,15 @@ class Run:
     self._evaluate = build_evaluate(
       model, setup.algorithm.evaluation, tests, e.data.lengths
     )
+    self._personal = None
+    if setup.algorithm.evaluation.personal:
+      parts = setup.partition
+      own = personal.own_examples(
+        setup.train.labels, parts.indices, parts.domains, setup.test
+      )
+      self._personal = personal.build(
+        setup.algorithm, setup.test, own, e.data.lengths
+      )
 
   def _batch_shapes(self, sig: Signature) -> Batch:
     cfg, train = self.setup.experiment.local, self.setup.train
@@ -185,6 +194,8 @@ class Run:
     if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
       return {}
     try:
+      if self._personal:
+        return self._personal(self.engine.base(state), state)
       results = self._evaluate(self.engine.base(state), state.theta)
     except endings.Diverged as error:
       raise endings.Diverged(f'round {rnd}: {error}') from error

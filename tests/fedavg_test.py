@@ -16,6 +16,7 @@ _WHOLE = {
 }
 # The port of DepthFL trains more classifiers than the model has, HeteroTune
 # has several models, PriSM trains factors, SCAFFOLD and FedDyn correct drift,
+# FedPer's heads are the clients',
 # and of these methods of ranks the point is to be no plain mean.
 _OTHERS = (
   'all_large',
@@ -23,6 +24,7 @@ _OTHERS = (
   'prism',
   'scaffold',
   'feddyn',
+  'fedper',
   'depthfl:fedra_port',
   'ffa_lora',
   'hetlora',

@@ -272,6 +272,9 @@ class Evaluation:
     predict: (name, model, held, inputs) -> outputs.
     headline: How much each counts in the one number; {} takes the first alone.
     subnetworks: Parts of *the* model that were trained to stand alone.
+    personal: (theta, what a client remembers) -> the parameters of the client's
+      own model. How good these are on their clients' own data is then the one
+      number, and `models` are not evaluated; None has no such models.
   """
 
   task: Task
@@ -279,6 +282,7 @@ class Evaluation:
   predict: Callable[[str, Any, Selection, Any], jax.Array] = predict_outputs
   headline: Mapping[str, float] = dataclasses.field(default_factory=dict)
   subnetworks: tuple[Selection, ...] = ()
+  personal: Callable[[Tree, Tree], Tree] | None = None
 
   @property
   def weights(self) -> Mapping[str, float]:

@@ -57,7 +57,8 @@ def build_evaluate(
     """Evaluates the models that read one corpus."""
     parts: dict[str, list[Any]] = {name: [] for name in names}
     order = []
-    for index, batch in _batches(corpus, lengths, batch_size):
+    everything = np.arange(len(corpus))
+    for index, batch in batches(corpus, everything, lengths, batch_size):
       order.append(index)
       arrays = jax.device_put(batch)
       for name in names:
@@ -104,12 +105,22 @@ def _check(
       )
 
 
-def _batches(
-  examples: Any, lengths: Sequence[int], batch_size: int
+def batches(
+  examples: Any, order: np.ndarray, lengths: Sequence[int], batch_size: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-  order = np.arange(len(examples))
+  """Yields some examples in batches of one size, the last one padded.
+
+  Args:
+    examples: A corpus.
+    order: Positions of the examples; texts are read in order of length.
+    lengths: Tokens to which texts are padded.
+    batch_size: Examples at a time.
+
+  Yields:
+    Positions of a batch's real examples, its first rows, and the batch.
+  """
   if examples.lengths is not None:
-    order = np.argsort(examples.lengths, kind='stable')
+    order = order[np.argsort(examples.lengths[order], kind='stable')]
   for begin in range(0, len(order), batch_size):
     index = order[begin : begin + batch_size]
     rows = np.pad(index, (0, batch_size - len(index)), mode='edge')

@@ -5,6 +5,7 @@ from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
 from fedjax_tune.methods.heterotune import heterotune
+from fedjax_tune.methods.personal import fedper
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
 from fedjax_tune.methods.width import fedrolex, fjord, heterofl, rates
@@ -31,6 +32,7 @@ METHODS: dict[str, Method] = {
   'flora': Method(products.build_flora, products.check),
   'fedex_lora': Method(products.build_fedex_lora, products.check),
   'composed': Method(composed.build, composed.check),
+  'fedper': Method(fedper.build),
   'scaffold': Method(scaffold.build, scaffold.check),
   'feddyn': Method(feddyn.build, feddyn.check),
   'heterotune': Method(heterotune.build, heterotune.check, several_models=True),

@@ -1,0 +1,133 @@
+"""How good each client's own model is on the client's own data."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_tune import endings, scores, selection
+from fedjax_tune.engine import store
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.engine.evaluate import batches
+from fedjax_tune.engine.server import ServerState
+from fedjax_tune.typing import Tree
+
+# (base, state) -> metrics by name, as rows of a run have them
+Evaluate = Callable[[Tree, ServerState], dict[str, float]]
+
+_BATCH = 128
+
+
+def own_examples(
+  labels: np.ndarray,
+  indices: Sequence[np.ndarray],
+  domains: np.ndarray,
+  test: Any,
+) -> list[np.ndarray]:
+  """Returns which test examples are like each client's own.
+
+  Those of its domain, if it has one, and of the classes that it trains on.
+
+  Args:
+    labels: Of the training data, int [N].
+    indices: For each client the positions of its examples.
+    domains: Domain of each client; -1 if it may hold several.
+    test: The test data.
+  """
+  found = []
+  for held, domain in zip(indices, domains, strict=True):
+    own = np.isin(test.labels, np.unique(labels[held]))
+    if domain >= 0:
+      own &= test.domains == domain
+    found.append(np.flatnonzero(own))
+  return found
+
+
+def build(
+  algorithm: Algorithm,
+  test: Any,
+  own: Sequence[np.ndarray],
+  lengths: Sequence[int] = (),
+) -> Evaluate:
+  """Builds the evaluation of every client's own model.
+
+  Args:
+    algorithm: The method, of which clients have models of their own.
+    test: The test data, with classes.
+    own: For each client the positions of the test examples that are like its
+      own; a client without any does not count.
+    lengths: Tokens to which texts are padded.
+
+  Returns:
+    The evaluation: `eval/accuracy` is the mean over clients of the task's
+    primary metric, `eval/accuracy/DOMAIN` that over their examples of a domain,
+    `eval/worst_client/accuracy` the least of a client. It raises `Diverged`
+    where outputs or metrics are not finite.
+  """
+  evaluation, model = algorithm.evaluation, algorithm.model
+  assert evaluation.personal is not None
+  make, task = evaluation.personal, evaluation.task
+  name, held = next(iter(evaluation.models.items()))
+
+  @jax.jit
+  def predict(base, theta, remembered, batch):
+    local = selection.select_within(make(theta, remembered), model.axes, held)
+    whole = model.assemble(base, local, held)
+    outputs = evaluation.predict(name, whole, held, batch.inputs)
+    return task.predict(outputs, batch)
+
+  def of_client(base, theta, remembered, rows):
+    order, parts = [], []
+    for index, batch in batches(test, rows, lengths, _BATCH):
+      found = jax.device_get(predict(base, theta, remembered, batch))
+      order.append(index)
+      real = np.arange(len(index))
+      parts.append(jax.tree.map(lambda x, real=real: x[real], found))
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return np.concatenate(order), joined
+
+  def judge(rows, predicted):
+    return scores.evaluate(
+      task.kind, task.metrics, predicted, test.labels[rows]
+    )
+
+  def evaluate(base, state):
+    start = algorithm.client.state
+    by_client = {metric: [] for metric in task.metrics}
+    by_domain = {domain: [] for domain in test.domain_names}
+    for client, rows in enumerate(own):
+      if not rows.size:
+        continue
+      states = store.gather(state.clients, np.array([client]), start)
+      remembered = jax.tree.map(lambda x: x[0], states)
+      order, predicted = of_client(base, state.theta, remembered, rows)
+      for metric, value in judge(order, predicted).items():
+        by_client[metric].append(value)
+      for domain, domain_name in enumerate(test.domain_names):
+        at = test.domains[order] == domain
+        if at.any():
+          part = {k: v[at] for k, v in predicted.items()}
+          value = judge(order[at], part)[task.primary]
+          by_domain[domain_name].append(value)
+    return _summarize(task.primary, by_client, by_domain)
+
+  return evaluate
+
+
+def _summarize(
+  primary: str,
+  by_client: dict[str, list[float]],
+  by_domain: dict[str, list[float]],
+) -> dict[str, float]:
+  if not all(np.isfinite(values).all() for values in by_client.values()):
+    raise endings.Diverged(
+      "outputs or metrics of a client's own model must be finite."
+    )
+  mean = lambda values: float(np.mean(values))
+  return (
+    {'eval/accuracy': mean(by_client[primary])}
+    | {f'metric/{m}': mean(v) for m, v in by_client.items() if m != primary}
+    | {f'eval/accuracy/{d}': mean(v) for d, v in by_domain.items() if v}
+    | {'eval/worst_client/accuracy': float(np.min(by_client[primary]))}
+  )

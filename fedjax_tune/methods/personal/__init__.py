@@ -1,0 +1,1 @@
+"""Clients that keep a part of their model to themselves."""

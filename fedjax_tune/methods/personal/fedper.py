@@ -1,0 +1,118 @@
+"""FedPer: every client keeps its head to itself.
+
+Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with
+Personalization Layers", arXiv 1912.00818, algorithms 1 and 2. The paper has no
+code of its authors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune.engine.algorithm import (
+  Aggregator,
+  Algorithm,
+  Client,
+  Context,
+  Sent,
+  Traffic,
+  Update,
+  covered_mean,
+  everyone,
+)
+from fedjax_tune.engine.group import Signature
+from fedjax_tune.foundation import num_bytes
+from fedjax_tune.methods.depth import heads, uniform
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.selection import GroupSum
+from fedjax_tune.typing import Axes, Tree
+
+
+def _shared(tree: Tree) -> Tree:
+  """Returns what is not the head."""
+  return {name: part for name, part in tree.items() if name != 'head'}
+
+
+def private(theta: Tree, head: Tree) -> Tree:
+  """Returns a client's own parameters: all, with its own head."""
+  return {**theta, 'head': head}
+
+
+def keeping(client: Client, head: Tree) -> Client:
+  """Returns the client that trains and remembers a head of its own.
+
+  Args:
+    client: How it would train otherwise.
+    head: What all heads start as.
+  """
+
+  def init(held: Tree, context: Context, key: jax.Array) -> Tree:
+    del key
+    return private(held, context.state)
+
+  def finish(
+    start: Tree, delta: Tree, steps: jax.Array, context: Context
+  ) -> Sent:
+    del steps, context
+    own = jax.tree.map(jnp.add, start['head'], delta['head'])
+    return Sent(_shared(delta), jnp.ones(()), own)
+
+  first = jax.tree.map(np.asarray, head)
+  return dataclasses.replace(
+    client, init=init, finish=finish, state=lambda _: first
+  )
+
+
+def _spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+  """Sums all but heads."""
+  return _shared(theta), _shared(axes)
+
+
+def _merge(
+  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+) -> tuple[Update, Tree]:
+  """Averages all but heads over those who hold it; the server's head rests."""
+  update = covered_mean(everyone(sums))
+  rest = jax.tree.map(jnp.zeros_like, theta['head'])
+  none = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), theta['head'])
+  delta, covered = private(update.delta, rest), private(update.covered, none)
+  return Update(delta, covered), memory
+
+
+def _traffic(
+  sig: Signature,
+  cohort: Sequence[Signature],
+  held: Callable[[Signature], Tree],
+) -> Traffic:
+  """Counts all but the head, each way."""
+  del cohort
+  size = num_bytes(_shared(held(sig)))
+  return Traffic(size, size)
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds FedPer: FedAvg of full models, of which each client has its head.
+
+  The paper's personalization layers may be more than the classifier; here they
+  are the head, its smallest case and that of its text experiments. It counts
+  how good each client's own model is on test data like the client's own
+  (`engine/personal.py`); clients that never took part still have the first
+  head.
+
+  Raises:
+    ValueError: The task has no classes.
+  """
+  heads.require_classes('fedper', facts.task)
+  fedavg = uniform.build_all_large(facts)
+  return dataclasses.replace(
+    fedavg,
+    client=keeping(fedavg.client, fedavg.model.theta['head']),
+    aggregator=Aggregator(_merge, spec=_spec),
+    evaluation=dataclasses.replace(fedavg.evaluation, personal=private),
+    traffic=_traffic,
+    plain=False,
+  )
