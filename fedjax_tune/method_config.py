@@ -172,7 +172,7 @@ class Hetlora:
 
 @dataclasses.dataclass
 class Composed:
-  """Clients limited along several axes at once, with the named methods' options.
+  """Clients limited along several axes, with the named methods' options.
 
   Attributes:
     depth: Which blocks a client of `clients.budgets` holds: 'fedra' (random),
