@@ -72,7 +72,7 @@ def _check_lengths(
 
 
 def check_tokens(split: corpus.Corpus, weights: pretrained.Pretrained) -> None:
-  """Raises a ValueError where a text has what the model has no vector for."""
+  """Raises a ValueError if a text has a token or type unknown to the model."""
   cfg, inputs = weights.config, split.inputs
   if not isinstance(inputs, Tokens) or isinstance(cfg, sizes.ViTConfig):
     return
@@ -158,7 +158,7 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
 
 
 def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
-  """Returns the size of each axis, of an example too ('token', 'patch')."""
+  """Returns the size of each axis, an example's too ('token', 'patch')."""
   tokens, patch = max(data.lengths), 0
   if isinstance(cfg, sizes.ViTConfig):
     tokens, patch = cfg.num_tokens, cfg.patch**2 * 3
@@ -183,7 +183,7 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
 
 
 def _overlay(tree: Tree, params: Tree, place: Callable[[Any], Any]) -> Tree:
-  """Replaces the leaves of a model's tree by those loaded, where there are."""
+  """Replaces the leaves of a model's tree that were loaded."""
   if not isinstance(tree, dict):
     return place(params)
   return {

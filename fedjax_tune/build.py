@@ -1,4 +1,4 @@
-"""From an experiment's names to objects; the one place where that happens."""
+"""Turns an experiment's names into objects; the only place that does."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -31,20 +31,20 @@ from fedjax_tune.models import pretrained, sizes
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """All that a run is made of.
+  """Everything that a run needs.
 
   Attributes:
     experiment: Its configuration.
     algorithm: The method, with its model.
     train: Training data.
     test: Test data.
-    partition: Whose examples are whose.
+    partition: Which examples each client has.
     budgets: Blocks that each client can hold.
     sizes: Size of each axis along which clients may differ.
     devices: What each client computes with; () leaves it open.
     planner: Plans the rounds.
     tokenizer: Folder of a text model's tokenizer, else None.
-    readers: The tokenizer of each tier: which view of the data it reads.
+    readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
   """
@@ -66,10 +66,10 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-  """What is known of a run before its data are read.
+  """What is known about a run before its data are read.
 
   Attributes:
-    tiers: The models; of most methods one.
+    tiers: The models; most methods have one.
     widths: Size of each axis along which clients may differ.
     depths: Blocks of each tier, by the axis of its clients.
     budgets: Blocks that each client can hold.
@@ -97,7 +97,7 @@ def agree(
   Raises:
     ValueError, FileNotFoundError: As `build`.
   """
-  # What is cheap to check comes first, what takes long last.
+  # Cheap checks come first, slow ones last.
   plugins.check(experiment)
   provisions.check(experiment, data)
   clients = experiment.clients

@@ -23,7 +23,7 @@ def machine_memory() -> int:
 def check_model(
   experiment: config.Experiment, sizes: Mapping[str, int]
 ) -> None:
-  """Checks what a model takes with what trains in it.
+  """Checks the memory of a model and of what trains in it.
 
   Args:
     experiment: The configuration.
@@ -35,7 +35,7 @@ def check_model(
   tune, batch = experiment.model.tune, experiment.local.batch_size
   lora, cfg = experiment.lora, experiment.fedadapter
   embed, depth = sizes['embed'], sizes['layer']
-  # The matrix of A or B that is at least as wide as the model, and its change.
+  # Whichever of A and B is at least as wide as the model, and its delta.
   if tune == 'lora' and lora.targets:
     needed = 2 * lora.rank * embed * depth * len(lora.targets) * _FLOAT
     _check(f'lora.rank={lora.rank}', 'the adapters', needed)
@@ -56,7 +56,7 @@ def check_round(
   steps: int,
   sizes: Mapping[str, int],
 ) -> None:
-  """Checks what the examples of a round take: this one's and the next one's.
+  """Checks the memory of the examples of two rounds, this one and the next.
 
   Args:
     experiment: The configuration.
@@ -92,12 +92,12 @@ def check_shots(cfg: config.Clients) -> None:
 
 
 def check_program(name: str, temporary: int, memory: int | None = None) -> None:
-  """Checks what a compiled program takes.
+  """Checks the memory of a compiled program.
 
   Args:
     name: Whose program it is.
     temporary: Bytes that it takes while it runs, from the compiler.
-    memory: Bytes that there are; None asks the device.
+    memory: Bytes available; None asks the device.
 
   Raises:
     ValueError: It does not fit into memory.

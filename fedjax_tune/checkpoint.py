@@ -1,4 +1,4 @@
-"""A run's memory: checkpoints of its whole state, and the newest whole one."""
+"""Checkpoints of a run's whole state; finds the newest undamaged one."""
 
 from collections.abc import Mapping
 import concurrent.futures
@@ -21,7 +21,7 @@ class Found(NamedTuple):
 
   Attributes:
     newest: The newest whole checkpoint, if there is one.
-    damaged: By their rounds what is wrong with those that are newer.
+    damaged: What is wrong with each newer one, by its round.
   """
 
   newest: snapshot.Snapshot | None
@@ -35,8 +35,8 @@ class Found(NamedTuple):
 def find(workdir: str | os.PathLike[str]) -> Found:
   """Reads the newest whole checkpoint of a run, and changes nothing.
 
-  The run may be under way: a checkpoint that its process has meanwhile taken
-  away is no damage.
+  The run may be under way: a checkpoint that its process deletes meanwhile does
+  not count as damaged.
 
   Args:
     workdir: Folder of the run.
@@ -81,7 +81,7 @@ def fit(kept: snapshot.Snapshot, template: Tree, *, part: bool = False) -> Tree:
 
 
 def length(kept: snapshot.Snapshot, key: str) -> int:
-  """Returns how long the array is that a checkpoint has at a path, or 0."""
+  """Returns the length of the array that a checkpoint has at a path, or 0."""
   return len(kept.leaves.get(key, ()))
 
 
@@ -96,9 +96,10 @@ class Checkpoints:
       with the template's structure and leaf types (JAX or NumPy array, or
       scalar), or is called damaged.
     - A state given to `save` may be changed or donated right after.
-    - A checkpoint appears by a rename when it is complete and older ones go
-      after that, so a killed process leaves the last complete one readable.
-    - Nothing is deleted but what an instance has written.
+    - A checkpoint appears by a rename once it is complete, and older ones are
+      deleted only then, so a killed process leaves the last complete one
+      readable.
+    - An instance deletes only what it has written.
   """
 
   def __init__(
@@ -109,7 +110,7 @@ class Checkpoints:
     Args:
       workdir: Folder of the run.
       every: Rounds from one checkpoint to the next.
-      run: What identifies the run, as JSON can hold it; kept in each.
+      run: What identifies the run, as JSON data; kept in each checkpoint.
 
     Raises:
       ValueError: If `every` is below 1.
@@ -136,14 +137,14 @@ class Checkpoints:
       force: Keep it regardless, as after the last round.
 
     Raises:
-      StorageError: The checkpoint before could not be written.
+      StorageError: The previous checkpoint could not be written.
     """
     if self._pending and self._pending.done():
       self.wait()
     if rounds == self._saved or not (force or rounds % self._every == 0):
       return
     self.wait()
-    # The copy is small beside a round; without it, a donated buffer could be
+    # The copy is cheap next to a round; without it, a donated buffer could be
     # overwritten before the writing thread has read it.
     leaves = {
       key: np.array(leaf, order='C')
@@ -182,7 +183,7 @@ class Checkpoints:
     trace: types.TracebackType | None,
   ) -> None:
     self._pool.shutdown()
-    # An error of the folder is not said twice.
+    # An error of the folder is not reported twice.
     if not isinstance(error, endings.StorageError):
       self.wait()
 

@@ -2,8 +2,8 @@
 
 An experiment file in `experiments/` returns one `Experiment`. The dataclasses
 are plain (not frozen) because absl's config flags write into them; nothing
-below `launch/` changes them. Every default stands here or, where it is one
-method's own, in `method_config.py`, and nowhere else.
+below `launch/` changes them. Every default stands here or, if only one method
+reads it, in `method_config.py`, and nowhere else.
 """
 
 import dataclasses
@@ -91,8 +91,8 @@ class Data:
 
   Attributes:
     name: 'emoji_styles', 'domainnet', 'nico', or any prepared TFDS set.
-    task: '' learns what the set has labels for; 'next_token' (of a decoder)
-      to predict each token of its texts.
+    task: '' learns the set's labels; 'next_token' (decoders only) learns to
+      predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size. Other
       pictures are resized to that square, bicubically, whatever the weights'
@@ -101,8 +101,8 @@ class Data:
     num_classes: Keep labels below this number; 0 keeps all.
     test_examples: How many test examples of each domain to evaluate, evenly
       spread over it; 0 takes all.
-    lengths: Tokens to which texts are padded, ascending; longer ones are cut
-      at the last. Each is a program of its own.
+    lengths: Lengths in tokens to which texts are padded, ascending; longer
+      texts are cut to the last. Each compiles a program of its own.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -140,7 +140,7 @@ class Clients:
       model on every client.
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
-    devices: What hardware the clients are: one of the settings of RaFFM's
+    devices: What hardware the clients have: one of the settings of RaFFM's
       paper ('xsmall' to 'xlarge', see `devices.py`); '' leaves it open.
     seed: Seed of the partition, apart from the run's seed.
   """
@@ -167,17 +167,17 @@ class Local:
     optimizer: 'sgd', 'adam' or 'adamw'; its state is fresh every round.
     steps: Local steps; 0 derives them from `epochs`.
     epochs: Passes over the client's data when `steps` is 0.
-    equal_steps: With epochs, cut everyone to the shortest client's number of
-      batches plus one, as FedRA's authors do (main.py, client.py).
+    equal_steps: With epochs, cut every client to the smallest client's number
+      of batches plus one, as FedRA's authors do (main.py, client.py).
     clip_norm: Largest global gradient norm; 0 turns clipping off.
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
     decay: The learning rate of round t is lr * decay**(t // decay_every).
     decay_every: Rounds from one decay to the next.
-    schedule: How it goes on within a client's round, over the client's own
-      steps: 'constant', 'linear' or 'cosine' (towards 0), or 'exponential'
-      (times `gamma` after each local epoch).
+    schedule: How the rate changes within a client's round, over its own steps:
+      'constant', 'linear' or 'cosine' (towards 0), or 'exponential' (times
+      `gamma` after each local epoch).
     gamma: Of the exponential schedule.
-    decay_mask: What weight decay is about: 'all' that trains, or
+    decay_mask: What weight decay applies to: 'all' that trains, or
       'no_bias_norm', as in Hugging Face's `Trainer`.
   """
 
@@ -249,15 +249,15 @@ class Experiment:
     imports: Modules to import first, which register methods or partitions, or
       have TFDS builders (`plugins.py`).
     rounds: How many; with `patience`, at most.
-    seed: Of everything that is drawn but the partition.
+    seed: Of all draws except the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.
     checkpoint_every: Rounds from one checkpoint to the next.
-    patience: Evaluations in a row that are below the best so far, after which
-      the run ends; 0 lets all rounds be run. The score is the headline metric
-      on the test data, for there is no validation split: a run that ends this
-      way has chosen its end by what it is judged by.
+    patience: End the run after this many evaluations in a row below the best so
+      far; 0 runs all rounds. The score is the headline metric on the test data,
+      as there is no validation split: a run that ends this way has chosen its
+      end by the data that judge it.
     keep_best: Keep the server's state of the best evaluation, and deploy that
-      one; as `patience`, a choice by test data.
+      one; like `patience`, this chooses by test data.
   """
 
   method: str = 'fedra'

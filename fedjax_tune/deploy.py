@@ -1,8 +1,8 @@
-"""Subnetworks of a finished run, evaluated, and as folders of their own.
+"""Evaluates subnetworks of a finished run, and writes them as folders.
 
-A subnetwork is the first so many of each axis; `subnetworks.py` says how many.
-What comes first may be chosen after training, too: salience reorders hidden
-channels (RaFFM, arXiv 2310.00247), which changes no output of the whole model.
+A subnetwork is the first n of each axis; `subnetworks.py` chooses n. What comes
+first can be chosen even after training: salience reorders hidden channels
+(RaFFM, arXiv 2310.00247), which changes no output of the whole model.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,11 +55,11 @@ def score(found: Mapping[str, np.ndarray]) -> float:
 
 
 def check_folder(folder: pathlib.Path) -> None:
-  """Checks that a folder may get what is deployed.
+  """Checks that a model may be deployed to a folder.
 
   Raises:
-    FileExistsError: It has files, and none that tells of an earlier time.
-    NotADirectoryError: It is no folder.
+    FileExistsError: It has files, but none from an earlier deployment.
+    NotADirectoryError: It is not a folder.
   """
   if not folder.exists():
     return
@@ -141,7 +141,7 @@ _PROBLEMS = {
 
 
 def _file_size(path: pathlib.Path) -> dict[str, int]:
-  """Counts what was written; filling up to Hugging Face's sizes included."""
+  """Counts what was written, including padding to Hugging Face's sizes."""
   with safetensors.safe_open(path, 'numpy') as file:
     shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
   return {

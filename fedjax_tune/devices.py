@@ -1,9 +1,9 @@
 """Simulated hardware: what clients compute with, and how fast.
 
 RaFFM's paper names five settings by the shares of five devices
-(experiments/system_heterogeneous of its code). What its authors took for the
-speed of each is not published: the numbers here are this package's, from the
-makers' data sheets, with a third of the peak as what training reaches.
+(experiments/system_heterogeneous of its code). The speeds that its authors
+assumed are not published: those here are this package's, from the makers' data
+sheets, with a third of the peak as what training reaches.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ SETTINGS: dict[str, dict[str, float]] = {
 def assign(setting: str, num_clients: int) -> tuple[Device, ...]:
   """Gives each client a device, in the setting's shares.
 
-  Clients are numbered without meaning, so that the first of them may have the
-  first device; what is left by rounding goes to the last.
+  Clients' numbers mean nothing, so the first clients may have the first device;
+  those left over by rounding get the last one.
 
   Args:
     setting: A key of `SETTINGS`; '' leaves the hardware open.

@@ -24,12 +24,12 @@ class StorageError(OSError):
 def storing(
   path: str | os.PathLike[str], *, only_full: bool = False
 ) -> Iterator[None]:
-  """Turns an OSError of what is inside into a StorageError of one line.
+  """Turns an OSError raised inside into a one-line StorageError.
 
   Args:
     path: What is being written.
-    only_full: Leave errors alone that do not say that a disk is full; for code
-      that also reads.
+    only_full: Convert only errors that report a full disk; for code that also
+      reads.
 
   Raises:
     StorageError: Something could not be written.

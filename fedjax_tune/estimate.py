@@ -2,7 +2,7 @@
 
 The exact cost of a client comes from its traced program (`engine/cost.py`).
 This is the same in closed form, to choose among many sizes before anything is
-traced; the tests hold the two together.
+traced; tests check that the two agree.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class Estimate:
   Attributes:
     params: Parameters of the blocks, LayerScale apart.
     flops: Floating-point operations of one local step.
-    memory: Bytes of the blocks: weights, where they train also gradients and
-      two moments, and activations. Embedding tables come on top.
+    memory: Bytes of the blocks: weights, activations and, for weights that
+      train, gradients and two moments. Embedding tables come on top.
   """
 
   params: int
@@ -36,7 +36,7 @@ def client(
     sizes: What it holds of each axis: layer, embed, heads, qk_dim, v_dim, ffn,
       token (of one example), key (what each token attends to: more than
       tokens where prefixes train), and patch, the inputs of a patch (0 for
-      text); of a decoder that classifies 'rotary' instead of 'qk_dim', and
+      text); for a decoder that classifies, 'rotary' instead of 'qk_dim', and
       'group'.
     batch_size: Examples of a step.
     full: Whether all parameters train; else the gradients of weights are not

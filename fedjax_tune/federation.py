@@ -1,4 +1,4 @@
-"""Several foundation models, of which part of what is trained is shared.
+"""Several foundation models that share part of what they train.
 
 A tier is a model and the clients that have it. Its own parameters get a first
 axis 'tier:NAME' of size 1, of which a client of the tier holds 1 and everyone
@@ -26,14 +26,14 @@ SITE = 'site'
 class Sites:
   """Where the blocks of a model find their part of what is shared.
 
-  Block l of L, counted from 1, has the site ceil(l G / L) of G: what lies at
-  the same relative depth of two models is one.
+  Block l of L, counted from 1, has the site ceil(l G / L) of G: blocks at the
+  same relative depth of two models share a site.
 
   Attributes:
     depth: Blocks L.
     num: Sites G, at most L.
-    every_block: Whether all blocks have adapters; else the last block of each
-      site alone.
+    every_block: Whether all blocks have adapters; else only the last block of
+      each site has.
   """
 
   depth: int
@@ -58,24 +58,24 @@ class Sites:
     return (site * self.depth // self.num - 1).astype(np.int32)
 
   def spread(self, leaf: jax.Array) -> jax.Array:
-    """Gives each block its site's row of a leaf [G, ...]; zeros without."""
+    """Gives each block its site's row of a leaf [G, ...], or zeros."""
     return jnp.take(leaf, self.of_block, axis=0, mode='fill', fill_value=0)
 
   def private(self, leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
-    """Returns what a tier has of a leaf for itself, with its axis in front."""
+    """Returns a tier's own part of a leaf, with the tier's axis in front."""
     kept = leaf[self.blocks] if names[0] == 'layer' else leaf
     return kept[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Federation:
-  """Models with what they share; it stands where a `Foundation` stands.
+  """Models and what they share; takes the place of a `Foundation`.
 
   Attributes:
     tiers: The models, by name.
     sites: Their sites, by name.
-    theta: {'shared': ..., NAME: what tier NAME has for itself}; without
-      'shared' where nothing is.
+    theta: {'shared': ..., NAME: what only tier NAME has}; without 'shared' if
+      nothing is shared.
     axes: Its axes; 'site' first where a leaf is shared, else 'tier:NAME'.
   """
 
@@ -134,9 +134,9 @@ def federate(
 
   Args:
     tiers: The models, by name.
-    shared: Names of the leaves that are shared: in each model stacked on
-      'layer', and else of no size of the model. Where a model has less of an
-      axis, it has the beginning of the largest model's.
+    shared: Names of the shared leaves: stacked on 'layer' in each model, their
+      other axes independent of its sizes. Where an axis is shorter in one
+      model, it is the beginning of the largest model's.
     sites: How many of each are shared; 0 takes the blocks of the shallowest.
     every_block: See `Sites`.
 

@@ -1,4 +1,4 @@
-"""What each field of an experiment must fulfil by itself."""
+"""The rules that each field of an experiment must meet by itself."""
 
 from collections.abc import Callable
 import difflib
@@ -32,7 +32,7 @@ def at_least(low: int) -> Rule:
 
 
 def within(low: int, high: int, why: str) -> Rule:
-  """Bounds a number from both sides; a value above is told the reason."""
+  """Bounds a number from both sides; the message for one above says why."""
 
   def text(value: float) -> str:
     if value < low:
@@ -64,8 +64,8 @@ _MODULE = _rule(
 )
 _ANY = _rule(lambda _: True, '')
 
-# What a run counts up to. None of these bounds is near anything that is done;
-# above them, planning alone would take days or more memory than there is.
+# Upper bounds of what a run counts, all far above any real use; beyond them,
+# planning alone would take days, or more memory than there is.
 _MOST = 10**6
 _SEED = within(
   0, 2**32 - 1, 'random keys have 32 bits, so that larger seeds repeat others'
@@ -89,8 +89,8 @@ _PARTITIONS = (
   'domain_dirichlet',
 )
 
-# For a tuple the rule is about each element. Every field has one, if only
-# `_ANY`; `tests/validate_test.py` holds that.
+# A tuple's rule applies to each element. Every field has a rule, if only
+# `_ANY`; `tests/validate_test.py` checks that.
 RULES = {
   'method': _NAMED,  # `validate` is told which ones there are.
   'rounds': _ROUNDS,

@@ -111,7 +111,7 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
   if test_examples:
     experiment.data.test_examples = test_examples
     setup = build.build(experiment)
-  # Nothing that only training reads: optimizer, most memory, what was spent.
+  # Leaves out what only training reads: optimizer, most memory, the meter.
   aggregator, theta = setup.algorithm.aggregator, setup.algorithm.model.theta
   memory = aggregator.init(theta)
   memory = memory if aggregator.frozen_delta(memory) else ()
@@ -179,7 +179,7 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
 def _fill(section: Any, fields: Mapping[str, Any], place: str) -> None:
   """Sets fields read from JSON; their types are found by validation."""
   for name, value in fields.items():
-    # Any other attribute, such as __class__, is not the file's to set.
+    # A file must not set any other attribute, such as __class__.
     if name not in vars(section):
       raise ValueError(f'{place}: {name!r} is not a field.')
     held = getattr(section, name)

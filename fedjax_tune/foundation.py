@@ -127,8 +127,8 @@ def ground(base: Tree, added: Tree) -> Tree:
 
   Args:
     base: The frozen parameters.
-    added: Nested dicts like `base`, with some of its leaves; sums are made in
-      its precision and kept in that of `base`. {} returns `base` itself.
+    added: Nested dicts like `base`, with some of its leaves; sums are computed
+      in its precision and stored in that of `base`. {} returns `base` itself.
   """
   if not isinstance(base, dict):
     return (base + added).astype(base.dtype)
@@ -152,7 +152,7 @@ def num_bytes(tree: Tree) -> int:
 
 
 def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
-  """Returns a model of the first parameters along each axis that is named."""
+  """Returns a model cut to the first parameters along each named axis."""
   return dataclasses.replace(
     found,
     theta=selection.select_within(found.theta, found.axes, amounts),
@@ -162,7 +162,7 @@ def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
 
 
 def narrow(model: Any, amounts: Mapping[str, int]) -> Any:
-  """Returns a model of the first parameters along each axis that is named.
+  """Returns a model cut to the first parameters along each named axis.
 
   Args:
     model: Whose parameters name their axes.

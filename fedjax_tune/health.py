@@ -1,4 +1,4 @@
-"""What is not finite in a run: whose updates were left out, what ends it."""
+"""Numbers that are not finite: which updates they void, when they end a run."""
 
 from collections.abc import Iterable, Sequence
 
@@ -54,14 +54,14 @@ def check_state(state: Tree, when: str) -> None:
 
 
 def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
-  """Ends a run that cannot go on, as nobody's update is finite.
+  """Ends a run that cannot go on because no client's update is finite.
 
-  One round without any update leaves all as it is, and others may do better.
-  But once every client has been left out since the server last moved, nothing
-  is to be expected of any.
+  A round without any update changes nothing, and other clients may do better.
+  But once every client has been left out since the server last moved, none can
+  be expected to succeed.
 
   Args:
-    lines: Those of `metrics.jsonl`, a round each, the last one's too.
+    lines: Lines of `metrics.jsonl`, one per round, including the last round.
     clients: Who may take part.
     over: Whether that was the last round.
 

@@ -1,7 +1,7 @@
-"""What makes a run the run that it is: its experiment, data, weights, machine.
+"""What identifies a run: its experiment, data, weights and machine.
 
-Each checkpoint keeps it. A run that goes on with anything else would end with
-numbers that no single run has.
+Each checkpoint keeps it. A run that went on with anything else would end with
+numbers that no single run produces.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ import fedjax_tune
 from fedjax_tune import build, workdir
 from fedjax_tune.data import digest
 
-# Of jax.config: what changes draws or numbers.
+# The settings of jax.config that change draws or numbers.
 _SETTINGS = (
   'jax_enable_x64',
   'jax_default_prng_impl',
@@ -37,7 +37,7 @@ Identity = Mapping[str, Any]
 
 
 def of(setup: build.Setup) -> Identity:
-  """Returns what a setup is, in this process, as JSON can hold it.
+  """Returns the identity of a setup in this process, as JSON data.
 
   Returns:
     `experiment`, its fields; `content`, hashes of data, weights and partition;

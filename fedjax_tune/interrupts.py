@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a wish to stop, which a loop reads."""
+"""Turns Ctrl-C, SIGTERM and SIGHUP into a request to stop that a loop reads."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,22 +9,22 @@ from typing import Any
 
 from fedjax_tune import endings
 
-# SIGTERM is also what a preempted machine sends, SIGHUP a closed terminal.
+# A preempted machine sends SIGTERM too, and a closed terminal SIGHUP.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-  """Ends what is inside at a signal: at once, or when it asks.
+  """Ends the enclosed code at a signal: at once, or when it asks.
 
   Use it as a context manager. Handlers are installed only in the main thread
   and not for signals that are ignored (nohup), and are put back after.
 
   Guarantees:
-    - Outside of `patient` a signal ends what is inside at once, with
+    - Outside `patient`, a signal ends the enclosed code at once, with
       `endings.Interrupted`.
-    - Inside of it the first one only sets `asked`, a second one ends it.
-    - One that got lost outside, in code that drops exceptions, such as a
-      callback of the garbage collector, ends it at the entry to `patient`.
+    - Inside it, the first signal only sets `asked`; a second one ends the code.
+    - A signal lost outside, in code that drops exceptions (such as a callback
+      of the garbage collector), ends the code at the entry to `patient`.
 
   Attributes:
     asked: Name of the signal that came, or ''.
@@ -37,7 +37,7 @@ class Interrupts:
 
   @contextlib.contextmanager
   def patient(self) -> Iterator[None]:
-    """Leaves it to what is inside to look at `asked` and to end."""
+    """Leaves it to the enclosed code to look at `asked` and to end."""
     if self.asked:
       raise KeyboardInterrupt
     self._patient = True
@@ -71,7 +71,7 @@ class Interrupts:
     del frame
     again, self.asked = bool(self.asked), _name(number)
     if again or not self._patient:
-      # No subclass of Exception, which something inside might catch.
+      # Not an Exception, which the enclosed code might catch.
       raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""JSON files of others, read within bounds."""
+"""Reads JSON files from elsewhere, within bounds."""
 
 import itertools
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-# A tokenizer's vocabulary is the largest that there is, at 20 MB.
+# The largest such file is a tokenizer's vocabulary, at 20 MB.
 MAX_BYTES = 256 << 20
 
 
@@ -15,8 +15,8 @@ def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
 
   Raises:
     OSError: The file can't be read.
-    ValueError: It is not JSON, too large, nested too deeply, or says a field
-      twice, of which readers take different ones.
+    ValueError: It is not JSON, too large, nested too deeply, or has a field
+      twice, where readers differ in which they take.
   """
   path = pathlib.Path(path)
   if (size := path.stat().st_size) > most_bytes:
@@ -34,7 +34,7 @@ def parse(text: str | bytes, source: str | os.PathLike) -> Any:
     source: Begins every message.
   """
   try:
-    # Bytes in another encoding would be guessed at.
+    # Given bytes, json.loads would guess the encoding.
     text = text if isinstance(text, str) else text.decode()
     return json.loads(text, object_pairs_hook=_unique)
   except RecursionError as error:

@@ -34,7 +34,7 @@ def build(cfg: config.Local) -> optax.GradientTransformation:
 
 
 def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
-  """Makes gradients NaN whose norm is not finite.
+  """Makes gradients NaN if their norm is not finite.
 
   Clipping would make them 0: a client that diverges would seem to stand still.
   """
@@ -67,8 +67,8 @@ def schedule(cfg: config.Local) -> RateSchedule | None:
   A client counts its own steps, however many others take.
 
   Returns:
-    factor(step, steps), or None where it stays: 1 at step 0; 'linear' and
-    'cosine' would be 0 at step `steps`, which does not come any more
+    factor(step, steps), which is 1 at step 0, or None for a constant rate.
+    'linear' and 'cosine' would reach 0 at step `steps`, one after the last
     (`Trainer`'s schedules without warm-up).
   """
   if cfg.schedule == 'constant':

@@ -49,13 +49,13 @@ class Width:
     scaler: Divide activations by the rate while training (HeteroFL, FedRolex).
     masked_loss: Leave classes that a client lacks out of its loss (HeteroFL,
       FedRolex).
-    head_by_class: Average what the head has for a class over the clients that
-      have the class (HeteroFL, FedRolex).
+    head_by_class: Average a class's part of the head over the clients that have
+      the class (HeteroFL, FedRolex).
     roll: Which way the window goes, 'backward' as in the authors' code, or
       'forward' (FedRolex).
     across_heads: Roll flattened queries, keys and values, as the authors' code
       does, which mixes heads (FedRolex).
-    distill: Teach narrow models by the client's widest (FjORD).
+    distill: Distil the client's widest model into its narrow ones (FjORD).
   """
 
   rates: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -147,9 +147,9 @@ class Rank:
     scaling: 'common' multiplies every client's adapters by lora.alpha /
       lora.rank, so that a rank means the same to all (alpha proportional to
       the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
-      own rank, as peft and FlexLoRA's authors do, with a fixed alpha. What a
-      client gets of the server's is then worth more to it the less ranks it
-      has; FlexLoRA alone makes up for that.
+      own rank, as peft and FlexLoRA's authors do, with a fixed alpha. The fewer
+      ranks a client has, the more the server's adapters then weigh in its
+      model; only FlexLoRA compensates for that.
   """
 
   ranks: tuple[int, ...] = ()
@@ -158,7 +158,7 @@ class Rank:
 
 @dataclasses.dataclass
 class Hetlora:
-  """HetLoRA's self-pruning; that its authors use these values is uncertain.
+  """HetLoRA's self-pruning; whether its authors use these values is uncertain.
 
   Attributes:
     gamma: Share of its ranks that a client keeps when it prunes; 1 turns
@@ -172,7 +172,7 @@ class Hetlora:
 
 @dataclasses.dataclass
 class Composed:
-  """Clients limited along several axes at once; options are those of the names.
+  """Clients limited along several axes, with the named methods' options.
 
   Attributes:
     depth: Which blocks a client of `clients.budgets` holds: 'fedra' (random),
@@ -182,8 +182,8 @@ class Composed:
     rank: How adapters of `rank.ranks` are averaged: 'fedit' (filled up with
       zeros), 'hetlora' (likewise, and pruned), 'rbla' (each rank over those who
       hold it), or '' where all have the same.
-    branches: Of FedAdapter, how many of the branches each client holds, which
-      take the numbers in turn; () for all.
+    branches: How many of FedAdapter's branches a client holds; clients take the
+      numbers in turn; () for all.
   """
 
   depth: str = ''
@@ -198,7 +198,7 @@ class Feddyn:
 
   Attributes:
     alpha: Coefficient of the regularizer. The paper tries 0.1, 0.01 and 0.001;
-      that its code's examples take 0.01 is from memory.
+      from memory, its code's examples take 0.01.
   """
 
   alpha: float = 0.01
@@ -208,12 +208,13 @@ class Feddyn:
 class Tiers:
   """Different models in one federation; clients take the tiers in turn.
 
-  For each tier one value, by which clients with number k have tier k modulo
-  the number of tiers; () takes the default for all.
+  Each field has one value per tier; client k has tier k modulo the number of
+  tiers. () takes the default for all.
 
   Attributes:
     weights: The tiers' checkpoints, as `model.weights`, which they replace with
-      method heterotune; other methods know one model, and read none of this.
+      method heterotune; other methods have one model and read none of these
+      fields.
     depth: The first blocks that are kept; 0 keeps all.
     width: Share of the heads and of the MLP that is kept.
     joins: The first round in which clients of the tier take part.
@@ -230,14 +231,14 @@ class Heterotune:
   """HeteroTune; every choice that the paper's public text leaves open.
 
   Attributes:
-    reading: What a tier has of FedAdapter's cores. 'nested': the first of its
-      branches; 'own': all branches, of which branch m is tier m's; 'width': the
-      first columns of one wide branch.
-    branches: Of each tier, in the nested reading how many branches it has, in
-      the width reading which share of the columns; () is M for the deepest
-      tier, M - 1 for the next, ..., 1; of equal ones the first listed has more.
-    foreign: Whether in reading 'own' a tier's clients train the branches of
-      other tiers too, 'trained', or not, 'frozen'.
+    reading: Which part of FedAdapter's cores a tier has. 'nested': its first
+      branches; 'own': all branches, branch m being tier m's; 'width': the first
+      columns of one wide branch.
+    branches: For each tier, its number of branches (reading 'nested') or share
+      of the columns ('width'); () is M for the deepest tier, M - 1 for the
+      next, ..., 1; of equally deep tiers the first listed has more.
+    foreign: In reading 'own', whether a tier's clients also train the branches
+      of other tiers ('trained') or not ('frozen').
     sites: How many of each core are shared, at equal relative depths; 0 takes
       the number of blocks of the shallowest tier.
     every_block: Whether all blocks have adapters; else one a site.

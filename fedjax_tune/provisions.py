@@ -1,7 +1,7 @@
 """The data and weights that an experiment needs, which are fetched if asked.
 
-Whoever trains, inspects or deploys reads what is there. A network is used when
-`launch.prepare`, `--fetch` or `fetch` below asks for it, and by nothing else.
+Training, inspecting and deploying read what is there. Only `launch.prepare`,
+`--fetch` and `obtain` below use a network.
 """
 
 from fedjax_tune import config

@@ -1,10 +1,10 @@
-"""Host randomness, derived from what it is for."""
+"""Host randomness, derived from its purpose."""
 
 import hashlib
 
 import numpy as np
 
-# Their places are part of every result so far; other purposes are hashed.
+# Every result so far depends on their positions; other purposes are hashed.
 _PURPOSES = ('cohort', 'allocation', 'repair', 'batches', 'roles', 'deploy')
 
 
@@ -27,10 +27,10 @@ def host_rng(
 
 
 def _number(purpose: str) -> int:
-  """Returns a number that is the purpose's in every process and version."""
+  """Returns a purpose's number, the same in every process and version."""
   if purpose in _PURPOSES:
     return _PURPOSES.index(purpose)
   digest = hashlib.sha256(purpose.encode()).digest()
-  # Of 64 bits, the highest of which is set: two words of entropy, where the
-  # names above have one.
+  # 64 bits with the highest set: two words of entropy, while the names above
+  # have one.
   return int.from_bytes(digest[:8], 'big') | 1 << 63

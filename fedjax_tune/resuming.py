@@ -1,4 +1,4 @@
-"""Where a run goes on, and what has to be as it was."""
+"""Where a resumed run goes on, and what must not have changed."""
 
 import os
 import pathlib
@@ -19,11 +19,11 @@ def find(
 ) -> snapshot.Snapshot | None:
   """Returns the newest whole checkpoint of a run, or None if it has none.
 
-  What is not as the run left it is said on the console, in a line each.
+  Whatever is not as the run left it is reported on the console, a line each.
 
   Args:
     workdir: The run's folder.
-    own: What the run is in this process.
+    own: The run's identity in this process.
     console: Where to say it.
     inexact: Allow another machine.
 

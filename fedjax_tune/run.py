@@ -31,11 +31,11 @@ class Run:
   """A setup with its engine, its costs and its evaluation.
 
   Attributes:
-    setup: What the run is made of.
+    setup: Everything that the run needs.
     engine: Its rounds, compiled.
-    widths: For each signature that will occur the clients per slab.
-    batch_shapes: Likewise the shapes of the batches [S, B, ...] of one client.
-    costs: Likewise what a client costs.
+    widths: For each signature that will occur, the clients per slab.
+    batch_shapes: Likewise, the shapes of the batches [S, B, ...] of one client.
+    costs: Likewise, what a client costs.
   """
 
   def __init__(self, setup: build.Setup) -> None:
@@ -114,7 +114,7 @@ class Run:
   ) -> tuple[server.ServerState, dict[str, Any], server.ServerState]:
     """Returns the state, the meter, and the state of the best evaluation.
 
-    Those of a checkpoint if there is one; the last is kept with `keep_best`.
+    A checkpoint's, if there is one; it holds the last one with `keep_best`.
     """
     meter: dict[str, Any] = dict.fromkeys(
       ('uplink', 'downlink', 'flops', 'simulated_us'), np.int64(0)
@@ -178,14 +178,14 @@ class Run:
     return {name: np.int64(meter[name] + n) for name, n in added.items()}
 
   def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
-    """Returns what a client of each class moves in a round of these."""
+    """Returns the traffic of a client of each class in a round of these."""
     count, cohort = self.setup.algorithm.traffic, [m.sig for m in members]
     return {
       sig: count(sig, cohort, self._held.__getitem__) for sig in set(cohort)
     }
 
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
-    """Evaluates every model of the method, on rounds that ask for it.
+    """Evaluates every model of the method, in rounds where that is due.
 
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
@@ -229,7 +229,7 @@ class Run:
     for members in self.setup.planner.rounds:
       for sig, traffic in self.traffic(members).items():
         moved[sig].append(traffic)
-    # What the others hold may count, too: the mean over the rounds.
+    # Traffic may depend on what others hold, so take the mean over rounds.
     mean = {sig: np.mean(rows, 0).round() for sig, rows in moved.items()}
     return [
       self._class_cost(sig, c, clients[sig], Traffic(*map(int, mean[sig])))
@@ -256,10 +256,10 @@ class Run:
 
 
 def _check_axes(setup: build.Setup) -> None:
-  """Refuses allocations of what no part of a model has.
+  """Refuses allocations along an axis that no part of a model has.
 
-  A part takes from an allocation what it knows of; a name that none of them
-  knows would leave everybody with the whole model.
+  Each part ignores axes that it lacks, so an axis that all lack would leave
+  every client with the whole model.
 
   Raises:
     ValueError: A method's rule names such an axis.

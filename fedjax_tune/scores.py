@@ -1,7 +1,7 @@
 """Metrics of predictions, in NumPy.
 
-More is better, and 1 the most, of all but perplexity. Of predictions or labels
-of which one is NaN, every metric is NaN.
+More is better, up to 1, except for perplexity. If any prediction or label is
+NaN, every metric is NaN.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ def f1(predicted: np.ndarray, label: np.ndarray) -> float:
 
 
 def matthews(predicted: np.ndarray, label: np.ndarray) -> float:
-  """Returns Matthews' correlation of class 1 with it, which is Pearson's."""
+  """Returns Matthews' correlation for class 1, which is Pearson's."""
   x, y = _pair(predicted, label)
   return math.nan if _has_nan(x, y) else pearson(x == 1, y == 1)
 
@@ -38,8 +38,8 @@ def matthews(predicted: np.ndarray, label: np.ndarray) -> float:
 def pearson(predicted: np.ndarray, label: np.ndarray) -> float:
   """Returns the linear correlation; 0 where one side does not vary.
 
-  There scipy has NaN, scikit-learn's Matthews 0: who always says the same
-  knows nothing, and what is NaN here tells of numbers that are none.
+  There scipy returns NaN, scikit-learn's Matthews 0. A constant answer says
+  nothing about the label; NaN is reserved for inputs that are NaN.
   """
   x, y = (a.astype(np.float64) for a in _pair(predicted, label))
   if not np.isfinite([x, y]).all():
@@ -74,7 +74,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
 def _pair(
   predicted: np.ndarray, label: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns two arrays [N]; others would be judged against each other."""
+  """Returns two arrays [N]; other shapes would broadcast."""
   x, y = np.asarray(predicted), np.asarray(label)
   if x.ndim != 1 or x.shape != y.shape or not x.size:
     raise ValueError(
@@ -89,7 +89,7 @@ def _has_nan(*arrays: np.ndarray) -> bool:
 
 
 def token_accuracy(predicted: Mapping[str, np.ndarray]) -> float:
-  """Returns the share of all tokens that were foreseen."""
+  """Returns the share of all tokens that were predicted right."""
   count = _count_tokens(predicted)
   if _has_nan(predicted['loss']):
     return math.nan
@@ -108,7 +108,7 @@ def perplexity(predicted: Mapping[str, np.ndarray]) -> float:
 
 
 def _count_tokens(predicted: Mapping[str, np.ndarray]) -> int:
-  """Returns how many tokens were to foresee."""
+  """Returns how many tokens there were to predict."""
   count = int(predicted['count'].sum())
   if not count:
     raise ValueError(
@@ -138,8 +138,8 @@ class Questions:
       the one after the last, int32[N, T, 2].
     contexts: Of each question.
     references: Of each question, the right answers; ('',) where there is none.
-    unanswerable: Whether the set has questions without an answer, and SQuAD's
-      script for those judges.
+    unanswerable: Whether the set has questions without an answer, so that
+      SQuAD's script for those judges.
   """
 
   question: np.ndarray
@@ -194,7 +194,7 @@ def evaluate(
     label: [N, ...]; for spans the questions. Next tokens were judged before.
 
   Raises:
-    ValueError: There is no example, or a number of predictions that differs.
+    ValueError: There is no example, or the number of predictions differs.
   """
   counts = {len(a) for a in predicted.values()}
   wanted = len(label.question if isinstance(label, Questions) else label)

@@ -26,12 +26,12 @@ class Selection(Mapping[str, Any]):
 
   A mapping from axis to int32 indices [n] or to the number n, and a pytree
   whose leaves are the indices. How much is held is part of its structure, so
-  that it decides the program and the indices do not.
+  that alone decides the program; the indices do not.
 
   Attributes:
-    indices: For each axis of which the client has indices of its own, these:
-      int32 [n], or [C, n] of several clients.
-    prefix: For each axis of which it holds the beginning, how much.
+    indices: For each axis along which the client has indices of its own, int32
+      [n], or [C, n] for several clients.
+    prefix: For each axis of which it holds the first n, this n.
   """
 
   indices: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Selection(Mapping[str, Any]):
 
   @classmethod
   def stack(cls, rows: Sequence['Selection']) -> Self:
-    """Joins those of several clients, who hold equally much, to [C, n]."""
+    """Stacks those of several clients, who hold equally much, to [C, n]."""
     indices = {
       axis: np.stack([row.indices[axis] for row in rows]).astype(np.int32)
       for axis in rows[0].indices
@@ -115,7 +115,7 @@ def select(tree: T, axes: Axes, alloc: Allocation) -> T:
 
   Guarantees:
     - Linear in `tree`.
-    - An index outside an axis, also a negative one, selects zeros, and puts
+    - An index outside an axis, even a negative one, selects zeros and puts
       nothing back.
     - What is held twice is there twice, and counts twice on the way back.
   """
@@ -167,12 +167,12 @@ def axis_names(axes: Axes) -> set[str]:
 
 
 def select_within(tree: T, axes: Axes, alloc: Allocation) -> T:
-  """Selects from a part of what an allocation is about, as `select`."""
+  """Selects as `select` does, from a tree that lacks some of the axes."""
   return select(tree, axes, within(alloc, axes))
 
 
 def within(alloc: Allocation, axes: Axes) -> Selection:
-  """Returns what a selection says of the axes of a tree."""
+  """Restricts a selection to the axes of a tree."""
   known = axis_names(axes)
   return Selection.of({a: held for a, held in alloc.items() if a in known})
 
@@ -261,7 +261,7 @@ def coverage_mean(total: GroupSum) -> Tree:
   Guarantees:
     - A coordinate that nobody holds gets 0.
     - Scaling every weight by one factor changes nothing.
-    - A weight that is not a number gives none: NaN is not nobody.
+    - A weight of NaN gives NaN: it does not pass for nobody.
   """
 
   def mean(num, den):

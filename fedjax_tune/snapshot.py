@@ -2,7 +2,7 @@
 
 Its name is the number of finished rounds. `state` is an Orbax checkpoint of the
 leaves, `metrics.jsonl` holds the rows of these rounds, and `about.json` the run
-that it belongs to and a hash of each file, for Orbax restores a flipped byte as
+that it belongs to and a hash of each file, as Orbax restores a flipped byte as
 another number.
 """
 
@@ -51,10 +51,10 @@ class Snapshot:
 def write(folder: pathlib.Path, snapshot: Snapshot) -> None:
   """Writes `folder`/ROUNDS, which appears by a rename when it is complete.
 
-  What is there under that name is renamed to ROUNDS.damaged.
+  Anything already there is renamed to ROUNDS.damaged.
 
   Args:
-    folder: Of all checkpoints; made if absent, unless its parent is, too.
+    folder: Of all checkpoints; made if absent, but its parent must exist.
     snapshot: What to write.
 
   Raises:
@@ -106,7 +106,7 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
       if _hash(place / name) != wanted:
         raise Damaged(f'{name} is not what was written')
     for name in _files(place):
-      # Orbax reads what lies there, listed or not.
+      # Orbax reads every file that lies there, listed or not.
       if name != _ABOUT and name not in hashes:
         raise Damaged(f'{name} was not written with it')
     rows = (place / _ROWS).read_text()
@@ -118,7 +118,7 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
 
 
 def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
-  """Writes leaves as Orbax does; all its errors are those of a disk."""
+  """Writes leaves with Orbax, whose errors all become the disk's."""
   size = sum(leaf.nbytes for leaf in leaves.values())
   _check_room(place, size + _LEAF_BYTES * len(leaves) + _ORBAX_BYTES)
   try:
@@ -132,7 +132,7 @@ def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
     raise OSError(code, os.strerror(code), str(place)) from error
 
 
-# More than Orbax takes beside the numbers, for each leaf and in all.
+# Upper bounds of what Orbax writes besides the numbers, per leaf and in all.
 _LEAF_BYTES, _ORBAX_BYTES = 1024, 96 * 1024
 
 
@@ -166,9 +166,9 @@ def list_rounds(folder: pathlib.Path) -> list[int]:
 
 
 def remove(folder: pathlib.Path, rounds: int) -> None:
-  """Deletes a checkpoint; at once, for whoever reads at the same time."""
+  """Deletes a checkpoint; readers at the same time see it vanish at once."""
   if not (folder / str(rounds) / _ABOUT).exists():
-    return  # Somebody's own folder.
+    return  # A folder of the user's own.
   old = folder / f'{_OLD}{rounds}'
   shutil.rmtree(old, ignore_errors=True)
   (folder / str(rounds)).rename(old)

@@ -38,11 +38,11 @@ def answer_f1(
   Args:
     answer: What was predicted; '' declines to answer.
     references: The right answers; of a question without one, '' alone.
-    unanswerable: Whether the set has such questions. If so, as evaluate-v2.0.py
-      has it, references that normalise to nothing don't count, and where no
-      other is left only an answer without words is right (arXiv 1806.03822).
-      If not, as in evaluate-v1.1.py, no answer shares a word with those, and
-      gets 0. None decides by the question.
+    unanswerable: Whether the set has such questions. If so, as in
+      evaluate-v2.0.py, references that normalise to nothing don't count, and if
+      no other is left only an answer without words is right (arXiv 1806.03822).
+      If not, as in evaluate-v1.1.py, no answer shares a word with such a
+      reference, so all get 0. None decides by the question.
   """
   declines, references = _by_script(references, unanswerable)
   words = normalize_answer(answer).split()

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 
 class Standing(NamedTuple):
-  """What the evaluations until now amount to.
+  """Where a run stands after its evaluations so far.
 
   Attributes:
     rnd: The round of the best one, the first of equals; -1 before any.
     score: Its score, the headline metric on test data.
-    since: How many in a row have been below the best before them.
+    since: How many of the latest in a row have been below the best.
   """
 
   rnd: int = -1
@@ -20,7 +20,7 @@ class Standing(NamedTuple):
   def over(self, patience: int) -> bool:
     """Says whether a run ends: `patience` evaluations were in vain.
 
-    One that is as good as the best is not, as in the code of RaFFM's authors
+    One that equals the best is not in vain, as in the code of RaFFM's authors
     (fedlib, demo/RaFFM/utils/converge.py).
     """
     return 0 < patience <= self.since
@@ -36,9 +36,9 @@ class Standing(NamedTuple):
 
 
 def standing(rows: Iterable[Mapping[str, Any]]) -> Standing:
-  """Reads the standing off what a run wrote of its rounds.
+  """Reads the standing off the rounds that a run wrote.
 
-  It is a function of those alone, so that a resumed run stands where it stood.
+  It depends on those alone, so a resumed run stands where it stood.
 
   Args:
     rows: The rounds in order, from `metrics`.

@@ -53,7 +53,8 @@ def count(budget: float, trained: finished.Trained) -> int:
   """Returns a budget in parameters.
 
   Args:
-    budget: A share of the full model's if at most 1, else a number of them.
+    budget: A share of the full model's parameters if at most 1, else their
+      number.
     trained: The run.
 
   Raises:
@@ -70,8 +71,8 @@ def largest(budget: float, trained: finished.Trained) -> Allocation:
   """Returns the largest subnetwork within a budget.
 
   Candidates are the subnetworks that a run of RaFFM trained, if one of them
-  fits; else heads and MLPs narrowed by the same share, a 64th at a time; of
-  a decoder there are fewer heads instead.
+  fits; else heads and MLPs narrowed by the same share, a 64th at a time; a
+  decoder has fewer heads instead.
 
   Raises:
     ValueError: No subnetwork is that small.
@@ -121,7 +122,7 @@ def draw(
     trained: The run.
     samples: How many.
     seed: Of the draw.
-    budget: All use it to at least 98 %; None spreads them evenly over the
+    budget: All use at least 98 % of it; None spreads them evenly over the
       budgets of six models that are narrowed evenly, by eighths.
 
   Returns:

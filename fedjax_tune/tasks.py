@@ -98,8 +98,8 @@ class Task:
     `correct`: the class is right; the value is less than 0.5 off; start and
     end are both right.
 
-    Of next tokens each counts alike, not each text: the loss is the mean over
-    all tokens of the batch that have a next one, and so are the sums.
+    Each next token counts alike, not each text: the loss is the mean over all
+    tokens of the batch that have a next one, and so are the sums.
     """
     losses, hits = _LOSSES[self.kind](outputs, jnp.asarray(batch.label))
     valid = jnp.asarray(batch.valid)
@@ -122,12 +122,12 @@ class Task:
 
     They are `class`; `value`; or of the best span of at most 30 tokens within
     the context `start`, `end` and `score` (its two logits' sum), and `null`,
-    the score of no answer. Of `batch`, spans read the context's place. Next
-    tokens are judged here, for logits are large: `loss`, `correct` and `count`
+    the score of no answer. Spans read the context's place from `batch`. Next
+    tokens are judged here, as logits are large: `loss`, `correct` and `count`
     are each text's sums.
 
-    With them comes `finite`: whether all outputs of the example are, those of
-    padding aside. The largest of several NaN is the first.
+    With them comes `finite`: whether all outputs of the example are, padding
+    aside. Of several NaN the first counts as the largest.
     """
     label = jnp.asarray(batch.label)
     predicted = _PREDICTIONS[self.kind](outputs, label)

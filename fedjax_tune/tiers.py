@@ -28,7 +28,7 @@ class Tier:
 def names(cfg: method_config.Tiers) -> tuple[str, ...]:
   """Names the tiers, in the order in which clients take them.
 
-  A tier that stands there twice, to give it more clients, is one.
+  A tier listed twice, to give it more clients, counts once.
 
   Raises:
     ValueError: A field has another number of values than `weights`, or two
@@ -118,7 +118,7 @@ def _load(
 
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
-  """Numbers the tokenizers of the tiers, by name; 0 where texts are alike."""
+  """Returns the number of each tier's tokenizer; equal ones share a number."""
   known: list[tuple[Any, ...]] = []
   found = {}
   for tier in tiers:

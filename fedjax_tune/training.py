@@ -76,7 +76,7 @@ def train(
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
     Interrupted: A signal came; what was done until then is saved.
-    Diverged: The server's state, or an evaluation, is not finite, or nobody's
+    Diverged: The server's state or an evaluation is not finite, or no client's
       update is. What is not finite is neither saved nor evaluated.
   """
   workdir = str(folders.local('workdir', workdir))
@@ -123,8 +123,8 @@ def train_rounds(
     run: What to train.
     kept: Where to go on from; None starts at round 0.
     own: What identifies the run.
-    claim: On the folder.
-    signals: Which ask to stop.
+    claim: The claim on the folder.
+    signals: Those that ask to stop.
     workdir: The run's folder.
     console: Where the progress is shown.
 
@@ -141,7 +141,7 @@ def train_rounds(
   over = now.over(experiment.patience)
   done, last = start, start if over else experiment.rounds
   if start < last:
-    # It says that a run is finished.
+    # Its presence would say that the run is finished.
     (pathlib.Path(workdir) / _SUMMARY).unlink(missing_ok=True)
   key = jax.random.key(experiment.seed)
   label = f'{experiment.method} seed {experiment.seed}'
@@ -197,7 +197,7 @@ def train_rounds(
 
 
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
-  """Prints what nothing reads, and what is odd about data and weights."""
+  """Prints options set in vain, and what is odd about data and weights."""
   images = setup.train.lengths is None
   lines = unread.in_vain(setup.experiment, images)
   notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
@@ -212,7 +212,7 @@ def round_record(
   seconds: float,
 ) -> dict[str, Any]:
   """Returns what is written about a round."""
-  # Of no example there is no mean.
+  # Without examples there is no mean.
   count = float(sums['count']) or math.nan
   rejected, owners = health.rejected(plan, sums['rejected'])
   return {

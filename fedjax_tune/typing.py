@@ -23,7 +23,7 @@ Allocation = Mapping[str, jax.Array | np.ndarray | int]
 
 
 class Tokens(NamedTuple):
-  """Token numbers of texts; what is padding, the model knows.
+  """Token numbers of texts; the model knows which are padding.
 
   Attributes:
     ids: int32[..., B, T].

@@ -10,12 +10,12 @@ from fedjax_tune import config
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-  """What makes an option be read: a field with one of some values.
+  """A condition for reading an option: a field has one of some values.
 
   Attributes:
     field: The dotted name.
-    values: Those with which the option is read.
-    but: Whether they are those with which it is not.
+    values: Values with which the option is read.
+    but: Whether instead it is read with all values but these.
   """
 
   field: str
@@ -23,7 +23,7 @@ class Need:
   but: bool = False
 
   def met(self, experiment: config.Experiment) -> bool:
-    """Says whether an experiment reads the option, as far as this goes."""
+    """Says whether an experiment meets the condition."""
     return (_value(experiment, self.field) in self.values) != self.but
 
   def __str__(self) -> str:
@@ -37,7 +37,7 @@ _PREFIX = 'prefix'
 
 @dataclasses.dataclass(frozen=True)
 class Uses(Need):
-  """What makes an option be read: a method that a run uses, also composed."""
+  """A condition for reading an option: one of some methods, maybe composed."""
 
   def met(self, experiment: config.Experiment) -> bool:
     """Says whether an experiment uses one of the methods."""
@@ -80,7 +80,7 @@ _BUDGETS = _method(
 )  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 
-# Field -> what must hold for it to be read, all of it; () always reads it.
+# Field -> conditions that must all hold for it to be read; () is always read.
 READ: dict[str, tuple[Need, ...]] = {
   'method': (),
   'imports': (),
@@ -216,7 +216,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.share': (_HETEROTUNE,),
   'heterotune.cmga': (_HETEROTUNE,),
 }
-# Read of one kind of data only; which kind it is, the model decides.
+# Read for one kind of data only; the model decides which.
 OF_IMAGES = ('data.image_size', 'data.normalization', 'lora.patch_embed')
 OF_TEXTS = ('data.lengths',)
 
@@ -224,9 +224,9 @@ OF_TEXTS = ('data.lengths',)
 def in_vain(
   experiment: config.Experiment, images: bool | None = None
 ) -> list[str]:
-  """Returns a line for each option that is set and that nothing reads.
+  """Returns a line for each option that is set but that nothing reads.
 
-  A value equal to the default is not set, and what is empty asks for nothing.
+  A default value does not count as set, nor does an empty one.
 
   Args:
     experiment: A valid experiment.

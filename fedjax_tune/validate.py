@@ -1,4 +1,4 @@
-"""What an experiment must fulfil, as far as that shows without its data."""
+"""The rules of an experiment that can be checked without its data."""
 
 from collections.abc import Collection, Iterator
 import dataclasses
@@ -113,7 +113,7 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
 
 
 def _disagreements(experiment: config.Experiment, known: bool) -> Iterator[str]:
-  """Yields what is wrong about fields together.
+  """Yields what is wrong with fields in combination.
 
   Args:
     experiment: What to check.

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and that one process at a time writes there."""
+"""A run's folder: whose it is, and a lock for one writing process at a time."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -22,7 +22,7 @@ class Claim:
     self._workdir, self._lock = workdir, lock
 
   def check(self) -> None:
-    """Raises a StorageError if the folder is gone, or another one is there."""
+    """Raises a StorageError if the folder is gone or was replaced."""
     try:
       there = os.stat(self._workdir / _LOCK)
     except OSError as error:
@@ -39,7 +39,7 @@ class Claim:
 def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
   """Takes a folder for this process; made if absent.
 
-  The lock is the system's and ends with the process, however that ends.
+  The system releases the lock when the process ends, however it ends.
 
   Raises:
     RuntimeError: Another process has it; says which one.
@@ -61,7 +61,7 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
 def check(
   workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
 ) -> None:
-  """Checks that an experiment may have a folder, and writes nothing.
+  """Checks that an experiment may use a folder; writes nothing.
 
   Args:
     workdir: Folder of the run; may be absent.
@@ -97,7 +97,7 @@ def check(
 def check_begun(
   workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
 ) -> None:
-  """Checks that what was begun in a folder, if anything, may go on.
+  """Checks that a run begun in a folder, if any, may go on.
 
   The arguments are those of `check`.
 
@@ -129,7 +129,7 @@ def check_same(
     there: The fields of the one that was begun; those that it lacks, because
       an older version wrote it, have their defaults.
     here: The fields of the one to run.
-    resume: Let `rounds` be more than there.
+    resume: Let `rounds` have grown.
     where: Names the first.
 
   Raises:

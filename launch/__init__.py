@@ -13,7 +13,7 @@ def end_at_once(number: int, frame: types.FrameType | None) -> None:
   os._exit(4)
 
 
-# What a command imports takes seconds, in which Python would answer Ctrl-C with
+# A command's imports take seconds, during which Python would answer Ctrl-C with
 # a traceback, or lose it in a callback. '-m': a command is about to start.
 if sys.argv[:1] == ['-m'] and (
   signal.getsignal(signal.SIGINT) is signal.default_int_handler

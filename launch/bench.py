@@ -152,7 +152,7 @@ def build_foundation(
     name.removeprefix('base_model.model.vit.').replace('.base_layer', ''): x
     for name, x in tensors.items()
   }
-  # Adapters and heads are no part of a backbone, which refuses what is none.
+  # A backbone refuses adapters and heads, which are no part of it.
   own = {
     name: x
     for name, x in plain.items()

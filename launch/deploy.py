@@ -6,8 +6,8 @@ r"""Cuts a subnetwork out of a finished run, or compares many.
 
 The first two evaluate the subnetwork on the run's test data and write it as a
 Hugging Face folder, with `deploy.json` about it. A budget is a share of the
-parameters (up to 1), or a number of them; it takes the largest subnetwork
-within. The third evaluates random subnetworks of many sizes, or of one budget,
+parameters (up to 1), or a number of them; the largest subnetwork within it is
+taken. The third evaluates random subnetworks of many sizes, or of one budget,
 with and without prioritization, and writes curve.json, .md and .png, or
 box.json, .md and .png.
 """
@@ -52,7 +52,7 @@ _SEED = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-  """Loads the run and does one of the two."""
+  """Loads the run, and either cuts one subnetwork or compares many."""
   start.reject_arguments(argv)
   _check_flags()
   workdir, console = start.folder(_WORKDIR), start.console()

@@ -29,7 +29,7 @@ def parse(argv: list[str]) -> list[str]:
   """Parses a command's flags, and runs its experiment file if it has one.
 
   Returns:
-    What is no flag, the program's name first.
+    The arguments that are not flags, the program's name first.
 
   Raises:
     flags.Error, ValueError, OSError: A flag or the file is wrong; in one line.
@@ -103,7 +103,7 @@ def _line_of(error: BaseException, given: str) -> str:
 
 
 def _check_kind(given: str, value: Any) -> None:
-  """Refuses what is no experiment."""
+  """Refuses anything but an experiment."""
   if isinstance(value, str):  # The flag of the sweep is just a name.
     return
   if isinstance(value, config.Experiment):
@@ -131,7 +131,7 @@ def _check_fields(argv: Sequence[str]) -> None:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: A field is unknown; names those that are like it.
+    ValueError: A field is unknown; the message suggests similar ones.
   """
   given = any(re.match(rf'--?{_NAME}(=|$)', arg) for arg in argv[1:])
   # What follows a colon is an argument of get_config.
@@ -147,7 +147,7 @@ def _check_fields(argv: Sequence[str]) -> None:
 
 
 def _like(path: str, known: list[str]) -> str:
-  """Suggests fields of the same last name, of that section, or alike."""
+  """Suggests fields with the same last name, of that section, or similar."""
   last = path.rpartition('.')[2]
   near = [p for p in known if p.rpartition('.')[2] == last]
   near = near or [p for p in known if p.startswith(f'{path}.')]

@@ -3,8 +3,8 @@
   python -m launch.inspect --config=experiments/NAME.py \
     [--config.FIELD=VALUE ...]
 
-Reads weights and data, divides the data, and compiles, which is where the
-memory is known from; it trains nothing and writes nothing.
+Reads weights and data, divides the data, and compiles, which tells the memory;
+it trains nothing and writes nothing.
 """
 
 from fedjax_tune import build, training

@@ -23,7 +23,7 @@ _STATUS = {
   endings.StorageError: 5,
 }
 _REFUSED = 2
-# As of a program that the system ends for writing into a closed pipe.
+# The status of a program that the system ends for writing to a closed pipe.
 _UNREAD = 141
 
 
@@ -40,9 +40,9 @@ def console() -> rich_console.Console:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Runs a command; what is wrong with its flags is said in one line."""
+  """Runs a command; errors in its flags are reported in one line."""
   for stream in (sys.stdout, sys.stderr):
-    # A terminal of few letters gets '?' for what it lacks, and no error.
+    # A terminal gets '?' for characters that it lacks, not an error.
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='replace')
   try:
@@ -51,7 +51,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     finally:
       sys.stdout.flush()
   except BrokenPipeError:
-    # Who read the output has left; Python would flush once more at its end.
+    # The reader of the output has gone; Python would flush again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(_UNREAD)
 

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_models(runs: Sequence[sweep_plan.Run]) -> None:
-  """Checks each label's experiment as far as its data are not needed.
+  """Checks each label's experiment as far as possible without its data.
 
   Raises:
     ValueError: With a line for each label that is wrong.
@@ -101,8 +101,8 @@ def _tell_unread(
 ) -> None:
   """Prints what no run reads, and what an entry sets in vain.
 
-  Experiment files serve several methods, so that what one of them reads is
-  well set.
+  Experiment files serve several methods, so an option that one of them reads is
+  not set in vain.
   """
   lines = {
     run.label: {

@@ -1,4 +1,4 @@
-"""What a finished run of a sweep has written, whole or not at all."""
+"""Reads what a finished run of a sweep wrote: all of it, or nothing."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_tune import json_files
 from fedjax_tune.report import costs, metrics
 
-# Of a summary: what tables and plots need.
+# The fields of a summary that tables and plots need.
 _KINDS: dict[str, type | tuple[type, ...]] = {
   'method': str,
   'seed': int,
@@ -43,7 +43,7 @@ def read(workdir: str | os.PathLike[str]) -> Outcome:
 
   Raises:
     OSError: A file is not there, or cannot be read.
-    ValueError: A file is not as runs write it, or tells of other rounds than
+    ValueError: A file is not as runs write it, or its rounds are not those of
       the others.
   """
   folder = pathlib.Path(workdir)

@@ -42,14 +42,14 @@ class Run:
 
   @property
   def begun(self) -> bool:
-    """Whether it got as far as to accept its configuration."""
+    """Whether it got as far as accepting its configuration."""
     return (self.workdir / 'config.json').exists()
 
   @property
   def finished(self) -> bool:
-    """Whether its results are whole, of as many rounds as are asked for.
+    """Whether its results are whole, for as many rounds as are asked for.
 
-    Or of fewer, where `patience` ended it. Where a file is lost or damaged,
+    Or for fewer, if `patience` ended it. If a file is lost or damaged,
     `launch.train --resume` writes it anew.
     """
     e = self.experiment
@@ -62,7 +62,7 @@ class Run:
     )
 
   def problem(self) -> str:
-    """Says why its folder is not this run's to begin or to go on with."""
+    """Says why this run may not begin or go on in its folder."""
     fields = dataclasses.asdict(self.experiment)
     try:
       workdirs.check_begun(self.workdir, fields, resume=True)
@@ -112,11 +112,11 @@ def plan(
   workdir: pathlib.Path,
   resolve: Resolve,
 ) -> list[Run]:
-  """All runs, seeds outermost, so that one seed's table is whole early.
+  """All runs, seeds outermost, so that one seed's table is complete early.
 
   Args:
     file: The experiment file.
-    methods: Entries; what one sets counts more than `common`.
+    methods: Entries; the fields that one sets override `common`.
     seeds: As they were written.
     common: FIELD=VALUE for every run.
     workdir: Of the sweep.
@@ -244,7 +244,7 @@ def provide(runs: Sequence[Run], fetch: bool) -> None:
     FileNotFoundError, RuntimeError: As `provisions`.
     ValueError: A field is wrong, such as the name of the set.
   """
-  # Runs differ by their seed alone where their labels are equal.
+  # Runs with the same label differ only in their seeds.
   for run in {run.label: run for run in runs}.values():
     if fetch:
       provisions.obtain(run.experiment)

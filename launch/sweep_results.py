@@ -20,7 +20,7 @@ class Results(NamedTuple):
 
   Attributes:
     summaries: Those of its finished runs, each with its `label`.
-    notes: What the tables leave out, and what in them is not alike.
+    notes: What the tables leave out, and how runs in them differ.
   """
 
   summaries: list[dict[str, Any]]
@@ -30,8 +30,8 @@ class Results(NamedTuple):
 def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   """Writes results.jsonl, .csv and .md and comparison.png into `workdir`.
 
-  They cover the runs that the sweep asks for and that are finished, as they
-  are asked for; what else lies in `workdir` is named and left out.
+  They cover the finished runs that the sweep asks for, as it asks for them;
+  anything else in `workdir` is named and left out.
 
   Args:
     workdir: Of the sweep; runs are in LABEL/seedK below it.
@@ -80,7 +80,7 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
 def _notes(
   workdir: pathlib.Path, runs: Sequence[Run], done: Sequence[Run]
 ) -> list[str]:
-  """Says what the tables leave out, and what in them is not alike."""
+  """Says what the tables leave out, and how runs in them differ."""
   notes = []
   if missing := [run.name for run in runs if run not in done]:
     notes.append(f'Not finished, and not in the tables: {", ".join(missing)}.')
@@ -104,7 +104,7 @@ def _notes(
 
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:
-  """One line a run; what is nested by name gets a column a name."""
+  """One line a run; values nested by name get a column per name."""
   flat = [_flatten(summary) for summary in summaries]
   columns = list(dict.fromkeys(name for row in flat for name in row))
   text = io.StringIO()

@@ -153,7 +153,7 @@ def _start(
   env = dict(os.environ, PYTHONUNBUFFERED='1')
   if cores is not None:
     env['OMP_NUM_THREADS'] = str(len(cores))
-  # What a run that was never accepted said is of no use any more.
+  # The log of a run that was never accepted is of no further use.
   with _log(run).open('ab' if run.begun else 'wb') as log:
     # In a session of its own: a terminal's Ctrl-C reaches the sweep alone, which
     # passes it on once, as a second signal would end a run without saving.

@@ -21,14 +21,14 @@ MAX_MEMBERS = 10_000
 MAX_BYTES = 1 << 30
 MAX_RATIO = 100
 
-# What the two libraries raise over bytes that are not theirs.
+# What the two libraries raise for bytes that they cannot read.
 _UNREADABLE = (
   zipfile.BadZipFile,
   tarfile.TarError,
   zlib.error,
   gzip.BadGzipFile,
   EOFError,
-  NotImplementedError,  # A way of compression that zipfile doesn't know.
+  NotImplementedError,  # A compression method that zipfile lacks.
   RuntimeError,  # A member with a password.
 )
 

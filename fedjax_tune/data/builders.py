@@ -55,7 +55,7 @@ def list_domains(name: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps from the screen what TFDS finds remarkable about any new set."""
+  """Silences what TFDS reports about any new set."""
   logger = logging.getLogger('absl')
   level = logger.level
   logger.setLevel(logging.ERROR)
@@ -74,7 +74,7 @@ def make_builder(
   Args:
     name: Of the set.
     domain: One of `list_domains(name)`.
-    image_size: Pixels of a side, for sets that are drawn to measure.
+    image_size: Pixels of a side, for sets that are drawn at any size.
     data_dir: The root folder of prepared sets.
 
   Raises:
@@ -129,8 +129,8 @@ def open_domains(
 ) -> dict[str, Any]:
   """Returns builders to be built, by domain.
 
-  What is left of unfinished copies of the package's own sets is removed first.
-  Raises as `make_builder`.
+  First removes remains of unfinished copies of the package's own sets. Raises
+  as `make_builder`.
   """
   metadata.check_name(name)
   if name in OWN:
@@ -141,8 +141,8 @@ def open_domains(
 def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
   """Prepares the set of `builder`, unless a whole copy of it is there already.
 
-  A copy of one of the package's own sets is made anew where it is incomplete
-  or was made of something else.
+  A copy of one of the package's own sets is rebuilt if it is incomplete or was
+  made from something else.
 
   Args:
     builder: From `make_builder`.
@@ -152,8 +152,8 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
     Whether there was anything to do.
 
   Raises:
-    ValueError: The copy of another's set is incomplete, or an original file
-      can't be read.
+    ValueError: The copy of a set that is not the package's own is incomplete,
+      or an original file can't be read.
     RuntimeError: The original files changed while they were read.
   """
   fault = find_fault(builder, source)
@@ -186,7 +186,7 @@ def _build_own(builder: Any, source: str | os.PathLike | None) -> bool:
 
 def _run(builder: Any, source: str | os.PathLike | None) -> bool:
   tfds.disable_progress_bar()
-  # What Google's bucket has is in another format; asking there takes a network.
+  # Google's bucket has another format, and asking it takes a network.
   download_config = tfds.download.DownloadConfig(
     manual_dir=source, try_download_gcs=False
   )
@@ -210,7 +210,7 @@ def find_fault(builder: Any, source: str | os.PathLike | None = None) -> str:
     return ''
   needs_source = bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
   if needs_source and not source:
-    # Where it was copied from may be on another machine.
+    # Its source may be on another machine.
     stamp = prepared.read_stamp(builder) or {'made_of': {}}
     folder = stamp['made_of'].get('folder', '')
     if not os.path.isdir(folder):
@@ -220,7 +220,7 @@ def find_fault(builder: Any, source: str | os.PathLike | None = None) -> str:
 
 
 def _renew(builder: Any) -> None:
-  """Has a builder look again at what is there, as unpickling it would."""
+  """Makes a builder look at its folder again, as unpickling it would."""
   builder.__init__(
     config=builder.builder_config,
     data_dir=builder.data_dir_root,
@@ -231,7 +231,7 @@ def _renew(builder: Any) -> None:
 def check_possible(
   name: str, data_dir: str | os.PathLike, source: str | os.PathLike = ''
 ) -> None:
-  """Checks what building a set needs, where it would fail late and at length.
+  """Checks early what building a set needs; it would fail late, and at length.
 
   Args:
     name: Of the set.
@@ -240,7 +240,7 @@ def check_possible(
 
   Raises:
     FileNotFoundError, ValueError: nico without its folder, or with a bad one.
-    RuntimeError: A set of the catalogue, and it can't be built here.
+    RuntimeError: It is a set of the catalogue that can't be built here.
   """
   if name == 'nico':
     if not source:

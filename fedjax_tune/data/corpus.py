@@ -34,18 +34,18 @@ class Corpus:
   """One split of a data set.
 
   Attributes:
-    labels: int32[N]; of other tasks than classification see `tasks.Examples`.
+    labels: int32[N]; for tasks other than classification see `tasks.Examples`.
     domains: int32[N], positions in `domain_names`.
-    groups: What each example belongs to, str[N], where the set tells: the object
-      that an image shows, who speaks a text; else None.
+    groups: What each example belongs to, str[N], if the set says so: the object
+      that an image shows, the speaker of a text; else None.
     domain_names: In the order of the configuration.
     class_names: By label; () where there are no classes.
     inputs: uint8[N, H, W, 3], in memory or read on demand; or the tokens of
       texts [N, T].
     task: What is learned.
-    lengths: Tokens of each example, int32[N]; None of images.
+    lengths: Tokens of each example, int32[N]; None for images.
     questions: What predicted spans are judged by; else None.
-    others: The same examples as other tokenizers have them.
+    others: The same examples as other tokenizers encode them.
     notes: What was converted or left out, or is odd about the data, a line
       each.
   """
@@ -66,7 +66,7 @@ class Corpus:
     """Adds the views of other tokenizers.
 
     Raises:
-      ValueError: Spans lie in windows, and each tokenizer has its own.
+      ValueError: The task is spans, whose windows differ between tokenizers.
     """
     if others and self.task.kind == 'span':
       raise ValueError(
@@ -75,14 +75,14 @@ class Corpus:
     return dataclasses.replace(self, others=tuple(others))
 
   def view(self, reader: int) -> 'Corpus':
-    """Returns the examples as one of the tokenizers has them."""
+    """Returns the examples as one of the tokenizers encodes them."""
     return (self, *self.others)[reader]
 
   def fingerprint(self) -> str:
     """Returns a hash of all that the corpus holds, hex.
 
-    The same data give the same one in every process and on every platform.
-    Of images that stay on disk it is their files' bytes that count.
+    It is the same in every process and on every platform. Images that stay on
+    disk count by their files' bytes.
     """
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     del own['notes']

@@ -28,7 +28,7 @@ def of(*values: Any) -> str:
 
 
 def _add(found: Any, value: Any) -> None:
-  """Adds a value: its kind, its size, its content, so that none run together."""
+  """Adds a value's kind, size and content, so that no two run together."""
   match value:
     case np.ndarray():
       if value.dtype.kind not in 'biuf':

@@ -282,7 +282,7 @@ def render(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:
   drawing large and shrinking. One-colour sets (`currentColor`) are black.
 
   Raises:
-    ValueError: The drawing is other than plain shapes of a sane size.
+    ValueError: The drawing is not made of plain shapes of a sane size.
   """
   icon = icons['icons'][name]
   box = [

@@ -1,4 +1,4 @@
-"""The examples of a split: pictures or texts with what is learned of them."""
+"""The examples of a split: pictures or texts, and what is learned from them."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -24,7 +24,7 @@ class Examples:
   Attributes:
     labels: As in `corpus.Corpus`, and so are `domains`, `groups`, `inputs`,
       `lengths` and `questions`.
-    contents: For the name of each row, a hash of its input.
+    contents: A hash of each row's input, by the row's name.
     notes: What was converted or left out, a line each.
   """
 
@@ -44,7 +44,7 @@ def read_images(
   split: str,
   classes: labels.Classes,
 ) -> Examples:
-  """Reads the pictures of a split, or only where they are if they are many.
+  """Reads the pictures of a split; if they are many, only where they are.
 
   Raises:
     FileNotFoundError: The set is not prepared.
@@ -175,7 +175,7 @@ def text_rows(
 def _keeper(
   cfg: config.Data, classes: labels.Classes, found: notes.Notes
 ) -> Callable[[int, Mapping[str, Any], str], int | None]:
-  """Returns what reads a row's label; None is for classes left out."""
+  """Returns a reader of a row's label; it gives None for classes left out."""
 
   def keep(domain: int, row: Mapping[str, Any], name: str) -> int | None:
     label = classes.read(domain, row)

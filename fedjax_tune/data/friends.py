@@ -2,16 +2,16 @@
 
 The package's table has season, episode, title, speaker and line: 61,563 lines
 by 852 speakers, six of whom speak most. Speakers are natural clients (feature
-`group`), so the label has to be something else. The season is hardly in a
-line's words. What is, and what differs between speakers, is the sentence's
-mood: a line's closing marks are cut off, and the label says which they were:
+`group`), so the label has to be something else. A line's words hardly tell its
+season. They do tell the sentence's mood, which differs between speakers: a
+line's closing marks are cut off, and the label says which they were:
 `statement` (.), `exclamation` (!) or `question` (? among them). Lines that end
 in another way, or that are nothing but marks, are left out.
 
-A line is a test example by a hash of its words, so that a phrase that many
-say ("Hey!") is on one side for all: 47,105 lines to train on and 12,567. Inside
-each speaker a fifth of the lines is expected to be test; those with a line or
-two may have no train example, so that 770 speakers remain.
+A hash of a line's words decides its split, so that a phrase that many say
+("Hey!") is on one side for all: 47,105 train and 12,567 test lines. About a
+fifth of each speaker's lines are test; speakers with a line or two may have no
+train example, so that 770 speakers remain.
 """
 
 from collections.abc import Iterable, Iterator

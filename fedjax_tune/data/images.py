@@ -25,7 +25,7 @@ class Stored:
 
   Attributes:
     sources: Data sources, one a domain.
-    where: Of each image its source and record, int[N, 2].
+    where: Each image's source and record, int[N, 2].
     names: What messages call each.
     size: Pixels of a side.
     contents: A hash of all their bytes.
@@ -74,7 +74,7 @@ def check_features(builders: Sequence[Any]) -> None:
   """Checks what `image` is, in each domain.
 
   Raises:
-    ValueError: It is no single picture of plain numbers.
+    ValueError: It is not a single picture of plain numbers.
   """
   import tensorflow_datasets as tfds
 

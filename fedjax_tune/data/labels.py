@@ -1,4 +1,4 @@
-"""Labels of classes: one meaning in all domains, and nothing out of range."""
+"""Class labels: one meaning in all domains, and nothing out of range."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -12,7 +12,7 @@ from fedjax_tune import json_files
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-  """The classes of a set, and where each domain has them.
+  """The classes of a set, and their order in each domain.
 
   Attributes:
     feature: Name of the labels.
@@ -28,7 +28,7 @@ class Classes:
     """Returns the class of a row.
 
     Raises:
-      ValueError: The label is no integer, or not that of a class.
+      ValueError: The label is not an integer, or not that of a class.
     """
     value = np.asarray(row[self.feature])
     if value.shape or value.dtype.kind not in 'iu':
@@ -52,7 +52,7 @@ def align(feature: str, builders: Sequence[Any]) -> Classes:
     builders: Of each domain.
 
   Raises:
-    ValueError: The labels are not those of classes, or a domain has others.
+    ValueError: The labels are not classes, or a domain has other classes.
   """
   names, orders = _names(feature, builders[0]), []
   for builder in builders:

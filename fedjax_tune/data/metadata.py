@@ -13,19 +13,19 @@ from typing import Any
 from fedjax_tune import json_files
 
 _FILES = ('features.json', 'dataset_info.json', 'metadata.json')
-# Which every version of a set has.
+# The files that every version of a set has.
 NEEDED = ('dataset_info.json', 'features.json')
 _VERSION = re.compile(r'\d+\.\d+\.\d+', re.ASCII)
 # SET/VERSION or SET/CONFIG/VERSION, and SET/.config.
 _LEVELS = 3
 _MAX_BYTES = 64 << 20
-# As protobuf's own reader of JSON.
+# The limit of protobuf's own JSON reader.
 _MAX_DEPTH = 100
 
 # protobuf reads each name in two spellings; `type` is an older one.
 _CLASS_KEYS = {'type', 'pythonClassName', 'python_class_name'}
 _CLASS = re.compile(r'tensorflow_datasets\.core\.features\.\w+\.\w+', re.ASCII)
-# Parts of paths, of the set itself and of its splits.
+# Fields that become parts of paths, of the set and of its splits.
 _PATH_KEYS = (
   'name',
   'version',
@@ -37,7 +37,7 @@ _PATH_KEYS = (
   'filepathTemplate',
   'filepath_template',
 )
-# A set's name, a config of it, and a version: no namespace, which is a hub's.
+# A set's name, config and version; no namespace, which would name a hub.
 _NAME = re.compile(
   r'[a-z]\w*(?:/[A-Za-z0-9_][\w+.-]*)?(?::\d+\.\d+\.\d+)?', re.ASCII
 )
@@ -64,8 +64,8 @@ def check(data_dir: str | os.PathLike, name: str) -> None:
 
   Raises:
     ValueError: A file names a feature class that is not TFDS's own, or a path,
-      or is no JSON; the message has the file, the value and the rule. Or a copy
-      lacks one of its files.
+      or is not JSON; the message has the file, the value and the rule. Or a
+      copy lacks one of its files.
   """
   folder = pathlib.Path(data_dir) / re.split('[/:]', name)[0]
   for path in find_unfinished(folder):
@@ -78,7 +78,7 @@ def check(data_dir: str | os.PathLike, name: str) -> None:
       for path in sorted(folder.glob('*/' * level + file)):
         found = _read(path)
         _check_paths(found, path)
-        # What metadata.json has beside is the set's own affair.
+        # Anything else in metadata.json is the set's own business.
         if file != 'metadata.json':
           _check_classes(found, path)
     for path in sorted(folder.glob('*/' * level + '*.labels.txt')):
@@ -86,7 +86,7 @@ def check(data_dir: str | os.PathLike, name: str) -> None:
 
 
 def find_unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the versions of a set that lack a file that every one has."""
+  """Returns the versions of a set that lack one of the `NEEDED` files."""
   versions = [
     path
     for level in range(1, _LEVELS)
@@ -154,7 +154,7 @@ def _check_classes(
     for part in value:
       _check_classes(part, path, key, depth + 1)
   elif isinstance(value, str) and key == 'json':
-    # An older way to keep a feature: as text in JSON that is JSON itself.
+    # An older format keeps a feature as a JSON string inside JSON.
     inner = json_files.parse(value, f'{path}: {key}')
     _check_classes(inner, path, '', depth + 1)
   elif isinstance(value, str) and key in _CLASS_KEYS and _is_foreign(value):

@@ -22,7 +22,7 @@ _SURVEY_SIZE = 32  # Pixels; decoding is checked, what comes out is not kept.
 
 
 class Entry(NamedTuple):
-  """A line of a list: a picture, its label, and where that is said."""
+  """A line of a list: a picture, its label, and where the line stands."""
 
   name: str
   label: int
@@ -35,7 +35,7 @@ def read(folder: str | os.PathLike, domain: str, split: str) -> list[Entry]:
   Raises:
     FileNotFoundError: The folder, the list or an image is missing.
     ValueError: A line is not a path inside the folder and a label below 60, or
-      there is none.
+      there are no lines.
   """
   folder = pathlib.Path(folder)
   entries, root = parse(folder, domain, split), folder.resolve()
@@ -76,7 +76,7 @@ def _is_inside(root: pathlib.Path, name: str) -> bool:
   path = pathlib.PurePath(name)
   if path.is_absolute() or '..' in path.parts or '\0' in name:
     return False
-  # Links are followed; a list is not to name what its folder does not hold.
+  # Links are followed: a list must not name files outside its folder.
   return (root / path).resolve().is_relative_to(root)
 
 
@@ -88,8 +88,8 @@ def check(folder: str | os.PathLike) -> None:
 def class_names(lists: Iterable[list[Entry]]) -> list[str]:
   """Returns the name of each class: the folder that holds its pictures.
 
-  Where a list has one folder with pictures of several classes, folders are no
-  classes, and classes are called by their number.
+  If a list has a folder with pictures of several classes, folders are not
+  classes, and classes are named by their numbers.
 
   Args:
     lists: Of all domains.
@@ -135,9 +135,9 @@ def identify(
 ) -> dict[str, str | list[str]]:
   """Returns what a copy of a domain is made of.
 
-  Lists count by what they say, pictures by name, size and time of change (to
+  Lists count by their content, pictures by name, size and time of change (to
   the nanosecond): reading all of them would take as long as preparing. Other
-  domains' lists count for the names of the classes, where they are there.
+  domains' lists, if they exist, count for the names of the classes.
 
   Raises:
     FileNotFoundError, ValueError: As `read`.

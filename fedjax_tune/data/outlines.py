@@ -14,8 +14,8 @@ class Outline:
 
   Attributes:
     builders: By domain.
-    splits: Names of the split to train on and of that to evaluate on.
-    entry: Where texts are kept; None of pictures.
+    splits: Names of the splits to train on and to evaluate on.
+    entry: Where texts are kept; None for pictures.
     classes: None where the task has none.
     notes: What is odd about it, a line each.
   """

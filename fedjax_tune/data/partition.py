@@ -49,7 +49,7 @@ class Partition:
 def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
   """Divides the examples of a corpus among clients.
 
-  Examples are dealt out completely and to one client each, but for k_shot and
+  All examples are dealt out, each to one client, except with k_shot and
   natural; with `divide_objects` an object's images in other domains are left
   out.
 

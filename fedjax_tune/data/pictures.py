@@ -1,23 +1,23 @@
-"""One picture, as a file's bytes or an array, to RGB: the only way there is.
+"""Turns a picture, a file's bytes or an array, into RGB; nothing else does.
 
 What becomes of what, for every set:
 
-- Transparent pixels are put on white, be it by an alpha channel, a palette or
-  a colour that counts as transparent.
+- Transparent pixels are put on white, whether an alpha channel, a palette or a
+  transparent colour makes them so.
 - EXIF's orientation is applied. EXIF that can't be read counts as upright.
 - 16 bits are scaled by their whole range (65535, or what a TIFF's
   BitsPerSample or a PPM's maximum says), and so are floats, which must lie in
   [0, 1]. Signed and 32-bit integers state no range and are refused.
-- Of an animation the first frame counts, of a TIFF the first page.
+- An animation counts by its first frame, a TIFF by its first page.
 - ICC profiles are not applied: numbers are taken as sRGB, as the pretrained
   models took them. CMYK becomes RGB by the plain formula.
-- What the content is decides, never a file's name. Formats outside `FORMATS`
-  are refused; Pillow would call other programs for some.
+- The content decides, never a file's name. Formats outside `FORMATS` are
+  refused; Pillow would call other programs for some.
 - Above `MAX_PIXELS` a picture is refused before it is decoded. Above
-  `_LARGE_PIXELS` JPEGs are decoded at a fraction of their size, and of others
-  one at a time, however many threads ask.
+  `_LARGE_PIXELS`, JPEGs are decoded at a fraction of their size, and others one
+  at a time, however many threads ask.
 
-What Pillow can't notice, a JPEG with noise in the middle for instance, counts
+Damage that Pillow can't notice, such as noise in the middle of a JPEG, counts
 as it is decoded.
 """
 
@@ -51,7 +51,7 @@ FORMATS = (
 )
 
 _LARGE_PIXELS = 1 << 22
-# One thread, since what each frees stays with it: eight that decode 64
+# One thread, since each keeps the memory that it frees: eight that decode 64
 # megapixels in turn keep 3.8 GB.
 _LARGE = concurrent.futures.ThreadPoolExecutor(1, 'large-pictures')
 _OTHER_SPACES = ('CMYK', 'LAB', 'HSV')
@@ -60,7 +60,7 @@ _OTHER_SPACES = ('CMYK', 'LAB', 'HSV')
 _BITS, _MEANING, _SAMPLES = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
-# These name no file, and reading says what has to be said.
+# These warnings name no file, and reading reports all that matters.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
@@ -95,8 +95,8 @@ def inspect(data: bytes | np.ndarray) -> tuple[str, ...]:
   """Returns what `to_rgb` will change, as far as a picture's header tells.
 
   Raises:
-    PictureError: What is wrong with it; a body that is cut short, only
-      `to_rgb` finds.
+    PictureError: What is wrong with it; only `to_rgb` finds a body that is cut
+      short.
   """
   if isinstance(data, np.ndarray):
     shape = pixels.to_bytes(data).shape
@@ -158,7 +158,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _describe(data: bytes) -> str:
-  """Says what it is that is no picture."""
+  """Says what bytes are that are not a picture."""
   start = data[:1000].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
   if not data:
     return 'is empty, 0 bytes'
@@ -195,7 +195,7 @@ def _render(picture: Image.Image, size: int) -> np.ndarray:
   key = _transparent_key(picture)
   mode, white_is_zero = picture.mode, _tag(picture, _MEANING) == _WHITE_IS_ZERO
   bits = _tag(picture, _BITS, (16,))[0]
-  picture.load()  # Which turns a TIFF upright already.
+  picture.load()  # This already turns a TIFF upright.
   if _orientation(picture) > 1:
     picture = ImageOps.exif_transpose(picture)
   if not mode.startswith(('I', 'F')):

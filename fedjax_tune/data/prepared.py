@@ -1,8 +1,8 @@
-"""Prepared copies of sets: whether one is whole, and what it was made of.
+"""Prepared copies of sets: whether one is whole, and what it was made from.
 
-Beside the files that TFDS writes, a copy of a set that this package builds has
-`made_of.json`: what it was made of, and the size of each file. It is written
-last, so that a copy without it counts as half-made.
+Besides TFDS's own files, a copy of a set that this package builds has
+`made_of.json`: its inputs, and the size of each file. It is written last, so a
+copy without it counts as half-made.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,8 @@ def find_fault(builder: Any) -> str:
   """Returns what is wrong with the files of a copy, or ''.
 
   Every file of every split must be there, and have as many records as
-  dataset_info.json says. Of a set of this package each must have its size.
+  dataset_info.json says. In this package's own sets each must also have its
+  recorded size.
   """
   folder = pathlib.Path(builder.data_dir)
   for name in metadata.NEEDED:
@@ -62,11 +63,11 @@ def _find_shard_fault(path: pathlib.Path, count: int) -> str:
 
 
 def find_change(builder: Any, made_of: Mapping[str, Any]) -> str:
-  """Returns what a copy was made of that is other now, or ''.
+  """Returns which of a copy's inputs has changed since it was made, or ''.
 
   Args:
     builder: Of the copy.
-    made_of: What it would be made of now.
+    made_of: The inputs that it would have now.
   """
   stamp = read_stamp(builder)
   if stamp is None:
@@ -136,7 +137,7 @@ def clear(builder: Any) -> None:
 def lock(builder: Any) -> Iterator[None]:
   """Lets one process at a time build a set; others wait.
 
-  The system lets go of the lock when the process ends, however it ends.
+  The system releases the lock when the process ends, however it ends.
   """
   path = pathlib.Path(builder.data_dir).parent / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)

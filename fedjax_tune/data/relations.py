@@ -1,4 +1,4 @@
-"""What the two splits of a set, and its domains, have to do with each other."""
+"""How the two splits of a set, and its domains, relate to each other."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fedjax_tune.data.notes import Notes, join_first
 def check_classes(
   cfg: config.Data, names: tuple[str, ...], train: Examples
 ) -> None:
-  """Checks that there is something to tell apart.
+  """Checks that there are classes to tell apart.
 
   Args:
     cfg: Which set.
@@ -35,7 +35,7 @@ def compare_classes(
   train: Examples,
   test: Examples,
 ) -> tuple[str, ...]:
-  """Returns a line about domains that lack classes, and one on test's own.
+  """Returns a line on domains that lack classes, and one on test-only classes.
 
   Args:
     domains: Names of the domains.

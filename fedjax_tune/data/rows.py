@@ -1,4 +1,4 @@
-"""The rows of a split, each checked; what is wrong is said with its place."""
+"""The rows of a split, each checked; errors name the row."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -20,7 +20,7 @@ class Row:
     domain: Position of its domain.
     record: Its position in the split of its domain.
     name: What messages call it.
-    values: What was taken of it.
+    values: What was taken from it.
   """
 
   domain: int
@@ -30,10 +30,10 @@ class Row:
 
 
 class Faults:
-  """Gathers what is wrong with the parts of a whole, to say it at once."""
+  """Gathers what is wrong with the parts of a whole, to report all at once."""
 
   def __init__(self, whole: str, parts: str) -> None:
-    """Takes the name of the whole, and what it is made of: 'rows'."""
+    """Takes the name of the whole, and that of its parts: 'rows'."""
     self._whole, self._parts = whole, parts
     self._found: list[str] = []
     self._count = 0
@@ -69,8 +69,8 @@ def read(
     cfg: Which set.
     builders: By domain.
     split: Its name.
-    take: What to keep of a row, from its domain, the row and its name; None
-      leaves the row out. It raises a ValueError for what is wrong.
+    take: Returns what to keep of a row, given its domain, the row and its name;
+      None leaves the row out. Raises a ValueError if something is wrong.
     encoded: A feature to leave as it is stored.
 
   Raises:

@@ -79,8 +79,8 @@ def _pathological(
       f' the number of classes, {k}, and give all of them to'
       f' {cfg.count} clients'
     )
-  # Dealt out in turn: neighbouring slots, a client's, never hold one class
-  # twice, and each class has holders.
+  # Dealt out in turn: a client's slots are neighbours, so they never hold a
+  # class twice, and each class has holders.
   parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
   clients = rng.permutation(cfg.count)
   for i, label in enumerate(classes):

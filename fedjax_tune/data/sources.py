@@ -12,7 +12,7 @@ def check(cfg: config.Data) -> None:
   """Checks name, numbers and folder, before any data are read.
 
   Raises:
-    ValueError: The name is none of a set, or a number is impossible.
+    ValueError: No set has this name, or a number is impossible.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
   metadata.check_name(cfg.name)
@@ -33,9 +33,9 @@ def check(cfg: config.Data) -> None:
 
 
 def make_builder(cfg: config.Data, domain: str) -> Any:
-  """Returns the TFDS builder of one domain; it reads, and fetches nothing.
+  """Returns the TFDS builder of one domain, which fetches nothing.
 
-  nico is prepared here where the data folder is that of NICO++.
+  nico is prepared here if the data folder is NICO++'s own.
   """
   from fedjax_tune.data import builders
 
@@ -51,8 +51,8 @@ def check_copy(cfg: config.Data, builder: Any) -> None:
   """Checks the copy of a domain, if there is one.
 
   Raises:
-    ValueError: It is incomplete, or was made of what is other now; the message
-      has the command that makes it anew.
+    ValueError: It is incomplete or out of date; the message has the command
+      that rebuilds it.
   """
   from fedjax_tune.data import builders
 
@@ -72,7 +72,7 @@ def _is_source(cfg: config.Data) -> bool:
 
 
 def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
-  """Whether each domain of a set is there, or is made of files that are.
+  """Whether each domain of a set is there, or the files to make it from are.
 
   Raises:
     ValueError: As `builders.make_builder` and `check_copy`.

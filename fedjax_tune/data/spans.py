@@ -43,7 +43,7 @@ def encode(
 
   Returns:
     The windows; their labels int32[W, 4], tokens of `tasks.Examples`; and what
-    makes answers of predictions.
+    turns predictions into answers.
 
   Raises:
     ValueError: `max_length` is too small, or `pad` is a token of a text.
@@ -98,7 +98,7 @@ def _cut(
 def _find_context(window: tokenizers.Encoding) -> tuple[Place, np.ndarray]:
   """Returns the context's first and last token, and characters int[n, 2].
 
-  The characters of what is not context are (0, 0).
+  Tokens outside the context have characters (0, 0).
   """
   part = np.array([-1 if p is None else p for p in window.sequence_ids])
   place = np.where(part[:, None] == 1, window.offsets, 0)

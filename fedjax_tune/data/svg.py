@@ -1,7 +1,7 @@
-"""Drawings of others, checked before they are rendered.
+"""Checks drawings from elsewhere before they are rendered.
 
 A renderer follows what a drawing refers to, files of this machine included.
-Only shapes are drawn, and references to other parts of the same drawing.
+Only shapes are allowed, and references to parts of the same drawing.
 """
 
 import math

@@ -15,14 +15,14 @@ from fedjax_tune.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class TextExamples:
-  """N examples; of a set with spans the windows of its questions.
+  """N examples; for a set with spans, the windows of its questions.
 
   Attributes:
     encoded: Their tokens.
     labels: int32[N], float32[N], int32[N, 4] or int32[N, T], see
       `tasks.Examples`.
-    groups: The natural client of each, str[N], where the set tells.
-    rows: The row that each was made of, int32[N].
+    groups: The natural client of each, str[N], if the set names it.
+    rows: The row that each was made from, int32[N].
     questions: What predicted spans are judged by, else None.
   """
 
@@ -34,7 +34,7 @@ class TextExamples:
 
 
 def make_task(entry: TextSet, num_classes: int) -> Task:
-  """Returns the task of a set, of so many classes, or tokens to predict."""
+  """Returns the task of a set with so many classes, or tokens to predict."""
   sizes = {'regression': 1, 'span': 2}
   return Task(entry.kind, sizes.get(entry.kind, num_classes), entry.metrics)
 
@@ -136,7 +136,7 @@ def inspect_answers(
 
 
 def read_text(value: Any, feature: str) -> str:
-  """Returns a feature's text, or raises a ValueError if it is none."""
+  """Returns a feature's text, or raises a ValueError if it is not text."""
   if not isinstance(value, bytes | str):
     raise ValueError(f'{feature} is {type(value).__name__}; must be a text')
   try:

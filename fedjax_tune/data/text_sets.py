@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
-  """Where a set keeps what.
+  """Which features of a set hold what, and its task.
 
   Attributes:
     first: Features of the text, joined by blanks; of a pair, its first part.
@@ -18,8 +18,8 @@ class TextSet:
     metrics: Of the task, the primary one first; () takes the kind's.
     test: The split with public labels that is evaluated.
     group: Feature that names the example's natural client; '' if none does.
-    unanswerable: Whether some questions have no answer, even if none of a
-      split has; SQuAD has a script for each kind.
+    unanswerable: Whether the set has questions without an answer, even if a
+      split has none; SQuAD has a script for each kind.
     bounds: Of a regression's numbers.
   """
 

@@ -1,7 +1,7 @@
 """Whether a tokenizer tells the two texts of a pair apart, by types.
 
 `transformers` gives a model types if the tokenizer's `model_input_names` has
-them; without, the model takes all tokens for the first text's.
+them; otherwise the model takes all tokens as the first text's.
 """
 
 import json
@@ -20,10 +20,10 @@ def given(files: Files, default: bool) -> bool:
 
   Args:
     files: The tokenizer's.
-    default: Of its class, where they are silent.
+    default: Its class's answer, if the files are silent.
 
   Raises:
-    ValueError: The field is no list of names.
+    ValueError: The field is not a list of names.
   """
   names = files.settings.get(_FIELD)
   if names is None:
@@ -58,7 +58,7 @@ def _zero(state: Any) -> Any:
 
 
 def _template(begin: tuple[str, int], end: tuple[str, int]) -> dict[str, Any]:
-  """Describes what BertProcessing does, in which types are not fixed."""
+  """Describes BertProcessing as a template, whose types are not fixed."""
   cls, sep = (
     {'SpecialToken': {'id': t, 'type_id': 0}} for t, _ in (begin, end)
   )

@@ -1,8 +1,8 @@
-"""Where the files of a tokenizer must agree, though `transformers` asks not.
+"""Where a tokenizer's files must agree, though `transformers` does not check.
 
-Its classes for BERT, RoBERTa and Llama build the parts of a tokenizer anew and
-take the vocabulary from tokenizer.json (and Llama what stands around a text).
-What that file says of the rest is nobody's, unless it is the same.
+Its classes for BERT, RoBERTa and Llama rebuild the parts of a tokenizer and
+take only the vocabulary from tokenizer.json (Llama also what stands around a
+text). The rest of that file is not read, so it must say the same.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def check_parts(
 
 
 def check_llama(files: Files, tokenizer: Tokenizer, scheme: str) -> None:
-  """Likewise of Llama, whose file can say the same in two forms.
+  """Likewise for Llama, whose file can say the same in two forms.
 
   Either it replaces blanks and puts one in front, or it has a pre-tokenizer
   that does.
@@ -136,7 +136,7 @@ def check_enclosed(files: Files, tokenizer: Tokenizer) -> None:
 def check_ends(
   files: Files, named: Mapping[str, str | AddedToken], tokenizer: Tokenizer
 ) -> None:
-  """Refuses add_bos_token and add_eos_token that are not what happens."""
+  """Refuses an add_bos_token or add_eos_token that has no effect."""
   number = lambda name: tokenizer.token_to_id(str(named.get(name)))
   around = tokenizer.encode('')
   begins = around.ids[:1] == [number('bos_token')]

@@ -1,9 +1,9 @@
 """Tokenizers as `transformers` 5 builds them from a folder's files.
 
-Where tokenizer.json and tokenizer_config.json disagree, the latter wins, as
-there; where it is silent, too, what that class would make of it is not what the
-file says, and refused (`tokenizer_checks`). A folder whose class is
-PreTrainedTokenizerFast has its tokenizer.json taken as it is.
+Where tokenizer.json and tokenizer_config.json disagree, the latter wins, as it
+does there. Where it is silent and the class would build something other than
+tokenizer.json says, the folder is refused (`tokenizer_checks`). With
+PreTrainedTokenizerFast, tokenizer.json is taken as it is.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ class Class(NamedTuple):
     build: Makes it, but for added tokens and for what stands around texts.
     enclose: Makes the latter; None leaves it to tokenizer.json.
     named: Named tokens by default.
-    needed: Of them those that the vocabulary must have.
-    types: Whether models get types of tokens, unless the files say.
+    needed: Those of them that the vocabulary must have.
+    types: Whether models get token types, unless the files say.
   """
 
   build: Callable[[Files, Named], Tokenizer]
@@ -50,7 +50,7 @@ def find(files: Files) -> Class:
     ValueError: It is not supported.
   """
   name = files.name
-  if not name:  # Families without a class of their own have the file as it is.
+  if not name:  # Families without a class of their own take the file as it is.
     alone = 'BertTokenizer' if files.built is None else _AS_IS
     return _CLASSES[_FAMILIES.get(files.family, alone)]
   if name == 'LlamaTokenizer' and '"ByteLevel"' in json.dumps(files.built):

@@ -21,11 +21,11 @@ def write(
 ) -> dict[str, int]:
   """Writes tokenizer.json and tokenizer_config.json.
 
-  All that the files of the source say together is in the one tokenizer.json
-  then, which a class that builds nothing anew takes as it is.
+  The one tokenizer.json says all that the source's files say together, and is
+  read by a class that takes it as it is.
 
   Args:
-    source: The folder whose tokenizer it is.
+    source: The folder that has the tokenizer.
     folder: Gets the two files.
     pad: The model's padding token.
     max_length: Tokens to which `truncation=True` cuts.

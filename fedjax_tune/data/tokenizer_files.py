@@ -1,8 +1,8 @@
 """A tokenizer's files in a Hugging Face folder, put together.
 
-What each file says, and which of two has the word, is as `transformers` 5 has
-it (`PreTrainedTokenizerBase._from_pretrained`); what it would leave unread
-without a word is refused.
+What each file means, and which of two wins, is as in `transformers` 5
+(`PreTrainedTokenizerBase._from_pretrained`); what it would silently ignore is
+refused.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _SPELLED = (str, dict, AddedToken)
 _EXTRA = 'extra_special_tokens'
 _OLD_EXTRA = 'additional_special_tokens'
-# What else would run, and not mean what it says; for all of these, silence is
-# the same as the value.
+# Other values would run, but not mean what they say. Leaving one of these out
+# is the same as its value here.
 _SUPPORTED = {
   'truncation_side': ('right',),
   'do_basic_tokenize': (True,),
@@ -210,7 +210,7 @@ def _read_added(
   settings: dict[str, Any], path: pathlib.Path
 ) -> dict[int, AddedToken]:
   """Reads added_tokens.json, ids by their text."""
-  # Dicts are not looked into here by `transformers` either.
+  # `transformers` does not look into dicts here either.
   named = [settings[k] for k in NAMED if settings.get(k)]
   named += settings.get(_EXTRA) or []
   special = {str(token) for token in named if not isinstance(token, dict)}
@@ -237,7 +237,7 @@ def _read_built(
 
 
 def _token(value: Any, path: pathlib.Path, field: str) -> str | AddedToken:
-  """Returns a token that may be spelled, or described."""
+  """Returns a token that may be a text, or a description."""
   if isinstance(value, str | AddedToken):
     return value
   return _added(value, path, field)

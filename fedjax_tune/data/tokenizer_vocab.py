@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer: of tokenizer.json, or of a file of its own."""
+"""A tokenizer's vocabulary, from tokenizer.json or from a file of its own."""
 
 import pathlib
 from typing import Any
@@ -18,7 +18,7 @@ def built(files: Files, kind: str) -> Vocab:
   Raises:
     FileNotFoundError, ValueError: As `Files.build`; or it is of another kind.
   """
-  files.build()  # Which says what is wrong, if it is not a tokenizer.
+  files.build()  # Raises if it is not a tokenizer.
   found: Any = files.built
   model = found['model']
   if model.get('type', kind) != kind:
@@ -42,7 +42,7 @@ def read_lines(path: pathlib.Path) -> Vocab:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: It is not UTF-8, or says a token twice.
+    ValueError: It is not UTF-8, or has a token twice.
   """
   if not path.is_file():
     raise FileNotFoundError(f'{path} is missing.')

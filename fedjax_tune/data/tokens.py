@@ -17,7 +17,7 @@ from fedjax_tune.data import (
   tokenizer_files,
 )
 
-# Texts at a time; what the library returns for one is large.
+# Texts at a time, as the library returns a lot for each.
 _CHUNK = 4096
 _FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json')
 
@@ -58,8 +58,8 @@ def read(
   they are text.
 
   Args:
-    folder: It.
-    vocab: Tokens that the model knows; None knows all.
+    folder: The folder.
+    vocab: How many tokens the model knows; None for any number.
 
   Returns:
     The tokenizer, and its named tokens: 'pad_token' and so on.
@@ -126,7 +126,7 @@ def _add_tokens(
   ]
   known = {token.content for token in (*there, *added)}
   for token in (*named.values(), *files.extra):
-    # One that is spelled and described is added twice; the last has the word.
+    # A token given as text and as a description is added twice; the last wins.
     if str(token) not in known and token not in added:
       added.append(token)
   names = {str(token) for token in named.values()}

@@ -2,8 +2,8 @@
 
 After "HeteroTune: Efficient Federated Learning for Large Heterogeneous Models"
 (arXiv 2411.16796), which calls the branches and their gates a dense mixture of
-adapters. Its code is not public: that there are branches, that all of them are
-active, and that they carry what different models share is the paper's; the
+adapters. Its code is not public: the paper says that there are branches, that
+all of them are active, and that they carry what different models share; the
 formula is a reconstruction. Not the FedAdapter of arXiv 2205.10162 (AdaFL),
 which grows depth and width of ordinary adapters over time.
 """
@@ -50,8 +50,8 @@ class Bottleneck:
 class FedAdapter(nnx.Module):
   """y = out + s * (sum_b g_b(h) f_b(h)) U with h = x D.
 
-  D and U belong to a model, the branches f_b to all models alike. U starts at
-  zero, so that y = out.
+  D and U belong to one model, the branches f_b to all models. U starts at zero,
+  so that y = out at first.
 
   Attributes:
     down: [L, D, R]; up: [L, R, D].

@@ -184,7 +184,7 @@ def _untie(found: Tensors, config: Config) -> Config:
 
 
 def _find(found: Tensors, names: tuple[str, ...], source: str) -> str:
-  """Returns under which of its names a tensor is there."""
+  """Returns the one of its names that a tensor has there."""
   there = [name for name in names if name in found]
   if len(there) == 1:
     return there[0]

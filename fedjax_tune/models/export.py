@@ -1,4 +1,4 @@
-"""From parameters, of a subnetwork too, to a standalone Hugging Face folder."""
+"""Writes parameters, even of a subnetwork, as a Hugging Face folder."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -64,9 +64,9 @@ def save_huggingface(
   """Writes a folder that `transformers` loads, with its head.
 
   The parameters may be narrower than `config` says, along 'layer', 'embed',
-  'heads', 'qk_dim', 'v_dim' and 'ffn'. Hugging Face's classes know one width
-  of a head, hidden_size // num_attention_heads, so what they can't express is
-  filled up, without a change of what the model computes:
+  'heads', 'qk_dim', 'v_dim' and 'ffn'. Hugging Face's classes know one width of
+  a head, hidden_size // num_attention_heads, so what they can't express is
+  padded, without changing what the model computes:
 
   - heads with zeros, up to that width, and by heads of zeros; queries are
     multiplied by the root of the widths' ratio, as scores are divided by it;
@@ -107,7 +107,7 @@ def save_huggingface(
   flat, config = _fill(flat, axes, sizes, config)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  # Not save_file: what that writes, nobody else may read.
+  # Not save_file, whose files only their owner may read.
   written = safetensors.numpy.save(_tensors(flat, config), {'format': 'pt'})
   (folder / 'model.safetensors').write_bytes(written)
   raw = hub_config.render(config, label_names)
@@ -195,7 +195,7 @@ def _fill_decoder(
   group = sizes['group']
   copies, heads = _find_heads(sizes['embed'], sizes['heads'], group, group)
   if copies > 1 and config.tied and not config.num_classes:
-    # The table writes channels and reads them, which now are two tables.
+    # One table writes channels and reads them; these are two tables now.
     config = dataclasses.replace(config, tied=False)
     flat = flat | {('lm_head', 'kernel'): flat['embed', 'word'].T}
     axes = axes | {('lm_head', 'kernel'): ('embed', 'vocab')}

@@ -21,7 +21,7 @@ class Factored(nnx.Module):
   """y = (x U) V + b, stacked over layers.
 
   Column r of U and row r of V are one kernel, a map of rank one. Kernels are
-  orthogonal at first; there are as many as the map has rank.
+  orthogonal at first; there are as many as the map's rank.
 
   Attributes:
     u: [L, D, R].

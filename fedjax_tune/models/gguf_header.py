@@ -1,4 +1,4 @@
-"""The header of a GGUF file, walked before anything believes it.
+"""Walks the header of a GGUF file before anything trusts it.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. The package `gguf` loops as
 often as a count says and slices as far as a length says, beyond the end of the
@@ -69,7 +69,7 @@ class _Walker:
     return _SIZES[kind]
 
   def bound(self, count: int, least: int, what: str) -> None:
-    """Checks that as many things, of `least` bytes each, can be there."""
+    """Checks that there is room for so many things of `least` bytes each."""
     left = (len(self.data) - self.at) // least
     if count > left:
       raise ValueError(
@@ -82,8 +82,8 @@ def check(path: str | os.PathLike[str]) -> None:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: It is no GGUF file, or what its header says is not in it; or a
-      tensor is of a type that is not known, which is named.
+    ValueError: It is not a GGUF file, or lacks what its header promises; or a
+      tensor is of an unknown type, which is named.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -117,7 +117,7 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def _tensor_end(walker: _Walker) -> int:
-  """Passes what is said of a tensor; returns its end, from where data begin."""
+  """Passes a tensor's entry; returns its end, from where data begin."""
   what = f'tensor {walker.text("the name of a tensor")!r}'
   sides = walker.number('<I', what)
   if sides > _MAX_DIMS:

@@ -16,7 +16,7 @@ _TOKENS, _MERGES, _KINDS = REQUIRED = (
 )
 # Without these a reader would have to guess how words are cut.
 REQUIRED += ('tokenizer.ggml.model', 'tokenizer.ggml.pre')
-# gguf's TokenType: of tokens that are no text, and of whole words that are.
+# gguf's TokenType: tokens that are not text, and whole words that are.
 _CONTROL, _USER_DEFINED = 3, 4
 
 
@@ -53,7 +53,7 @@ def check(found: Mapping[str, Any], path: pathlib.Path) -> None:
 
 
 def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
-  """Writes it as tokenizer.json; its digits stand alone."""
+  """Writes it as tokenizer.json, where each digit is a word of its own."""
   tokens = found[_TOKENS]
   merges = [tuple(m.split(' ', 1)) for m in found[_MERGES]]
   vocab = {token: number for number, token in enumerate(tokens)}
@@ -78,7 +78,7 @@ def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
     number = found.get(f'tokenizer.ggml.{name}_token_id')
     if number is not None:
       settings[f'{ours}_token'] = tokens[number]
-  # The tokenizer comes last and at once: where it is, all of it is.
+  # The tokenizer comes last and in one piece: if it is there, all of it is.
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   unfinished = folder / '.tokenizer.json'
   tokenizer.save(str(unfinished))

@@ -1,4 +1,4 @@
-"""Fields of config.json, read with what a reader should know of a mistake.
+"""Reads fields of config.json, with messages that explain a mistake.
 
 JSON has no types that a reader could rely on: a switch may be the word
 'false', a count 12.0 or true, a number NaN. Only what is meant is taken.
@@ -11,7 +11,7 @@ from typing import Any
 from fedjax_tune import json_files
 from fedjax_tune.models.sizes import DecoderConfig, TextConfig
 
-# No count of a model is longer; positions and tokens are int32.
+# No count of a model is larger: positions and tokens are int32.
 _LARGEST = 2**31 - 1
 # Far above any config.json or index; a file beyond it is something else.
 _MAX_BYTES = 16 * 2**20
@@ -71,7 +71,7 @@ def number(
   least: float = -math.inf,
   most: float = 1e12,
 ) -> float:
-  """Returns a field that must be a finite number of a range."""
+  """Returns a field that must be a finite number in a range."""
   value: Any = raw.get(field)
   fits = type(value) in (int, float) and above < value <= most
   if not fits or not value >= least:
@@ -86,7 +86,7 @@ def number(
 def boolean(
   raw: dict[str, Any], field: str, path: pathlib.Path, default: bool
 ) -> bool:
-  """Returns a field that must be true or false where it is there."""
+  """Returns a field that must be true or false if it is there."""
   value = raw.get(field, default)
   if type(value) is not bool:
     raise ValueError(
@@ -103,7 +103,7 @@ def epsilon(
 
 
 def _short(value: Any) -> str:
-  """Shows a value, and of a long one the beginning."""
+  """Shows a value, or the beginning of a long one."""
   shown = repr(value)
   return shown if len(shown) <= 60 else shown[:57] + '...'
 

@@ -57,7 +57,7 @@ def parse(raw: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
 
 
 def _padding(raw: dict[str, Any], path: pathlib.Path) -> int:
-  """Returns the padding token, where there is none the end of a text."""
+  """Returns the padding token, or if there is none the end of a text."""
   if raw.get('pad_token_id') is not None:
     return hub_fields.integer(raw, 'pad_token_id', path, least=0)
   end = raw.get('eos_token_id', 2)

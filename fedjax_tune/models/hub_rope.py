@@ -13,7 +13,7 @@ from fedjax_tune.models import hub_fields
 from fedjax_tune.models.rope import KINDS, Rope
 
 _LENGTH = 'original_max_position_embeddings'
-# What the options of each kind must be at least, and those it can do without.
+# The least value of each kind's options, and the options it can do without.
 _REQUIRED: dict[str, dict[str, float]] = {
   'default': {},
   'linear': {'factor': 1},
@@ -23,7 +23,7 @@ _REQUIRED: dict[str, dict[str, float]] = {
 }
 _OPTIONAL = ('attention_factor', 'beta_fast', 'beta_slow')
 _OPTIONAL += ('mscale', 'mscale_all_dim')
-# All that may stand there; what is not of the kind says nothing, as there.
+# All that may stand there; options of other kinds are ignored, as there.
 _KNOWN = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor', _LENGTH}
 _KNOWN |= {'truncate', 'low_freq_factor', 'high_freq_factor', 'factor'}
 _KNOWN |= {'long_factor', 'short_factor', *_OPTIONAL}
@@ -38,8 +38,8 @@ def parse(raw: dict[str, Any], positions: int, path: pathlib.Path) -> Rope:
     path: Begins every message.
 
   Raises:
-    ValueError: A kind is not supported, or an option is missing or no number
-      of its range.
+    ValueError: A kind is not supported, or an option is missing or out of
+      range.
   """
   field, found = _find(raw, path)
   kind = found.get('rope_type', found.get('type', 'default'))
@@ -97,7 +97,7 @@ def _find(
 
 
 def render(rope: Rope) -> dict[str, Any]:
-  """Returns what config.json says of it, to readers of both versions."""
+  """Returns its fields in config.json, for readers of both versions."""
   said = {'rope_type': rope.kind} | dict(rope.options)
   parameters = said | {'rope_theta': rope.base}
   fields = {'rope_theta': rope.base, 'rope_parameters': parameters}

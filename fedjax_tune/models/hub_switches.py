@@ -1,9 +1,10 @@
-"""Fields of config.json that say that a model is another one.
+"""Fields of config.json that make a model another one.
 
-A reader takes the fields that it knows. What else stands there may be a note
-(`transformers_version`) or change what the model computes (`quantization_config`,
-or what relatives of a family have, which its files sometimes carry). The second
-kind is refused unless it says nothing; what is in no list here is named.
+A reader takes the fields that it knows. Others may be notes
+(`transformers_version`) or change what the model computes
+(`quantization_config`, or fields of a family's relatives, which its files
+sometimes carry). The second kind is refused unless it says nothing; fields in
+no list here are named.
 """
 
 import pathlib
@@ -12,7 +13,7 @@ from typing import Any
 
 # Fields that must say nothing (null, false, 0, empty), or one of these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-  # The weights, or the code that reads them, are others.
+  # Other weights, or other code that reads them.
   'auto_map': (),
   'compression_config': (),
   'pruned_heads': (),
@@ -185,7 +186,7 @@ def _check_classes(raw: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _describe(value: Any) -> str:
-  """Shows a value, of a quantisation its method."""
+  """Shows a value, or just the method of a quantisation."""
   if isinstance(value, dict) and 'quant_method' in value:
     return f'{{quant_method: {value["quant_method"]!r}, ...}}'
   shown = repr(value)

@@ -20,9 +20,9 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
 
   Tensors may carry the names of transformers 4 or 5, with or without the
   prefix that a model with a head puts before them, in one file or in shards.
-  DeiT's model has a distillation token beside the class token. The head is
-  left, and with it the dense map before RoBERTa's and DistilBERT's classifier;
-  but the one that predicts Llama's next token is kept, where it is there.
+  DeiT's model has a distillation token beside the class token. The head is left
+  out, and with it the dense map before RoBERTa's and DistilBERT's classifier;
+  but the one that predicts Llama's next token is kept if it is there.
 
   Args:
     folder: Holds `config.json` and `model.safetensors`, or else
@@ -60,7 +60,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
 
 
 def _with_preprocessor(config: ViTConfig, folder: pathlib.Path) -> ViTConfig:
-  """Puts in what a preprocessor does to pixels, if there is one."""
+  """Adds what a preprocessor does to pixels, if there is one."""
   path = folder / 'processor_config.json'
   if path.is_file():
     nested = preprocessor.find_nested(hub_fields.read_json(path), path)

@@ -13,8 +13,8 @@ from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
 
 # Our path to a parameter: ('blocks', 'attn', 'q', 'kernel').
 Path = tuple[str, ...]
-# What modules, and parameters of no module, are called: first as files on the
-# hub have it, then as the modules of transformers 5 are called.
+# Names of modules, and of parameters outside any: first those in the hub's
+# files, then those of the modules of transformers 5.
 _Names = dict[str, tuple[str, ...]]
 
 _IMAGE_ATTENTION: _Names = {

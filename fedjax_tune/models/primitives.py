@@ -51,7 +51,7 @@ def _drop(x: Array, seed_2: Array, rate: float) -> Array:
 def dropout(
   x: Float[Array, '...'], key: jax.Array | None, rate: float
 ) -> Float[Array, '...']:
-  """Zeroes elements with probability `rate`, and enlarges the others.
+  """Zeroes elements with probability `rate`, and scales up the others.
 
   Args:
     x: Anything.
@@ -178,7 +178,7 @@ def attention(
   Args:
     q_BxTxHxE: Queries.
     k_BxSxHxE: Keys.
-    v_BxSxHxV: Values; their width may be another than the keys'.
+    v_BxSxHxV: Values; their width may differ from the keys'.
     real_BxS: False marks padding, to which nothing attends.
     seen_TxS: Which keys each query may attend to; None is all.
     key: Of the dropout of attention's weights.

@@ -1,6 +1,6 @@
 """Trained tokens: prompts in the sequence, prefixes in every block.
 
-Both say 'prompt' for the axis along which the tokens are counted.
+Both call the axis of these tokens 'prompt'.
 """
 
 import math
@@ -41,7 +41,7 @@ def image_bound(patch: int, embed: int) -> float:
 
 
 def text_bound() -> float:
-  """Returns the bound of a uniform law with words' deviation."""
+  """Returns the bound of a uniform distribution with the words' deviation."""
   return DEVIATION * math.sqrt(3)
 
 

@@ -14,9 +14,9 @@ _VIEWS = frozenset(
 
 
 def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-  """Keeps all for the backward pass but the frozen weights that were taken.
+  """Keeps all but the taken frozen weights for the backward pass.
 
-  Kept, there would be a copy for every held block and every client of a
+  Keeping them would make a copy of every held block for every client of a
   `vmap`; taking them again is faster than writing and reading those copies.
   """
   return primitive.name not in _VIEWS

@@ -11,7 +11,7 @@ class ClassCost:
   """What a class of clients (those of one budget) holds, moves and computes.
 
   Attributes:
-    name: How the class is called.
+    name: What the class is called.
     clients: Clients in it.
     layers: Transformer blocks that each holds.
     params_held: Parameters on the device, frozen ones included.

@@ -49,7 +49,7 @@ STYLE: Any = {
   'lines.solid_capstyle': 'round',
   'figure.facecolor': 'white',
   'savefig.dpi': _DPI,
-  # Names of classes and folders may have dollars, and are no formulas.
+  # Names of classes and folders may have dollar signs, but are not formulas.
   'text.parse_math': False,
 }
 
@@ -72,7 +72,7 @@ def new_figure(height: float) -> mpl_figure.Figure:
 def drawing(
   height: float, path: str | os.PathLike[str]
 ) -> Iterator[mpl_axes.Axes]:
-  """Yields the axes of a figure of this height, and writes it in the end."""
+  """Yields the axes of a figure of this height, and writes it at the end."""
   with mpl.rc_context(STYLE):
     fig = new_figure(height)
     yield fig.subplots()
@@ -80,9 +80,9 @@ def drawing(
 
 
 def line_styles() -> Iterator[tuple[str, Any]]:
-  """Colour and dashes of one line after the other.
+  """Yields the colour and dashes of one line after another.
 
-  Colours first; dashes tell more lines than there are colours apart.
+  Colours come first; dashes tell lines apart once these run out.
   """
   return itertools.cycle((c, dash) for dash in _DASHES for c in COLORS)
 

@@ -6,9 +6,9 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
 `eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
-`train/clients` of a round's clients count; those whose numbers are not finite
-do not, in no sum and no mean: `train/rejected` and, by their ids,
-`train/rejected_clients`.
+`train/clients` is how many of a round's clients count. Those whose numbers are
+not finite enter no sum and no mean: `train/rejected` is their number, and
+`train/rejected_clients` their ids.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ class MetricsWriter:
     error: BaseException | None,
     traceback: TracebackType | None,
   ) -> None:
-    # What a full disk did not take makes closing fail once more.
+    # What a full disk did not take makes closing fail again.
     quietly = contextlib.suppress(OSError) if error else self._storing()
     with quietly, contextlib.closing(self._file):
       self._board.close()
@@ -133,7 +133,7 @@ def read_text(workdir: str | os.PathLike[str]) -> str:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-  """Returns the rounds that whole lines of `metrics.jsonl` tell of."""
+  """Returns the rounds in the whole lines of `metrics.jsonl`."""
   return [json.loads(line) for line in text.splitlines()]
 
 
@@ -148,11 +148,11 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes text in one piece: the old file stays, or all of the new is there.
+  """Writes text in one piece: the old file, or all of the new one.
 
   Args:
     path: The file; missing parent folders are made.
-    text: What it shall hold.
+    text: Its new content.
 
   Raises:
     StorageError: It could not be written.

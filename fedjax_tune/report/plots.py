@@ -207,7 +207,7 @@ def _partition_figure(
   ax.grid(visible=True, axis='x')
   ax.grid(visible=False, axis='y')
   if few:
-    # Handed over: matplotlib leaves out labels of bars that begin with _.
+    # Passed explicitly: matplotlib leaves out bars' labels that begin with _.
     names = [tables.plain(name) for name in class_names]
     fig.legend(
       bars, names, loc='outside right center', frameon=False, fontsize=9

@@ -84,7 +84,7 @@ class RoundProgress:
     self._start_round = start_round
     self._accuracy: float | None = None
     self._printed_at: float | None = None
-    # How often each client was since the last line.
+    # How often each client was rejected since the last line.
     self._rejected: collections.Counter[int] = collections.Counter()
 
   def __enter__(self) -> 'RoundProgress':
@@ -113,12 +113,12 @@ class RoundProgress:
     """Counts one finished round.
 
     Args:
-      loss: Mean training loss of the round; NaN if nobody's counts.
+      loss: Mean training loss of the round; NaN if no client counts.
       client_steps_per_s: Local steps of all clients per second.
       accuracy: Fraction in [0, 1] if the round was evaluated; the last one
         given stays on display.
       rejected: The clients whose numbers were not finite. Without a terminal,
-        a line tells of all since the line before.
+        a line names all since the previous one.
     """
     if accuracy is not None:
       self._accuracy = accuracy

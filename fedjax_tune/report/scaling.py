@@ -23,7 +23,7 @@ class Point:
     budget: Parameters that it may have.
     subnetwork: How much of each axis it has.
     parameters: How many it has.
-    share: Of the full model's.
+    share: The same as a share of the full model's.
     accuracy: The primary metric by order, in [0, 1].
   """
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from fedjax_tune.report import tables
 
-# Of the baseline's last accuracy; the last points take long and are luck.
+# Of the baseline's final accuracy; reaching its last points is slow, and luck.
 SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-  """What a run had spent when it was first as good as it should be.
+  """What a run had spent when it first reached its target.
 
   Attributes:
     rounds: Rounds done.
