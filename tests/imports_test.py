@@ -1,7 +1,7 @@
 """Who may import whom: the layers of the package, and what it declares."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 from importlib import metadata
 import pathlib
@@ -133,7 +133,9 @@ _OWN = {'fedjax_tune', 'launch', 'experiments', 'tests'} | {
 }
 
 
-def _all_undeclared(folder: str, declared: set[str], read=str):
+def _all_undeclared(
+  folder: str, declared: set[str], read: Callable[[str], str] = str
+) -> dict[str, list[str]]:
   files = sorted((_ROOT / folder).rglob('*.py'))
   assert files
   sources = {str(path.relative_to(_ROOT)): path.read_text() for path in files}
