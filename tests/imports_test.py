@@ -1,8 +1,13 @@
-"""Who may import whom: the layers of the package."""
+"""Who may import whom: the layers of the package, and what it declares."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import functools
+from importlib import metadata
 import pathlib
+import re
+import sys
+import tomllib
 
 import pytest
 
@@ -61,3 +66,132 @@ def test_breach_is_seen(source):
 
 def test_similar_name_is_no_breach():
   assert not _breaches('import torchish\nfrom a import torch', ('torch',))
+
+
+# -- what is imported is declared
+
+_PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
+_RUNTIME = (_ROOT / 'requirements.txt').read_text().splitlines()
+_TEST = _PROJECT['project']['optional-dependencies']['test']
+
+
+def _normal(name: str) -> str:
+  return re.sub('[-_.]+', '-', name).lower()
+
+
+def _declared(lines: list[str]) -> set[str]:
+  """Returns the normalised names of pinned distributions."""
+  pins = [re.match(r'([\w.-]+)==', line) for line in lines]
+  return {_normal(pin[1]) for pin in pins if pin}
+
+
+# Reads all that is installed.
+_installed = functools.cache(metadata.packages_distributions)
+
+
+@functools.cache
+def _distributions(module: str) -> list[str]:
+  """Names what is installed and has a module; several may share `google`."""
+  top, *rest = module.split('.')
+  names = sorted(set(_installed().get(top, ())))
+  if len(names) > 1 and rest:
+    place = f'{top}/{rest[0]}'
+    names = [name for name in names if _has(name, place)]
+  return names or [top]
+
+
+def _has(distribution: str, place: str) -> bool:
+  files = metadata.files(distribution) or []
+  return any(str(file).startswith((f'{place}/', f'{place}.')) for file in files)
+
+
+def _foreign(source: str, own: set[str]) -> set[str]:
+  """Returns what comes neither from here nor with Python."""
+  known = own | sys.stdlib_module_names
+  return {n for n in _imports(source) if n.split('.')[0] not in known}
+
+
+def _undeclared(source: str, own: set[str], declared: set[str]) -> list[str]:
+  return sorted(
+    name
+    for name in _foreign(source, own)
+    if declared.isdisjoint(map(_normal, _distributions(name)))
+  )
+
+
+def _at_import(source: str) -> str:
+  """Returns a module without what only its functions import."""
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef):
+      node.body = [ast.Pass()]
+  return ast.unparse(tree)
+
+
+_OWN = {'fedjax_tune', 'launch', 'experiments', 'tests'} | {
+  path.stem for path in (_ROOT / 'tests').rglob('*.py')
+}
+
+
+def _all_undeclared(
+  folder: str, declared: set[str], read: Callable[[str], str] = str
+) -> dict[str, list[str]]:
+  files = sorted((_ROOT / folder).rglob('*.py'))
+  assert files
+  sources = {str(path.relative_to(_ROOT)): path.read_text() for path in files}
+  found = {
+    name: _undeclared(read(source), _OWN, declared)
+    for name, source in sources.items()
+  }
+  return {name: modules for name, modules in found.items() if modules}
+
+
+@pytest.mark.parametrize('folder', ['fedjax_tune', 'experiments'])
+def test_imports_are_declared(folder):
+  assert not _all_undeclared(folder, _declared(_RUNTIME))
+
+
+def test_imports_of_commands_are_declared():
+  """The benchmark compares with torch and peft, which the tests install."""
+  runtime = _declared(_RUNTIME)
+  assert not _all_undeclared('launch', runtime, _at_import)
+  assert not _all_undeclared('launch', runtime | _declared(_TEST))
+
+
+def test_imports_of_tests_are_declared():
+  assert not _all_undeclared('tests', _declared(_RUNTIME) | _declared(_TEST))
+
+
+def test_pins_are_what_is_installed():
+  """Of the lines for every Python; jax and flax differ between versions."""
+  for line in _RUNTIME + _TEST:
+    if pin := re.fullmatch(r'([\w.-]+)==(\S+)', line):
+      installed = metadata.version(pin[1]).partition('+')[0]
+      assert installed == pin[2], line
+
+
+@pytest.mark.parametrize(
+  ('source', 'wanted'),
+  [
+    ('import scipy.stats', ['scipy.stats']),
+    ('from scipy import stats', ['scipy.stats']),
+    ('from google.protobuf import message', ['google.protobuf.message']),
+    ('import numpy as np', []),
+    ('from fedjax_tune import config\nimport os.path', []),
+    ('import not_installed', ['not_installed']),
+  ],
+)
+def test_an_undeclared_import_is_seen(source, wanted):
+  declared = {'numpy', 'googleapis-common-protos'}
+  assert _undeclared(source, {'fedjax_tune'}, declared) == wanted
+
+
+def test_imports_of_functions_are_told_apart():
+  source = 'import a\ndef f():\n  import b\nclass C:\n  def g(self): import c'
+  assert list(_imports(_at_import(source))) == ['a']
+
+
+def test_pre_commit_has_the_pinned_ruff():
+  text = (_ROOT / '.pre-commit-config.yaml').read_text()
+  (rev,) = re.findall(r'ruff-pre-commit\n +rev: v(\S+)', text)
+  assert f'ruff=={rev}' in _TEST
