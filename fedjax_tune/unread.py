@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from fedjax_tune import config
+from fedjax_tune.field_rules import RULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Need:
 
 # No method, but a part of `composed`.
 _PREFIX = 'prefix'
+# What a part of `composed` is called as a method, if not the same.
+_ALONE = {'random': 'federated_dropout'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +50,19 @@ class Uses(Need):
     if experiment.method != 'composed':
       return {experiment.method}
     parts = experiment.composed
-    width = 'federated_dropout' if parts.width == 'random' else parts.width
+    width = _ALONE.get(parts.width, parts.width)
     return {'composed', parts.depth, width, parts.rank} - {''}
 
   def __str__(self) -> str:
-    names = tuple(name for name in self.values if name != _PREFIX)
-    return str(Need(self.field, names))
+    names = [name for name in self.values if name != _PREFIX]
+    listed = str(Need(self.field, tuple(names)))
+    parts = [
+      f'composed.{axis}={name!r}'
+      for axis in ('depth', 'width', 'rank')
+      for name in RULES[f'composed.{axis}'].choices
+      if name and _ALONE.get(name, name) in self.values
+    ]
+    return ' or '.join([listed, *parts])
 
 
 def _method(*names: str) -> Need:

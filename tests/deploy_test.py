@@ -118,7 +118,7 @@ def patch():
         images if cfg.name == 'domainnet' else (_texts(48, 1), _texts(20, 2))
       ),
     )
-    patch.setattr(provisions, 'check', lambda _: None)
+    patch.setattr(provisions, 'check', lambda *_: None)
     patch.setattr(outlines, 'domain_names', lambda cfg: cfg.domains or ('a',))
     yield patch
 

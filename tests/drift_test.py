@@ -139,6 +139,7 @@ def test_scaffold_begins_as_fedavg():
     ('scaffold', 'local', 'optimizer', 'adam'),
     ('scaffold', 'local', 'schedule', 'linear'),
     ('scaffold', 'server', 'weighting', 'examples'),
+    ('feddyn', 'local', 'momentum', 0.9),
     ('feddyn', 'server', 'weighting', 'examples'),
     ('feddyn', 'server', 'lr', 0.5),
   ],

@@ -323,7 +323,7 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     e.raffm.layers = (1.0,)
   # The ranks of `Stack`.
   e.lora.rank, e.lora.alpha, e.rank.ranks = 2, 4.0, (2, 1)
-  if name == 'scaffold':
+  if name in ('scaffold', 'feddyn'):
     e.local.momentum = 0.0
   if name in ('prunefl', 'prism'):
     # A stack has nothing to prune but its head.

@@ -71,7 +71,7 @@ def _train(folder, name, *, resume=False, stop=None):
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(corpus, 'load', lambda *_: data)
-    patch.setattr(provisions, 'check', lambda _: None)
+    patch.setattr(provisions, 'check', lambda *_: None)
     patch.setattr(checkpoint.Checkpoints, 'save', keep)
     patch.setattr(training.Run, 'charge', count)
     workdir = str(folder / name)
@@ -200,7 +200,7 @@ def test_resuming_a_finished_run_changes_nothing(folder, whole):
   data = tuple(tiny.examples(n, tiny.VIT_SIZE, seed=n) for n in (48, 31))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(corpus, 'load', lambda *_: data)
-    patch.setattr(provisions, 'check', lambda _: None)
+    patch.setattr(provisions, 'check', lambda *_: None)
     workdir = str(folder / 'whole')
     summary = training.train(_experiment(folder), workdir, resume=True)
   assert summary == whole[1]

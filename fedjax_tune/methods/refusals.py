@@ -32,32 +32,46 @@ def server_steps(experiment: config.Experiment, why: str) -> None:
     )
 
 
-def weighted(experiment: config.Experiment, method: str) -> None:
-  """Raises a ValueError where clients count by their examples."""
+def weighted(experiment: config.Experiment) -> None:
+  """Raises a ValueError if clients count by their examples."""
   weighting = experiment.server.weighting
   if weighting != 'uniform':
     raise ValueError(
       f"server.weighting={weighting!r} must be 'uniform' with"
-      f' method={method!r}: what it remembers is a mean over all clients.'
+      f' method={experiment.method!r}: it remembers a mean over all clients.'
     )
 
 
-def other_than_plain_sgd(experiment: config.Experiment, method: str) -> None:
-  """Raises a ValueError where a client's way does not tell its mean gradient.
+def momentum(experiment: config.Experiment, why: str) -> None:
+  """Raises a ValueError if clients do not step by plain SGD.
 
   Args:
     experiment: The configuration.
-    method: Which asks for it.
+    why: The reason.
   """
   local = experiment.local
   for field, value, wanted in (
     ('optimizer', local.optimizer, 'sgd'),
     ('momentum', local.momentum, 0.0),
-    ('schedule', local.schedule, 'constant'),
   ):
     if value != wanted:
       raise ValueError(
-        f'local.{field}={value!r} must be {wanted!r} with method={method!r}:'
-        ' it reads the mean gradient off the way that a client went.'
+        f'local.{field}={value!r} must be {wanted!r} with'
+        f' method={experiment.method!r}: {why}. Pass'
+        f' --config.local.{field}={wanted}.'
       )
-  weighted(experiment, method)
+
+
+def falling_rate(experiment: config.Experiment, why: str) -> None:
+  """Raises a ValueError if the rate falls within a client's round.
+
+  Args:
+    experiment: The configuration.
+    why: The reason.
+  """
+  schedule = experiment.local.schedule
+  if schedule != 'constant':
+    raise ValueError(
+      f"local.schedule={schedule!r} must be 'constant' with"
+      f' method={experiment.method!r}: {why}.'
+    )

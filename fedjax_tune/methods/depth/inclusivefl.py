@@ -29,6 +29,7 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.foundation import Foundation
+from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, layers, uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.selection import GroupSum, Selection
@@ -147,7 +148,7 @@ def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:
       memory = _remember(memory, row, sums[larger], slots)
     return update._replace(delta={**update.delta, 'blocks': blocks}), memory
 
-  return Aggregator(merge, init, group=lambda sig: sig['layer'])
+  return compose.by_group(lambda sig: sig['layer'], Aggregator(merge, init))
 
 
 def _remember(

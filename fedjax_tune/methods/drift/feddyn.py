@@ -122,8 +122,12 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: The server weighs clients, or does not take the mean as it is.
+    ValueError: Clients do not step by plain SGD, or the server weights them or
+      does not take the mean as it is. With a momentum of 0.9 training diverges.
   """
   del sizes, budgets
-  refusals.weighted(experiment, 'feddyn')
+  refusals.momentum(
+    experiment, 'with momentum a client overshoots the minimum that it tracks'
+  )
+  refusals.weighted(experiment)
   refusals.server_steps(experiment, 'the correction is part of the mean')

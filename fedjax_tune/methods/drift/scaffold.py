@@ -134,8 +134,11 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: Clients do not step by plain SGD, so that how far they went does
-      not tell their mean gradient, or the server weighs them.
+    ValueError: Clients do not step by plain SGD at one rate, or the server
+      weights them: how far they have moved would not tell their mean gradient.
   """
   del sizes, budgets
-  refusals.other_than_plain_sgd(experiment, 'scaffold')
+  why = 'it recovers a mean gradient from how far a client has moved'
+  refusals.momentum(experiment, why)
+  refusals.falling_rate(experiment, why)
+  refusals.weighted(experiment)

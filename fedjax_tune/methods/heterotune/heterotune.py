@@ -28,7 +28,6 @@ from fedjax_tune.engine.algorithm import (
   Evaluation,
   Traffic,
   Update,
-  all_together,
   average_held,
   fedavg_client,
   theta_both_ways,
@@ -36,6 +35,7 @@ from fedjax_tune.engine.algorithm import (
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.federation import federate, tier_axis
 from fedjax_tune.foundation import num_bytes
+from fedjax_tune.methods import compose
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import cmga
 from fedjax_tune.models import adapter
@@ -115,34 +115,32 @@ def aggregator(
     own_branches: Whether a branch learns from its own tier alone.
   """
 
-  def only_own(total: GroupSum, own_Bx1x1: jax.Array) -> GroupSum:
-    """Leaves what a tier sends of other tiers' branches out of its sums."""
-    # [site, branch, ...]; `den` is 1 wide where all is held, and widens.
-    keep = lambda x: jnp.where(own_Bx1x1, x, 0)
-    kept = lambda tree: {**tree, 'shared': jax.tree.map(keep, tree['shared'])}
-    return GroupSum(kept(total.num), kept(total.den))
-
-  def merge(
+  def merge_cores(
     theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
   ) -> tuple[Update, Tree]:
     if own_branches:
       sums = {
-        name: only_own(total, each.own_branch(name))
+        name: _only(total, each.own_branch(name))
         for name, total in sums.items()
       }
     update, memory = average_held(theta, sums, memory)
     if align is None:
       return update, memory
-    shared = [
-      GroupSum(total.num['shared'], total.den['shared'])
-      for total in sums.values()
-    ]
-    aligned = cmga.combine(shared, align)
-    return update._replace(delta={**update.delta, 'shared': aligned}), memory
+    aligned = cmga.combine(list(sums.values()), align)
+    return update._replace(delta=aligned), memory
 
-  # Sums are kept apart where merging tells tiers apart.
-  apart = align is not None or own_branches
-  return Aggregator(merge, group=each.name if apart else all_together)
+  if align is None and not own_branches:
+    return Aggregator()
+  # Sums are kept apart, for cores tell tiers apart.
+  cores = compose.partition({'shared': Aggregator(merge_cores)}, Aggregator())
+  return compose.by_group(each.name, cores)
+
+
+def _only(total: GroupSum, own_Bx1x1: jax.Array) -> GroupSum:
+  """Leaves what a tier sends of other tiers' branches out of its sums."""
+  # [site, branch, ...]; `den` is 1 wide where all is held, and widens.
+  keep = lambda x: jnp.where(own_Bx1x1, x, 0)
+  return jax.tree.map(keep, total)
 
 
 def build(facts: Facts) -> Algorithm:

@@ -5,9 +5,8 @@ Personalization Layers", arXiv 1912.00818, algorithms 1 and 2. The paper has no
 code of its authors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +19,13 @@ from fedjax_tune.engine.algorithm import (
   Context,
   Sent,
   Traffic,
-  Update,
-  covered_mean,
-  everyone,
 )
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.foundation import num_bytes
+from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.selection import GroupSum
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import Tree
 
 
 def _shared(tree: Tree) -> Tree:
@@ -67,22 +63,6 @@ def keeping(client: Client, head: Tree) -> Client:
   )
 
 
-def _spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
-  """Sums all but heads."""
-  return _shared(theta), _shared(axes)
-
-
-def _merge(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-) -> tuple[Update, Tree]:
-  """Averages all but heads over those who hold it; the server's head rests."""
-  update = covered_mean(everyone(sums))
-  rest = jax.tree.map(jnp.zeros_like, theta['head'])
-  none = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), theta['head'])
-  delta, covered = private(update.delta, rest), private(update.covered, none)
-  return Update(delta, covered), memory
-
-
 def _traffic(
   sig: Signature,
   cohort: Sequence[Signature],
@@ -111,7 +91,7 @@ def build(facts: Facts) -> Algorithm:
   return dataclasses.replace(
     fedavg,
     client=keeping(fedavg.client, fedavg.model.theta['head']),
-    aggregator=Aggregator(_merge, spec=_spec),
+    aggregator=compose.partition({'head': compose.PRIVATE}, Aggregator()),
     evaluation=dataclasses.replace(fedavg.evaluation, personal=private),
     traffic=_traffic,
     plain=False,

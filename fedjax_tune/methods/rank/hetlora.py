@@ -24,6 +24,7 @@ from fedjax_tune.engine.algorithm import (
   fedavg_client,
 )
 from fedjax_tune.engine.client import Batch
+from fedjax_tune.methods import compose
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
 from fedjax_tune.typing import Tree
@@ -124,20 +125,21 @@ def pruned(
   def finish(
     start: Tree, delta: Tree, steps: jax.Array, context: Context
   ) -> Sent:
-    """Sends the adapters, weighted by their norm; notes the next rank."""
+    """Sends the adapters, and notes the next rank."""
     end, _, _ = ranks.send_adapters(start, delta, steps, context)
     rank = pruning.current(start)
     smaller = pruning.tail(end) < pruning.tail(start)
     state = {'rank': jnp.where(smaller, pruning.fewer(rank), rank)}
-    return Sent(end, pruning.weigh(end), state)
+    return Sent(end, jnp.ones(()), state)
 
-  return dataclasses.replace(
+  client = dataclasses.replace(
     inner,
     init=init,
     loss=loss,
     finish=finish,
     state=lambda k: {'rank': np.float32(client_ranks[k])},
   )
+  return compose.weighted_by(pruning.weigh, client)
 
 
 def _norm(x: Array) -> jax.Array:
