@@ -56,6 +56,7 @@ def find(
       f'metrics.jsonl in {workdir} is not what the run wrote; its'
       f' {kept.rounds} rows are restored from the checkpoint.'
     )
+  say(f'Resuming after round {kept.rounds}, from {workdir}.')
   return kept
 
 

@@ -75,7 +75,7 @@ def _lines(run: Run) -> dict[str, str]:
     f' {len(setup.test)} test examples,'
     f' {len(setup.train.domain_names)} domains,'
     f' {len(setup.train.class_names)} classes',
-    'clients': f'{len(sizes)}, of which {eligible} may take part; partition'
+    'clients': f'{len(sizes)}, {eligible} may take part; partition'
     f' {e.clients.partition}, cohort {e.clients.cohort}',
     'examples each': f'{_span(sizes)}, median {np.median(sizes):g}',
     'local steps': f'{_span(steps)} of {e.local.batch_size} examples',

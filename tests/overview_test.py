@@ -73,7 +73,7 @@ def test_overview_fits_a_screen(run):
     'random:vit_test, 4 blocks',
     'domainnet at 8 px',
     '6 domains, 200 classes',
-    '12, of which 12 may take part',
+    '12, 12 may take part',
     '1, one client program per signature',
     'partition domain_dirichlet',
   ):

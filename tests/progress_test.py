@@ -48,7 +48,7 @@ def test_a_line_holds_everything_and_no_control_characters():
   assert '\x1b' not in shown
   assert shown.splitlines()[1] == (
     'fedra  round 2/4   loss 1.5000   accuracy 25.0%   40.0 client-steps/s'
-    '   0:02:00 gone, 0:02:00 left'
+    '   0:02:00 elapsed, 0:02:00 left'
   )
 
 

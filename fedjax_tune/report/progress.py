@@ -150,7 +150,7 @@ class RoundProgress:
     self._rejected.clear()
     head = f'{self._label}  ' if self._label else ''
     line = f'{head}round {done}/{total}   {self._bar.status}'
-    line += f'   {_clock(task.elapsed)} gone'
+    line += f'   {_clock(task.elapsed)} elapsed'
     if done < total and task.time_remaining is not None:
       line += f', {_clock(task.time_remaining)} left'
     self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -82,7 +82,8 @@ def test_what_clients_remember_comes_back(tmp_path, keep_best):
   lab.go(tmp_path / 'whole', e())
   with pytest.raises(lab.Stopped):
     lab.go(tmp_path / 'stopped', e(), patch=lab.stopped_in(3))
-  lab.go(tmp_path / 'stopped', e(), resume=True)
+  shown = lab.go(tmp_path / 'stopped', e(), resume=True)
+  assert f'Resuming after round 2, from {tmp_path / "stopped"}.' in shown
   state, rows = lab.result(tmp_path / 'whole')
   assert lab.result(tmp_path / 'stopped') == (state, rows)
   (remembered,) = (
