@@ -15,10 +15,11 @@ from fedjax_tune.engine.algorithm import Update, everyone
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Axes, Tree
 
+# As `Aggregator.merge`.
+Merge = Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]]
 
-def filled_mean(
-  axes: Axes, still: Collection[str], *, zeros: bool
-) -> Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]]:
+
+def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
   """Returns the mean of each coordinate over those who count there.
 
   Along `still` and 'rank' clients hold the beginning, so that the most weight

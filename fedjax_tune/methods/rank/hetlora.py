@@ -166,6 +166,6 @@ def build(facts: Facts) -> Algorithm:
     model=found,
     rule=lora.rule,
     client=pruned(fedavg_client(facts.task), pruning, lora.ranks),
-    aggregator=Aggregator(ranks.padded_mean),
+    aggregator=Aggregator(lora.padded_mean),
     evaluation=lora.evaluation(facts.task),
   )

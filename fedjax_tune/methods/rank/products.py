@@ -81,7 +81,7 @@ def exact_mean(
   ) -> tuple[Update, Tree]:
     num, den = everyone(sums)
     parts = {name: GroupSum(num[name], den[name]) for name in num}
-    update, _ = ranks.padded_mean(theta, {'all': parts['theta']}, memory)
+    update, _ = lora.padded_mean(theta, {'all': parts['theta']}, memory)
     kernels = selection.coverage_mean(parts['kernels'])
     return place(theta, update, kernels, memory)
 

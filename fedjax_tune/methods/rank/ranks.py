@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from fedjax_tune import config, foundation, selection
+from fedjax_tune import config, foundation
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -22,19 +22,17 @@ from fedjax_tune.engine.algorithm import (
   Evaluation,
   Rule,
   Sent,
-  Update,
-  everyone,
   fedavg_client,
 )
 from fedjax_tune.foundation import Foundation
-from fedjax_tune.methods import compose
+from fedjax_tune.methods import compose, means
 from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters
 from fedjax_tune.models import linear
-from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.selection import Selection
 from fedjax_tune.tasks import Task
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import Axes, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Lora:
     server_rank: Rank of the server's adapters, the largest.
     alpha: LoRA's alpha.
     scaling: 'common' or 'client', see `method_config.Rank`.
+    axes: Axes of what trains.
     adapted: The adapted maps.
   """
 
@@ -76,6 +75,7 @@ class Lora:
   server_rank: int
   alpha: float
   scaling: str
+  axes: Axes
   adapted: adapters.Adapters
 
   @classmethod
@@ -93,7 +93,13 @@ class Lora:
     e = facts.experiment
     ranks = in_turn(e, len(facts.budgets))
     return cls(
-      facts.depth, ranks, e.lora.rank, e.lora.alpha, e.rank.scaling, adapted
+      depth=facts.depth,
+      ranks=ranks,
+      server_rank=e.lora.rank,
+      alpha=e.lora.alpha,
+      scaling=e.rank.scaling,
+      axes=found.axes,
+      adapted=adapted,
     )
 
   @property
@@ -116,6 +122,14 @@ class Lora:
       held = {'layer': self.depth, 'rank': rank}
       models[f'rank{rank}'] = Selection.of(held)
     return Evaluation(task, models)
+
+  @property
+  def padded_mean(self) -> means.Merge:
+    """Averages A and B apart, smaller ones filled up with zeros.
+
+    What is summed are adapters, and the change of all else.
+    """
+    return means.filled_mean(self.axes, (), zeros=True)
 
   def scale(self, rank: int) -> float:
     """Returns by what a product A B of a rank is multiplied."""
@@ -164,31 +178,8 @@ def send_adapters(
   return Sent(end, jnp.ones(()), context.state)
 
 
-def padded_mean(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-) -> tuple[Update, Tree]:
-  """Averages A and B apart, smaller ones filled up with zeros.
-
-  What is summed are adapters, and the change of all else. Sums are divided by
-  the weight of all clients, for everyone holds rank one.
-  """
-  total = everyone(sums)
-  weight = jax.tree.map(jnp.max, total.den)
-  mean = selection.coverage_mean(GroupSum(total.num, weight))
-  delta = adapters.change(jnp.subtract, mean, theta)
-  covered = jax.tree.map_with_path(_padded, mean, weight)
-  return Update(delta, covered), memory
-
-
-def _padded(path: Sequence[Any], mean: jax.Array, weight: jax.Array) -> Any:
-  """Says what the mean replaces: all, but ranks of A that nobody sent."""
-  if path[-1].key != 'lora_a':  # [..., R]
-    return weight > 0
-  return jnp.any(mean != 0, range(mean.ndim - 1))
-
-
 def padding_client(task: Task) -> Client:
-  """Returns the client that sends its adapters, for `padded_mean`."""
+  """Returns the client that sends its adapters, for `Lora.padded_mean`."""
   return dataclasses.replace(fedavg_client(task), finish=send_adapters)
 
 
@@ -250,7 +241,7 @@ def _fedit(facts: Facts, found: Foundation) -> Algorithm:
     model=found,
     rule=lora.rule,
     client=padding_client(facts.task),
-    aggregator=Aggregator(padded_mean),
+    aggregator=Aggregator(lora.padded_mean),
     evaluation=lora.evaluation(facts.task),
   )
 
