@@ -303,15 +303,22 @@ CountTraffic = Callable[
 ]
 
 
-def theta_both_ways(
-  sig: Signature,
-  cohort: Sequence[Signature],
-  held: Callable[[Signature], Tree],
-) -> Traffic:
-  """Counts what a client holds of theta, once down and once up."""
-  del cohort
-  size = num_bytes(held(sig))
-  return Traffic(size, size)
+def both_ways(count: Callable[[Tree], int]) -> CountTraffic:
+  """Counts bytes of what a client holds of theta, once down and once up."""
+
+  def traffic(
+    sig: Signature,
+    cohort: Sequence[Signature],
+    held: Callable[[Signature], Tree],
+  ) -> Traffic:
+    del cohort
+    size = count(held(sig))
+    return Traffic(size, size)
+
+  return traffic
+
+
+theta_both_ways = both_ways(num_bytes)
 
 
 def one_model(client: int) -> str:

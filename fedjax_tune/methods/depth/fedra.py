@@ -7,17 +7,12 @@ code is github.com/leondada/FedRA (server.py `get_para_range` and
 """
 
 from collections.abc import Mapping
+import dataclasses
 
 from fedjax_tune import config
-from fedjax_tune.engine.algorithm import (
-  Aggregator,
-  Algorithm,
-  Evaluation,
-  fedavg_client,
-)
-from fedjax_tune.methods.depth import layers
+from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.methods.depth import layers, uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.selection import Selection
 
 
 def build(facts: Facts) -> Algorithm:
@@ -34,15 +29,8 @@ def build(facts: Facts) -> Algorithm:
   this differs. Whether the paper's tables used it is unknown.
   """
   repair = facts.experiment.fedra.coverage_repair
-  return Algorithm(
-    model=facts.foundation(),
-    rule=layers.Random(facts.depth, facts.budgets, facts.seed, repair),
-    client=fedavg_client(facts.task),
-    aggregator=Aggregator(),
-    evaluation=Evaluation(
-      facts.task, {'full': Selection.of({'layer': facts.depth})}
-    ),
-  )
+  rule = layers.Random(facts.depth, facts.budgets, facts.seed, repair)
+  return dataclasses.replace(uniform.build_all_large(facts), rule=rule)
 
 
 def check(

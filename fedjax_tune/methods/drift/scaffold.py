@@ -5,7 +5,7 @@ Averaging for Federated Learning", ICML 2020, arXiv 1910.06378, algorithm 1 with
 option II. The paper has no code of its authors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -21,12 +21,11 @@ from fedjax_tune.engine.algorithm import (
   Client,
   Context,
   Sent,
-  Traffic,
   Update,
+  both_ways,
   covered_mean,
   everyone,
 )
-from fedjax_tune.engine.group import Signature
 from fedjax_tune.foundation import num_bytes
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.depth import uniform
@@ -100,17 +99,6 @@ def aggregator(clients: int) -> Aggregator:
   return Aggregator(merge, init, spec)
 
 
-def _traffic(
-  sig: Signature,
-  cohort: Sequence[Signature],
-  held: Callable[[Signature], Tree],
-) -> Traffic:
-  """Counts theta and a variate, each way."""
-  del cohort
-  size = 2 * num_bytes(held(sig))
-  return Traffic(size, size)
-
-
 def build(facts: Facts) -> Algorithm:
   """Builds SCAFFOLD: FedAvg of full models with control variates.
 
@@ -122,7 +110,8 @@ def build(facts: Facts) -> Algorithm:
     fedavg,
     client=correcting(fedavg.client, fedavg.model.theta),
     aggregator=aggregator(len(facts.budgets)),
-    traffic=_traffic,
+    # Theta and a variate.
+    traffic=both_ways(lambda held: 2 * num_bytes(held)),
   )
 
 

@@ -5,7 +5,6 @@ Personalization Layers", arXiv 1912.00818, algorithms 1 and 2. The paper has no
 code of its authors.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 
 import jax
@@ -18,9 +17,8 @@ from fedjax_tune.engine.algorithm import (
   Client,
   Context,
   Sent,
-  Traffic,
+  both_ways,
 )
-from fedjax_tune.engine.group import Signature
 from fedjax_tune.foundation import num_bytes
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, uniform
@@ -63,17 +61,6 @@ def keeping(client: Client, head: Tree) -> Client:
   )
 
 
-def _traffic(
-  sig: Signature,
-  cohort: Sequence[Signature],
-  held: Callable[[Signature], Tree],
-) -> Traffic:
-  """Counts all but the head, each way."""
-  del cohort
-  size = num_bytes(_shared(held(sig)))
-  return Traffic(size, size)
-
-
 def build(facts: Facts) -> Algorithm:
   """Builds FedPer: FedAvg of full models, of which each client has its head.
 
@@ -93,6 +80,6 @@ def build(facts: Facts) -> Algorithm:
     client=keeping(fedavg.client, fedavg.model.theta['head']),
     aggregator=compose.partition({'head': compose.PRIVATE}, Aggregator()),
     evaluation=dataclasses.replace(fedavg.evaluation, personal=private),
-    traffic=_traffic,
+    traffic=both_ways(lambda held: num_bytes(_shared(held))),
     plain=False,
   )

@@ -26,18 +26,16 @@ import numpy as np
 
 from fedjax_tune import config, foundation
 from fedjax_tune.engine.algorithm import (
-  Aggregator,
   Algorithm,
   Client,
   Context,
-  Evaluation,
   LossAndSums,
   fedavg_client,
 )
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods import compose, refusals
-from fedjax_tune.methods.depth import layers
+from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import factored
 from fedjax_tune.randomness import host_rng
@@ -165,12 +163,12 @@ def build(facts: Facts) -> Algorithm:
   options, task = facts.experiment.prism, facts.task
   found = factor(facts.foundation())
   drawn = Kernels(spectra(found), options.keep, options.power, facts.seed)
-  return Algorithm(
-    model=found,
-    rule=compose.product(layers.whole(facts.depth, len(facts.budgets)), drawn),
+  everything = (facts.depth,) * len(facts.budgets)
+  fedavg = uniform.fedavg(found, task, everything, facts.depth)
+  return dataclasses.replace(
+    fedavg,
+    rule=compose.product(fedavg.rule, drawn),
     client=client(task, options.frob_decay),
-    aggregator=Aggregator(),
-    evaluation=Evaluation(task, {'full': Selection.of({'layer': facts.depth})}),
     reorder=orthogonalize,
     plain=False,
   )

@@ -20,7 +20,6 @@ from fedjax_tune.engine.algorithm import (
   Algorithm,
   Client,
   Context,
-  Evaluation,
   LossAndSums,
 )
 from fedjax_tune.engine.client import Batch
@@ -130,13 +129,10 @@ def build(facts: Facts) -> Algorithm:
   client = heterofl.client(facts, widths)
   if options.across_heads:
     client = mixing(client, widths.sizes)
-  whole = Selection.of({'layer': facts.depth})
-  return Algorithm(
-    model=facts.foundation(),
-    rule=rates.with_all_layers(facts, widths),
+  return dataclasses.replace(
+    rates.fedavg(facts, widths),
     client=client,
     aggregator=heterofl.aggregator(facts),
-    evaluation=Evaluation(facts.task, {'full': whole}),
   )
 
 

@@ -5,6 +5,7 @@ Accurate Federated Learning under Heterogeneous Targets with Ordered Dropout",
 NeurIPS 2021, arXiv 2102.13451.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,18 +14,15 @@ import optax
 
 from fedjax_tune import foundation
 from fedjax_tune.engine.algorithm import (
-  Aggregator,
   Algorithm,
   Client,
   Context,
-  Evaluation,
   LossAndSums,
   outputs,
 )
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
-from fedjax_tune.selection import Selection
 from fedjax_tune.tasks import Task
 
 # Apart from the keys of dropout, which are those of full models.
@@ -96,11 +94,6 @@ def build(facts: Facts) -> Algorithm:
       f'width.distill=True needs classes; the task is a {task.kind}.'
     )
   widths = rates.Prefix(*rates.of(facts))
-  whole = Selection.of({'layer': facts.depth})
-  return Algorithm(
-    model=facts.foundation(),
-    rule=rates.with_all_layers(facts, widths),
-    client=client(task, widths, distill=distill),
-    aggregator=Aggregator(),
-    evaluation=Evaluation(task, {'full': whole}),
+  return dataclasses.replace(
+    rates.fedavg(facts, widths), client=client(task, widths, distill=distill)
   )

@@ -7,6 +7,7 @@ the authors' code is the repository of that title of github.com/diaoenmao
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -137,9 +138,8 @@ def build(facts: Facts) -> Algorithm:
   models = {'full': Selection.of(whole)}
   for name, held in smaller(widths).items():
     models[name] = Selection.of({**whole, **held})
-  return Algorithm(
-    model=facts.foundation(),
-    rule=rates.with_all_layers(facts, widths),
+  return dataclasses.replace(
+    rates.fedavg(facts, widths),
     client=client(facts, widths),
     aggregator=aggregator(facts),
     evaluation=Evaluation(facts.task, models),

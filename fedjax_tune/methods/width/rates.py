@@ -13,15 +13,10 @@ import math
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.algorithm import (
-  Aggregator,
-  Algorithm,
-  Evaluation,
-  fedavg_client,
-)
+from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import compose
-from fedjax_tune.methods.depth import layers
+from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.randomness import host_rng
 from fedjax_tune.selection import Selection
@@ -112,19 +107,13 @@ def build(facts: Facts) -> Algorithm:
   Caldas, Konecny, McMahan, Talwalkar, "Expanding the Reach of Federated
   Learning by Reducing Client Resource Requirements", arXiv 1812.07210.
   """
-  whole = Selection.of({'layer': facts.depth})
-  return Algorithm(
-    model=facts.foundation(),
-    rule=with_all_layers(facts, Random(*of(facts), facts.seed)),
-    client=fedavg_client(facts.task),
-    aggregator=Aggregator(),
-    evaluation=Evaluation(facts.task, {'full': whole}),
-  )
+  return fedavg(facts, Random(*of(facts), facts.seed))
 
 
-def with_all_layers(facts: Facts, widths: Prefix) -> compose.Rule:
-  """Returns the rule of clients that hold all blocks, some of their widths."""
-  return compose.product(layers.whole(facts.depth, len(facts.budgets)), widths)
+def fedavg(facts: Facts, widths: Prefix) -> Algorithm:
+  """Builds FedAvg of clients that hold all blocks, some of their widths."""
+  full = uniform.build_all_large(facts)
+  return dataclasses.replace(full, rule=compose.product(full.rule, widths))
 
 
 def of(facts: Facts) -> tuple[dict[str, int], tuple[float, ...]]:
