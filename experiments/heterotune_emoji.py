@@ -18,7 +18,7 @@ Ablations, in place of `--methods` above:
 """
 
 from experiments import heterotune_reviews, raffm_emoji
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 
 
 def get_config() -> config.Experiment:
@@ -30,7 +30,7 @@ def get_config() -> config.Experiment:
   experiment.clients.devices = ''
   experiment.clients.budgets = (12, 8, 6) * 20
   experiment.clients.cohort_size = 12
-  experiment.tiers = method_config.Tiers(
+  experiment.tiers = config.Tiers(
     weights=('dinov2_vits14',) * 3, depth=(12, 8, 6)
   )
   # After 12 rounds of seed 0: `apart` had 22.1 % at 1e-3, 27.5 at 3e-3 and 13.6

@@ -24,7 +24,7 @@ One adapter a site, so that sharing ties no blocks of one model:
   shared=heterotune:heterotune.every_block=False,apart=heterotune:heterotune.every_block=False:heterotune.share=False
 """
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 
 
 def get_config() -> config.Experiment:
@@ -37,7 +37,7 @@ def get_config() -> config.Experiment:
     lora=config.Lora(
       rank=8, alpha=16.0, targets=('attn.q', 'attn.v'), patch_embed=False
     ),
-    tiers=method_config.Tiers(weights=('minilm_l6', 'minilm_l3')),
+    tiers=config.Tiers(weights=('minilm_l6', 'minilm_l3')),
     data=config.Data(name='movie_reviews', lengths=(48,), test_examples=400),
     clients=config.Clients(
       partition='dirichlet',
@@ -58,5 +58,5 @@ def get_config() -> config.Experiment:
       steps=4,
     ),
     server=config.Server(weighting='examples'),
-    width=method_config.Width(rates=(1.0, 0.5), axes=('heads', 'ffn')),
+    width=config.Width(rates=(1.0, 0.5), axes=('heads', 'ffn')),
   )

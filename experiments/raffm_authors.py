@@ -30,7 +30,7 @@ where this takes accuracy. Such ends and choices are made by what is reported.
 Nothing of this fits two CPU cores; `python -m launch.inspect` tells what it needs.
 """
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 
 _GLUE = ('sst2', 'mrpc', 'mnli', 'qqp', 'qnli', 'stsb', 'rte', 'cola')
 _SQUAD = {'squad1': 'squad/v1.1', 'squad2': 'squad/v2.0'}
@@ -117,7 +117,7 @@ def _common(data: config.Data, weights: str) -> config.Experiment:
     eval_every=1,
     model=config.Model(weights=weights, tune='full'),
     data=data,
-    raffm=method_config.Raffm(mode='mask'),
+    raffm=config.Raffm(mode='mask'),
     clients=config.Clients(
       partition='iid',
       count=100,

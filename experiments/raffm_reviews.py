@@ -13,7 +13,7 @@ Clients' hardware is the paper's setting 'medium'. RaFFM cuts the MLP to all,
 rates at which a client holds as many parameters as with RaFFM.
 """
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 
 # 22.7, 20.1 and 18.6 million parameters, embeddings included.
 _RATES = (1.0, 0.93, 0.885)
@@ -45,5 +45,5 @@ def get_config() -> config.Experiment:
       batch_size=16,
       steps=2,
     ),
-    width=method_config.Width(rates=_RATES),
+    width=config.Width(rates=_RATES),
   )

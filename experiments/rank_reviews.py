@@ -12,7 +12,7 @@ turn, with their scale of 2 for all, on queries and values, as they do; with
 two CPU cores do in minutes.
 """
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 
 
 def get_config() -> config.Experiment:
@@ -29,7 +29,7 @@ def get_config() -> config.Experiment:
       targets=('attn.q', 'attn.v'),
       patch_embed=False,
     ),
-    rank=method_config.Rank(ranks=(64, 32, 16, 16, 8, 8, 4, 4, 4, 4)),
+    rank=config.Rank(ranks=(64, 32, 16, 16, 8, 8, 4, 4, 4, 4)),
     data=config.Data(name='movie_reviews', lengths=(48,), test_examples=400),
     clients=config.Clients(
       partition='dirichlet',

@@ -36,16 +36,11 @@ if TYPE_CHECKING:
     Evaluation,
   )
   from fedjax_tune.engine.client import Batch, client_update
+  from fedjax_tune.engine.randomness import host_rng
   from fedjax_tune.methods.facts import Facts
   from fedjax_tune.plugins import register_method, register_partition
-  from fedjax_tune.randomness import host_rng
-  from fedjax_tune.selection import (
-    Selection,
-    coverage_mean,
-    group_sum,
-    select,
-  )
-  from fedjax_tune.training import train
+  from fedjax_tune.selection import Selection, coverage_mean, group_sum, select
+  from fedjax_tune.training.loop import train
 
 __version__ = '0.1.0'
 __all__ = [
@@ -76,9 +71,9 @@ _HOMES = {
   'engine.client': ['Batch', 'client_update'],
   'methods.facts': ['Facts'],
   'plugins': ['register_method', 'register_partition'],
-  'randomness': ['host_rng'],
+  'engine.randomness': ['host_rng'],
   'selection': ['Selection', 'coverage_mean', 'group_sum', 'select'],
-  'training': ['train'],
+  'training.loop': ['train'],
 }
 
 

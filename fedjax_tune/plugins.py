@@ -12,10 +12,11 @@ from collections.abc import Callable
 import importlib
 import sys
 
-from fedjax_tune import config, validate
+from fedjax_tune import config
+from fedjax_tune.config import validate
+from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import rules
 from fedjax_tune.engine.algorithm import Algorithm
-from fedjax_tune.field_rules import RULES
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Check, Facts, Method, accept
 

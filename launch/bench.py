@@ -24,15 +24,14 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_tune import foundation
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine import group, plan
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.step import Own
 from fedjax_tune.methods.depth import uniform
-from fedjax_tune.models import backbone, linear, vit
+from fedjax_tune.models import backbone, foundation, linear, vit
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 from launch import start
 
 _WORKLOAD = flags.DEFINE_enum('workload', 'A', ['A', 'B'], 'What to run.')

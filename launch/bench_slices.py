@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import estimate, foundation, selection
-from fedjax_tune.engine import cost
+from fedjax_tune import selection
+from fedjax_tune.costs import cost, estimate
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, client_update
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.raffm.spaces import row_of
-from fedjax_tune.models import backbone, sizes
+from fedjax_tune.models import backbone, foundation, sizes
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Tokens
 from launch import start
 

@@ -19,9 +19,9 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from fedjax_tune import deploy, finished, subnetworks
+from fedjax_tune.deploy import deployment, finished, subnetworks
 from fedjax_tune.methods.raffm import salience
-from fedjax_tune.report import metrics, scaling, tables
+from fedjax_tune.report import scaling, tables, writer
 from launch import start
 
 _WORKDIR = flags.DEFINE_string(
@@ -90,7 +90,7 @@ def _extract(
   else:
     row = subnetworks.parse(_SPACE.value or '', trained)
   with console.status('Evaluating and writing'):
-    record = deploy.write(trained, row, out, _PRIORITY.value or 'none')
+    record = deployment.write(trained, row, out, _PRIORITY.value or 'none')
   cut = ', '.join(
     f'{axis} {n} of {trained.sizes[axis]}'
     for axis, n in record['subnetwork'].items()
@@ -109,7 +109,7 @@ def _extract(
 def _compare(
   trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
-  deploy.check_folder(out)
+  deployment.check_folder(out)
   seed, budget = _SEED.value, _BUDGET.value
   priority = _PRIORITY.value or 'qk+vo+ffn'
   drawn = subnetworks.draw(trained, _SAMPLES.value, seed, budget)
@@ -132,8 +132,8 @@ def _compare(
     'full': dataclasses.asdict(full),
     'subnetworks': [dataclasses.asdict(point) for point in points],
   }
-  metrics.write_json(out / f'{name}.json', record)
-  metrics.write_text(out / f'{name}.md', table)
+  writer.write_json(out / f'{name}.json', record)
+  writer.write_text(out / f'{name}.md', table)
   plot(compared, out / f'{name}.png')
   console.print(table)
   console.print(f'{name}.json, {name}.md and {name}.png are in {out}')

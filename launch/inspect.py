@@ -7,9 +7,9 @@ Reads weights and data, divides the data, and compiles, which tells the memory;
 it trains nothing and writes nothing.
 """
 
-from fedjax_tune import build, training
-from fedjax_tune.report import costs
-from fedjax_tune.run import Run
+from fedjax_tune.costs import table
+from fedjax_tune.training import build, loop
+from fedjax_tune.training.run import Run
 from launch import experiment_file, overview, start
 
 _CONFIG = experiment_file.define()
@@ -21,9 +21,9 @@ def main(argv: list[str]) -> None:
   experiment, console = start.experiment(_CONFIG), start.console()
   with console.status('Reading, dividing and compiling'):
     run = Run(build.build(experiment))
-  training.tell_unread(run.setup, console)
+  loop.tell_unread(run.setup, console)
   console.print(overview.table(run))
-  console.print(costs.cost_table(run.class_costs()))
+  console.print(table.cost_table(run.class_costs()))
 
 
 if __name__ == '__main__':

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from rich import table as rich_table
 
-from fedjax_tune import federation
-from fedjax_tune.foundation import num_params
+from fedjax_tune.models import federation
+from fedjax_tune.models.foundation import num_params
 from fedjax_tune.report import tables
-from fedjax_tune.run import Run
+from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Tree
 
 

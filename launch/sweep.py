@@ -23,7 +23,8 @@ import sys
 from absl import flags
 from rich import console as rich_console
 
-from fedjax_tune import build, unread
+from fedjax_tune.config import unread
+from fedjax_tune.training import build
 from launch import experiment_file, start, sweep_plan, sweep_runner
 
 _CONFIG = flags.DEFINE_string(

@@ -4,8 +4,9 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from fedjax_tune import json_files
-from fedjax_tune.report import costs, metrics
+from fedjax_tune.costs import table
+from fedjax_tune.data import json_files
+from fedjax_tune.report import writer
 
 # The fields of a summary that tables and plots need.
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -32,7 +33,7 @@ class Outcome(NamedTuple):
 
   summary: dict[str, Any]
   rows: list[dict[str, Any]]
-  classes: list[costs.ClassCost]
+  classes: list[table.ClassCost]
 
 
 def read(workdir: str | os.PathLike[str]) -> Outcome:
@@ -51,7 +52,7 @@ def read(workdir: str | os.PathLike[str]) -> Outcome:
   for name, kind in _KINDS.items():
     if not isinstance(summary.get(name), kind) or name not in summary:
       raise ValueError(f'{folder / "summary.json"} is not what a run writes.')
-  rows = metrics.read_metrics(folder)
+  rows = writer.read_metrics(folder)
   try:
     rounds = [row['round'] for row in rows]
     last = rows[-1]['eval/accuracy']
@@ -64,7 +65,7 @@ def read(workdir: str | os.PathLike[str]) -> Outcome:
     )
   path = folder / 'costs.json'
   try:
-    classes = [costs.ClassCost(**row) for row in json_files.read(path)]
+    classes = [table.ClassCost(**row) for row in json_files.read(path)]
   except TypeError as error:
     raise ValueError(f'{path} is not what a run writes.') from error
   return Outcome(summary, rows, classes)

@@ -8,8 +8,9 @@ import re
 
 from absl import flags
 
-from fedjax_tune import config, plugins, provisions
-from fedjax_tune import workdir as workdirs
+from fedjax_tune import config, plugins
+from fedjax_tune.training import provisions
+from fedjax_tune.training import workdir as workdirs
 from launch import sweep_outcome
 
 # From a run's part of the command line to its experiment.

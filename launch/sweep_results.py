@@ -7,7 +7,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from fedjax_tune.report import costs, metrics, plots, tables, targets
+from fedjax_tune.costs import table
+from fedjax_tune.report import plots, tables, targets, writer
 from launch import sweep_outcome
 from launch.sweep_plan import Run
 
@@ -49,8 +50,8 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
     return None
   notes = _notes(workdir, runs, done)
   lines = [json.dumps(summary) + '\n' for summary in summaries]
-  metrics.write_text(workdir / 'results.jsonl', ''.join(lines))
-  metrics.write_text(workdir / 'results.csv', _csv(summaries))
+  writer.write_text(workdir / 'results.jsonl', ''.join(lines))
+  writer.write_text(workdir / 'results.csv', _csv(summaries))
   rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
   for run, own in found:
     rows.setdefault(run.label, {})[run.seed] = own.rows
@@ -67,8 +68,8 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   # Of the first seed; seeds differ in who is in which class.
   classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
-  text += f'\nA client of each class:\n\n{costs.clients_markdown(classes)}'
-  metrics.write_text(workdir / 'results.md', text)
+  text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
+  writer.write_text(workdir / 'results.md', text)
   curves = {
     label: [_curve(run) for run in by_seed.values()]
     for label, by_seed in rows.items()
@@ -108,9 +109,9 @@ def _csv(summaries: Sequence[dict[str, Any]]) -> str:
   flat = [_flatten(summary) for summary in summaries]
   columns = list(dict.fromkeys(name for row in flat for name in row))
   text = io.StringIO()
-  writer = csv.DictWriter(text, columns, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(flat)
+  made = csv.DictWriter(text, columns, lineterminator='\n')
+  made.writeheader()
+  made.writerows(flat)
   return text.getvalue()
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from rich import console as rich_console
 
-from fedjax_tune import endings, interrupts
+from fedjax_tune import endings
 from fedjax_tune.report import tables
+from fedjax_tune.training import interrupts
 from launch import sweep_progress, sweep_results
 from launch.sweep_plan import Run
 

@@ -6,7 +6,7 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
 
 from absl import flags
 
-from fedjax_tune import training
+from fedjax_tune.training import loop
 from launch import experiment_file, second_signal, start
 
 _CONFIG = experiment_file.define()
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
   second_signal.watch(console)
   if _INEXACT.value and not _RESUME.value:
     raise ValueError('--inexact goes with --resume.')
-  summary = training.train(
+  summary = loop.train(
     start.experiment(_CONFIG),
     workdir,
     resume=_RESUME.value,

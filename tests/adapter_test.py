@@ -7,8 +7,7 @@ import pytest
 from scipy import special
 import tiny
 
-from fedjax_tune import foundation
-from fedjax_tune.models import adapter, vit
+from fedjax_tune.models import adapter, foundation, vit
 
 _RANK, _BRANCHES = 3, 2
 

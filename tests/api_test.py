@@ -13,8 +13,9 @@ import pytest
 import tiny_folders
 
 import fedjax_tune as ft
-from fedjax_tune import finished, validate
+from fedjax_tune.config import validate
 from fedjax_tune.data import rules
+from fedjax_tune.deploy import finished
 from fedjax_tune.methods import METHODS
 
 _SIDE = 16

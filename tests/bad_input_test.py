@@ -9,8 +9,9 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from fedjax_tune import build, config, training, workdir
+from fedjax_tune import config
 from fedjax_tune.data import corpus, fetch
+from fedjax_tune.training import build, loop, workdir
 
 
 def _experiment(**fields):
@@ -34,7 +35,7 @@ def refuse(tmp_path, monkeypatch):
   def compiled(*_):
     raise AssertionError('Bad input came as far as the compiler.')
 
-  monkeypatch.setattr(training, 'Run', compiled)
+  monkeypatch.setattr(loop, 'Run', compiled)
 
   def refuse(kind, message, experiment):
     workdir = tmp_path / 'run'
@@ -42,7 +43,7 @@ def refuse(tmp_path, monkeypatch):
       tfds.testing.mock_data(num_examples=40),
       pytest.raises(kind, match=message),
     ):
-      training.train(experiment, str(workdir))
+      loop.train(experiment, str(workdir))
     assert not workdir.exists()
 
   return refuse
@@ -211,7 +212,7 @@ def test_fetching_without_a_network(fields, package, tmp_path):
   experiment = _experiment(data__data_dir=str(tmp_path), **fields)
   message = f"could not fetch '{package}.*Check the network"
   with pytest.raises(RuntimeError, match=message):
-    training.train(experiment, str(tmp_path / 'run'), fetch=True)
+    loop.train(experiment, str(tmp_path / 'run'), fetch=True)
   assert not (tmp_path / 'run').exists()
 
 
@@ -232,7 +233,7 @@ def test_workdir_of_an_earlier_run(
   workdir.write_config(tmp_path, old)
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError, match=message):
-    training.train(_experiment(**fields), str(tmp_path), resume=resume)
+    loop.train(_experiment(**fields), str(tmp_path), resume=resume)
   assert [p.name for p in tmp_path.iterdir()] == ['config.json']
   assert (tmp_path / 'config.json').read_bytes() == before
 

@@ -7,8 +7,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fedjax_tune import foundation
-from fedjax_tune.models import backbone, bert_onnx, packaged, pretrained, sizes
+from fedjax_tune.models import (
+  backbone,
+  bert_onnx,
+  foundation,
+  packaged,
+  pretrained,
+  sizes,
+)
 from fedjax_tune.typing import Tokens
 from tests import tiny_onnx
 

@@ -1,6 +1,7 @@
 import pytest
 
-from fedjax_tune import capacity, config
+from fedjax_tune import config
+from fedjax_tune.costs import capacity
 
 _SIZES = {
   'embed': 384, 'layer': 12, 'heads': 6, 'token': 17, 'key': 17, 'patch': 588,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_tune import checkpoint
+from fedjax_tune.training import checkpoint
 
 
 class _State(NamedTuple):

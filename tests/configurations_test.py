@@ -16,8 +16,7 @@ import pytest
 import torch
 import transformers
 
-from fedjax_tune import foundation
-from fedjax_tune.models import backbone, huggingface, sizes
+from fedjax_tune.models import backbone, foundation, huggingface, sizes
 from fedjax_tune.typing import Tokens
 from tests import tiny_hub
 

@@ -124,7 +124,7 @@ def test_what_the_page_names_is_there():
   there = {path for path in paths if (_ROOT / path).exists()}
   assert paths - there == {'fedjax_tune/methods/depth/windows.py'}
   for name, path in (
-    ('_BUDGETS', 'fedjax_tune/unread.py'),
+    ('_BUDGETS', 'fedjax_tune/config/unread.py'),
     ('_OTHERS', 'tests/fedavg_test.py'),
   ):
     assert f'`{name}`' in _PAGE

@@ -19,26 +19,14 @@ import tiny_text
 import torch
 import transformers
 
-from fedjax_tune import (
-  build,
-  checkpoint,
-  config,
-  deploy,
-  endings,
-  finished,
-  foundation,
-  identity,
-  provisions,
-  selection,
-  subnetworks,
-  tasks,
-  training,
-)
-from fedjax_tune import workdir as run_folder
-from fedjax_tune.data import corpus, outlines
+from fedjax_tune import config, endings, selection
+from fedjax_tune.data import corpus, outlines, tasks
+from fedjax_tune.deploy import deployment, finished, subnetworks
 from fedjax_tune.engine import evaluate, server
-from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.models import backbone, export, foundation, sizes
 from fedjax_tune.report import scaling
+from fedjax_tune.training import build, checkpoint, identity, loop, provisions
+from fedjax_tune.training import workdir as run_folder
 from fedjax_tune.typing import Tokens
 from launch import deploy as command
 
@@ -143,7 +131,7 @@ def _finish(experiment, workdir):
     (8, 16),
   )
   found = next(iter(run(model.base, theta).values()))
-  summary = {'rounds': 1, 'accuracy': deploy.score(found)}
+  summary = {'rounds': 1, 'accuracy': deployment.score(found)}
   (workdir / 'summary.json').write_text(json.dumps(summary))
   return summary
 
@@ -161,7 +149,7 @@ def trained_run(folder, patch):
     clients={'cohort_size': 1},
     engine={'slab': 1},
   )
-  summary = training.train(experiment, str(folder / 'raffm'))
+  summary = loop.train(experiment, str(folder / 'raffm'))
   return finished.load(folder / 'raffm'), folder / 'raffm', summary
 
 
@@ -247,7 +235,7 @@ def _torch_outputs(trained, folder):
 def test_torch_computes_the_same(run, tmp_path, space, scope):
   trained, _, _ = run
   row = subnetworks.parse(space, trained)
-  record = deploy.write(trained, row, tmp_path, scope)
+  record = deployment.write(trained, row, tmp_path, scope)
   want = _outputs(trained, trained.reorder(trained.rank(scope)), row)
   assert want.std() > 0.01
   np.testing.assert_allclose(_torch_outputs(trained, tmp_path), want, atol=1e-4)
@@ -271,7 +259,7 @@ def test_the_whole_budget_is_the_run(run, tmp_path):
   trained, _, summary = run
   row = subnetworks.largest(1, trained)
   assert row == trained.sizes
-  record = deploy.write(trained, row, tmp_path, _WIDEST)
+  record = deployment.write(trained, row, tmp_path, _WIDEST)
   assert record['accuracy'] == pytest.approx(summary['accuracy'])
   assert record['full_accuracy'] == record['accuracy']
   assert record['share'] == 1
@@ -340,8 +328,8 @@ def test_comparison(text_run, tmp_path, budget, name):
   assert len(found['subnetworks']) == 3
   first = found['subnetworks'][0]
   params = trained.reorder(trained.rank(_WIDEST))
-  alone = deploy.build_evaluate(trained, {'x': first['subnetwork']})(params)
-  assert first['accuracy']['by salience'] == deploy.score(alone['x'])
+  alone = deployment.build_evaluate(trained, {'x': first['subnetwork']})(params)
+  assert first['accuracy']['by salience'] == deployment.score(alone['x'])
   assert (out / f'{name}.md').read_text().startswith('| parameters')
   assert image.imread(out / f'{name}.png')[..., :3].std() > 0.01
 
@@ -381,7 +369,7 @@ def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):
   summary = _finish(_image_experiment(folder, 'all_small'), tmp_path)
   trained = finished.load(tmp_path)
   assert trained.sizes['layer'] == 2
-  record = deploy.write(trained, {}, tmp_path / 'out', _WIDEST)
+  record = deployment.write(trained, {}, tmp_path / 'out', _WIDEST)
   assert record['accuracy'] == pytest.approx(summary['accuracy'])
   written = json.loads((tmp_path / 'out/config.json').read_text())
   assert written['num_hidden_layers'] == 2
@@ -423,7 +411,7 @@ def test_other_folders_are_left_alone(text_run):
   trained, workdir, _ = text_run
   before = (workdir / 'config.json').read_text()
   with pytest.raises(FileExistsError, match='of something else'):
-    deploy.write(trained, {}, workdir)
+    deployment.write(trained, {}, workdir)
   assert (workdir / 'config.json').read_text() == before
 
 
@@ -431,17 +419,17 @@ def test_a_folder_that_may_be_written(tmp_path):
   folder, file = tmp_path / 'out', tmp_path / 'file'
   file.touch()
   with pytest.raises(NotADirectoryError, match='file must be a folder'):
-    deploy.check_folder(file)
-  deploy.check_folder(folder)
+    deployment.check_folder(file)
+  deployment.check_folder(folder)
   folder.mkdir()
   (folder / '.hidden').touch()
-  deploy.check_folder(folder)
+  deployment.check_folder(folder)
   (folder / 'thesis.tex').touch()
   with pytest.raises(FileExistsError, match=r'something else \(thesis.tex\)'):
-    deploy.check_folder(folder)
+    deployment.check_folder(folder)
   for name in ('deploy.json', 'curve.json', 'box.json'):
     (folder / name).touch()
-    deploy.check_folder(folder)
+    deployment.check_folder(folder)
     (folder / name).unlink()
 
 

@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from fedjax_tune import foundation
 from fedjax_tune.models import (
   backbone,
   dinov2_onnx,
+  foundation,
   packaged,
   pretrained,
   vit,

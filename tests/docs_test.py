@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from fedjax_tune import training, validate
+from fedjax_tune.config import validate
 from fedjax_tune.methods import METHODS
+from fedjax_tune.training import loop
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
@@ -26,7 +27,7 @@ def test_own_experiment_is_valid():
 def test_library_examples(monkeypatch):
   started = []
   run = lambda *args, **options: started.append((*args, options))
-  monkeypatch.setattr(training, 'train', run)
+  monkeypatch.setattr(loop, 'train', run)
   images, labels = np.zeros((9, 42, 42, 3), np.uint8), np.arange(9) % 3
   names = {
     'images': images,

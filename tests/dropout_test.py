@@ -13,8 +13,15 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import adapted, config, foundation
-from fedjax_tune.models import backbone, huggingface, primitives, sizes
+from fedjax_tune import config
+from fedjax_tune.models import (
+  backbone,
+  foundation,
+  huggingface,
+  peft,
+  primitives,
+  sizes,
+)
 
 _RATE, _KEY = 0.1, jax.random.key(0)
 
@@ -178,13 +185,13 @@ def test_a_rate_of_zero_and_an_evaluation_change_nothing(shape):
 def test_the_rate_comes_from_the_configuration():
   model = config.Model(dropout=0.1)
   bert = sizes.TextConfig(2, 8, 2, 8, vocab=9, positions=8)
-  assert adapted.with_trained(bert, model).dropout == 0.1
+  assert peft.with_trained(bert, model).dropout == 0.1
   image = sizes.ViTConfig(2, 8, 2, 8, patch=8, image_size=16)
-  assert adapted.with_trained(image, model).dropout == 0.1
+  assert peft.with_trained(image, model).dropout == 0.1
   llama = sizes.DecoderConfig(
     2, 8, 2, 8, vocab=9, positions=8, group=1, head_dim=4
   )
   with pytest.raises(
     ValueError, match=r'model\.dropout=0\.1 must be 0 for a d'
   ):
-    adapted.with_trained(llama, model)
+    peft.with_trained(llama, model)

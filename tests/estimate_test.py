@@ -8,20 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_tune import (
-  adapted,
-  config,
-  estimate,
-  foundation,
-  selection,
-  tasks,
-)
-from fedjax_tune.engine import cost
+from fedjax_tune import config, selection
+from fedjax_tune.costs import cost, estimate
+from fedjax_tune.data import tasks
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.raffm import spaces
-from fedjax_tune.models import backbone, linear, sizes
+from fedjax_tune.models import backbone, foundation, linear, peft, sizes
 from fedjax_tune.typing import Tokens
 
 _BATCH, _TOKENS = 4, 64
@@ -69,7 +63,7 @@ def _batch(kind):
 def _shape(kind, tune):
   """The sizes of a model with what it trains, if not adapters."""
   model = config.Model(tune=tune, prompt_tokens=20)
-  return adapted.with_trained(_config(kind), model)
+  return peft.with_trained(_config(kind), model)
 
 
 @functools.cache
@@ -91,7 +85,7 @@ def _foundation(kind, tune):
 def _both(kind, shares, tune):
   """Returns the estimate, the exact cost, and what the client holds."""
   shape = _shape(kind, tune)
-  all_sizes = adapted.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
+  all_sizes = peft.axis_sizes(shape, config.Data(lengths=(_TOKENS,)))
   row = spaces.row_of(shares, all_sizes)
   found = _foundation(kind, tune)
   task = tasks.Task('classification', shape.num_classes)

@@ -11,9 +11,11 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from fedjax_tune import config, training, validate
+from fedjax_tune import config
+from fedjax_tune.config import validate
 from fedjax_tune.data import nico_lists
 from fedjax_tune.methods import METHODS
+from fedjax_tune.training import loop
 
 # ml_collections loads files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -126,7 +128,7 @@ def test_runs_end_to_end(name, skew, tmp_path):
   else:
     data = tfds.testing.mock_data(num_examples=60)
   with data:
-    summary = training.train(experiment, str(tmp_path / 'run'))
+    summary = loop.train(experiment, str(tmp_path / 'run'))
   domains = summary['accuracy_by_domain']
   assert len(domains) == 6
   assert np.mean(list(domains.values())) == pytest.approx(summary['accuracy'])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import federation, foundation, selection
-from fedjax_tune.models import adapter
+from fedjax_tune import selection
+from fedjax_tune.models import adapter, federation, foundation
 
 _WIDE = adapter.Bottleneck(3, 2)
 _NARROW = adapter.Bottleneck(3, 1)

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from fedjax_tune import selection
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods.depth import cover, fedra, layers
-from fedjax_tune.randomness import host_rng
 
 # -- the allocation matrix
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import tiny
 
-from fedjax_tune.engine import cost, flops
+from fedjax_tune.costs import cost, flops
 from fedjax_tune.models import primitives
 
 

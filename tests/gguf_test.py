@@ -16,10 +16,10 @@ import pytest
 import torch
 import transformers
 
-from fedjax_tune import foundation
 from fedjax_tune.data import tokens
 from fedjax_tune.models import (
   backbone,
+  foundation,
   gguf_tokens,
   llama_gguf,
   packaged,

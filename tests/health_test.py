@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import endings, health
+from fedjax_tune import endings
 from fedjax_tune.engine import evaluate, server
+from fedjax_tune.training import health
 
 
 def _state(**parts):

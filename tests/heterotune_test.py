@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import federation
-from fedjax_tune.engine import cost
+from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.heterotune import cmga, heterotune
-from fedjax_tune.models import adapter
+from fedjax_tune.models import adapter, federation
 
 _WIDE = adapter.Bottleneck(3, 2)
 _NARROW = adapter.Bottleneck(3, 1)

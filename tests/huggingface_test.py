@@ -18,8 +18,13 @@ from transformers.models.deit import modeling_deit
 from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.vit import modeling_vit
 
-from fedjax_tune import foundation
-from fedjax_tune.models import backbone, huggingface, pretrained, vit
+from fedjax_tune.models import (
+  backbone,
+  foundation,
+  huggingface,
+  pretrained,
+  vit,
+)
 
 _SIZES: dict[str, Any] = {
   'hidden_size': 12,

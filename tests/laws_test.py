@@ -14,12 +14,13 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune import config, health, selection
+from fedjax_tune import config, selection
 from fedjax_tune.engine import server, step, store
 from fedjax_tune.engine.algorithm import Context
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.rank import adapters
 from fedjax_tune.selection import Selection
+from fedjax_tune.training import health
 
 _ROUNDING = {'rtol': 1e-3, 'atol': 5e-6}
 

@@ -8,9 +8,10 @@ import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_text
 
-from fedjax_tune import adapted, build, config, method_config
+from fedjax_tune import config
 from fedjax_tune.data import corpus, text, text_sets, tokens
-from fedjax_tune.models import pretrained, sizes
+from fedjax_tune.models import peft, pretrained, sizes
+from fedjax_tune.training import build
 
 _TEXT = sizes.TextConfig(2, 16, 2, 24, vocab=40, positions=32)
 _ROBERTA = dataclasses.replace(_TEXT, family='roberta', types=1, pad=1)
@@ -37,16 +38,16 @@ def test_as_many_tokens_as_positions(sizes_, most, tune):
   """Trained tokens take no position, so that they leave the limit alone."""
   weights = pretrained.Pretrained(sizes_, {}, 'the folder')
   model = config.Model(tune=tune)
-  adapted.check(_experiment((8, most), model=model), weights)
+  peft.check(_experiment((8, most), model=model), weights)
   message = rf'^data.lengths=\(8, {most + 1}\) .* {most}: .*the folder'
   with pytest.raises(ValueError, match=message):
-    adapted.check(_experiment((8, most + 1), model=model), weights)
+    peft.check(_experiment((8, most + 1), model=model), weights)
 
 
 def test_images_have_no_lengths():
   image = sizes.ViTConfig(2, 16, 2, 24, patch=4, image_size=8)
   weights = pretrained.Pretrained(image, {}, '')
-  adapted.check(_experiment((8, 999)), weights)
+  peft.check(_experiment((8, 999)), weights)
 
 
 @pytest.fixture(name='unread')
@@ -68,7 +69,7 @@ def test_a_run_is_refused_before_its_data(tmp_path):
 @pytest.mark.usefixtures('unread')
 def test_every_tier_is_checked(tmp_path):
   wide = dataclasses.replace(tiny_folders.BERT, positions=64)
-  tiers = method_config.Tiers(
+  tiers = config.Tiers(
     weights=(
       tiny_folders.write_bert(tmp_path / 'wide', wide),
       tiny_folders.write_llama(tmp_path),

@@ -14,9 +14,16 @@ import tiny_text
 import torch
 import transformers
 
-from fedjax_tune import foundation, selection
+from fedjax_tune import selection
 from fedjax_tune.data import tokens
-from fedjax_tune.models import backbone, export, huggingface, linear, sizes
+from fedjax_tune.models import (
+  backbone,
+  export,
+  foundation,
+  huggingface,
+  linear,
+  sizes,
+)
 from fedjax_tune.typing import Tokens
 
 _CONFIG = sizes.DecoderConfig(

@@ -9,9 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import build, config, foundation, training
+from fedjax_tune import config
 from fedjax_tune.methods.raffm import salience, spaces
-from fedjax_tune.models import backbone, export, pretrained, sizes
+from fedjax_tune.models import backbone, export, foundation, pretrained, sizes
+from fedjax_tune.training import build, loop
 
 _MAPS = ('attn.q', 'attn.v', 'mlp.gate', 'mlp.down')
 
@@ -46,7 +47,7 @@ def _experiment(weights: str, method: str = 'fedra', **sections: Any) -> Any:
 def test_fedra_trains_a_llama(llama, tmp_path, task):
   experiment = _experiment(llama, data={'task': task})
   with tfds.testing.mock_data(num_examples=40):
-    summary = training.train(experiment, str(tmp_path))
+    summary = loop.train(experiment, str(tmp_path))
   assert summary['metric'] == 'accuracy'
   assert set(summary['other_metrics']) == ({'perplexity'} if task else set())
   assert 0 < summary['train_loss'] < 10
@@ -72,7 +73,7 @@ def test_narrower_llamas_train(llama, tmp_path, method):
     data={'task': 'next_token'},
   )
   with tfds.testing.mock_data(num_examples=40):
-    summary = training.train(experiment, str(tmp_path))
+    summary = loop.train(experiment, str(tmp_path))
   assert summary['compiles'] == 2
   assert np.isfinite(summary['train_loss'])
 

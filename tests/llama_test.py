@@ -13,11 +13,12 @@ import pytest
 import torch
 import transformers
 
-from fedjax_tune import foundation, selection
+from fedjax_tune import selection
 from fedjax_tune.models import (
   adapter,
   backbone,
   decoder_block,
+  foundation,
   huggingface,
   linear,
   primitives,

@@ -11,8 +11,9 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import config, local_optimizer, validate
-from fedjax_tune.engine import client
+from fedjax_tune import config
+from fedjax_tune.config import validate
+from fedjax_tune.engine import client, local_optimizer
 from fedjax_tune.methods import METHODS
 
 _LR, _EPOCHS, _STEPS = 0.05, 3, 9

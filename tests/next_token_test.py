@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_text
 
-from fedjax_tune import config, scores, tasks
-from fedjax_tune.data import corpus, text, text_sets, tokens
+from fedjax_tune import config
+from fedjax_tune.data import corpus, metrics, tasks, text, text_sets, tokens
 
 _B, _T, _V = 4, 6, 5
 _LENGTHS = (6, 4, 1, 3)
@@ -83,7 +83,7 @@ def test_predictions_are_sums_of_texts():
   np.testing.assert_allclose(got['loss'], losses.sum(1), rtol=1e-5)
   np.testing.assert_array_equal(got['correct'], hits.sum(1))
   np.testing.assert_array_equal(got['count'], [5, 3, 0, 2])
-  found = scores.evaluate(
+  found = metrics.evaluate(
     'next_token', _TASK.metrics, jax.device_get(got), batch.label
   )
   assert list(found) == ['accuracy', 'perplexity']

@@ -4,9 +4,10 @@ import pytest
 from rich import console as rich_console
 import tensorflow_datasets as tfds
 
-from fedjax_tune import build, config, training
-from fedjax_tune.foundation import num_params
-from fedjax_tune.report import metrics
+from fedjax_tune import config
+from fedjax_tune.models.foundation import num_params
+from fedjax_tune.report import writer
+from fedjax_tune.training import build, loop
 from launch import overview
 
 
@@ -27,7 +28,7 @@ def experiment():
 @pytest.fixture(scope='module')
 def run(experiment):
   with tfds.testing.mock_data(num_examples=30):
-    yield training.Run(build.build(experiment))
+    yield loop.Run(build.build(experiment))
 
 
 def _show(renderable):
@@ -39,15 +40,15 @@ def _show(renderable):
 
 def test_totals_are_those_of_the_run(experiment, run, tmp_path, monkeypatch):
   monkeypatch.setattr(build, 'build', lambda *_, **__: run.setup)
-  monkeypatch.setattr(training, 'Run', lambda _: run)
-  summary = training.train(experiment, str(tmp_path))
+  monkeypatch.setattr(loop, 'Run', lambda _: run)
+  summary = loop.train(experiment, str(tmp_path))
   assert overview.totals(run) == {
     'uplink': summary['uplink_bytes'],
     'downlink': summary['downlink_bytes'],
     'flops': summary['train_flops'],
     'simulated_us': 0,
   }
-  assert metrics.read_metrics(tmp_path)[-1]['cost/uplink_bytes'] > 0
+  assert writer.read_metrics(tmp_path)[-1]['cost/uplink_bytes'] > 0
 
 
 def test_memory_covers_what_a_round_holds(run):

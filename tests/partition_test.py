@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from fedjax_tune import config, tasks
-from fedjax_tune.data import corpus, partition, rules
+from fedjax_tune import config
+from fedjax_tune.data import corpus, partition, rules, tasks
 
 _DOMAINS, _CLASSES = 3, 4
 

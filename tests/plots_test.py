@@ -3,18 +3,18 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from fedjax_tune.report import figure, metrics, plots
+from fedjax_tune.report import figure, plots, writer
 
 
 def write_run(workdir, rounds, eval_every=1):
-  with metrics.MetricsWriter(workdir) as writer:
+  with writer.MetricsWriter(workdir) as made:
     for rnd in range(rounds):
       row = {'train/loss': 1 / (rnd + 1), 'coverage/layers': [2, 1, rnd % 2]}
       if (rnd + 1) % eval_every == 0:
         accuracy = 0.1 * rnd
         row |= {'eval/accuracy': accuracy, 'eval/accuracy/noto': accuracy}
         row |= {'eval/accuracy/twemoji': accuracy, 'eval/last/accuracy': 0.05}
-      writer.write(rnd, row)
+      made.write(rnd, row)
 
 
 def inked(path):
@@ -31,10 +31,10 @@ def test_run_has_two_pictures(tmp_path, rounds, eval_every):
 
 
 def test_run_that_diverged_is_drawn(tmp_path):
-  with metrics.MetricsWriter(tmp_path) as writer:
+  with writer.MetricsWriter(tmp_path) as made:
     for rnd in range(3):
       row = {'train/loss': float('nan'), 'eval/accuracy': float('nan')}
-      writer.write(rnd, row | {'coverage/layers': [0, 0]})
+      made.write(rnd, row | {'coverage/layers': [0, 0]})
   assert all(map(inked, plots.plot_run(tmp_path, [])))
 
 

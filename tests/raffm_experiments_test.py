@@ -10,9 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import foundation, method_config, selection, training
+from fedjax_tune import config, selection
 from fedjax_tune.methods.raffm import spaces
-from fedjax_tune.models import backbone, sizes
+from fedjax_tune.models import backbone, foundation, sizes
+from fedjax_tune.training import loop
 
 _AUTHORS = importlib.import_module('experiments.raffm_authors')
 _METRICS = {
@@ -66,7 +67,7 @@ def test_text_runs_a_round(name, bert, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))
   experiment.model.weights = bert
   with tfds.testing.mock_data(num_examples=40):
-    summary = training.train(experiment, str(tmp_path))
+    summary = loop.train(experiment, str(tmp_path))
   assert summary['metric'] == _METRICS.get(name, 'accuracy')
   # Masks are data, and all clients compute with the full model.
   assert summary['compiles'] == 1
@@ -88,7 +89,7 @@ def test_images_run_a_round(name, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))
   experiment.model.weights = 'random:vit_test'
   with tfds.testing.mock_data(num_examples=60):
-    summary = training.train(experiment, str(tmp_path))
+    summary = loop.train(experiment, str(tmp_path))
   assert summary['compiles'] == 1
   assert np.isfinite(summary['train_loss'])
 
@@ -102,13 +103,13 @@ def test_every_set_is_the_authors():
     assert e.rounds == 50
     assert (e.local.schedule, e.local.decay_mask) == ('linear', 'no_bias_norm')
     assert (e.model.dropout, e.local.clip_norm) == (0.1, 1.0)
-    assert e.raffm == method_config.Raffm(mode='mask', space='paper_bert')
+    assert e.raffm == config.Raffm(mode='mask', space='paper_bert')
   e = _AUTHORS.get_config('cifar100')
   assert (e.local.optimizer, e.local.lr, e.local.epochs) == ('adam', 3e-5, 5)
   assert (e.clients.partition, e.clients.shots) == ('k_shot', 12)
   assert (e.local.schedule, e.local.gamma) == ('exponential', 0.95)
   assert (e.model.dropout, e.local.weight_decay) == (0.0, 0.0)
-  assert e.raffm == method_config.Raffm(mode='mask', space='paper_vit')
+  assert e.raffm == config.Raffm(mode='mask', space='paper_vit')
   for name in ('rte', 'squad2', 'flowers102'):
     e = _AUTHORS.get_config(name)
     assert (e.clients.count, e.clients.cohort_size) == (100, 10)

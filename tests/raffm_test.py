@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import config, method_config, selection
+from fedjax_tune import config, selection
 from fedjax_tune.engine.algorithm import Aggregator
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.raffm import raffm, slices, spaces
-from fedjax_tune.randomness import host_rng
 
 _SIZES = {
   'layer': 12,
@@ -237,7 +237,7 @@ def test_only_zero_filled_shrinks_what_few_hold():
   np.testing.assert_allclose(got['w'][:3], 1.2, rtol=1e-6)
   for name in ('mean', 'coverage'):
     tiny.assert_equal(_merge(name, theta, rows, still, [1.0] * 10), theta)
-  assert method_config.Raffm().aggregation == 'mean'
+  assert config.Raffm().aggregation == 'mean'
   assert _aggregator().merge is raffm.participant_mean
 
 

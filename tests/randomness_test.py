@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from fedjax_tune.randomness import host_rng
+from fedjax_tune.engine.randomness import host_rng
 
 # What was drawn before purposes were free: integers below 10**6 of
 # (seed, round) = (3, 2), of nobody and of client 1.

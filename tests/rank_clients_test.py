@@ -11,12 +11,14 @@ import pytest
 import tiny
 import torch
 
-from fedjax_tune import adapted, config, method_config, selection
-from fedjax_tune.engine import cost, store
+from fedjax_tune import config, selection
+from fedjax_tune.costs import cost
+from fedjax_tune.engine import store
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.rank import adapters, hetlora
 from fedjax_tune.models import linear
+from fedjax_tune.models import peft as tuned
 
 _NAMES = (
   'fedit', 'rbla', 'ffa_lora', 'hetlora', 'flexlora', 'flora', 'fedex_lora'
@@ -31,9 +33,9 @@ _NAMES = (
 def test_a_client_computes_what_peft_does(scaling, rank):
   """Also where it holds less than the server: alpha / r, or one alpha / R."""
   server, alpha, ins, outs = 4, 6.0, 5, 3
-  e = config.Experiment(rank=method_config.Rank(scaling=scaling))
+  e = config.Experiment(rank=config.Rank(scaling=scaling))
   e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0)
-  adapter: Any = adapted.adapters(e)['attn.proj']
+  adapter: Any = tuned.adapters(e)['attn.proj']
   layer = linear.Linear(
     (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)
   )

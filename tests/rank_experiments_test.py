@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import deploy, finished, training
+from fedjax_tune.deploy import deployment, finished
+from fedjax_tune.training import loop
 
 _OTHERS = (
   'hetlora', 'ffa_lora', 'all_large', 'fedit', 'rbla', 'flexlora', 'fedex_lora',
@@ -40,13 +41,13 @@ def _shrink(method, bert):
 def test_runs_and_deploys(method, bert, tmp_path):
   experiment = _shrink(method, bert)
   with tfds.testing.mock_data(num_examples=40):
-    summary = training.train(experiment, str(tmp_path))
+    summary = loop.train(experiment, str(tmp_path))
     trained = finished.load(tmp_path)
     rows = {'full': trained.sizes}
-    scores = deploy.build_evaluate(trained, rows)(trained.params)
+    scores = deployment.build_evaluate(trained, rows)(trained.params)
   assert np.isfinite(summary['train_loss'])
   # What a run evaluates is what is deployed, frozen weights included.
-  assert deploy.score(scores['full']) == pytest.approx(summary['accuracy'])
+  assert deployment.score(scores['full']) == pytest.approx(summary['accuracy'])
   old = trained.setup.algorithm.model.base['blocks']['attn']
   new = trained.params['blocks']['attn']
   for name in ('q', 'v'):
@@ -67,11 +68,11 @@ def test_resumed_is_bit_for_bit(bert, tmp_path):
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
   with tfds.testing.mock_data(num_examples=40):
     experiment = _shrink('flora', bert)
-    want = training.train(experiment, str(whole))
+    want = loop.train(experiment, str(whole))
     experiment.checkpoint_every = 1
     experiment.rounds = 1
-    training.train(experiment, str(halves))
+    loop.train(experiment, str(halves))
     experiment.rounds = 2
-    got = training.train(experiment, str(halves), resume=True)
+    got = loop.train(experiment, str(halves), resume=True)
   for name in ('accuracy', 'train_loss', 'downlink_bytes'):
     assert got[name] == want[name]

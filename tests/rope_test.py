@@ -15,8 +15,13 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from fedjax_tune import foundation
-from fedjax_tune.models import backbone, hub_llama, hub_rope, huggingface
+from fedjax_tune.models import (
+  backbone,
+  foundation,
+  hub_llama,
+  hub_rope,
+  huggingface,
+)
 from fedjax_tune.typing import Tokens
 
 _PATH = pathlib.Path('config.json')

@@ -9,7 +9,8 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune import config, validate
+from fedjax_tune import config
+from fedjax_tune.config import validate
 from fedjax_tune.engine import server
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.raffm import salience

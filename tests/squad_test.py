@@ -4,8 +4,7 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
-from fedjax_tune import scores
-from fedjax_tune.data import text_sets
+from fedjax_tune.data import metrics, text_sets
 
 
 def _plain(text):
@@ -71,9 +70,9 @@ _texts = st.lists(
 @pytest.mark.parametrize(('v2', 'script'), [(False, _v1), (True, _v2)])
 def test_each_set_is_judged_by_its_script(v2, script, answer, references):
   exact, f1 = script(answer, references)
-  got = scores.exact_match(answer, references, unanswerable=v2)
+  got = metrics.exact_match(answer, references, unanswerable=v2)
   assert got == exact
-  got = scores.answer_f1(answer, references, unanswerable=v2)
+  got = metrics.answer_f1(answer, references, unanswerable=v2)
   assert got == pytest.approx(float(f1))
 
 
@@ -95,16 +94,16 @@ def test_references_that_normalise_to_nothing(answer, references, v1, v2):
   for unanswerable, want in ((False, v1), (True, v2)):
     got = [
       function(answer, references, unanswerable=unanswerable)
-      for function in (scores.exact_match, scores.answer_f1)
+      for function in (metrics.exact_match, metrics.answer_f1)
     ]
     assert tuple(got) == want
 
 
 def test_untold_the_question_decides():
   # No answer at all is of version 2.0; else every question has one.
-  assert scores.answer_f1('', ['']) == scores.answer_f1('', []) == 1
-  assert scores.answer_f1('', ['the']) == 0
-  assert scores.answer_f1('', ['', 'dog']) == 0
+  assert metrics.answer_f1('', ['']) == metrics.answer_f1('', []) == 1
+  assert metrics.answer_f1('', ['the']) == 0
+  assert metrics.answer_f1('', ['', 'dog']) == 0
 
 
 def test_the_set_says_which_script():

@@ -3,7 +3,7 @@
 import hypothesis
 from hypothesis import strategies as st
 
-from fedjax_tune import stopping
+from fedjax_tune.training import stopping
 
 
 class _Authors:

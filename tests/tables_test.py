@@ -3,7 +3,8 @@ import io
 import pytest
 from rich import console as rich_console
 
-from fedjax_tune.report import costs, tables
+from fedjax_tune.costs import table
+from fedjax_tune.report import tables
 
 
 def cost(**changes):
@@ -19,7 +20,7 @@ def cost(**changes):
     'flops_per_step': 123_400_000_000,
     'peak_memory_bytes': 3 * 2**29,
   }
-  return costs.ClassCost(**(fields | changes))
+  return table.ClassCost(**(fields | changes))
 
 
 def summary(accuracy, **changes):
@@ -60,29 +61,29 @@ def test_human_units():
 
 def test_cost_in_both_forms():
   rows = [cost(), cost(name='3 layers', layers=3)]
-  _, _, large, small = cells(costs.cost_markdown(rows))
+  _, _, large, small = cells(table.cost_markdown(rows))
   assert large == [
     '12 layers', '5', '21.8 M', '184 k', '0.84', '720 KiB', '720 KiB',
     '123 GFLOP', '1.5 GiB',
   ]  # fmt: skip
   assert small[0] == '3 layers'
-  text = rendered(costs.cost_table(rows))
+  text = rendered(table.cost_table(rows))
   assert all(cell in text for cell in (*large, *small))
   assert text.count('720 KiB') == 2
-  text = rendered(costs.cost_table([cost(downlink_bytes=2**20)]))
+  text = rendered(table.cost_table([cost(downlink_bytes=2**20)]))
   assert '720 KiB' in text
   assert '1 MiB' in text
 
 
 def test_costs_of_a_long_name_fit_a_terminal():
   rows = [cost(name='dinov2_vits14_d12, 12 layers', clients=100)]
-  assert '1.5 GiB' in rendered(costs.cost_table(rows))
+  assert '1.5 GiB' in rendered(table.cost_table(rows))
 
 
 @pytest.mark.parametrize('width', [30, 40, 60, 80, 100])
 def test_numbers_are_whole_at_any_width(width):
   rows = [cost(), cost(name='3 layers', layers=3, params_held=5_630_000)]
-  text = rendered(costs.cost_table(rows), width)
+  text = rendered(table.cost_table(rows), width)
   numbers = ('21.8 M', '5.63 M', '184 k', '0.84', '720 KiB', '123 GFLOP')
   assert all(number in text for number in numbers)
   assert '…' not in text

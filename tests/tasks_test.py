@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_tune import tasks
+from fedjax_tune.data import tasks
 
 _B, _T, _K = 5, 12, 3
 

@@ -7,8 +7,16 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_text
 
-from fedjax_tune import config, scores
-from fedjax_tune.data import builders, corpus, sources, text, text_sets, tokens
+from fedjax_tune import config
+from fedjax_tune.data import (
+  builders,
+  corpus,
+  metrics,
+  sources,
+  text,
+  text_sets,
+  tokens,
+)
 
 _LENGTHS = (16, 32)
 
@@ -82,7 +90,7 @@ def test_squad(folder, name):
     'score': np.arange(count) / count,
     'null': np.full(count, -1.0),
   }
-  found = scores.evaluate('span', test.task.metrics, predicted, test.questions)
+  found = metrics.evaluate('span', test.task.metrics, predicted, test.questions)
   assert 0 <= found['exact_match'] <= found['f1'] <= 1
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from fedjax_tune import foundation, selection
-from fedjax_tune.models import backbone, huggingface, linear, text
+from fedjax_tune import selection
+from fedjax_tune.models import backbone, foundation, huggingface, linear, text
 from fedjax_tune.typing import Tokens
 
 _SIZES: Any = {

@@ -12,9 +12,9 @@ import safetensors.numpy
 import torch
 import transformers
 
-from fedjax_tune import foundation
 from fedjax_tune.models import (
   backbone,
+  foundation,
   huggingface,
   packaged,
   pretrained,

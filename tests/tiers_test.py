@@ -9,7 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from fedjax_tune import build, config, method_config, tiers, training
+from fedjax_tune import config
+from fedjax_tune.models import tiers
+from fedjax_tune.training import build, loop
 
 _LLAMA = dataclasses.replace(tiny_folders.LLAMA, embed=24, ffn=40)
 
@@ -29,7 +31,7 @@ def _experiment(weights, **sections):
     eval_every=2,
     model=config.Model(tune='adapter'),
     fedadapter=config.Fedadapter(rank=4, after=('attn', 'mlp')),
-    tiers=method_config.Tiers(weights=tuple(weights)),
+    tiers=config.Tiers(weights=tuple(weights)),
     data=config.Data(name='ag_news_subset', lengths=(32,), test_examples=8),
     clients=config.Clients(
       partition='iid', count=4, budgets=(), min_examples=1,
@@ -45,7 +47,7 @@ def _experiment(weights, **sections):
 
 def test_two_families_learn_together(folders, tmp_path):
   with tfds.testing.mock_data(num_examples=40):
-    summary = training.train(_experiment(folders), str(tmp_path))
+    summary = loop.train(_experiment(folders), str(tmp_path))
   assert set(summary['other_accuracies']) == {'bert', 'llama'}
   mean = np.mean(list(summary['other_accuracies'].values()))
   assert summary['accuracy'] == pytest.approx(mean)

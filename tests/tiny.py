@@ -15,24 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import (
-  config,
-  federation,
-  foundation,
-  local_optimizer,
-  method_config,
-  tasks,
-)
-from fedjax_tune.data import corpus
-from fedjax_tune.engine import client, plan, server
+from fedjax_tune import config
+from fedjax_tune.config.field_rules import RULES
+from fedjax_tune.data import corpus, tasks
+from fedjax_tune.data.tasks import Task
+from fedjax_tune.engine import client, local_optimizer, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.field_rules import RULES
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models import adapter, linear, sizes, text, vit
-from fedjax_tune.tasks import Task
+from fedjax_tune.models import (
+  adapter,
+  federation,
+  foundation,
+  linear,
+  sizes,
+  text,
+  vit,
+)
 from fedjax_tune.typing import Axes, Tokens, Tree
 
 DEPTH = 4
@@ -312,7 +313,7 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
     _compose(e, variant.split('+'))
   elif variant:
     getattr(e, name).variant = variant
-  e.width = method_config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
+  e.width = config.Width(rates=(1.0, 0.5), axes=('embed',), distill=True)
   e.raffm.space, e.raffm.embed, e.raffm.layers = (
     'custom',
     (1.0, 0.5),

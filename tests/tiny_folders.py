@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import tiny_text
 
-from fedjax_tune import foundation
-from fedjax_tune.models import backbone, export, sizes
+from fedjax_tune.models import backbone, export, foundation, sizes
 
 BERT = sizes.TextConfig(
   2, 16, 2, 24, vocab=128, positions=32, num_classes=2, full=True

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from fedjax_tune import config
+from fedjax_tune.config.field_rules import RULES, Rule
 from fedjax_tune.data.rules import RULES as PARTITIONS
-from fedjax_tune.field_rules import RULES, Rule
 from fedjax_tune.methods import METHODS
 
 # What a field of a type may be given, sensible or not.

@@ -10,10 +10,11 @@ import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_text
 
-from fedjax_tune import adapted, build, config, tiers
+from fedjax_tune import config
 from fedjax_tune.data import corpus, tokens
-from fedjax_tune.models import pretrained, sizes
-from fedjax_tune.tasks import Task
+from fedjax_tune.data.tasks import Task
+from fedjax_tune.models import peft, pretrained, sizes, tiers
+from fedjax_tune.training import build
 from fedjax_tune.typing import Tokens
 
 _VOCAB = (
@@ -270,10 +271,10 @@ def test_what_the_model_has_no_vector_for(ids, types, message):
   )
   weights = pretrained.Pretrained(_SIZES, {}, 'the folder')
   if message is None:
-    adapted.check_tokens(split, weights)
+    peft.check_tokens(split, weights)
     return
   with pytest.raises(ValueError, match=message):
-    adapted.check_tokens(split, weights)
+    peft.check_tokens(split, weights)
 
 
 def test_tiers_that_split_special_tokens_read_apart(tmp_path):

@@ -13,9 +13,10 @@ from PIL import Image
 import pytest
 import tiny
 
-from fedjax_tune import checkpoint, config, provisions, training
+from fedjax_tune import config
 from fedjax_tune.data import corpus
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
+from fedjax_tune.training import checkpoint, loop, provisions
 
 _ROUNDS, _STEPS = 5, 2
 # InclusiveFL remembers besides theta; so does the server's Adam.
@@ -56,7 +57,7 @@ def _train(folder, name, *, resume=False, stop=None):
     stop: Is called in the fourth round, after a checkpoint at two.
   """
   saved, calls = {}, []
-  save, charge = checkpoint.Checkpoints.save, training.Run.charge
+  save, charge = checkpoint.Checkpoints.save, loop.Run.charge
 
   def keep(self, rounds, state, *rest, **options):
     saved['state'] = jax.tree.map(np.array, state)
@@ -73,9 +74,9 @@ def _train(folder, name, *, resume=False, stop=None):
     patch.setattr(corpus, 'load', lambda *_: data)
     patch.setattr(provisions, 'check', lambda *_: None)
     patch.setattr(checkpoint.Checkpoints, 'save', keep)
-    patch.setattr(training.Run, 'charge', count)
+    patch.setattr(loop.Run, 'charge', count)
     workdir = str(folder / name)
-    summary = training.train(_experiment(folder), workdir, resume=resume)
+    summary = loop.train(_experiment(folder), workdir, resume=resume)
   return saved['state'], summary
 
 
@@ -104,7 +105,7 @@ def whole(folder):
 def _rows(folder, name):
   return [
     {k: v for k, v in row.items() if not k.startswith('time/')}
-    for row in metrics.read_metrics(folder / name)
+    for row in writer.read_metrics(folder / name)
   ]
 
 
@@ -202,7 +203,7 @@ def test_resuming_a_finished_run_changes_nothing(folder, whole):
     patch.setattr(corpus, 'load', lambda *_: data)
     patch.setattr(provisions, 'check', lambda *_: None)
     workdir = str(folder / 'whole')
-    summary = training.train(_experiment(folder), workdir, resume=True)
+    summary = loop.train(_experiment(folder), workdir, resume=True)
   assert summary == whole[1]
   assert (folder / 'whole/metrics.jsonl').read_text() == before
 

@@ -15,11 +15,21 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import adapted, config, finished, foundation, tasks
-from fedjax_tune.data import corpus
-from fedjax_tune.engine import cost
+from fedjax_tune import config
+from fedjax_tune.costs import cost
+from fedjax_tune.data import corpus, tasks
+from fedjax_tune.deploy import finished
 from fedjax_tune.methods import METHODS
-from fedjax_tune.models import backbone, huggingface, pretrained, sizes
+from fedjax_tune.models import (
+  backbone,
+  foundation,
+  huggingface,
+  pretrained,
+  sizes,
+)
+from fedjax_tune.models import (
+  peft as tuned,
+)
 from fedjax_tune.typing import Tokens
 
 # peft reads an attribute that transformers has renamed.
@@ -80,7 +90,7 @@ def _found(kind: str, tune: str) -> foundation.Foundation:
   loaded = pretrained.load_pretrained(f'random:{kind}_test', '', tiny.VIT_SIZE)
   loaded = dataclasses.replace(loaded, params=tiny.noise(loaded.params, 7))
   task = tasks.Task('classification', tiny.CLASSES)
-  return adapted.build(_experiment('fedra', tune), loaded, task)
+  return tuned.build(_experiment('fedra', tune), loaded, task)
 
 
 def _inputs(kind: str) -> Any:
@@ -304,7 +314,7 @@ def test_salience_reorders_prefixes_along():
   e = _experiment('raffm', 'prefix', raffm={'priority': 'qk+vo+ffn'})
   found = _found(kind, 'prefix')
   found = dataclasses.replace(found, theta=tiny.noise(found.theta, 3, 1.0))
-  widths = adapted.axis_sizes(_config(kind), e.data)
+  widths = tuned.axis_sizes(_config(kind), e.data)
   moved = tiny.build(e, found, (4,), widths=widths).model
   assert isinstance(moved, foundation.Foundation)
   key = 'blocks/attn/prefix/key'
@@ -325,7 +335,7 @@ def _config(kind: str) -> Any:
 def test_frozen_kernels_are_not_reordered_again(tune):
   e = _experiment('raffm', tune, raffm={'priority': 'qk'})
   found = _found('vit', tune)
-  widths = adapted.axis_sizes(_config('vit'), e.data)
+  widths = tuned.axis_sizes(_config('vit'), e.data)
   algorithm = tiny.build(e, found, (4,), widths=widths)
   assert algorithm.reorder is not None
   assert algorithm.reorder(found.theta, found.axes) is None
@@ -344,7 +354,7 @@ def test_inclusivefl_has_nothing_to_distill_in_prompts():
 def test_decoders_have_other_trainables(tune):
   loaded = pretrained.load_pretrained('random:llama_test', '', 0)
   with pytest.raises(ValueError, match=f"model.tune='{tune}' .*decoder"):
-    adapted.with_trained(loaded.config, config.Model(tune=tune))
+    tuned.with_trained(loaded.config, config.Model(tune=tune))
 
 
 @pytest.mark.parametrize('tune', ['prompt', 'prefix'])

@@ -7,7 +7,8 @@ import re
 import pytest
 import tiny
 
-from fedjax_tune import config, field_rules, method_config, unread
+from fedjax_tune import config
+from fedjax_tune.config import field_rules, unread
 
 
 def _paths(section, prefix=''):
@@ -113,7 +114,7 @@ def test_methods_read_what_the_table_says(case):
   tiny.run(experiment)
   for path, needs in unread.READ.items():
     kind = type(getattr(experiment, path.partition('.')[0])).__mro__[1]
-    if kind.__module__ != method_config.__name__:
+    if kind.__module__ != config.__name__:
       continue
     unmet = [need.field for need in needs if not need.met(experiment)]
     assert path in seen or unmet, f'{path} is not read'

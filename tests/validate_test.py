@@ -4,7 +4,8 @@ import functools
 
 import pytest
 
-from fedjax_tune import config, validate
+from fedjax_tune import config
+from fedjax_tune.config import validate
 
 _METHODS = ('fedra', 'all_large')
 

@@ -12,8 +12,8 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import foundation, selection
-from fedjax_tune.models import backbone, huggingface, linear, vit
+from fedjax_tune import selection
+from fedjax_tune.models import backbone, foundation, huggingface, linear, vit
 
 _KEY = jax.random.key(5)
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from fedjax_tune import foundation, selection
+from fedjax_tune import selection
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
-from fedjax_tune.models import linear
-from fedjax_tune.tasks import Task
+from fedjax_tune.models import foundation, linear
 
 _SIZES = {'layer': tiny.DEPTH, 'embed': 6}
 # Of BERT and the ViT.

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from fedjax_tune import checkpoint, config, endings, workdir
+from fedjax_tune import config, endings
+from fedjax_tune.training import checkpoint, workdir
 
 
 def _guard(folder, resume=False, **changes):

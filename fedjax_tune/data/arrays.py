@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.data import text, text_sets, tokens
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.tasks import Task
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.typing import Tokens
 
 # What the configuration of such a run has as `data.name`.

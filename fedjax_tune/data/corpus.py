@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_tune import config, scores
+from fedjax_tune import config
 from fedjax_tune.data import (
   digest,
   examples,
+  metrics,
   outlines,
   relations,
   text,
@@ -24,8 +25,8 @@ from fedjax_tune.data import (
   tokens,
 )
 from fedjax_tune.data.images import Images, Stored
-from fedjax_tune.scores import Questions
-from fedjax_tune.tasks import Task
+from fedjax_tune.data.metrics import Questions
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.typing import Tokens
 
 
@@ -117,16 +118,16 @@ class Corpus:
       For each metric of the task, the primary one first, its value by domain,
       float[domains].
     """
-    kind, metrics = self.task.kind, self.task.metrics
+    kind, names = self.task.kind, self.task.metrics
     if self.questions is not None:  # Sets of questions have one domain.
-      found = scores.evaluate(kind, metrics, predicted, self.questions)
+      found = metrics.evaluate(kind, names, predicted, self.questions)
       return {name: np.array([value]) for name, value in found.items()}
     by_domain = []
     for domain in range(len(self.domain_names)):
       at = self.domains == domain
       part = {name: values[at] for name, values in predicted.items()}
-      by_domain.append(scores.evaluate(kind, metrics, part, self.labels[at]))
-    return {m: np.array([found[m] for found in by_domain]) for m in metrics}
+      by_domain.append(metrics.evaluate(kind, names, part, self.labels[at]))
+    return {m: np.array([found[m] for found in by_domain]) for m in names}
 
 
 def load(

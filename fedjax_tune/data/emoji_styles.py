@@ -25,8 +25,7 @@ from PIL import Image
 import resvg_py
 import tensorflow_datasets as tfds
 
-from fedjax_tune import json_files
-from fedjax_tune.data import archive, fetch, pictures, splits, svg
+from fedjax_tune.data import archive, fetch, json_files, pictures, splits, svg
 
 
 @dataclasses.dataclass(frozen=True)

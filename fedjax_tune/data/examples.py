@@ -9,8 +9,8 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.data import digest, labels, notes, pictures, rows, text
 from fedjax_tune.data.images import Images, Stored
+from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.text_sets import TextSet
-from fedjax_tune.scores import Questions
 from fedjax_tune.typing import Tokens
 
 # Sets that take less than this when decoded are decoded once, into memory.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_tune import json_files
+from fedjax_tune.data import json_files
 
 
 @dataclasses.dataclass(frozen=True)

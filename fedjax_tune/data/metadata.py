@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from fedjax_tune import json_files
+from fedjax_tune.data import json_files
 
 _FILES = ('features.json', 'dataset_info.json', 'metadata.json')
 # The files that every version of a set has.

@@ -14,8 +14,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from fedjax_tune import json_files
-from fedjax_tune.data import metadata
+from fedjax_tune.data import json_files, metadata
 
 _STAMP = 'made_of.json'
 # A folder that was moved holds the same pictures.

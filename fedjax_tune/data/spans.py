@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from fedjax_tune.data import tokens
-from fedjax_tune.scores import Questions
+from fedjax_tune.data.metrics import Questions
 
 _LEAST = 24  # Tokens of a window, so that it holds some context.
 _QUESTION = 64

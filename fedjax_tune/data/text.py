@@ -8,9 +8,9 @@ import numpy as np
 import tokenizers
 
 from fedjax_tune.data import spans, tokens
+from fedjax_tune.data.metrics import Questions
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.data.text_sets import TextSet
-from fedjax_tune.scores import Questions
-from fedjax_tune.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

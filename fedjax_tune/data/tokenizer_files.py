@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from fedjax_tune import json_files
+from fedjax_tune.data import json_files
 
 # Named tokens, in the order in which missing ones are added.
 NAMED = (

@@ -19,11 +19,11 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Info, Signature
-from fedjax_tune.foundation import Models, num_bytes
+from fedjax_tune.models.foundation import Models, num_bytes
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.randomness import host_rng
+from fedjax_tune.engine.randomness import host_rng
 
 
 def sample_cohort(

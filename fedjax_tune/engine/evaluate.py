@@ -10,7 +10,7 @@ from fedjax_tune import endings, selection
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Models
+from fedjax_tune.models.foundation import Models
 from fedjax_tune.typing import Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}

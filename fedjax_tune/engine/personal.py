@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import endings, scores, selection
+from fedjax_tune import endings, selection
+from fedjax_tune.data import metrics
 from fedjax_tune.engine import store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.evaluate import batches
@@ -88,7 +89,7 @@ def build(
     return np.concatenate(order), joined
 
   def judge(rows, predicted):
-    return scores.evaluate(
+    return metrics.evaluate(
       task.kind, task.metrics, predicted, test.labels[rows]
     )
 

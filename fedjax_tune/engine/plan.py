@@ -20,8 +20,8 @@ from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
 from fedjax_tune.engine.group import Signature, Slab, cut_slabs
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.engine.step import Own
-from fedjax_tune.randomness import host_rng
 from fedjax_tune.selection import Selection
 
 

@@ -27,7 +27,7 @@ from fedjax_tune.engine.step import (
   Shared,
   build_slab_step,
 )
-from fedjax_tune.foundation import ground
+from fedjax_tune.models.foundation import ground
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tree
 

@@ -18,13 +18,13 @@ from fedjax_tune.engine.algorithm import (
   Rule,
   fedavg_client,
 )
-from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods import compose, means
 from fedjax_tune.methods.depth import fedra, layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.raffm import raffm, slices, spaces
 from fedjax_tune.methods.rank import hetlora, ranks
 from fedjax_tune.methods.width import fedrolex, heterofl, rates
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
 
 

@@ -6,9 +6,9 @@ import dataclasses
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
-from fedjax_tune.foundation import Foundation
-from fedjax_tune.tasks import Task
+from fedjax_tune.models.foundation import Foundation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,7 @@ from jaxtyping import Float
 import numpy as np
 
 from fedjax_tune.models import linear, primitives
-from fedjax_tune.models.block import (
-  Adapters,
-  Keys,
-  adapted,
-  add_fedadapters,
-)
+from fedjax_tune.models.block import Adapters, Keys, adapted, add_fedadapters
 from fedjax_tune.models.rope import Rope
 from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 

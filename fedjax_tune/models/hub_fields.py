@@ -8,7 +8,7 @@ import math
 import pathlib
 from typing import Any
 
-from fedjax_tune import json_files
+from fedjax_tune.data import json_files
 from fedjax_tune.models.sizes import DecoderConfig, TextConfig
 
 # No count of a model is larger: positions and tokens are int32.

@@ -10,12 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 from fedjax_tune.data import fetch
-from fedjax_tune.models import (
-  bert_onnx,
-  dinov2_onnx,
-  huggingface,
-  llama_gguf,
-)
+from fedjax_tune.models import bert_onnx, dinov2_onnx, huggingface, llama_gguf
 from fedjax_tune.models.backbone import Pretrained
 
 

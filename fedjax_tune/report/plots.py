@@ -13,7 +13,7 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
 
-from fedjax_tune.report import figure, metrics, tables
+from fedjax_tune.report import figure, tables, writer
 
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
 
@@ -33,7 +33,7 @@ def plot_run(
   Raises:
     ValueError: If no round has been written yet.
   """
-  rows = metrics.read_metrics(workdir)
+  rows = writer.read_metrics(workdir)
   if not rows:
     raise ValueError(f'workdir={str(workdir)!r} has no finished round to plot.')
   accuracy_path = pathlib.Path(workdir) / 'accuracy.png'

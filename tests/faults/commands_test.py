@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedjax_tune import folders
+from fedjax_tune.training import folders
 import launch
 from launch import experiment_file, start
 

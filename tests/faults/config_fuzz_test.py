@@ -16,8 +16,10 @@ import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_fuzz
 
-from fedjax_tune import build, config, endings, training, validate
+from fedjax_tune import config, endings
+from fedjax_tune.config import validate
 from fedjax_tune.methods import METHODS
+from fedjax_tune.training import build, loop
 
 _FIELDS = dict(tiny_fuzz.fields())
 _REFUSED = (ValueError, FileNotFoundError, RuntimeError)
@@ -110,7 +112,7 @@ def test_experiments_run_or_are_refused_before_work(folders, model, changes):
     return
   try:
     with tfds.testing.mock_data(num_examples=20):
-      training.train(experiment, workdir)
+      loop.train(experiment, workdir)
   except endings.Diverged as error:
     _check_message(error)
   finally:

@@ -8,7 +8,7 @@ import lab
 import numpy as np
 import pytest
 
-from fedjax_tune import checkpoint
+from fedjax_tune.training import checkpoint
 
 _STATE, _ROWS, _ABOUT = 'state/d/*', 'metrics.jsonl', 'about.json'
 _FILES = (

@@ -6,7 +6,8 @@ import lab
 import numpy as np
 import pytest
 
-from fedjax_tune import checkpoint, config, training
+from fedjax_tune import config
+from fedjax_tune.training import checkpoint, loop
 from launch import sweep_outcome, sweep_plan
 
 _SCORES = [0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9, 0.9]
@@ -25,7 +26,7 @@ def scored():
     del self, state
     return {'eval/accuracy': _SCORES[rnd]}
 
-  with lab.patched(training.Run, 'evaluate', evaluate):
+  with lab.patched(loop.Run, 'evaluate', evaluate):
     yield
 
 

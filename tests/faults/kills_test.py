@@ -15,9 +15,9 @@ import pytest
 import tiny
 import tiny_events
 
-from fedjax_tune import snapshot, training
 from fedjax_tune.methods import METHODS
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
+from fedjax_tune.training import loop, snapshot
 
 _OPTIMIZERS = ('fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad')
 
@@ -41,17 +41,17 @@ def _copying(owner, name, calls, folder, copy):
 
 # Where the process is killed: before the nth call of this.
 _MOMENTS = {
-  'in the first round': (training.Run, 'charge', 1),
+  'in the first round': (loop.Run, 'charge', 1),
   'between a row and its checkpoint': (
-    training.checkpoint.Checkpoints,
+    loop.checkpoint.Checkpoints,
     'save',
     4,
   ),
   'within a checkpoint': (snapshot, '_write_through', 6),
   'before a checkpoint is there': (snapshot, '_set_aside', 2),
   'before the old ones go': (snapshot, 'remove', 1),
-  'in an evaluation': (training.Run, 'evaluate', 6),
-  'before the summary': (training, 'summarize', 1),
+  'in an evaluation': (loop.Run, 'evaluate', 6),
+  'before the summary': (loop, 'summarize', 1),
 }
 
 
@@ -104,7 +104,7 @@ def _kill_in(process, workdir, rnd, wait):
   """Kills a process `wait` seconds after it has written a round."""
   while process.poll() is None:
     with contextlib.suppress(FileNotFoundError):
-      if len(metrics.read_text(workdir).splitlines()) >= rnd:
+      if len(writer.read_text(workdir).splitlines()) >= rnd:
         time.sleep(wait)
         break
     time.sleep(0.002)

@@ -20,9 +20,10 @@ import pytest
 from rich import console as rich_console
 import tiny
 
-from fedjax_tune import build, checkpoint, config, training
+from fedjax_tune import config
 from fedjax_tune.data import corpus, partition
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
+from fedjax_tune.training import build, checkpoint, loop
 
 ROUNDS = 6
 
@@ -70,7 +71,7 @@ def setup(
 _compiled: dict[str, Any] = {}
 
 
-def _run(made: build.Setup) -> training.Run:
+def _run(made: build.Setup) -> loop.Run:
   """Returns a run that shares the programs of others."""
   e = dataclasses.asdict(made.experiment)
   # What no program depends on.
@@ -85,7 +86,7 @@ def _run(made: build.Setup) -> training.Run:
   return run
 
 
-_RUN = training.Run
+_RUN = loop.Run
 
 
 def go(
@@ -111,11 +112,11 @@ def go(
   made = functools.partial(setup, examples=examples or data(), weights=weights)
   with pytest.MonkeyPatch.context() as monkey, patch or _NOTHING:
     monkey.setattr(build, 'build', lambda e, **_: made(e))
-    monkey.setattr(training, 'Run', _run)
+    monkey.setattr(loop, 'Run', _run)
     # A second each, and tested elsewhere.
     for name in ('plot_run', 'plot_partition'):
-      monkey.setattr(training.plots, name, lambda *_: None)
-    training.train(
+      monkey.setattr(loop.plots, name, lambda *_: None)
+    loop.train(
       e or experiment(),
       str(workdir),
       console=rich_console.Console(file=shown, width=1000),
@@ -137,7 +138,7 @@ def result(workdir: pathlib.Path) -> tuple[State, list[dict[str, Any]]]:
   assert kept is not None
   rows = [
     {k: v for k, v in row.items() if not k.startswith('time/')}
-    for row in metrics.read_metrics(workdir)
+    for row in writer.read_metrics(workdir)
   ]
   state = {
     name: (str(leaf.dtype), leaf.shape, leaf.tobytes())
@@ -164,7 +165,7 @@ class Stopped(BaseException):
 
 def during(rnd: int, act: Callable[[], None]) -> Any:
   """Returns a patch that calls `act` in the middle of a round."""
-  charge, calls = training.Run.charge, []
+  charge, calls = loop.Run.charge, []
 
   def counting(self, meter, members):
     calls.append(members)
@@ -172,7 +173,7 @@ def during(rnd: int, act: Callable[[], None]) -> Any:
       act()
     return charge(self, meter, members)
 
-  return patched(training.Run, 'charge', counting)
+  return patched(loop.Run, 'charge', counting)
 
 
 def stopped_in(rnd: int) -> Any:

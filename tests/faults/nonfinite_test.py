@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_tune import endings
 from fedjax_tune.engine import round as round_lib
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
 
 # Of client 2, one of four.
 _HIS = slice(24, 36)
@@ -49,7 +49,7 @@ def test_a_broken_client_is_named_and_the_others_learn(folder, whole):
   workdir = folder / 'client'
   shown = lab.go(workdir, _experiment(), examples=_broken(_data(), _HIS))
   assert shown.count('rejected client 2 ') == 4
-  rows = metrics.read_metrics(workdir)
+  rows = writer.read_metrics(workdir)
   for row, sound in zip(rows, whole[1], strict=True):
     assert row['train/rejected_clients'] == [2]
     assert (row['train/clients'], row['train/rejected']) == (3, 1)
@@ -75,7 +75,7 @@ def test_a_run_of_broken_clients_ends(folder, whole, fault):
   message = r'^round 0: no client sent finite numbers, of clients 0, 1, 2, 3\.'
   with pytest.raises(endings.Diverged, match=message):
     lab.go(workdir, e, examples=examples)
-  (row,) = metrics.read_metrics(workdir)
+  (row,) = writer.read_metrics(workdir)
   assert row['train/loss'] is row['train/accuracy'] is None
   assert row['train/rejected_clients'] == [0, 1, 2, 3]
   assert row['coverage/layers'] == [0] * 4
@@ -117,7 +117,7 @@ def test_a_server_that_is_not_finite_ends_the_run(
       examples=_data(),
       patch=_spoilt(2, 'theta', honest),
     )
-  assert [row['round'] for row in metrics.read_metrics(workdir)] == [0, 1]
+  assert [row['round'] for row in writer.read_metrics(workdir)] == [0, 1]
   assert not (workdir / 'summary.json').exists()
   # What was good is there, and the run goes on from it.
   lab.go(workdir, _experiment(), examples=_data(), resume=True)

@@ -12,9 +12,10 @@ from PIL import Image
 import pytest
 import tiny_text
 
-from fedjax_tune import build, config, provisions, training
+from fedjax_tune import config
 from fedjax_tune.data import corpus, fetch, nico_lists
 from fedjax_tune.models import packaged, pretrained
+from fedjax_tune.training import build, loop, provisions
 from launch import experiment_file, sweep_plan
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -167,7 +168,7 @@ def test_a_run_stops_before_it_reads(tmp_path, monkeypatch):
   experiment = _with(fields, tmp_path / 'nowhere')
   experiment.clients.budgets = ()
   with pytest.raises(FileNotFoundError, match=r'nowhere., which does not'):
-    training.train(experiment, str(tmp_path / 'run'))
+    loop.train(experiment, str(tmp_path / 'run'))
   assert os.listdir(tmp_path) == []
 
 

@@ -13,8 +13,8 @@ import pytest
 import tiny
 import tiny_events
 
-from fedjax_tune import identity
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
+from fedjax_tune.training import identity
 
 
 @pytest.fixture(scope='module')
@@ -338,4 +338,4 @@ def test_a_stale_summary_is_written_anew(begun):
   (begun / 'summary.json').write_text('{"rounds": 6, "accuracy": 1.0}')
   lab.go(begun, resume=True)
   assert (begun / 'summary.json').read_bytes() == before
-  assert len(metrics.read_metrics(begun)) == tiny.experiment().rounds * 2
+  assert len(writer.read_metrics(begun)) == tiny.experiment().rounds * 2

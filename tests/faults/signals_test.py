@@ -8,7 +8,8 @@ import threading
 import lab
 import pytest
 
-from fedjax_tune import build, endings, interrupts, training
+from fedjax_tune import endings
+from fedjax_tune.training import build, interrupts, loop
 
 _NAMES = {
   signal.SIGINT: 'Ctrl-C',
@@ -54,14 +55,14 @@ def test_the_round_is_finished_and_saved(tmp_path, whole, number):
 
 
 def test_during_an_evaluation(tmp_path, whole):
-  evaluate = training.Run.evaluate
+  evaluate = loop.Run.evaluate
 
   def interrupted(self, state, rnd):
     if rnd == 3:
       _send(signal.SIGTERM)
     return evaluate(self, state, rnd)
 
-  patch = lab.patched(training.Run, 'evaluate', interrupted)
+  patch = lab.patched(loop.Run, 'evaluate', interrupted)
   with pytest.raises(endings.Interrupted, match='SIGTERM after round 4 of 6'):
     lab.go(tmp_path, patch=patch)
   lab.go(tmp_path, resume=True)
@@ -77,7 +78,7 @@ def test_during_the_last_round(tmp_path, whole):
 
 def _interrupted_run(made):
   _send(signal.SIGTERM)
-  return training.Run(made)
+  return loop.Run(made)
 
 
 def test_before_the_first_round_it_ends_at_once(tmp_path, whole, monkeypatch):
@@ -178,7 +179,7 @@ def test_handlers_are_put_back_after_an_error(tmp_path):
     lab.patched(build, 'build', fail),
     pytest.raises(ValueError, match='wrong'),
   ):
-    training.train(lab.experiment(), str(tmp_path))
+    loop.train(lab.experiment(), str(tmp_path))
   assert [signal.getsignal(number) for number in _NAMES] == before
 
 

@@ -12,8 +12,9 @@ import threading
 import lab
 import pytest
 
-from fedjax_tune import checkpoint, endings, snapshot, training
-from fedjax_tune.report import board, metrics
+from fedjax_tune import endings
+from fedjax_tune.report import board, writer
+from fedjax_tune.training import checkpoint, loop, snapshot
 
 
 @pytest.fixture(scope='module')
@@ -61,13 +62,13 @@ class _FullFile:
 
 @contextlib.contextmanager
 def _full_metrics():
-  init = metrics.MetricsWriter.__init__
+  init = writer.MetricsWriter.__init__
 
   def opened(self, *args):
     init(self, *args)
     self._file = _FullFile(self._file)
 
-  with lab.patched(metrics.MetricsWriter, '__init__', opened):
+  with lab.patched(writer.MetricsWriter, '__init__', opened):
     yield
 
 
@@ -90,7 +91,7 @@ _FULL = {
     'metrics.jsonl',
   ),
   'the plots': (
-    lambda: _full_after(training.reporting, 'read_metrics', 0),
+    lambda: _full_after(loop.reporting, 'read_metrics', 0),
     '',
   ),
   'costs': (lambda: _full_after(os, 'fsync', 0), 'costs.md'),
@@ -113,7 +114,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, whole, what):
 def test_a_full_disk_is_noticed_in_the_next_round(tmp_path):
   """A checkpoint is written behind the run's back."""
   seen = []
-  charge = training.Run.charge
+  charge = loop.Run.charge
 
   def slowly(self, meter, members):
     # Long enough for a checkpoint to fail.
@@ -125,13 +126,13 @@ def test_a_full_disk_is_noticed_in_the_next_round(tmp_path):
     pytest.raises(endings.StorageError, match='checkpoints/2'),
     _full_after(snapshot, '_write_through', 0),
   ):
-    lab.go(tmp_path, patch=lab.patched(training.Run, 'charge', slowly))
+    lab.go(tmp_path, patch=lab.patched(loop.Run, 'charge', slowly))
   assert len(seen) == 3
 
 
 def test_a_folder_that_vanishes(tmp_path):
   workdir, rounds = tmp_path / 'run', []
-  charge = training.Run.charge
+  charge = loop.Run.charge
 
   def count(self, *args):
     rounds.append(args)
@@ -140,7 +141,7 @@ def test_a_folder_that_vanishes(tmp_path):
     return charge(self, *args)
 
   with pytest.raises(endings.StorageError, match=f'workdir={workdir} is gone'):
-    lab.go(workdir, patch=lab.patched(training.Run, 'charge', count))
+    lab.go(workdir, patch=lab.patched(loop.Run, 'charge', count))
   assert len(rounds) == 2
   assert not workdir.exists()
 
@@ -213,17 +214,17 @@ def test_a_disk_that_turns_read_only(small_disk, whole):
 
   workdir = small_disk / 'run'
   # Files that are open for writing forbid it: as after an error of the disk.
-  kept = metrics.MetricsWriter._check_there
+  kept = writer.MetricsWriter._check_there
 
   def broken(self):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._path))
 
   with (
     pytest.raises(endings.StorageError, match='Read-only file system; mend'),
-    lab.patched(metrics.MetricsWriter, '_check_there', broken),
+    lab.patched(writer.MetricsWriter, '_check_there', broken),
   ):
     lab.go(workdir)
-  assert metrics.MetricsWriter._check_there is kept
+  assert writer.MetricsWriter._check_there is kept
   turn('ro')
   with pytest.raises(OSError, match='must be writable'):
     lab.go(workdir, resume=True)

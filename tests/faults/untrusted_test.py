@@ -20,12 +20,13 @@ import tensorflow_datasets as tfds
 import tiny_sweep
 import tiny_text
 
-from fedjax_tune import config, finished, json_files
+from fedjax_tune import config
 from fedjax_tune.data import (
   archive,
   builders,
   corpus,
   emoji_styles,
+  json_files,
   metadata,
   movie_reviews,
   nico_lists,
@@ -33,6 +34,7 @@ from fedjax_tune.data import (
   svg,
   tokens,
 )
+from fedjax_tune.deploy import finished
 from fedjax_tune.models import packaged
 from fedjax_tune.report import plots, tables
 from launch import sweep_plan

@@ -12,7 +12,7 @@ import time
 import conftest
 import lab
 
-from fedjax_tune import training
+from fedjax_tune.training import loop
 
 
 def _slowly(self, *args):
@@ -21,7 +21,7 @@ def _slowly(self, *args):
   return _CHARGE(self, *args)
 
 
-_CHARGE = training.Run.charge
+_CHARGE = loop.Run.charge
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     lr = 1.0 if optimizer == 'fedavg' else 0.1
     server = {'optimizer': optimizer, 'lr': lr}
     e = lab.experiment(case, server=server, seed=int(seed or 1))
-    patch = lab.patched(training.Run, 'charge', _slowly)
+    patch = lab.patched(loop.Run, 'charge', _slowly)
     lab.go(pathlib.Path(folder) / name, e, resume=True, patch=patch)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -29,11 +30,10 @@ from fedjax_tune.engine.algorithm import (
   layer_ids,
 )
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods.depth import heads, layers
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation
 
 

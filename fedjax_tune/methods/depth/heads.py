@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_tune.tasks import Task
+from fedjax_tune.data.tasks import Task
 
 
 def scores(

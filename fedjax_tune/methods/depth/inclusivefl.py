@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config, selection
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -28,12 +29,11 @@ from fedjax_tune.engine.algorithm import (
   layer_ids,
 )
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, layers, uniform
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Allocation, Tree
 
 

@@ -5,8 +5,8 @@ import dataclasses
 
 import numpy as np
 
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods.depth import cover
-from fedjax_tune.randomness import host_rng
 from fedjax_tune.selection import Selection
 
 

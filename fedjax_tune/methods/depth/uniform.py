@@ -11,17 +11,17 @@ import dataclasses
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
   Evaluation,
   fedavg_client,
 )
-from fedjax_tune.foundation import Models
 from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import Models
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 
 
 def fedavg(

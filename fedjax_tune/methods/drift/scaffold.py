@@ -26,10 +26,10 @@ from fedjax_tune.engine.algorithm import (
   covered_mean,
   everyone,
 )
-from fedjax_tune.foundation import num_bytes
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Axes, Tree
 

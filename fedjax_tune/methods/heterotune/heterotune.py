@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune import config, tiers
+from fedjax_tune import config
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -33,14 +34,13 @@ from fedjax_tune.engine.algorithm import (
   theta_both_ways,
 )
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.federation import federate, tier_axis
-from fedjax_tune.foundation import num_bytes
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import cmga
-from fedjax_tune.models import adapter
+from fedjax_tune.models import adapter, tiers
+from fedjax_tune.models.federation import federate, tier_axis
+from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Tree
 
 

@@ -19,10 +19,10 @@ from fedjax_tune.engine.algorithm import (
   Sent,
   both_ways,
 )
-from fedjax_tune.foundation import num_bytes
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, uniform
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.typing import Tree
 
 

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
-from fedjax_tune import config, foundation
+from fedjax_tune import config
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Algorithm,
   Client,
@@ -33,14 +34,13 @@ from fedjax_tune.engine.algorithm import (
   fedavg_client,
 )
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods import compose, refusals
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models import factored
-from fedjax_tune.randomness import host_rng
+from fedjax_tune.models import factored, foundation
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tree
 
 # Factored linear map of the MLP -> axis of its kernels.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -22,10 +22,10 @@ from fedjax_tune.engine.algorithm import (
   covered_mean,
   fedavg_client,
 )
-from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.raffm import masks, salience, slices, spaces
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import Axes, Tree
 
@@ -92,7 +92,7 @@ def prioritize(found: Foundation, scope: str) -> Foundation:
 
 
 def reorder(
-  options: method_config.Raffm,
+  options: config.Raffm,
 ) -> Callable[[Tree, Axes], Callable[[Tree], Tree] | None] | None:
   """Returns what reorders before each round, where the kernels train.
 

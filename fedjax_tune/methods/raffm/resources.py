@@ -6,7 +6,8 @@ describes ("subject to resource constraint"), with `estimate.py` as the cost.
 
 from collections.abc import Mapping
 
-from fedjax_tune import config, devices, estimate
+from fedjax_tune import config
+from fedjax_tune.costs import estimate, hardware
 from fedjax_tune.methods.raffm import spaces
 
 
@@ -34,7 +35,7 @@ def fit(
       "local.steps=0 must be at least 1 where raffm.sampling='resource': with"
       ' epochs the time depends on the data.'
     )
-  each = devices.assign(experiment.clients.devices, num_clients)
+  each = hardware.assign(experiment.clients.devices, num_clients)
   work = {
     shares: estimate.client(
       {**sizes, **spaces.row_of(shares, sizes)},
@@ -48,7 +49,7 @@ def fit(
 
 
 def _largest(
-  device: devices.Device,
+  device: hardware.Device,
   work: Mapping[tuple[float, ...], estimate.Estimate],
   experiment: config.Experiment,
 ) -> tuple[float, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from fedjax_tune import config
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods.raffm import resources, spaces
-from fedjax_tune.randomness import host_rng
 from fedjax_tune.selection import Selection
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from fedjax_tune import method_config
+from fedjax_tune import config
 
 # Field of a space -> the axes that shrink with it.
 AXES = {
@@ -57,7 +57,7 @@ SPACES = {
 }
 
 
-def make_space(options: method_config.Raffm) -> Space:
+def make_space(options: config.Raffm) -> Space:
   """Returns the space that a configuration names.
 
   Raises:

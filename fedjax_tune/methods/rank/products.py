@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config, selection
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -29,12 +30,11 @@ from fedjax_tune.engine.algorithm import (
   remember_nothing,
 )
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import Foundation, num_bytes
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
+from fedjax_tune.models.foundation import Foundation, num_bytes
 from fedjax_tune.selection import GroupSum
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tree
 
 # (theta, FedIT's update, mean product of each map, memory) -> update, memory

@@ -13,7 +13,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from fedjax_tune import config, foundation
+from fedjax_tune import config
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -24,14 +25,13 @@ from fedjax_tune.engine.algorithm import (
   Sent,
   fedavg_client,
 )
-from fedjax_tune.foundation import Foundation
 from fedjax_tune.methods import compose, means
 from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters
-from fedjax_tune.models import linear
+from fedjax_tune.models import foundation, linear
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
-from fedjax_tune.tasks import Task
 from fedjax_tune.typing import Axes, Tree
 
 

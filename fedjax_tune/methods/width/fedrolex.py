@@ -16,12 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.engine.algorithm import (
-  Algorithm,
-  Client,
-  Context,
-  LossAndSums,
-)
+from fedjax_tune.engine.algorithm import Algorithm, Client, Context, LossAndSums
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_tune import foundation
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Algorithm,
   Client,
@@ -23,7 +23,7 @@ from fedjax_tune.engine.algorithm import (
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
-from fedjax_tune.tasks import Task
+from fedjax_tune.models import foundation
 
 # Apart from the keys of dropout, which are those of full models.
 _DRAW = int.from_bytes(b'draw')

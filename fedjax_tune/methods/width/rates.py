@@ -15,10 +15,10 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.randomness import host_rng
 from fedjax_tune.selection import Selection
 
 

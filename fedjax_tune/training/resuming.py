@@ -5,8 +5,9 @@ import pathlib
 
 from rich import console as rich_console
 
-from fedjax_tune import build, checkpoint, identity, json_files, snapshot
-from fedjax_tune.report import metrics
+from fedjax_tune.data import json_files
+from fedjax_tune.report import writer
+from fedjax_tune.training import build, checkpoint, identity, snapshot
 
 PARTITION = 'partition.json'
 
@@ -51,7 +52,7 @@ def find(
       f'Damaged checkpoints in {workdir} are passed over ({found.describe()});'
       f' the run goes on after round {kept.rounds}.'
     )
-  if not metrics.read_text(workdir).startswith(kept.rows):
+  if not writer.read_text(workdir).startswith(kept.rows):
     say(
       f'metrics.jsonl in {workdir} is not what the run wrote; its'
       f' {kept.rounds} rows are restored from the checkpoint.'

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_tune import selection
+from fedjax_tune.costs.flops import count_flops
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.flops import count_flops
 from fedjax_tune.engine.group import Signature
-from fedjax_tune.foundation import num_bytes, num_params
+from fedjax_tune.models.foundation import num_bytes, num_params
 from fedjax_tune.typing import Axes, Tree
 
 

@@ -1,7 +1,7 @@
 """What is learned: classes, a number, a span of a text, or its next tokens.
 
 A task is the loss of a model's outputs, the predictions made of them, and the
-names of the metrics (`scores.py`) by which these are judged. Nothing here
+names of the metrics (`metrics.py`) by which these are judged. Nothing here
 depends on how far a batch is padded, in rows or in tokens.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_tune import scores
+from fedjax_tune.data import metrics
 
 # A kind's metrics, unless a data set has its own; the first is the primary.
 _METRICS = {
@@ -52,7 +52,7 @@ class Task:
       'span' (logits of start and end, [B, T, 2]) or 'next_token' (logits of
       what follows each token, [B, T, V]).
     num_outputs: K, 1, 2 or V.
-    metrics: Names in `scores.METRICS`, the primary one first; () takes those
+    metrics: Names in `metrics.METRICS`, the primary one first; () takes those
       that are usual for the kind.
 
   Raises:
@@ -76,7 +76,7 @@ class Task:
       )
     if not self.metrics:
       object.__setattr__(self, 'metrics', _METRICS[self.kind])
-    known = scores.METRICS[self.kind]
+    known = metrics.METRICS[self.kind]
     for name in self.metrics:
       if name not in known:
         raise ValueError(

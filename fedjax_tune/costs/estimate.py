@@ -1,6 +1,6 @@
 """What training a subnetwork costs, from its sizes alone.
 
-The exact cost of a client comes from its traced program (`engine/cost.py`).
+The exact cost of a client comes from its traced program (`cost.py`).
 This is the same in closed form, to choose among many sizes before anything is
 traced; tests check that the two agree.
 """

@@ -5,7 +5,7 @@ import collections
 import pytest
 import tiny
 
-from fedjax_tune import devices, estimate
+from fedjax_tune.costs import estimate, hardware
 from fedjax_tune.methods.raffm import resources, spaces
 
 _SIZES = {
@@ -35,18 +35,18 @@ _SPACE = spaces.Space(
   ],
 )
 def test_the_papers_shares_of_100_clients(setting, counts):
-  found = devices.assign(setting, 100)
+  found = hardware.assign(setting, 100)
   assert collections.Counter(d.name for d in found) == counts
   # Whatever the number, each has one, and no share is off by more than one.
   for num in (1, 3, 7, 33):
-    found = collections.Counter(d.name for d in devices.assign(setting, num))
+    found = collections.Counter(d.name for d in hardware.assign(setting, num))
     assert sum(found.values()) == num
     assert all(abs(found[n] - c * num / 100) <= 1 for n, c in counts.items())
 
 
 def test_an_unknown_setting():
   with pytest.raises(ValueError, match=r"clients\.devices='huge' must be one"):
-    devices.assign('huge', 4)
+    hardware.assign('huge', 4)
 
 
 def _experiment(**options):
@@ -86,7 +86,7 @@ def test_each_has_the_largest_that_fits(setting, deadline_s, tune):
     params[shares] = estimate.client(
       held, batch_size=16, full=tune == 'full'
     ).params
-  for device, shares in zip(devices.assign(setting, 20), found, strict=True):
+  for device, shares in zip(hardware.assign(setting, 20), found, strict=True):
     fitting = [
       s
       for s in _SPACE.choices()
@@ -104,9 +104,9 @@ def test_memory_limits_too(monkeypatch):
     batch_size=16,
     full=True,
   )
-  tight = devices.Device('tight', 1e15, least.memory, 1.0, 1.0)
-  monkeypatch.setitem(devices.DEVICES, 'tight', tight)
-  monkeypatch.setitem(devices.SETTINGS, 'one', {'tight': 1.0})
+  tight = hardware.Device('tight', 1e15, least.memory, 1.0, 1.0)
+  monkeypatch.setitem(hardware.DEVICES, 'tight', tight)
+  monkeypatch.setitem(hardware.SETTINGS, 'one', {'tight': 1.0})
   e = _experiment(clients={'devices': 'one'})
   assert set(resources.fit(e, _SPACE, _SIZES, 2)) == {_SPACE.smallest()}
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_tune import endings, snapshot
+from fedjax_tune import endings
+from fedjax_tune.training import snapshot
 from fedjax_tune.typing import Tree
 
 _KEEP = 2

@@ -8,12 +8,13 @@ from flax import nnx
 import jax
 import numpy as np
 
-from fedjax_tune import config, foundation, tasks
-from fedjax_tune.data import corpus
+from fedjax_tune import config
+from fedjax_tune.data import corpus, tasks
 from fedjax_tune.models import (
   adapter,
   backbone,
   block,
+  foundation,
   linear,
   pretrained,
   sizes,

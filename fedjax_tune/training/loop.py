@@ -12,28 +12,28 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from fedjax_tune import build as building
-from fedjax_tune import (
+from fedjax_tune import config, endings
+from fedjax_tune.config import unread
+from fedjax_tune.costs import table
+from fedjax_tune.data import arrays
+from fedjax_tune.engine import local_optimizer
+from fedjax_tune.engine.plan import RoundPlan, prefetch
+from fedjax_tune.report import plots
+from fedjax_tune.report import writer as reporting
+from fedjax_tune.report.progress import RoundProgress
+from fedjax_tune.training import build as building
+from fedjax_tune.training import (
   checkpoint,
-  config,
-  endings,
   folders,
   health,
   identity,
   interrupts,
-  local_optimizer,
   resuming,
   snapshot,
   stopping,
-  unread,
 )
-from fedjax_tune import workdir as folder
-from fedjax_tune.data import arrays
-from fedjax_tune.engine.plan import RoundPlan, prefetch
-from fedjax_tune.report import costs, plots
-from fedjax_tune.report import metrics as reporting
-from fedjax_tune.report.progress import RoundProgress
-from fedjax_tune.run import Run
+from fedjax_tune.training import workdir as folder
+from fedjax_tune.training.run import Run
 
 _SUMMARY = 'summary.json'
 
@@ -101,7 +101,7 @@ def train(
       classes = run.class_costs()
       # Nothing is refused from here on: the folder is this experiment's.
       folder.write_config(workdir, fields)
-      console.print(costs.cost_table(classes))
+      console.print(table.cost_table(classes))
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
         train_rounds(run, kept, own, claim, signals, workdir, console)
@@ -231,10 +231,10 @@ def round_record(
   }
 
 
-def write_setup(run: Run, classes: list[costs.ClassCost], workdir: str) -> None:
+def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   """Writes what is known before the first round: costs and partition."""
   setup, place = run.setup, pathlib.Path(workdir)
-  reporting.write_text(place / 'costs.md', costs.cost_markdown(classes))
+  reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
   if setup.train.class_names:

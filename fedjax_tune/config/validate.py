@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.field_rules import RULES, one_of
+from fedjax_tune.config.field_rules import RULES, one_of
 
 # Parameters and rates are float32 on the device: what is smaller is 0 there,
 # what is larger infinite.

@@ -9,7 +9,7 @@ from fedjax_tune import endings
 from fedjax_tune.engine import finite
 from fedjax_tune.engine.algorithm import layer_ids
 from fedjax_tune.engine.plan import RoundPlan
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
 from fedjax_tune.typing import Tree
 
 
@@ -68,7 +68,7 @@ def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
   Raises:
     Diverged: All of them were left out, or no update counted in any round.
   """
-  rows = metrics.parse(lines)
+  rows = writer.parse(lines)
   failed: set[int] = set()
   begin = len(rows)
   while begin and rows[begin - 1].get('train/clients') == 0:

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 import fedjax_tune
-from fedjax_tune import build, workdir
 from fedjax_tune.data import digest
+from fedjax_tune.training import build, workdir
 
 # The settings of jax.config that change draws or numbers.
 _SETTINGS = (

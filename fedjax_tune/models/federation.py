@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.foundation import Foundation
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.typing import Allocation, Axes, Tree
 
 # Shared parameters are stacked on 'site' where a model stacks them on 'layer'.

@@ -10,25 +10,21 @@ from typing import Any
 from flax import nnx
 import jax
 
-from fedjax_tune import (
+from fedjax_tune import config, endings, plugins, selection
+from fedjax_tune.data import json_files
+from fedjax_tune.engine import finite, server
+from fedjax_tune.methods.raffm import salience
+from fedjax_tune.models import backbone, export, foundation, sizes
+from fedjax_tune.report import writer
+from fedjax_tune.training import (
   build,
   checkpoint,
-  config,
-  endings,
   folders,
-  foundation,
   identity,
-  json_files,
-  plugins,
-  selection,
   snapshot,
   stopping,
 )
-from fedjax_tune import workdir as folder
-from fedjax_tune.engine import finite, server
-from fedjax_tune.methods.raffm import salience
-from fedjax_tune.models import backbone, export, sizes
-from fedjax_tune.report import metrics
+from fedjax_tune.training import workdir as folder
 from fedjax_tune.typing import Allocation, Tree
 
 
@@ -143,7 +139,7 @@ def _last(
 def _is_last(kept: snapshot.Snapshot, experiment: config.Experiment) -> bool:
   if kept.rounds == experiment.rounds:
     return True
-  now = stopping.standing(metrics.parse(kept.rows))
+  now = stopping.standing(writer.parse(kept.rows))
   return now.over(experiment.patience)
 
 

@@ -10,7 +10,9 @@ import pathlib
 import socket
 from typing import IO, Any
 
-from fedjax_tune import config, endings, json_files, snapshot
+from fedjax_tune import config, endings
+from fedjax_tune.data import json_files
+from fedjax_tune.training import snapshot
 
 _LOCK, _CONFIG = '.lock', 'config.json'
 

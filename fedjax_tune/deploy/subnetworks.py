@@ -7,9 +7,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune import deploy, finished
+from fedjax_tune.deploy import deployment, finished
+from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.methods.raffm import spaces
-from fedjax_tune.randomness import host_rng
 from fedjax_tune.report import scaling
 from fedjax_tune.typing import Allocation
 
@@ -202,8 +202,10 @@ def measure(
       'as trained': trained.params,
       'random order': trained.reorder(mixed),
     }
-    run = deploy.build_evaluate(trained, {'one': row})
-    found = {name: deploy.score(run(p)['one']) for name, p in params.items()}
+    run = deployment.build_evaluate(trained, {'one': row})
+    found = {
+      name: deployment.score(run(p)['one']) for name, p in params.items()
+    }
     number = trained.num_params(row)
     yield scaling.Point(
       budget, trained.held(row), number, number / whole, found

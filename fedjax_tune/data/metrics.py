@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from fedjax_tune.squad import answer_f1, exact_match
+from fedjax_tune.data.squad import answer_f1, exact_match
 
 
 def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:

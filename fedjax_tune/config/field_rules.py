@@ -4,7 +4,7 @@ from collections.abc import Callable
 import difflib
 from typing import Any, NamedTuple
 
-from fedjax_tune import devices
+from fedjax_tune.costs import hardware
 from fedjax_tune.methods.raffm import masks, spaces
 
 
@@ -155,7 +155,7 @@ RULES = {
   'clients.budgets': at_least(1),
   'clients.cohort': one_of('one_per_domain', 'uniform'),
   'clients.cohort_size': at_least(1),
-  'clients.devices': one_of('', *devices.SETTINGS),
+  'clients.devices': one_of('', *hardware.SETTINGS),
   'clients.seed': _SEED,
   'local.optimizer': one_of('sgd', 'adam', 'adamw'),
   'local.lr': _POSITIVE,

@@ -7,26 +7,24 @@ import functools
 import jax
 import numpy as np
 
-from fedjax_tune import (
-  adapted,
-  capacity,
-  config,
-  devices,
-  federation,
-  foundation,
-  plugins,
-  provisions,
-  tasks,
-  tiers,
-)
-from fedjax_tune.data import arrays, corpus, digest, outlines, partition
+from fedjax_tune import config, plugins
+from fedjax_tune.costs import capacity, hardware
+from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models import pretrained, sizes
+from fedjax_tune.models import (
+  federation,
+  foundation,
+  peft,
+  pretrained,
+  sizes,
+  tiers,
+)
+from fedjax_tune.training import provisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Setup:
   partition: partition.Partition
   budgets: tuple[int, ...]
   sizes: dict[str, int]
-  devices: tuple[devices.Device, ...]
+  devices: tuple[hardware.Device, ...]
   planner: Planner
   tokenizer: str | None
   readers: dict[str, int]
@@ -81,7 +79,7 @@ class Agreement:
   widths: dict[str, int]
   depths: dict[str, int]
   budgets: tuple[int, ...]
-  devices: tuple[devices.Device, ...]
+  devices: tuple[hardware.Device, ...]
   cohort: int
 
 
@@ -113,10 +111,10 @@ def agree(
   load = tiers.load if method.several_models else tiers.load_one
   found = load(experiment, data_dir(experiment.data))
   for tier in found:
-    adapted.check(experiment, tier.weights)
+    peft.check(experiment, tier.weights)
   weights = found[0].weights
-  widths = adapted.axis_sizes(
-    adapted.with_trained(weights.config, experiment.model), experiment.data
+  widths = peft.axis_sizes(
+    peft.with_trained(weights.config, experiment.model), experiment.data
   )
   capacity.check_model(experiment, widths)
   steps = experiment.local.steps or experiment.local.epochs
@@ -125,9 +123,9 @@ def agree(
   deepest = max(tier.kept['layer'] for tier in found)
   budgets = partition.expand_budgets(clients.budgets, domains, deepest)
   budgets = tuple(int(b) for b in budgets)
-  hardware = devices.assign(clients.devices, len(domains))
+  devices = hardware.assign(clients.devices, len(domains))
   method.check(experiment, widths | depths, budgets)
-  return Agreement(found, widths, depths, budgets, hardware, cohort)
+  return Agreement(found, widths, depths, budgets, devices, cohort)
 
 
 def build(
@@ -162,7 +160,7 @@ def build(
   train, test = _load_data(experiment.data, found, readers, data)
   for tier in found:
     for split in (train, test):
-      adapted.check_tokens(split.view(readers[tier.name]), tier.weights)
+      peft.check_tokens(split.view(readers[tier.name]), tier.weights)
   if parts is None:
     owned = partition.partition(experiment.clients, train)
   else:
@@ -215,9 +213,9 @@ def _build_tier(
 ) -> foundation.Foundation:
   """Builds a tier's model, around other bottleneck adapters if given."""
   if adapter is None:
-    return adapted.build(experiment, tier.weights, task)
+    return peft.build(experiment, tier.weights, task)
   own = dataclasses.replace(experiment, fedadapter=adapter)
-  return foundation.cut(adapted.build(own, tier.weights, task), tier.kept)
+  return foundation.cut(peft.build(own, tier.weights, task), tier.kept)
 
 
 def _check_cohort(cfg: config.Clients, num_clients: int) -> None:

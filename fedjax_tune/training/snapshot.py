@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fedjax_tune import json_files
+from fedjax_tune.data import json_files
 
 _STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', 'about.json'
 # What a killed process was about to write, or to delete.

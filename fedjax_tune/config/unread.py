@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.field_rules import RULES
+from fedjax_tune.config.field_rules import RULES
 
 
 @dataclasses.dataclass(frozen=True)

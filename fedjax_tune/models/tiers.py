@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from fedjax_tune import config, method_config
+from fedjax_tune import config
 from fedjax_tune.data import tokens
 from fedjax_tune.models import pretrained, sizes
 
@@ -25,7 +25,7 @@ class Tier:
   kept: Mapping[str, int]
 
 
-def names(cfg: method_config.Tiers) -> tuple[str, ...]:
+def names(cfg: config.Tiers) -> tuple[str, ...]:
   """Names the tiers, in the order in which clients take them.
 
   A tier listed twice, to give it more clients, counts once.

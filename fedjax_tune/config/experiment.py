@@ -3,13 +3,13 @@
 An experiment file in `experiments/` returns one `Experiment`. The dataclasses
 are plain (not frozen) because absl's config flags write into them; nothing
 below `launch/` changes them. Every default stands here or, if only one method
-reads it, in `method_config.py`, and nowhere else.
+reads it, in `methods.py`, and nowhere else.
 """
 
 import dataclasses
 from typing import Any
 
-from fedjax_tune import method_config
+from fedjax_tune.config import methods
 
 
 def _section(kind: type) -> Any:
@@ -141,7 +141,7 @@ class Clients:
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
     devices: What hardware the clients have: one of the settings of RaFFM's
-      paper ('xsmall' to 'xlarge', see `devices.py`); '' leaves it open.
+      paper ('xsmall' to 'xlarge', see `costs/hardware.py`); '' leaves it open.
     seed: Seed of the partition, apart from the run's seed.
   """
 
@@ -271,21 +271,21 @@ class Experiment:
   model: Model = _section(Model)
   lora: Lora = _section(Lora)
   fedadapter: Fedadapter = _section(Fedadapter)
-  tiers: method_config.Tiers = _section(method_config.Tiers)
+  tiers: methods.Tiers = _section(methods.Tiers)
   data: Data = _section(Data)
   clients: Clients = _section(Clients)
   local: Local = _section(Local)
   server: Server = _section(Server)
   engine: Engine = _section(Engine)
-  fedra: method_config.Fedra = _section(method_config.Fedra)
-  inclusivefl: method_config.Inclusivefl = _section(method_config.Inclusivefl)
-  depthfl: method_config.Depthfl = _section(method_config.Depthfl)
-  width: method_config.Width = _section(method_config.Width)
-  raffm: method_config.Raffm = _section(method_config.Raffm)
-  prunefl: method_config.Prunefl = _section(method_config.Prunefl)
-  prism: method_config.Prism = _section(method_config.Prism)
-  rank: method_config.Rank = _section(method_config.Rank)
-  hetlora: method_config.Hetlora = _section(method_config.Hetlora)
-  heterotune: method_config.Heterotune = _section(method_config.Heterotune)
-  composed: method_config.Composed = _section(method_config.Composed)
-  feddyn: method_config.Feddyn = _section(method_config.Feddyn)
+  fedra: methods.Fedra = _section(methods.Fedra)
+  inclusivefl: methods.Inclusivefl = _section(methods.Inclusivefl)
+  depthfl: methods.Depthfl = _section(methods.Depthfl)
+  width: methods.Width = _section(methods.Width)
+  raffm: methods.Raffm = _section(methods.Raffm)
+  prunefl: methods.Prunefl = _section(methods.Prunefl)
+  prism: methods.Prism = _section(methods.Prism)
+  rank: methods.Rank = _section(methods.Rank)
+  hetlora: methods.Hetlora = _section(methods.Hetlora)
+  heterotune: methods.Heterotune = _section(methods.Heterotune)
+  composed: methods.Composed = _section(methods.Composed)
+  feddyn: methods.Feddyn = _section(methods.Feddyn)

@@ -7,24 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_tune import (
-  build,
-  capacity,
-  checkpoint,
-  endings,
-  local_optimizer,
-  selection,
-  snapshot,
-)
-from fedjax_tune.engine import personal, server, store
+from fedjax_tune import endings, selection
+from fedjax_tune.costs import capacity, table
+from fedjax_tune.costs.cost import Cost, client_cost, held_shapes
+from fedjax_tune.engine import local_optimizer, personal, server, store
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.cost import Cost, client_cost, held_shapes
 from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.round import Engine
-from fedjax_tune.report import costs
+from fedjax_tune.training import build, checkpoint, snapshot
 
 
 class Run:
@@ -220,7 +213,7 @@ class Run:
       }
     )
 
-  def class_costs(self) -> list[costs.ClassCost]:
+  def class_costs(self) -> list[table.ClassCost]:
     """Returns what a client of each class costs, largest first."""
     seen = {(m.sig, m.client) for r in self.setup.planner.rounds for m in r}
     clients = collections.Counter(sig for sig, _ in seen)
@@ -238,10 +231,10 @@ class Run:
 
   def _class_cost(
     self, sig: Signature, cost: Cost, clients: int, traffic: Traffic
-  ) -> costs.ClassCost:
+  ) -> table.ClassCost:
     memory = self.engine.programs.compiled[sig].memory_analysis()
     held = cost.base_params + cost.theta_params
-    return costs.ClassCost(
+    return table.ClassCost(
       name=_describe(sig, self.setup.sizes),
       clients=clients,
       layers=sig['layer'],

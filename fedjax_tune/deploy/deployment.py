@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from fedjax_tune import finished, selection
+from fedjax_tune import selection
+from fedjax_tune.deploy import finished
 from fedjax_tune.engine import evaluate
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.models import export
-from fedjax_tune.report import metrics
+from fedjax_tune.report import writer
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Allocation, Tree
 
@@ -128,7 +129,7 @@ def write(
     'full_accuracy': score(found['full']),
     'test_examples': len(setup.test),
   } | _file_size(folder / 'model.safetensors')
-  metrics.write_json(folder / _RECORD, record)
+  writer.write_json(folder / _RECORD, record)
   return record
 
 

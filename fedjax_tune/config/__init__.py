@@ -1,0 +1,53 @@
+"""What defines a run: its experiment, and the rules that need no data."""
+
+from fedjax_tune.config.experiment import (
+  Clients,
+  Data,
+  Engine,
+  Experiment,
+  Fedadapter,
+  Local,
+  Lora,
+  Model,
+  Server,
+)
+from fedjax_tune.config.methods import (
+  Composed,
+  Depthfl,
+  Feddyn,
+  Fedra,
+  Heterotune,
+  Hetlora,
+  Inclusivefl,
+  Prism,
+  Prunefl,
+  Raffm,
+  Rank,
+  Tiers,
+  Width,
+)
+
+__all__ = [
+  'Clients',
+  'Composed',
+  'Data',
+  'Depthfl',
+  'Engine',
+  'Experiment',
+  'Fedadapter',
+  'Feddyn',
+  'Fedra',
+  'Heterotune',
+  'Hetlora',
+  'Inclusivefl',
+  'Local',
+  'Lora',
+  'Model',
+  'Prism',
+  'Prunefl',
+  'Raffm',
+  'Rank',
+  'Server',
+  'Tiers',
+  'Width',
+]

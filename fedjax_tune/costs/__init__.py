@@ -1,0 +1,1 @@
+"""What clients cost: exact counts, estimates, and the hardware that they have."""

@@ -1,0 +1,1 @@
+"""What a finished run gives: subnetworks, measured and written as folders."""

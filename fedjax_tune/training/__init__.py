@@ -1,0 +1,1 @@
+"""A run: what builds it, its loop, and what it keeps on disk."""
