@@ -8,7 +8,7 @@ imported. Importing a module runs it; read the `imports` of a run's config.json
 before you deploy what somebody else has trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import importlib
 import sys
 
@@ -19,6 +19,7 @@ from fedjax_tune.data import rules
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Check, Facts, Method, accept
+from fedjax_tune.methods.raffm import masks, spaces
 
 
 def register_method(
@@ -78,6 +79,15 @@ def _check_name(
     )
 
 
+def choices() -> dict[str, Collection[str]]:
+  """Gathers the names in all registries, by the field that takes one."""
+  return {
+    'method': tuple(METHODS),
+    'clients.partition': rules.names(),
+    'raffm.space': (*spaces.SPACES, *masks.PRESETS, 'custom'),
+  }
+
+
 def check(experiment: config.Experiment) -> None:
   """Imports an experiment's modules, and checks all that needs no data.
 
@@ -91,7 +101,7 @@ def check(experiment: config.Experiment) -> None:
   )
   for i, name in enumerate(names) if well_formed else ():
     _import(f'imports[{i}]={name!r}', name)
-  validate.validate(experiment, METHODS, rules.RULES)
+  validate.validate(experiment, choices())
 
 
 def _import(place: str, name: str) -> None:

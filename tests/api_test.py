@@ -13,6 +13,7 @@ import pytest
 import tiny_folders
 
 import fedjax_tune as ft
+from fedjax_tune import plugins
 from fedjax_tune.config import validate
 from fedjax_tune.data import rules
 from fedjax_tune.deploy import finished
@@ -248,4 +249,4 @@ def test_modules_that_do_not_serve(tmp_path, module, text, message):
 
 def test_imports_are_names_of_modules():
   with pytest.raises(ValueError, match=r"imports\[0\]='../x' must be the name"):
-    validate.validate(_experiment(imports=('../x',)), METHODS)
+    validate.validate(_experiment(imports=('../x',)), plugins.choices())

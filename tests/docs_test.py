@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from fedjax_tune import plugins
 from fedjax_tune.config import validate
 from fedjax_tune.methods import METHODS
 from fedjax_tune.training import loop
@@ -21,7 +22,7 @@ _EXPERIMENT, _ARRAYS, _LIBRARY, _ = _BLOCKS
 def test_own_experiment_is_valid():
   names = {}
   exec(_EXPERIMENT, names)
-  validate.validate(names['get_config'](), METHODS)
+  validate.validate(names['get_config'](), plugins.choices())
 
 
 def test_library_examples(monkeypatch):
@@ -37,7 +38,7 @@ def test_library_examples(monkeypatch):
   }
   exec(_ARRAYS, names)
   ((experiment, workdir, options),) = started
-  validate.validate(experiment, METHODS)
+  validate.validate(experiment, plugins.choices())
   assert workdir == 'runs/own'
   assert len(options['partition']) == experiment.clients.count
   exec(_LIBRARY, names)

@@ -11,10 +11,9 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from fedjax_tune import config
+from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
 from fedjax_tune.data import nico_lists
-from fedjax_tune.methods import METHODS
 from fedjax_tune.training import loop
 
 # ml_collections loads files in a way that Python is about to drop.
@@ -46,7 +45,7 @@ def _parse(file, *overrides):
 @pytest.mark.parametrize('name', _NAMES)
 def test_experiment_is_valid_and_takes_flags(name):
   plain = _get(name)
-  validate.validate(plain, METHODS)
+  validate.validate(plain, plugins.choices())
   budgets = plain.clients.budgets and (2, 1)
   experiment = _parse(
     f'{name}.py',
@@ -61,7 +60,7 @@ def test_experiment_is_valid_and_takes_flags(name):
   assert (experiment.rounds, experiment.seed) == (7, 3)
   assert experiment.clients.budgets == budgets
   assert experiment.lora.patch_embed is False
-  validate.validate(experiment, METHODS)
+  validate.validate(experiment, plugins.choices())
 
 
 def test_a_colon_selects_the_skew():

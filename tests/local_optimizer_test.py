@@ -11,10 +11,9 @@ import tiny
 import torch
 import transformers
 
-from fedjax_tune import config
+from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
 from fedjax_tune.engine import client, local_optimizer
-from fedjax_tune.methods import METHODS
 
 _LR, _EPOCHS, _STEPS = 0.05, 3, 9
 _PARAMS = {
@@ -164,9 +163,9 @@ def test_without_a_schedule_nothing_changes():
 def test_the_exponential_schedule_needs_epochs():
   e = config.Experiment(local=config.Local(schedule='exponential', steps=4))
   with pytest.raises(ValueError, match=r'so that local\.steps=4 must be 0\.'):
-    validate.validate(e, METHODS)
+    validate.validate(e, plugins.choices())
   e.local.steps = 0
-  validate.validate(e, METHODS)
+  validate.validate(e, plugins.choices())
 
 
 def test_biases_and_norms_of_models_do_not_decay():

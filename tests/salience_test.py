@@ -9,10 +9,9 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune import config
+from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
 from fedjax_tune.engine import server
-from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.raffm import salience
 
 _EVERYWHERE = tuple(
@@ -226,7 +225,7 @@ def test_once_and_frozen_kernels_stay_between_rounds():
 
 
 def test_an_unknown_scope():
-  check = functools.partial(validate.validate, methods=METHODS)
+  check = functools.partial(validate.validate, choices=plugins.choices())
   check(tiny.experiment('raffm', raffm={'priority': 'qk+vo'}))
   with pytest.raises(ValueError, match=r"raffm\.priority='v' must be one of"):
     check(tiny.experiment('raffm', raffm={'priority': 'v'}))

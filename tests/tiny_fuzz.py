@@ -8,10 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fedjax_tune import config
-from fedjax_tune.config.field_rules import RULES, Rule
-from fedjax_tune.data.rules import RULES as PARTITIONS
-from fedjax_tune.methods import METHODS
+from fedjax_tune import config, plugins
+from fedjax_tune.config.field_rules import RULES
+from fedjax_tune.costs import hardware
 
 # What a field of a type may be given, sensible or not.
 _INTS = (-1, 0, 1, 2, 3, 5, 17, 10**6, 10**9, 2**31, 2**32, 2**63, 2**70)
@@ -21,8 +20,10 @@ _FLOATS = (
 )  # fmt: skip
 _STRINGS = ('', ' ', 'x', '[red]', '../x', '~', 'gs://b/r', '\0', '\udcff', 'ü')
 _OTHERS = (None, 'x', 1.5, True, 7, (), (1,), [1], {}, object)
-# Names that other modules check.
-_NAMES = {'method': tuple(METHODS)}
+# Names in registries.
+_CHOICES = plugins.choices()
+# Names of what is built later.
+_LATER = {'clients.devices': ('', *hardware.SETTINGS)}
 # A run that is drawn stays this small; data and weights are given.
 _SMALL = {int: (0, 1, 2, 3, 4, 8), float: (0.0, 0.1, 0.5, 0.9, 1.0, 2.0)}
 _GIVEN = (
@@ -42,21 +43,26 @@ def fields(section: Any = config.Experiment, prefix: str = '') -> Iterator:
       yield prefix + name, kind
 
 
+def names(path: str) -> tuple[str, ...]:
+  """Returns the names that a field may have, where they are few."""
+  listed = RULES[path].choices or _CHOICES.get(path) or _LATER.get(path)
+  return tuple(listed or ())
+
+
 def candidates(path: str, kind: Any) -> tuple[Any, ...]:
   """Returns values for a field, most of them wrong."""
-  rule = RULES[path]
   if typing.get_origin(kind) is tuple:
     (element, _) = typing.get_args(kind)
-    ones = [(v,) for v in _plain(path, element, rule)]
+    ones = [(v,) for v in _plain(path, element)]
     return (*ones, (), *_OTHERS)
-  return (*_plain(path, kind, rule), *_OTHERS)
+  return (*_plain(path, kind), *_OTHERS)
 
 
-def _plain(path: str, kind: Any, rule: Rule) -> tuple[Any, ...]:
+def _plain(path: str, kind: Any) -> tuple[Any, ...]:
   if kind is bool:
     return (False, True)
   pool = {int: _INTS, float: _FLOATS, str: _STRINGS}[kind]
-  return (*pool, *rule.choices, *_NAMES.get(path, ()))
+  return (*pool, *names(path))
 
 
 def is_valid(path: str, kind: Any, value: Any) -> bool:
@@ -76,8 +82,8 @@ def _is_valid(path: str, kind: Any, value: Any) -> bool:
     return False
   if kind is float and value and not 1e-37 <= abs(value) <= 1e38:
     return False
-  names = _NAMES.get(path)
-  return RULES[path].holds(value) and (not names or value in names)
+  known = _CHOICES.get(path)
+  return RULES[path].holds(value) and (not known or value in known)
 
 
 def change(experiment: config.Experiment, path: str, value: Any) -> None:
@@ -93,7 +99,7 @@ def _small(path: str, kind: Any) -> st.SearchStrategy:
     return st.lists(_small(path, element), max_size=2).map(tuple)
   if kind is bool:
     return st.booleans()
-  values = RULES[path].choices or _NAMES.get(path) or _SMALL.get(kind, ('',))
+  values = names(path) or _SMALL.get(kind, ('',))
   return st.sampled_from([v for v in values if _is_valid(path, kind, v)])
 
 
@@ -101,10 +107,10 @@ def _small(path: str, kind: Any) -> st.SearchStrategy:
 def changes(draw: st.DrawFn) -> dict[str, Any]:
   """Draws changes of a tiny run: its combinations first, then some fields."""
   kinds = dict(fields())
-  drawn = {'method': draw(st.sampled_from(list(METHODS)))}
+  drawn = {'method': draw(_small('method', str))}
   tunes = list(RULES['model.tune'].choices)
   drawn['model.tune'] = draw(st.sampled_from(tunes))
-  drawn['clients.partition'] = draw(st.sampled_from([*PARTITIONS, 'natural']))
+  drawn['clients.partition'] = draw(_small('clients.partition', str))
   drawn['server.optimizer'] = draw(_small('server.optimizer', str))
   drawn['server.weighting'] = draw(_small('server.weighting', str))
   drawn['data.task'] = draw(st.sampled_from(['', '', 'next_token']))

@@ -4,10 +4,11 @@ import functools
 
 import pytest
 
-from fedjax_tune import config
+from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
+from fedjax_tune.config.field_rules import REGISTERED, RULES
 
-_METHODS = ('fedra', 'all_large')
+_CHOICES = plugins.choices() | {'method': ('fedra', 'all_large')}
 
 _BROKEN = [
   # field, value, what the message says after 'field=value '
@@ -100,7 +101,7 @@ def _experiment(**fields):
 
 def _problems(**fields):
   with pytest.raises(ValueError) as caught:  # noqa: PT011
-    validate.validate(_experiment(**fields), _METHODS)
+    validate.validate(_experiment(**fields), _CHOICES)
   return str(caught.value).splitlines()
 
 
@@ -109,6 +110,11 @@ def test_broken_rule(path, value, says):
   (line,) = _problems(**{path: value})
   assert line.startswith(f'{path}={value!r} ')
   assert says in line
+
+
+def test_registered_names_are_told():
+  told = {path for path, rule in RULES.items() if rule is REGISTERED}
+  assert told == set(plugins.choices())
 
 
 @pytest.mark.parametrize(
@@ -178,4 +184,4 @@ def test_objects_are_divided_among_domains_only():
   ],
 )
 def test_good_experiments_pass(fields):
-  validate.validate(_experiment(**fields), _METHODS)
+  validate.validate(_experiment(**fields), _CHOICES)

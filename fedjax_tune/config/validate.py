@@ -1,6 +1,6 @@
 """The rules of an experiment that can be checked without its data."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import difflib
 import functools
@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.config.field_rules import RULES, one_of
+from fedjax_tune.config.field_rules import REGISTERED, RULES, one_of
 
 # Parameters and rates are float32 on the device: what is smaller is 0 there,
 # what is larger infinite.
@@ -17,24 +17,21 @@ _LEAST, _MOST = 1e-37, 1e38
 
 
 def validate(
-  experiment: config.Experiment,
-  methods: Collection[str],
-  partitions: Collection[str] = (),
+  experiment: config.Experiment, choices: Mapping[str, Collection[str]]
 ) -> None:
   """Checks all that can be checked without data or weights.
 
   Args:
     experiment: What to check.
-    methods: Names of the known methods.
-    partitions: Names of known ways to divide examples, besides our own.
+    choices: The names that registries have, by the path of the field that
+      takes one; `plugins.choices` gathers them.
 
   Raises:
     ValueError: With a line for each problem, naming field, value and rule.
   """
-  own = RULES['clients.partition'].choices
-  rules = RULES | {
-    'method': one_of(*methods),
-    'clients.partition': one_of(*dict.fromkeys([*own, *partitions])),
+  rules = {
+    path: one_of(*choices[path]) if rule is REGISTERED else rule
+    for path, rule in RULES.items()
   }
   problems = list(_ill_formed(experiment))
   if not problems:
@@ -45,8 +42,7 @@ def validate(
           stop = '' if text.endswith('?') else '.'
           problems.append(f'{place}={value!r} {text}{stop}')
     problems += _empty(experiment)
-    known = rules['clients.partition'].holds(experiment.clients.partition)
-    problems += _disagreements(experiment, known)
+    problems += _disagreements(experiment, choices['clients.partition'])
   if problems:
     raise ValueError('\n'.join(problems))
 
@@ -112,12 +108,15 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
       yield f'raffm.{name}=() must not be empty.'
 
 
-def _disagreements(experiment: config.Experiment, known: bool) -> Iterator[str]:
+def _disagreements(
+  experiment: config.Experiment, partitions: Collection[str]
+) -> Iterator[str]:
   """Yields what is wrong with fields in combination.
 
   Args:
     experiment: What to check.
-    known: Whether there is such a partition.
+    partitions: Names of the known ones. Clients of those that begin with
+      'domain' belong to one.
   """
   joins = experiment.tiers.joins
   if joins and max(joins) >= experiment.rounds:
@@ -133,11 +132,12 @@ def _disagreements(experiment: config.Experiment, known: bool) -> Iterator[str]:
     )
   cfg = experiment.clients
   if cfg.divide_objects and not cfg.partition.startswith('domain'):
+    by_domain = [name for name in partitions if name.startswith('domain')]
     yield (
       f'clients.divide_objects=True must be False, or clients.partition='
-      f"{cfg.partition!r} one of 'domain', 'domain_dirichlet'."
+      f'{cfg.partition!r} one of {", ".join(map(repr, by_domain))}.'
     )
-  if not known or cfg.partition.startswith('domain'):
+  if cfg.partition not in partitions or cfg.partition.startswith('domain'):
     return
   where = f'with clients.partition={cfg.partition!r}'
   if cfg.cohort == 'one_per_domain':

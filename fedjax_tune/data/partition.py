@@ -62,7 +62,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
       f'clients.partition={cfg.partition!r} needs classes, which the data set'
       ' does not have.'
     )
-  if cfg.partition == 'natural':
+  if cfg.partition == rules.NATURAL:
     domains = client_domains(cfg, len(corpus.domain_names))
     return Partition(_natural(cfg, corpus), domains)
   by_domain = cfg.partition.startswith('domain')
@@ -212,10 +212,10 @@ def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
 
 
 def _check(cfg: config.Clients) -> None:
-  if cfg.partition not in (*rules.RULES, 'natural'):
+  if cfg.partition not in rules.names():
     raise ValueError(
       f'clients.partition={cfg.partition!r}: must be one of'
-      f' {", ".join([*rules.RULES, "natural"])}'
+      f' {", ".join(rules.names())}'
     )
   for field in ('count', 'min_examples', 'classes_per_client'):
     if getattr(cfg, field) < 1:

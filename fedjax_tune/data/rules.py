@@ -142,5 +142,13 @@ RULES: dict[str, Rule] = {
   'domain_dirichlet': _dirichlet,
 }
 
+# Divides by what the set names, not by a rule of labels.
+NATURAL = 'natural'
+
 # Those that look at labels.
 NEED_CLASSES = {'dirichlet', 'pathological', 'k_shot', 'domain_dirichlet'}
+
+
+def names() -> tuple[str, ...]:
+  """Names all known ways to divide examples."""
+  return (*RULES, NATURAL)

@@ -16,9 +16,8 @@ import tensorflow_datasets as tfds
 import tiny_folders
 import tiny_fuzz
 
-from fedjax_tune import config, endings
+from fedjax_tune import config, endings, plugins
 from fedjax_tune.config import validate
-from fedjax_tune.methods import METHODS
 from fedjax_tune.training import build, loop
 
 _FIELDS = dict(tiny_fuzz.fields())
@@ -34,10 +33,10 @@ def test_each_field_is_refused_by_name_value_and_rule(path):
     tiny_fuzz.change(experiment, path, value)
     if tiny_fuzz.is_valid(path, kind, value):
       with contextlib.suppress(ValueError):  # Fields may disagree.
-        validate.validate(experiment, METHODS)
+        validate.validate(experiment, plugins.choices())
       continue
     with pytest.raises(ValueError, match='must') as caught:
-      validate.validate(experiment, METHODS)
+      validate.validate(experiment, plugins.choices())
     (line,) = str(caught.value).splitlines()
     element = isinstance(value, tuple) and value and 'of type' not in line
     shown = f'{path}[0]={value[0]!r} ' if element else f'{path}={value!r} '
