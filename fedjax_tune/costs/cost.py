@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_tune import selection
-from fedjax_tune.costs.flops import count_flops
+from fedjax_tune.costs import flops, memory
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Signature
@@ -24,6 +25,9 @@ class Cost:
     theta_params: Trainable parameters, which it receives and sends.
     theta_bytes: Their bytes, one way.
     flops: Floating-point operations of one local step.
+    memory: Bytes at the peak of a local step, on a device that holds its part
+      alone: weights, gradients, the optimizer's state, activations and a
+      batch. An estimate (`memory.py`), within 10% of the compiler's figure.
   """
 
   base_params: int
@@ -31,10 +35,15 @@ class Cost:
   theta_params: int
   theta_bytes: int
   flops: int
+  memory: int
 
 
 def client_cost(
-  algorithm: Algorithm, sig: Signature, batch: Batch, info: Any = None
+  algorithm: Algorithm,
+  sig: Signature,
+  batch: Batch,
+  info: Any = None,
+  optimizer: optax.GradientTransformation | None = None,
 ) -> Cost:
   """Derives a client's cost from the shapes of its selection.
 
@@ -43,6 +52,7 @@ def client_cost(
     sig: How much the client holds.
     batch: Shapes of one local batch.
     info: Shapes of what it is told; None tells it nothing.
+    optimizer: The client's; None counts no memory for its state.
   """
   model, client = algorithm.model, algorithm.client
   own = sig.shapes()
@@ -51,11 +61,11 @@ def client_cost(
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   state = client.state(0) if client.state else ()
-  memory = jax.eval_shape(algorithm.aggregator.init, model.theta)
+  server = jax.eval_shape(algorithm.aggregator.init, model.theta)
 
-  def gradient(local, base, own, info, memory, batch, key):
+  def gradient(local, base, own, info, server, batch, key):
     lr, rnd = jnp.float32(0), jnp.int32(0)
-    context = Context(sig, own, info, memory, state, lr, rnd)
+    context = Context(sig, own, info, server, state, lr, rnd)
 
     def objective(local):
       seen = client.params(local, context)
@@ -66,15 +76,20 @@ def client_cost(
 
     return jax.grad(objective)(local)
 
-  flops = count_flops(
-    gradient, local, model.base, own, info or {}, memory, batch, key
-  )
+  weights = (local, model.base, own, info or {}, server)
+  program = flops.trace(gradient, *weights, batch, key)
+  given = len(jax.tree.leaves(weights))
+  fixed = [i < given for i in range(len(program.invars))]
+  moments = jax.eval_shape(optimizer.init, local) if optimizer else ()
+  # What it started from stays, since a client sends what it changed.
+  lasting = (held, local, local, moments, batch)
   return Cost(
     num_params(held),
     num_bytes(held),
     num_params(local),
     num_bytes(local),
-    flops,
+    flops.count(program),
+    num_bytes(lasting) + memory.peak(program, fixed),
   )
 
 

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+from jax.extend import core
 from jax.interpreters import partial_eval
 
 
@@ -19,24 +20,33 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     fn: A function of arrays.
     *args: Its arguments, arrays or ShapeDtypeStructs.
   """
+  return count(trace(fn, *args))
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> core.Jaxpr:
+  """Returns the program of a function, without what nobody asked for.
+
+  Its inputs are the leaves of all arguments.
+  """
   closed = jax.make_jaxpr(fn)(*args)
   used = [True] * len(closed.jaxpr.outvars)
-  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used)
-  return _count(jaxpr)
+  jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+  return jaxpr
 
 
-def _count(jaxpr: Any) -> int:
+def count(jaxpr: core.Jaxpr) -> int:
+  """Counts the multiplications and additions of a traced program."""
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
       total += _product(eqn)
     elif eqn.primitive.name == 'scan':
-      total += eqn.params['length'] * _count(eqn.params['jaxpr'].jaxpr)
+      total += eqn.params['length'] * count(eqn.params['jaxpr'].jaxpr)
     elif eqn.primitive.name == 'cond':
-      total += max(_count(b.jaxpr) for b in eqn.params['branches'])
+      total += max(count(b.jaxpr) for b in eqn.params['branches'])
     else:
       inner = (getattr(p, 'jaxpr', p) for p in eqn.params.values())
-      total += sum(_count(j) for j in inner if hasattr(j, 'eqns'))
+      total += sum(count(j) for j in inner if hasattr(j, 'eqns'))
   return total
 
 
