@@ -4,8 +4,8 @@
 
 A local step of all parameters of a MiniLM-sized encoder (random weights, 16
 texts of 64 tokens) with all, 3/4, 1/2, 1/4 and 1/8 of the heads' width and of
-the MLP. Prints a JSON line for each: FLOPs counted from the program that runs, FLOPs
-by the closed form (estimate.py), seconds, and both relative to the full model.
+the MLP. Prints a JSON line for each: FLOPs counted from the program that runs,
+seconds, and both relative to the full model.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.costs import cost, estimate
+from fedjax_tune.costs import cost
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, client_update
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
   lines = []
   for share in _SHARES:
     row = row_of((share, 1.0, share, 1.0, 1.0), axes)
-    lines.append(_measure(found, algorithm, row, axes) | {'share': share})
+    lines.append(_measure(found, algorithm, row) | {'share': share})
   for line in lines:
     line['flops_relative'] = line['flops'] / lines[0]['flops']
     line['seconds_relative'] = line['seconds'] / lines[0]['seconds']
@@ -73,14 +73,12 @@ def _measure(
   found: foundation.Foundation,
   algorithm: Algorithm,
   row: dict[str, int],
-  axes: dict[str, int],
 ) -> dict[str, float]:
   """Returns the FLOPs and the seconds of one local step."""
   sig = Signature.of(row, _TOKENS)
   batch = _batches()
   one = jax.tree.map(lambda x: x[0], batch)
   counted = cost.client_cost(algorithm, sig, jax.eval_shape(lambda: one))
-  closed = estimate.client({**axes, **row}, batch_size=_BATCH, full=True)
 
   @jax.jit
   def update(local, batches):
@@ -102,7 +100,6 @@ def _measure(
     seconds.append((time.perf_counter() - begin) / _STEPS)
   return {
     'flops': counted.flops,
-    'flops_estimated': closed.flops,
     'params': counted.theta_params,
     'seconds': float(np.median(seconds)),
   }

@@ -1,29 +1,65 @@
 """Tells what an experiment costs, before anything runs.
 
   python -m launch.inspect --config=experiments/NAME.py \
-    [--config.FIELD=VALUE ...]
+    [--budgets=2GiB,512MiB] [--config.FIELD=VALUE ...]
 
 Reads weights and data, divides the data, and compiles, which tells the memory;
-it trains nothing and writes nothing.
+it trains nothing and writes nothing. With `clients.fit` it shows what each kind
+of device trains. With `--budgets` it shows what devices with so much memory can
+train, and compiles nothing.
 """
 
-from fedjax_tune.costs import table
+import math
+
+from absl import flags
+
+from fedjax_tune.costs import fit, hardware, table
 from fedjax_tune.training import build, loop
 from fedjax_tune.training.run import Run
 from launch import experiment_file, overview, start
 
 _CONFIG = experiment_file.define()
+_BUDGETS = flags.DEFINE_list(
+  'budgets', [], 'Memory of devices to fit the model to: 2GiB,512MiB.'
+)
 
 
 def main(argv: list[str]) -> None:
   """Prints the tables."""
   start.reject_arguments(argv)
+  devices = [_device(text) for text in _BUDGETS.value]
   experiment, console = start.experiment(_CONFIG), start.console()
-  with console.status('Reading, dividing and compiling'):
-    run = Run(build.build(experiment))
-  loop.tell_unread(run.setup, console)
+  with console.status('Reading and dividing'):
+    setup = build.build(experiment)
+  if devices:
+    with console.status('Fitting'):
+      fits = _fit(setup, devices)
+    console.print(table.fit_table(devices, fits))
+    return
+  with console.status('Compiling'):
+    run = Run(setup)
+  loop.tell_unread(setup, console)
   console.print(overview.table(run))
+  if setup.fits:
+    console.print(table.fit_table(setup.devices, setup.fits))
   console.print(table.cost_table(run.class_costs()))
+
+
+def _device(text: str) -> hardware.Device:
+  """Returns a device of which the memory alone is known."""
+  memory = hardware.parse_bytes(text, '--budgets')
+  return hardware.Device(text, math.inf, memory, math.inf, math.inf)
+
+
+def _fit(setup: build.Setup, devices: list[hardware.Device]) -> list[fit.Fit]:
+  e = setup.experiment
+  if setup.find is None:
+    raise ValueError(
+      f'--budgets: method={e.method!r} must be one that cuts the model; its'
+      ' clients hold all of it.'
+    )
+  bounds = fit.Limits(None, memory=True, first=e.clients.cut_first)
+  return [setup.find(device, 1, bounds) for device in devices]
 
 
 if __name__ == '__main__':

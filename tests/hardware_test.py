@@ -1,27 +1,10 @@
-"""Simulated devices, and the largest subnetwork that each can train."""
+"""Simulated devices: RaFFM's settings, and a user's own."""
 
 import collections
 
 import pytest
-import tiny
 
-from fedjax_tune.costs import estimate, hardware
-from fedjax_tune.methods.raffm import resources, spaces
-
-_SIZES = {
-  'layer': 12,
-  'embed': 768,
-  'heads': 12,
-  'qk_dim': 64,
-  'v_dim': 64,
-  'ffn': 3072,
-  'token': 197,
-  'key': 197,
-  'patch': 768,
-}
-_SPACE = spaces.Space(
-  head_dim=(1.0, 0.5), ffn=(1.0, 0.5, 0.25), layers=(1.0, 0.5, 0.25)
-)
+from fedjax_tune.costs import hardware
 
 
 @pytest.mark.parametrize(
@@ -49,90 +32,74 @@ def test_an_unknown_setting():
     hardware.assign('huge', 4)
 
 
-def _experiment(**options):
-  changes = {
-    'clients': {'devices': 'small'},
-    'local': {'steps': 10, 'batch_size': 16},
-    'model': {'tune': 'full'},
-  }
-  for section, fields in options.items():
-    changes[section] = changes.get(section, {}) | fields
-  e = tiny.experiment('raffm', **changes)
-  e.raffm.sampling = 'resource'
-  return e
+_PHONE = {
+  'flops': '1e11', 'memory': "'2GiB'", 'uplink': '1e6', 'downlink': '2e6',
+  'share': '1',
+}  # fmt: skip
 
 
-def _fits(device, shares, deadline_s, *, full=True):
-  row = spaces.row_of(shares, _SIZES)
-  cost = estimate.client({**_SIZES, **row}, batch_size=16, full=full)
-  seconds = 10 * cost.flops / device.flops
-  return seconds <= deadline_s and cost.memory <= device.memory
+def _write(path, **changes):
+  fields = {k: v for k, v in {**_PHONE, **changes}.items() if v is not None}
+  lines = [f'{name} = {value}' for name, value in fields.items()]
+  path.write_text('\n'.join(['[phone]', *lines, '']))
+  return str(path)
+
+
+def test_own_devices(tmp_path):
+  path = tmp_path / 'own.toml'
+  _write(path, share='0.75')
+  path.write_text(
+    path.read_text()
+    + '[desk]\nflops = 1e12\nmemory = 8e9\nuplink = 1\ndownlink = 1\n'
+    + 'share = 0.25\n'
+  )
+  found = hardware.assign(str(path), 8)
+  assert [d.name for d in found] == ['phone'] * 6 + ['desk'] * 2
+  assert found[0] == hardware.Device('phone', 1e11, 2 * 2**30, 1e6, 2e6)
+  assert found[-1].memory == 8e9
 
 
 @pytest.mark.parametrize(
-  ('setting', 'deadline_s', 'tune'),
-  [('small', 300.0, 'full'), ('small', 120.0, 'lora'), ('large', 1e6, 'full')],
-)
-def test_each_has_the_largest_that_fits(setting, deadline_s, tune):
-  e = _experiment(
-    clients={'devices': setting},
-    raffm={'deadline_s': deadline_s},
-    model={'tune': tune},
-  )
-  found = resources.fit(e, _SPACE, _SIZES, 20)
-  params = {}
-  for shares in _SPACE.choices():
-    held = {**_SIZES, **spaces.row_of(shares, _SIZES)}
-    params[shares] = estimate.client(
-      held, batch_size=16, full=tune == 'full'
-    ).params
-  for device, shares in zip(hardware.assign(setting, 20), found, strict=True):
-    fitting = [
-      s
-      for s in _SPACE.choices()
-      if _fits(device, s, deadline_s, full=tune == 'full')
-    ]
-    assert shares in fitting
-    assert params[shares] == max(params[s] for s in fitting)
-  # In the first two time decides, in the last one memory.
-  assert len(set(found)) > 1
-
-
-def test_memory_limits_too(monkeypatch):
-  least = estimate.client(
-    {**_SIZES, 'layer': 3, 'ffn': 768, 'qk_dim': 32, 'v_dim': 32},
-    batch_size=16,
-    full=True,
-  )
-  tight = hardware.Device('tight', 1e15, least.memory, 1.0, 1.0)
-  monkeypatch.setitem(hardware.DEVICES, 'tight', tight)
-  monkeypatch.setitem(hardware.SETTINGS, 'one', {'tight': 1.0})
-  e = _experiment(clients={'devices': 'one'})
-  assert set(resources.fit(e, _SPACE, _SIZES, 2)) == {_SPACE.smallest()}
-
-
-def test_raffm_holds_what_fits_in_every_round():
-  e = _experiment(raffm={'space': 'custom', 'deadline_s': 120.0})
-  e.raffm.ffn, e.raffm.embed, e.raffm.layers = (1.0, 0.25), (1.0,), (1.0, 0.25)
-  rule = tiny.build(e, tiny.stack(), (12,) * 20, widths=_SIZES).rule
-  shares = resources.fit(e, spaces.make_space(e.raffm), _SIZES, 20)
-  want = [spaces.row_of(shares[k], _SIZES) for k in (1, 10, 19)]
-  assert want[0] != want[2]
-  assert rule.draw(0, [1, 10, 19]) == want
-  assert rule.draw(5, [1, 10, 19]) == want
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
+  ('changes', 'message'),
   [
-    ({'clients': {'devices': ''}}, r"clients\.devices='' must name a setting"),
-    ({'local': {'steps': 0}}, r'local\.steps=0 must be at least 1'),
-    (
-      {'raffm': {'deadline_s': 0.5}},
-      r'raffm\.deadline_s=0\.5: rpi4 fits no .* [\d.]+ s and \d+ MiB of its \d',
-    ),
+    ({'share': '0.5'}, 'shares must add up to 1; they add up to 0.5'),
+    ({'flops': None}, 'phone must have the field flops'),
+    ({'flops': '0'}, r'phone\.flops=0 must be a number above 0'),
+    ({'flops': 'true'}, r'phone\.flops=True must be a number above 0'),
+    ({'uplink': "'fast'"}, r"phone\.uplink='fast' must be a number above 0"),
+    ({'memory': "'2 sacks'"}, r"phone\.memory='2 sacks' must be a number with"),
+    ({'downlink': 'inf'}, r'phone\.downlink=inf must be a number above 0'),
+    ({'colour': '3'}, r'phone\.colour must be one of flops, memory'),
+    ({'flops': '= 3'}, 'must be a TOML file'),
   ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_a_wrong_file_is_refused_by_field(tmp_path, changes, message):
+  path = _write(tmp_path / 'own.toml', **changes)
   with pytest.raises(ValueError, match=message):
-    resources.fit(_experiment(**options), _SPACE, _SIZES, 20)
+    hardware.assign(path, 4)
+
+
+def test_files_without_devices(tmp_path):
+  path = tmp_path / 'own.toml'
+  with pytest.raises(FileNotFoundError, match='there is no such file'):
+    hardware.assign(str(path), 4)
+  path.write_text('')
+  with pytest.raises(ValueError, match='shares must add up to 1'):
+    hardware.assign(str(path), 4)
+  path.write_text('phone = 3')
+  with pytest.raises(ValueError, match=r'phone=3 must be a table, \[phone\]'):
+    hardware.assign(str(path), 4)
+
+
+@pytest.mark.parametrize(
+  ('text', 'amount'),
+  [('2GiB', 2**31), ('512 MiB', 2**29), ('3e9', 3e9), ('1.5kB', 1500.0)],
+)
+def test_amounts_of_memory(text, amount):
+  assert hardware.parse_bytes(text, 'memory') == amount
+
+
+@pytest.mark.parametrize('text', ['', '-1', 'GiB', '1.2.3', '2 gib', 'nan'])
+def test_no_amount_of_memory(text):
+  with pytest.raises(ValueError, match='must be a number with a unit'):
+    hardware.parse_bytes(text, 'memory')

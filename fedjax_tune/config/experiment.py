@@ -141,7 +141,15 @@ class Clients:
     cohort: 'one_per_domain' or 'uniform'.
     cohort_size: Clients a round when the cohort is uniform.
     devices: What hardware the clients have: one of the settings of RaFFM's
-      paper ('xsmall' to 'xlarge', see `costs/hardware.py`); '' leaves it open.
+      paper ('xsmall' to 'xlarge', see `costs/hardware.py`), or a TOML file of
+      your own; '' leaves it open.
+    fit: Give each client the most that its device can train, of the amounts
+      that the method's options list (`budgets`, `width.rates`, `rank.ranks`,
+      ...): within 'time', 'memory' or 'both'; '' takes those amounts in turn.
+    deadline_s: Of 'time' and 'both': the longest that a client may take for a
+      round, in seconds: receive, compute, send.
+    cut_first: What a composed client that does not fit gives up first: 'depth',
+      'width', 'rank' or 'branches'; '' cuts evenly, what most is left of.
     seed: Seed of the partition, apart from the run's seed.
   """
 
@@ -156,6 +164,9 @@ class Clients:
   cohort: str = 'one_per_domain'
   cohort_size: int = 6
   devices: str = ''
+  fit: str = ''
+  deadline_s: float = 60.0
+  cut_first: str = ''
   seed: int = 0
 
 

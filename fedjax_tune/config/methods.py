@@ -84,9 +84,7 @@ class Raffm:
     layers: Shares of the depth.
     sampling: 'random' (one client of a round has the full model, the others
       draw), 'sandwich' (besides, one has the smallest), or 'resource' (each
-      has the largest that fits its device).
-    deadline_s: With 'resource', the longest that a device may compute in a
-      round, in seconds.
+      has the largest that fits its device, see `clients.fit`).
     priority: What salience reorders: 'none', 'qk' (the authors'), 'qk+vo' or
       'qk+vo+ffn'.
     reorder: 'every_round' or 'once', before the first.
@@ -102,7 +100,6 @@ class Raffm:
   embed: tuple[float, ...] = (1.0,)
   layers: tuple[float, ...] = (1.0,)
   sampling: str = 'sandwich'
-  deadline_s: float = 60.0
   priority: str = 'qk'
   reorder: str = 'every_round'
   aggregation: str = 'mean'

@@ -88,6 +88,11 @@ _BUDGETS = _method(
   'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune',
   _PREFIX,
 )  # fmt: skip
+# Those that cut the model, so that its parts can be fitted to devices.
+_FITTED = _method(
+  *_WIDTH.values, *_RANK.values, 'raffm', 'fedra', 'all_small', 'exclusivefl',
+  'inclusivefl', 'depthfl', 'composed',
+)  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 
 # Field -> conditions that must all hold for it to be read; () is always read.
@@ -142,6 +147,12 @@ READ: dict[str, tuple[Need, ...]] = {
   'clients.cohort': (),
   'clients.cohort_size': (Need('clients.cohort', ('uniform',)),),
   'clients.devices': (),
+  'clients.fit': (_FITTED,),
+  'clients.deadline_s': (_FITTED, Need('clients.fit', ('time', 'both'))),
+  'clients.cut_first': (
+    _method('composed'),
+    Need('clients.fit', ('',), but=True),
+  ),
   'clients.seed': (Need('clients.partition', ('natural',), but=True),),
   'local.optimizer': (),
   'local.lr': (),
@@ -196,7 +207,6 @@ READ: dict[str, tuple[Need, ...]] = {
   'raffm.embed': _CUSTOM,
   'raffm.layers': _CUSTOM,
   'raffm.sampling': (_RAFFM, Need('raffm.mode', ('slice',))),
-  'raffm.deadline_s': (_RAFFM, Need('raffm.sampling', ('resource',))),
   'raffm.priority': (_RAFFM,),
   'raffm.reorder': (
     _RAFFM,

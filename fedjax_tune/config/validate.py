@@ -131,6 +131,11 @@ def _disagreements(
       f' local.steps={local.steps} must be 0.'
     )
   cfg = experiment.clients
+  if cfg.fit and not cfg.devices:
+    yield (
+      f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"
+      ' hardware that clients have.'
+    )
   if cfg.divide_objects and not cfg.partition.startswith('domain'):
     by_domain = [name for name in partitions if name.startswith('domain')]
     yield (

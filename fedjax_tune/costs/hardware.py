@@ -3,10 +3,23 @@
 RaFFM's paper names five settings by the shares of five devices
 (experiments/system_heterogeneous of its code). The speeds that its authors
 assumed are not published: those here are this package's, from the makers' data
-sheets, with a third of the peak as what training reaches.
+sheets, with a third of the peak as what training reaches. A TOML file names
+devices of your own, a table for each:
+
+  [phone]
+  flops = 1e11       # Floating-point operations per second that training reaches.
+  memory = '2GiB'    # Or a number of bytes.
+  uplink = 2.5e6     # Bytes per second.
+  downlink = 12.5e6
+  share = 0.8        # Of the clients.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import math
+import pathlib
+import re
+import tomllib
 
 import numpy as np
 
@@ -55,27 +68,115 @@ SETTINGS: dict[str, dict[str, float]] = {
   'xlarge': {'orin': 0.1, 'v100': 0.9},
 }
 
+_UNITS = {'': 1, 'B': 1} | {
+  name: base**power
+  for base, names in ((1000, 'kB MB GB TB'), (1024, 'KiB MiB GiB TiB'))
+  for power, name in enumerate(names.split(), 1)
+}
 
-def assign(setting: str, num_clients: int) -> tuple[Device, ...]:
+
+def assign(named: str, num_clients: int) -> tuple[Device, ...]:
   """Gives each client a device, in the setting's shares.
 
   Clients' numbers mean nothing, so the first clients may have the first device;
   those left over by rounding get the last one.
 
   Args:
-    setting: A key of `SETTINGS`; '' leaves the hardware open.
+    named: A key of `SETTINGS`, or a TOML file; '' leaves the hardware open.
     num_clients: How many.
 
   Raises:
-    ValueError: There is no such setting.
+    ValueError: There is no such setting, or something is wrong in the file.
+    FileNotFoundError: There is no such file.
   """
-  if not setting:
+  if not named:
     return ()
-  if setting not in SETTINGS:
+  if named.endswith('.toml'):
+    shares = read(pathlib.Path(named).expanduser())
+  elif named in SETTINGS:
+    shares = {DEVICES[name]: n for name, n in SETTINGS[named].items()}
+  else:
     raise ValueError(
-      f'clients.devices={setting!r} must be one of {", ".join(SETTINGS)}.'
+      f'clients.devices={named!r} must be one of {", ".join(SETTINGS)}, or a'
+      ' file that ends in .toml.'
     )
-  names, shares = zip(*SETTINGS[setting].items(), strict=True)
-  ends = np.round(np.cumsum(shares) * num_clients)
+  found = tuple(shares)
+  ends = np.round(np.cumsum(list(shares.values())) * num_clients)
   which = np.searchsorted(ends, np.arange(num_clients), side='right')
-  return tuple(DEVICES[names[min(i, len(names) - 1)]] for i in which)
+  return tuple(found[min(i, len(found) - 1)] for i in which)
+
+
+def read(path: pathlib.Path) -> dict[Device, float]:
+  """Reads devices of a user's own, with the share of the clients that has each.
+
+  Raises:
+    ValueError: The file is no TOML, has no device, or a field of one is
+      missing, unknown or out of range; names the file, device and field.
+    FileNotFoundError: There is no such file.
+  """
+  where = f'clients.devices={str(path)!r}'
+  if not path.is_file():
+    raise FileNotFoundError(f'{where}: there is no such file.')
+  try:
+    tables = tomllib.loads(path.read_text(encoding='utf-8'))
+  except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'{where} must be a TOML file: {error}.') from error
+  devices = dict(_device(where, name, own) for name, own in tables.items())
+  total = sum(devices.values())
+  if not math.isclose(total, 1, abs_tol=1e-6):
+    raise ValueError(
+      f'{where}: the shares must add up to 1; they add up to {total:g}.'
+    )
+  return devices
+
+
+_FIELDS = ('flops', 'memory', 'uplink', 'downlink', 'share')
+
+
+def _device(where: str, name: str, own: object) -> tuple[Device, float]:
+  """Reads one table of a file."""
+  if not isinstance(own, Mapping):
+    raise ValueError(f'{where}: {name}={own!r} must be a table, [{name}].')
+  for field in own:
+    if field not in _FIELDS:
+      raise ValueError(
+        f'{where}: {name}.{field} must be one of {", ".join(_FIELDS)}.'
+      )
+  values = {}
+  for field in _FIELDS:
+    if field not in own:
+      raise ValueError(f'{where}: {name} must have the field {field}.')
+    place, value = f'{where}: {name}.{field}', own[field]
+    if field == 'memory' and isinstance(value, str):
+      value = parse_bytes(value, place)
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not 0 < value < math.inf:
+      raise ValueError(f'{place}={value!r} must be a number above 0.')
+    values[field] = float(value)
+  share = values.pop('share')
+  return Device(name, **values), share
+
+
+def parse_bytes(text: str, place: str) -> float:
+  """Reads an amount of memory: '2GiB', '512 MiB', '3e9'.
+
+  Args:
+    text: The amount.
+    place: Where it stands, for messages.
+
+  Raises:
+    ValueError: It is none.
+
+  >>> parse_bytes('1.5 KiB', 'memory')
+  1536.0
+  """
+  number = re.fullmatch(r'\s*([\d.]+(?:[eE]\+?\d+)?)\s*([A-Za-z]*)\s*', text)
+  try:
+    if number and number[2] in _UNITS:
+      return float(number[1]) * _UNITS[number[2]]
+  except ValueError:
+    pass
+  raise ValueError(
+    f'{place}={text!r} must be a number with a unit: '
+    f'{", ".join(list(_UNITS)[1:])}.'
+  )

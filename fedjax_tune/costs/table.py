@@ -1,8 +1,10 @@
 """What each class of clients costs, for the terminal and as Markdown."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 
+from fedjax_tune.costs import fit, hardware
 from fedjax_tune.report import tables
 
 
@@ -64,6 +66,41 @@ def clients_markdown(
   return tables.markdown(
     ['method', *header],
     [[label, *cells] for label, (_, rows) in parts.items() for cells in rows],
+  )
+
+
+def fit_table(
+  devices: Sequence[hardware.Device], fits: Sequence[fit.Fit]
+) -> tables.Terminal:
+  """What each kind of device trains, for the terminal.
+
+  Args:
+    devices: Each client's.
+    fits: What each client trains.
+  """
+  header = [
+    'device', 'clients', *fits[0].values, 'params', 'trained', 's/round',
+    'memory', 'of its',
+  ]  # fmt: skip
+  pairs = list(zip(devices, fits, strict=True))
+  clients = collections.Counter((d, id(f)) for d, f in pairs)
+  rows = {(d, id(f)): f for d, f in pairs}
+  return tables.Terminal(
+    'What each device trains',
+    header,
+    [
+      [
+        device.name,
+        str(clients[device, key]),
+        *map(tables.human_amount, found.values.values()),
+        tables.human_count(found.cost.base_params + found.cost.theta_params),
+        tables.human_count(found.cost.theta_params),
+        tables.digits(found.seconds),
+        tables.human_bytes(found.cost.memory),
+        tables.human_bytes(device.memory),
+      ]
+      for (device, key), found in rows.items()
+    ],
   )
 
 

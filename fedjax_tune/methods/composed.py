@@ -56,7 +56,9 @@ def _width(facts: Facts) -> Part:
   drawn = facts.experiment.composed.depth == 'fedra'
   purpose = 'width' if drawn else 'allocation'
   if kind == 'raffm':
-    made = slices.build(facts.experiment, facts.sizes, len(facts.budgets))
+    made = slices.build(
+      facts.experiment, facts.sizes, facts.fitted.get('width', ())
+    )
     made = dataclasses.replace(made, purpose=purpose)
     rule = compose.Only(made, made.axes - {'layer'})
     smallest = {**made.held(made.space.smallest())}
@@ -121,7 +123,8 @@ def build(facts: Facts) -> Algorithm:
   if lora:
     parts.append(_rank(lora))
   if options.branches:
-    parts.append(Part(Branches(options.branches), {}))
+    branches = facts.fitted.get('branches', options.branches)
+    parts.append(Part(Branches(branches), {}))
   whole = {'layer': facts.depth}
   smaller = {n: m for part in parts for n, m in part.models.items()}
   models = {'full': whole} | {n: {**whole, **m} for n, m in smaller.items()}

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.costs.fit import Menu
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models.foundation import Foundation
@@ -25,6 +27,8 @@ class Facts:
       are no classes.
     tiers: By its name what builds each model, around the bottleneck adapters
       given, or the experiment's. Methods of one model have one.
+    fitted: For each menu of amounts (`menus.py`) what each client's device can
+      train, where `clients.fit` asks for it; else {}.
   """
 
   experiment: config.Experiment
@@ -33,6 +37,9 @@ class Facts:
   task: Task
   present: np.ndarray | None
   tiers: Mapping[str, Callable[[config.Fedadapter | None], Foundation]]
+  fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def depth(self) -> int:
@@ -63,6 +70,14 @@ def accept(
   del experiment, sizes, budgets
 
 
+def uncut(
+  experiment: config.Experiment, sizes: Mapping[str, int]
+) -> tuple[Menu, ...]:
+  """Returns no menu: every client holds the whole model."""
+  del experiment, sizes
+  return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """An entry of the registry.
@@ -71,9 +86,14 @@ class Method:
     build: Builds the method when everything is known.
     check: (experiment, sizes, budgets) -> None. Raises a ValueError for what can
       be known to be wrong before data are read.
+    menus: (experiment, size of each axis) -> what clients may hold along each
+      axis that it cuts, so that `clients.fit` can choose.
     several_models: Whether its clients have the models of `tiers`, not one.
   """
 
   build: Callable[[Facts], Algorithm]
   check: Check = accept
+  menus: Callable[[config.Experiment, Mapping[str, int]], tuple[Menu, ...]] = (
+    uncut
+  )
   several_models: bool = False

@@ -112,8 +112,32 @@ def build(
   task: tasks.Task,
 ) -> foundation.Foundation:
   """Builds the model, with its adapters, around pretrained weights."""
-  tune = experiment.model.tune
   cfg = _set_task(with_trained(weights.config, experiment.model), task)
+  split = foundation.split(_make(experiment, cfg), cfg.depth)
+  dtype = experiment.model.dtype
+  place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
+  return dataclasses.replace(
+    split,
+    theta=_overlay(split.theta, weights.params, lambda x: place(x, 'float32')),
+    base=_overlay(split.base, weights.params, lambda x: place(x, dtype)),
+  )
+
+
+def shapes(
+  experiment: config.Experiment,
+  weights: pretrained.Pretrained,
+  task: tasks.Task,
+) -> foundation.Foundation:
+  """Returns what `build` would, with shapes instead of arrays."""
+  cfg = _set_task(with_trained(weights.config, experiment.model), task)
+  model = nnx.eval_shape(lambda: _make(experiment, cfg))
+  split = foundation.split(model, cfg.depth)
+  store = lambda x: jax.ShapeDtypeStruct(x.shape, experiment.model.dtype)
+  return dataclasses.replace(split, base=jax.tree.map(store, split.base))
+
+
+def _make(experiment: config.Experiment, cfg: sizes.Config) -> nnx.Module:
+  """Builds the modules, with random weights."""
   if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
     mean, std = NORMALIZATIONS[experiment.data.normalization]
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
@@ -123,16 +147,9 @@ def build(
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
-  if tune == 'bitfit':
+  if experiment.model.tune == 'bitfit':
     foundation.release(model, lambda name: name == 'bias')
-  split = foundation.split(model, cfg.depth)
-  dtype = experiment.model.dtype
-  place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
-  return dataclasses.replace(
-    split,
-    theta=_overlay(split.theta, weights.params, lambda x: place(x, 'float32')),
-    base=_overlay(split.base, weights.params, lambda x: place(x, dtype)),
-  )
+  return model
 
 
 def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:

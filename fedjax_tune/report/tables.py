@@ -110,6 +110,17 @@ def _scaled(value: float | int, base: float, units: Sequence[str]) -> str:
   return f'{digits(value)} {units[power]}'
 
 
+def human_amount(value: float | int | Sequence[float]) -> str:
+  """Formats what an option lists: a number, or a share of each axis.
+
+  >>> human_amount(6), human_amount(0.25), human_amount((1.0, 0.625))
+  ('6', '0.25', '1, 0.625')
+  """
+  if isinstance(value, Sequence):
+    return ', '.join(map(human_amount, value))
+  return f'{value:.3g}'
+
+
 def digits(value: float | int) -> str:
   """Formats three significant digits, without an exponent or trailing zeros."""
   if not math.isfinite(value):

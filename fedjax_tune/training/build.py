@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_tune import config, plugins
-from fedjax_tune.costs import capacity, hardware
+from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
@@ -24,7 +24,7 @@ from fedjax_tune.models import (
   sizes,
   tiers,
 )
-from fedjax_tune.training import provisions
+from fedjax_tune.training import fitting, provisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Setup:
     budgets: Blocks that each client can hold.
     sizes: Size of each axis along which clients may differ.
     devices: What each client computes with; () leaves it open.
+    find: The search for what a device can train; None where nothing is cut.
+    fits: What each client's device trains, with `clients.fit`; else ().
     planner: Plans the rounds.
     tokenizer: Folder of a text model's tokenizer, else None.
     readers: For each tier, which tokenizer's view of the data it reads.
@@ -55,6 +57,8 @@ class Setup:
   budgets: tuple[int, ...]
   sizes: dict[str, int]
   devices: tuple[hardware.Device, ...]
+  find: fitting.Solver | None
+  fits: tuple[fit.Fit, ...]
   planner: Planner
   tokenizer: str | None
   readers: dict[str, int]
@@ -165,13 +169,25 @@ def build(
     owned = partition.partition(experiment.clients, train)
   else:
     owned = partition.of(parts, experiment.clients, train)
-  steps = int(
-    batching.local_steps(experiment.local, owned.sizes().tolist()).max()
+  steps = batching.local_steps(experiment.local, owned.sizes().tolist())
+  capacity.check_round(
+    experiment, agreed.cohort, int(steps.max()), agreed.widths
   )
-  capacity.check_round(experiment, agreed.cohort, steps, agreed.widths)
+  sizes = agreed.widths | agreed.depths
+  find = fitting.solver(
+    experiment,
+    lambda: peft.shapes(experiment, weights, train.task),
+    train,
+    sizes,
+  )
+  fits = ()
+  if find and experiment.clients.fit:
+    fits = fitting.fit_all(experiment, find, agreed.devices, steps)
+    budgets = fitting.column(fits, 'depth') or budgets
+    METHODS[experiment.method].check(experiment, sizes, budgets)
   facts = Facts(
     experiment,
-    agreed.widths | agreed.depths,
+    sizes,
     budgets,
     train.task,
     owned.present(train),
@@ -179,6 +195,7 @@ def build(
       tier.name: functools.partial(_build_tier, experiment, tier, train.task)
       for tier in found
     },
+    {name: fitting.column(fits, name) for name in fitting.names(fits)},
   )
   algorithm = METHODS[experiment.method].build(facts)
   if experiment.local.prox:
@@ -195,6 +212,8 @@ def build(
     budgets=budgets,
     sizes=agreed.widths | {'rank': experiment.lora.rank},
     devices=agreed.devices,
+    find=find,
+    fits=fits,
     planner=planner,
     tokenizer=weights.tokenizer,
     readers=readers,

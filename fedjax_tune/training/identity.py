@@ -51,6 +51,7 @@ def of(setup: build.Setup) -> Identity:
       'test data': _described(setup.test),
       'weights': setup.weights,
       'partition': digest.of(partition(setup))[:16],
+      **_hardware(setup),
     },
     'settings': settings(),
     'machine': machine(setup.experiment.engine.devices),
@@ -120,6 +121,12 @@ def partition(setup: build.Setup) -> dict[str, Any]:
   """Returns who holds what: the content of `partition.json`."""
   indices = [[int(i) for i in held] for held in setup.partition.indices]
   return {'indices': indices, 'budgets': list(setup.budgets)}
+
+
+def _hardware(setup: build.Setup) -> dict[str, str]:
+  """Returns a hash of the clients' devices, if they have any: a file's change."""
+  devices = [dataclasses.asdict(device) for device in setup.devices]
+  return {'devices': digest.of(devices)[:16]} if devices else {}
 
 
 def settings() -> dict[str, Any]:

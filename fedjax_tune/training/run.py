@@ -66,6 +66,7 @@ class Run:
           shapes,
         ),
         info,
+        local_optimizer.build(e.local),
       )
       for sig, shapes in self.batch_shapes.items()
     }

@@ -60,6 +60,8 @@ def setup(
     budgets=e.clients.budgets,
     sizes={'layer': tiny.DEPTH},
     devices=(),
+    find=None,
+    fits=(),
     planner=run.planner,
     tokenizer=None,
     readers={},

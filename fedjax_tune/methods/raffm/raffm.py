@@ -129,7 +129,9 @@ def build(facts: Facts) -> Algorithm:
   full = Selection.of({'layer': facts.depth})
   client = fedavg_client(facts.task)
   if options.mode == 'slice':
-    rule = slices.build(facts.experiment, facts.sizes, len(facts.budgets))
+    rule = slices.build(
+      facts.experiment, facts.sizes, facts.fitted.get('width', ())
+    )
     smallest = rule.held(rule.space.smallest())
     trained = tuple(rule.held(shares) for shares in rule.space.choices())
   else:
@@ -160,13 +162,17 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: Options contradict each other or the model, or a device can
-      hold no subnetwork of the space.
+    ValueError: Options contradict each other or the model.
   """
   options = experiment.raffm
   salience.check(sizes, options.priority)
   if options.mode == 'mask':
     masks.check(experiment, sizes, len(budgets))
     return
-  made = slices.build(experiment, sizes, len(budgets))
+  if (options.sampling == 'resource') != bool(experiment.clients.fit):
+    raise ValueError(
+      f"raffm.sampling={options.sampling!r} must be 'resource' where devices"
+      f' are fitted, and only there; clients.fit={experiment.clients.fit!r}.'
+    )
+  made = slices.build(experiment, sizes)
   spaces.row_of(made.space.smallest(), sizes)

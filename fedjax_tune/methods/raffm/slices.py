@@ -5,7 +5,7 @@ import dataclasses
 
 from fedjax_tune import config
 from fedjax_tune.engine.randomness import host_rng
-from fedjax_tune.methods.raffm import resources, spaces
+from fedjax_tune.methods.raffm import spaces
 from fedjax_tune.selection import Selection
 
 
@@ -64,18 +64,21 @@ class Slices:
 
 
 def build(
-  experiment: config.Experiment, sizes: Mapping[str, int], num_clients: int
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  by_device: tuple[tuple[float, ...], ...] = (),
 ) -> Slices:
   """Builds the slices that an experiment asks for.
 
+  Args:
+    experiment: The configuration.
+    sizes: Size of each axis of the model.
+    by_device: For each client what fits its device, with resource sampling.
+
   Raises:
-    ValueError: The space is contradictory, or a device can hold no subnetwork
-      of it in time.
+    ValueError: The space is contradictory.
   """
   options = experiment.raffm
-  space = spaces.make_space(options)
-  by_device = ()
-  if options.sampling == 'resource':
-    by_device = resources.fit(experiment, space, sizes, num_clients)
   sandwich = options.sampling == 'sandwich'
+  space = spaces.make_space(options)
   return Slices(sizes, space, experiment.seed, sandwich, by_device)

@@ -91,7 +91,7 @@ class Lora:
         'lora.targets=() must name a linear map for methods of LoRA ranks.'
       )
     e = facts.experiment
-    ranks = in_turn(e, len(facts.budgets))
+    ranks = facts.fitted.get('rank') or in_turn(e, len(facts.budgets))
     return cls(
       depth=facts.depth,
       ranks=ranks,

@@ -119,7 +119,8 @@ def fedavg(facts: Facts, widths: Prefix) -> Algorithm:
 def of(facts: Facts) -> tuple[dict[str, int], tuple[float, ...]]:
   """Returns the narrowed axes with their sizes, and the rates."""
   options = facts.experiment.width
-  return {axis: facts.sizes[axis] for axis in options.axes}, options.rates
+  widths = {axis: facts.sizes[axis] for axis in options.axes}
+  return widths, facts.fitted.get('width', options.rates)
 
 
 def check(

@@ -1,0 +1,84 @@
+"""What clients may hold along the axes that a method cuts, for `costs.fit`.
+
+The amounts are those that the method's own options list, from the most to the
+least, so that fitting picks among what a user could have written by hand.
+"""
+
+from collections.abc import Mapping
+
+from fedjax_tune import config
+from fedjax_tune.costs.fit import Choice, Menu
+from fedjax_tune.methods.raffm import spaces
+from fedjax_tune.methods.width import rates
+
+Sizes = Mapping[str, int]
+
+
+def depth(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
+  """Returns the numbers of blocks in `clients.budgets`, else all up to L."""
+  whole = sizes['layer']
+  listed = experiment.clients.budgets or range(1, whole + 1)
+  amounts = sorted({whole, *(n for n in listed if n <= whole)}, reverse=True)
+  return (
+    Menu('depth', tuple(Choice(n, n / whole, {'layer': n}) for n in amounts)),
+  )
+
+
+def width(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
+  """Returns the rates in `width.rates`, the whole model besides."""
+  options = experiment.width
+  listed = sorted({1.0, *options.rates}, reverse=True)
+  held = lambda rate: {a: rates.amount(rate, sizes[a]) for a in options.axes}
+  return (Menu('width', tuple(Choice(r, r, held(r)) for r in listed)),)
+
+
+def space(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
+  """Returns the subnetworks of `raffm.space`, by the weights of their blocks."""
+  found = spaces.make_space(experiment.raffm)
+  whole = (1.0,) * len(spaces.AXES)
+  total = _block_weights(sizes)
+  choices = []
+  for shares in {whole, *found.choices()}:
+    held = dict(spaces.row_of(shares, sizes))
+    if held['layer'] == sizes['layer']:
+      del held['layer']  # Another menu may cut it.
+    share = _block_weights({**sizes, **held}) / total
+    choices.append(Choice(shares, share, held))
+  ranked = sorted(choices, key=lambda c: (-c.share, c.value))
+  return (Menu('width', tuple(ranked)),)
+
+
+def _block_weights(sizes: Sizes) -> int:
+  """Counts the weights of all blocks' linear maps."""
+  wide = sizes.get('qk_dim', sizes.get('rotary', 0)) + sizes['v_dim']
+  per_block = 2 * sizes['heads'] * wide + 2 * sizes['ffn']
+  return sizes['layer'] * sizes['embed'] * per_block
+
+
+def rank(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
+  """Returns the ranks in `rank.ranks`, the server's besides."""
+  del sizes
+  whole = experiment.lora.rank
+  listed = sorted({whole, *experiment.rank.ranks}, reverse=True)
+  return (
+    Menu('rank', tuple(Choice(r, r / whole, {'rank': r}) for r in listed)),
+  )
+
+
+def composed(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
+  """Returns the menu of each axis: depth, width, rank, branches."""
+  options = experiment.composed
+  menus: tuple[Menu, ...] = ()
+  if options.depth:
+    menus += depth(experiment, sizes)
+  if options.width:
+    cut = space if options.width == 'raffm' else width
+    menus += cut(experiment, sizes)
+  if options.rank:
+    menus += rank(experiment, sizes)
+  if options.branches:
+    whole = experiment.fedadapter.branches
+    listed = sorted({whole, *options.branches}, reverse=True)
+    choices = (Choice(n, n / whole, {'branch': n}) for n in listed)
+    menus += (Menu('branches', tuple(choices)),)
+  return menus
