@@ -51,13 +51,13 @@ def _config(kind):
 
 
 def _batch(kind):
-  def shape(*lead: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((_BATCH, *lead), dtype)
+  def zeros(*lead: int, dtype: Any = np.int32) -> np.ndarray:
+    return np.zeros((_BATCH, *lead), dtype)
 
-  inputs = Tokens(shape(_TOKENS), shape(_TOKENS))
+  inputs = Tokens(zeros(_TOKENS), zeros(_TOKENS))
   if kind == 'vit':
-    inputs = shape(128, 128, 3, dtype=np.uint8)
-  return Batch(inputs, shape(), shape(dtype=np.bool_))
+    inputs = zeros(128, 128, 3, dtype=np.uint8)
+  return Batch(inputs, zeros(), zeros(dtype=np.bool_))
 
 
 def _shape(kind, tune):
