@@ -118,7 +118,7 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
   template = {which: server.ServerState(theta, (), memory)}
   state = checkpoint.fit(kept, template, part=True)[which]
   added = aggregator.frozen_delta(state.memory) if memory else {}
-  frozen = foundation.ground(setup.algorithm.model.base, added)
+  frozen = foundation.add_frozen(setup.algorithm.model.base, added)
   return _assemble(setup, frozen, state.theta)
 
 

@@ -29,7 +29,7 @@ from fedjax_tune.engine.step import (
   Shared,
   build_slab_step,
 )
-from fedjax_tune.models.foundation import ground
+from fedjax_tune.models.foundation import add_frozen
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tree
 
@@ -66,7 +66,7 @@ class Engine:
     self._finish = jax.jit(_build_finish(build_reorder(algorithm)))
     self._anybody = jax.jit(anybody)
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
-    self._ground = jax.jit(ground)
+    self._add_frozen = jax.jit(add_frozen)
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
@@ -83,7 +83,7 @@ class Engine:
     """Returns the frozen parameters, with what the server added to them."""
     added = self.algorithm.aggregator.frozen_delta(state.memory)
     frozen = self.algorithm.model.base
-    return self._ground(frozen, added) if added else frozen
+    return self._add_frozen(frozen, added) if added else frozen
 
   def compile(
     self,

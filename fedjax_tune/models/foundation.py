@@ -151,7 +151,7 @@ def _axes(state: nnx.State) -> Axes:
   return nnx.to_pure_dict(named)
 
 
-def ground(base: Tree, added: Tree) -> Tree:
+def add_frozen(base: Tree, added: Tree) -> Tree:
   """Adds to some of the frozen parameters.
 
   Args:
@@ -164,7 +164,7 @@ def ground(base: Tree, added: Tree) -> Tree:
   if not added:
     return base
   return {
-    name: ground(part, added[name]) if name in added else part
+    name: add_frozen(part, added[name]) if name in added else part
     for name, part in base.items()
   }
 
