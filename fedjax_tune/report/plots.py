@@ -110,7 +110,9 @@ def _accuracy_figure(
   def line(key: str, name: str, color: str, **style: object) -> None:
     rounds, values = _curve(rows, key)
     if len(values):
-      left.plot(rounds, 100 * values, color=color, **style)
+      # One evaluation makes no line.
+      marker = 'o' if len(values) == 1 else None
+      left.plot(rounds, 100 * values, color=color, marker=marker, **style)
       end = 100 * values[-1]
       text = f'{tables.plain(name)}  {end:.1f}'
       labels.append(figure.EndLabel(rounds[-1], end, text, color))
@@ -139,7 +141,7 @@ def _accuracy_figure(
 def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
   """Owners of each layer in each round; layers that nobody held stand out."""
   owners_LxT = np.array([row['coverage/layers'] for row in rows]).T
-  rounds = [row['round'] for row in rows]
+  rounds = [row['round'] + 1 for row in rows]
   num_layers, most = len(owners_LxT), max(1, int(owners_LxT.max()))
   fig = figure.new_figure(max(2.8, 1.3 + 0.17 * num_layers))
   left, right = fig.subplots(1, 2, width_ratios=(3.4, 1), sharey=True)
@@ -200,7 +202,10 @@ def _partition_figure(
     )  # fmt: skip
     bars.append(bar)
   ax.set(
-    title='Examples of each client, by class', ylim=(num_clients - 0.4, -0.6)
+    title='Examples of each client, by class',
+    xlabel='examples',
+    ylabel='client',
+    ylim=(num_clients - 0.4, -0.6),
   )
   step = max(1, num_clients // 40)
   ax.set_yticks(range(0, num_clients, step), list(client_names)[::step])
