@@ -6,7 +6,7 @@ heads: every method describes its clients by selections and gets dispatch,
 aggregation and coverage from these few functions.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.typing import (
+  Allocation,
+  AnyArray,
+  Axes,
+  Tree,
+)
 
 T = TypeVar('T')
+# The axes with indices, and how much is held of those with a beginning.
+Structure = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -34,11 +41,11 @@ class Selection(Mapping[str, Any]):
     prefix: For each axis of which it holds the first n, this n.
   """
 
-  indices: Mapping[str, Any]
+  indices: Mapping[str, AnyArray]
   prefix: Mapping[str, int]
 
   @classmethod
-  def of(cls, held: Mapping[str, Any]) -> Self:
+  def of(cls, held: Allocation) -> Self:
     """Reads a mapping from axis to indices, or to the number of the first."""
     if isinstance(held, cls):
       return held
@@ -72,14 +79,14 @@ class Selection(Mapping[str, Any]):
   def __len__(self) -> int:
     return len(self.indices) + len(self.prefix)
 
-  def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+  def tree_flatten(self) -> tuple[tuple[AnyArray, ...], Structure]:
     """Returns the indices, and how much is held of which axis."""
     names = tuple(sorted(self.indices))
     prefix = tuple(sorted(self.prefix.items()))
     return tuple(self.indices[name] for name in names), (names, prefix)
 
   @classmethod
-  def tree_unflatten(cls, held: Any, leaves: Any) -> Self:
+  def tree_unflatten(cls, held: Structure, leaves: Iterable[AnyArray]) -> Self:
     """Puts a selection together again."""
     names, prefix = held
     return cls(dict(zip(names, leaves, strict=True)), dict(prefix))
@@ -141,7 +148,9 @@ def select(tree: T, axes: Axes, alloc: Allocation) -> T:
   return jax.tree.map(take, tree, axes)
 
 
-def _take(leaf: jax.Array, dim: int, name: str, held: Any) -> jax.Array:
+def _take(
+  leaf: jax.Array, dim: int, name: str, held: AnyArray | int
+) -> jax.Array:
   """Takes what is held along one axis of a leaf."""
   size = leaf.shape[dim]
   if isinstance(held, int) and not isinstance(held, bool):

@@ -124,7 +124,6 @@ def _compare(
   name = 'curve' if budget is None else 'box'
   plot = scaling.plot_curve if budget is None else scaling.plot_box
   compared = scaling.Comparison(points, full, trained.setup.test.task.primary)
-  table = scaling.scaling_markdown(compared)
   record = {
     'metric': compared.metric,
     'priority': priority,
@@ -133,9 +132,9 @@ def _compare(
     'subnetworks': [dataclasses.asdict(point) for point in points],
   }
   writer.write_json(out / f'{name}.json', record)
-  writer.write_text(out / f'{name}.md', table)
+  writer.write_text(out / f'{name}.md', scaling.scaling_markdown(compared))
   plot(compared, out / f'{name}.png')
-  console.print(table)
+  console.print(scaling.scaling_table(compared))
   console.print(f'{name}.json, {name}.md and {name}.png are in {out}')
 
 

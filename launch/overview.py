@@ -42,9 +42,9 @@ def memory(run: Run) -> dict[str, int]:
   def size(tree: Tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-  setup, programs = run.setup, run.engine.programs.compiled
+  setup = run.setup
   model = setup.algorithm.model
-  scratch = [p.memory_analysis().temp_size_in_bytes for p in programs.values()]
+  scratch = run.engine.programs.temp_bytes().values()
   return {
     'model': size(model.base) + size(model.theta),
     'batches': 2

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from fedjax_tune.costs import table
 from fedjax_tune.data import json_files
 from fedjax_tune.report import writer
+from fedjax_tune.typing import Record
 
 # The fields of a summary that tables and plots need.
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -32,7 +33,7 @@ class Outcome(NamedTuple):
   """
 
   summary: dict[str, Any]
-  rows: list[dict[str, Any]]
+  rows: list[Record]
   classes: list[table.ClassCost]
 
 

@@ -113,7 +113,7 @@ class SweepProgress:
     if sweep.time_remaining is None or sweep.finished:
       return ''
     return f' ({self._num_done} of {sweep.total:.0f}; about ' + (
-      f'{sweep.time_remaining / 60:.0f} min left)'
+      f'{max(1, round(sweep.time_remaining / 60))} min left)'
     )
 
   def _say(self, text: str, style: str = '') -> None:

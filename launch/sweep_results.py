@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fedjax_tune.costs import table
 from fedjax_tune.report import plots, tables, targets, writer
+from fedjax_tune.typing import Record
 from launch import sweep_outcome
 from launch.sweep_plan import Run
 
@@ -52,7 +53,7 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
   lines = [json.dumps(summary) + '\n' for summary in summaries]
   writer.write_text(workdir / 'results.jsonl', ''.join(lines))
   writer.write_text(workdir / 'results.csv', _csv(summaries))
-  rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
+  rows: dict[str, dict[int, list[Record]]] = {}
   for run, own in found:
     rows.setdefault(run.label, {})[run.seed] = own.rows
   text = tables.comparison_markdown(summaries)
@@ -125,7 +126,7 @@ def _flatten(summary: dict[str, Any]) -> dict[str, Any]:
   return flat
 
 
-def _curve(rows: Sequence[dict[str, Any]]) -> plots.Curve:
+def _curve(rows: Sequence[Record]) -> plots.Curve:
   """Accuracy against rounds done; a null reads as NaN."""
   pairs = [
     (row['round'] + 1, row['eval/accuracy'])

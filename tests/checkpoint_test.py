@@ -171,7 +171,7 @@ def test_a_reader_beside_a_writer(tmp_path):
 _SAVE_FOREVER = """
 import itertools, sys
 import numpy as np
-from fedjax_tune import checkpoint
+from fedjax_tune.training import checkpoint
 with checkpoint.Checkpoints(sys.argv[1], 1, {}) as saved:
   for rnd in itertools.count(1):
     saved.save(rnd, [np.full(100_000, rnd) for _ in range(8)])

@@ -204,10 +204,12 @@ def test_padding_changes_nothing():
 
 def test_a_token_sees_what_came_before_alone():
   found, inputs = _drawn(0), _batch()
-  cut = Tokens(inputs.ids.at[0, 5:].set(0), inputs.types)
+  cut = Tokens(jnp.asarray(inputs.ids).at[0, 5:].set(0), inputs.types)
   got, want = _outputs(found, cut)[0, :5], _outputs(found, inputs)[0]
   np.testing.assert_allclose(got, want[:5], atol=1e-5)
-  other = Tokens(inputs.ids.at[0, 2].set(39 - inputs.ids[0, 2]), inputs.types)
+  other = Tokens(
+    jnp.asarray(inputs.ids).at[0, 2].set(39 - inputs.ids[0, 2]), inputs.types
+  )
   changed = np.abs(_outputs(found, other)[0] - want).max(-1)
   assert (changed[:2] < 1e-5).all()
   assert (changed[2:] > 1e-3).all()

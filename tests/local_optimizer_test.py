@@ -27,7 +27,7 @@ def _batches(steps, padded):
   rng = np.random.default_rng(0)
   grads = rng.normal(size=(padded, 4, 2)).astype(np.float32)
   valid = np.arange(padded)[:, None] < np.full((1, 2), steps)
-  return client.Batch(jnp.asarray(grads), None, jnp.asarray(valid))
+  return client.Batch(jnp.asarray(grads), valid, jnp.asarray(valid))
 
 
 def _ours(cfg, steps=_STEPS, padded=_STEPS + 4):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 from flax import nnx
 import jax
@@ -45,13 +44,11 @@ _MODELS = {
 
 
 def _batch(kind, examples):
-  def shape(*lead: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((examples, *lead), dtype)
-
-  inputs = Tokens(shape(_TOKENS), shape(_TOKENS))
+  zeros = lambda *lead, dtype=np.int32: np.zeros((examples, *lead), dtype)
+  inputs = Tokens(zeros(_TOKENS), zeros(_TOKENS))
   if kind == 'vit':
-    inputs = shape(128, 128, 3, dtype=np.uint8)
-  return Batch(inputs, shape(), shape(dtype=np.bool_))
+    inputs = zeros(128, 128, 3, dtype=np.uint8)
+  return Batch(inputs, zeros(), zeros(dtype=np.bool_))
 
 
 @functools.cache

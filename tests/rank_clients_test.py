@@ -63,7 +63,8 @@ def test_a_client_computes_what_peft_does(scaling, rank):
   )
   with torch.no_grad():
     want = theirs(torch.tensor(x)).numpy()
-  np.testing.assert_allclose(found.merge(base, held)(x), want, atol=1e-5)
+  layer: Any = found.merge(base, held)
+  np.testing.assert_allclose(layer(x), want, atol=1e-5)
 
 
 # -- who holds what

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
-from typing import Any
 
 from fedjax_tune import config
 from fedjax_tune.config.field_rules import RULES
@@ -20,7 +19,7 @@ class Need:
   """
 
   field: str
-  values: tuple[Any, ...]
+  values: tuple[object, ...]
   but: bool = False
 
   def met(self, experiment: config.Experiment) -> bool:
@@ -266,7 +265,7 @@ def in_vain(
   return lines
 
 
-def _set(experiment: config.Experiment) -> Iterator[tuple[str, Any]]:
+def _set(experiment: config.Experiment) -> Iterator[tuple[str, object]]:
   """Yields the fields that differ from the defaults and are not empty."""
   default = config.Experiment()
   for path in READ:
@@ -275,5 +274,5 @@ def _set(experiment: config.Experiment) -> Iterator[tuple[str, Any]]:
       yield path, value
 
 
-def _value(experiment: config.Experiment, path: str) -> Any:
+def _value(experiment: config.Experiment, path: str) -> object:
   return functools.reduce(getattr, path.split('.'), experiment)

@@ -47,7 +47,9 @@ def validate(
     raise ValueError('\n'.join(problems))
 
 
-def _values(experiment: config.Experiment, path: str) -> list[tuple[str, Any]]:
+def _values(
+  experiment: config.Experiment, path: str
+) -> list[tuple[str, object]]:
   """Returns a field's value with its path, or those of its elements."""
   value = functools.reduce(getattr, path.split('.'), experiment)
   if isinstance(value, tuple):
@@ -70,7 +72,7 @@ def _ill_formed(section: Any, prefix: str = '') -> Iterator[str]:
       yield from _ill_formed(value, f'{place}.')
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _fits(value: object, kind: Any) -> bool:
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
     return isinstance(value, tuple) and all(_fits(x, element) for x in value)

@@ -1,7 +1,6 @@
 """What a client of each class holds, moves and computes."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,10 @@ from fedjax_tune import selection
 from fedjax_tune.costs import flops, memory
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.group import (
+  InfoShapes,
+  Signature,
+)
 from fedjax_tune.models.foundation import num_bytes, num_params
 from fedjax_tune.typing import Axes, Tree
 
@@ -42,7 +44,7 @@ def client_cost(
   algorithm: Algorithm,
   sig: Signature,
   batch: Batch,
-  info: Any = None,
+  info: InfoShapes | None = None,
   optimizer: optax.GradientTransformation | None = None,
 ) -> Cost:
   """Derives a client's cost from the shapes of its selection.

@@ -5,11 +5,13 @@ import math
 from typing import Any
 
 import jax
-from jax.extend import core
+from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 
+from fedjax_tune.typing import Tree
 
-def count_flops(fn: Callable[..., Any], *args: Any) -> int:
+
+def count_flops(fn: Callable[..., Tree], *args: Tree) -> int:
   """Counts multiplications and additions of all matrix products in `fn`.
 
   Reads the traced program after dead-code removal, so that gradients nobody
@@ -23,7 +25,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
   return count(trace(fn, *args))
 
 
-def trace(fn: Callable[..., Any], *args: Any) -> core.Jaxpr:
+def trace(fn: Callable[..., Tree], *args: Tree) -> Jaxpr:
   """Returns the program of a function, without what nobody asked for.
 
   Its inputs are the leaves of all arguments.
@@ -34,7 +36,7 @@ def trace(fn: Callable[..., Any], *args: Any) -> core.Jaxpr:
   return jaxpr
 
 
-def count(jaxpr: core.Jaxpr) -> int:
+def count(jaxpr: Jaxpr) -> int:
   """Counts the multiplications and additions of a traced program."""
   total = 0
   for eqn in jaxpr.eqns:
@@ -50,6 +52,7 @@ def count(jaxpr: core.Jaxpr) -> int:
   return total
 
 
+# Any, since the type of an operand says nothing of its shape.
 def _product(eqn: Any) -> int:
   (contracted, _), _ = eqn.params['dimension_numbers']
   lhs = eqn.invars[0].aval.shape

@@ -21,7 +21,7 @@ class Split:
   """Examples of one split, checked.
 
   Attributes:
-    inputs: uint8 [N, S, S, 3], or N texts.
+    inputs: uint8 [N, S, S, 3], or a tuple of N texts.
     labels: int32 [N].
     domains: int32 [N], positions in the domains' names.
   """
@@ -149,8 +149,8 @@ def from_arrays(
 
 def _split(
   which: str,
-  inputs: Any,
-  labels: Any,
+  inputs: np.ndarray | Sequence[str],
+  labels: Sequence[int] | np.ndarray,
   domains: Sequence[str] | None,
   names: tuple[str, ...],
   known: tuple[str, ...],
@@ -185,7 +185,9 @@ def _split(
   return Split(_inputs(which, inputs), label_N.astype(np.int32), domain_N)
 
 
-def _inputs(which: str, inputs: Any) -> Any:
+def _inputs(
+  which: str, inputs: np.ndarray | Sequence[str]
+) -> np.ndarray | tuple[str, ...]:
   if all(isinstance(x, str) for x in inputs):
     return tuple(inputs)
   images = np.asarray(inputs)

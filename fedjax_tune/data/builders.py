@@ -6,7 +6,7 @@ import importlib.util
 import io
 import logging
 import os
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 import urllib.error
 import urllib.request
 
@@ -24,6 +24,8 @@ from fedjax_tune.data import (
   prepared,
   text_sets,
 )
+from fedjax_tune.data.prepared import Builder
+from fedjax_tune.typing import Json
 
 # Sets that have a TFDS config for each domain. The order is that of budgets;
 # DomainNet's is that of FedRA's authors.
@@ -65,10 +67,26 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
+class OwnBuilder(prepared.Builder, Protocol):
+  """A builder of one of this package's own sets.
+
+  Attributes:
+    MANUAL_DOWNLOAD_INSTRUCTIONS: How to get the original files, for sets that
+      need some.
+  """
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS: str | None
+
+  # What a set needs to have as its source differs from set to set.
+  def made_of(self, source: Any, /) -> Json:
+    """Returns what a copy of the set is made of."""
+    ...
+
+
 @quiet()
 def make_builder(
   name: str, domain: str, image_size: int, data_dir: str | os.PathLike
-) -> Any:
+) -> Builder:
   """Returns the TFDS builder of one domain.
 
   Args:
@@ -126,7 +144,7 @@ def open_domains(
   domains: Iterable[str],
   image_size: int,
   data_dir: str | os.PathLike,
-) -> dict[str, Any]:
+) -> dict[str, Builder]:
   """Returns builders to be built, by domain.
 
   First removes remains of unfinished copies of the package's own sets. Raises
@@ -138,7 +156,7 @@ def open_domains(
   return {d: make_builder(name, d, image_size, data_dir) for d in domains}
 
 
-def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
+def build(builder: Builder, source: str | os.PathLike | None = None) -> bool:
   """Prepares the set of `builder`, unless a whole copy of it is there already.
 
   A copy of one of the package's own sets is rebuilt if it is incomplete or was
@@ -159,17 +177,18 @@ def build(builder: Any, source: str | os.PathLike | None = None) -> bool:
   fault = find_fault(builder, source)
   if not fault:
     return False
-  is_own = hasattr(builder, 'made_of')
-  if not is_own and builder.data_path.exists():
+  if not _is_own(builder) and os.path.exists(builder.data_path):
     raise ValueError(
       f'{builder.data_dir} is incomplete or corrupt: {fault}. Delete that'
       ' folder.'
     )
   with prepared.lock(builder):
-    return _build_own(builder, source) if is_own else _run(builder, source)
+    if _is_own(builder):
+      return _build_own(builder, source)
+    return _run(builder, source)
 
 
-def _build_own(builder: Any, source: str | os.PathLike | None) -> bool:
+def _build_own(builder: OwnBuilder, source: str | os.PathLike | None) -> bool:
   _renew(builder)
   if not find_fault(builder, source):
     return False  # Another process made it in the meantime.
@@ -195,18 +214,20 @@ def _run(builder: Any, source: str | os.PathLike | None) -> bool:
   return True
 
 
-def find_fault(builder: Any, source: str | os.PathLike | None = None) -> str:
+def find_fault(
+  builder: Builder, source: str | os.PathLike | None = None
+) -> str:
   """Returns why the copy of a set can't be read as it is, or ''.
 
   Args:
     builder: From `make_builder`.
     source: The folder that it should be a copy of, for sets that need one.
   """
-  if not builder.data_path.exists():
+  if not os.path.exists(builder.data_path):
     return 'it is missing'
   if fault := prepared.find_fault(builder):
     return fault
-  if not hasattr(builder, 'made_of'):
+  if not _is_own(builder):
     return ''
   needs_source = bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
   if needs_source and not source:
@@ -217,6 +238,11 @@ def find_fault(builder: Any, source: str | os.PathLike | None = None) -> str:
       return '' if folder else prepared.find_change(builder, {})
     source = folder
   return prepared.find_change(builder, builder.made_of(source))
+
+
+def _is_own(builder: Builder) -> TypeGuard[OwnBuilder]:
+  """Says whether a builder is one of this package's own sets."""
+  return hasattr(builder, 'made_of')
 
 
 def _renew(builder: Any) -> None:

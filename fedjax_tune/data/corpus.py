@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,10 @@ from fedjax_tune.data import (
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.typing import Tokens
+from fedjax_tune.typing import (
+  Inputs,
+  Tokens,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Corpus:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def read(self, indices: np.ndarray, length: int = 0) -> Any:
+  def read(self, indices: np.ndarray, length: int = 0) -> Inputs:
     """Returns the inputs at `indices`.
 
     Args:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 import dataclasses
 import hashlib
-from typing import Any
 
 import numpy as np
 
 
-def of(*values: Any) -> str:
+def of(*values: object) -> str:
   """Returns the hex sha256 of values.
 
   Arrays count by shape, kind and little-endian bytes; strings, numbers and
@@ -27,7 +26,7 @@ def of(*values: Any) -> str:
   return found.hexdigest()
 
 
-def _add(found: Any, value: Any) -> None:
+def _add(found: 'hashlib._Hash', value: object) -> None:
   """Adds a value's kind, size and content, so that no two run together."""
   match value:
     case np.ndarray():

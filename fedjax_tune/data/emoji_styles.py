@@ -19,13 +19,17 @@ import functools
 import importlib.metadata
 import os
 import pathlib
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from PIL import Image
 import resvg_py
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import archive, fetch, json_files, pictures, splits, svg
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +169,7 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+  ) -> dict[str, Iterator[tuple[str, dict[str, object]]]]:
     sets = dict(zip(STYLES, load_sets(dl_manager.download_dir), strict=True))
     labels = find_objects(list(sets.values()))
     leaders = group_by_drawing(labels, list(sets.values()))
@@ -180,15 +184,15 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(
     self,
-    icons: Mapping[str, Any],
+    icons: Record,
     objects: Iterable[tuple[str, str]],
     size: int,
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
+  ) -> Iterator[tuple[str, dict[str, object]]]:
     for name, category in objects:
       image = render(icons, name, size)
       yield name, {'image': image, 'label': category, 'name': name}
 
-  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+  def made_of(self, source: str | os.PathLike | None) -> Json:
     """Returns what a copy is made of: packages, and what draws them."""
     del source
     return {
@@ -211,7 +215,7 @@ def make_builder(
   )
 
 
-def load_sets(download_dir: str | os.PathLike) -> list[Mapping[str, Any]]:
+def load_sets(download_dir: str | os.PathLike) -> list[Record]:
   """Fetches all six packages into `download_dir` and returns their drawings.
 
   Each has the keys of Iconify's icons.json, plus 'category', by object name,
@@ -230,7 +234,7 @@ def load_sets(download_dir: str | os.PathLike) -> list[Mapping[str, Any]]:
 
 
 @functools.cache
-def _load_set(path: pathlib.Path, sha256: str) -> Mapping[str, Any]:
+def _load_set(path: pathlib.Path, sha256: str) -> Record:
   names = ('package/icons.json', 'package/metadata.json')
   members = archive.read_members(path, sha256, names)
   icons, metadata = (
@@ -245,7 +249,7 @@ def _load_set(path: pathlib.Path, sha256: str) -> Mapping[str, Any]:
   return icons
 
 
-def find_objects(sets: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def find_objects(sets: Sequence[Record]) -> dict[str, str]:
   """Returns the category, by the first set, of each object that all sets draw."""
   names = set.intersection(*(set(s['icons']) for s in sets))
   category = sets[0]['category']
@@ -255,7 +259,7 @@ def find_objects(sets: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def group_by_drawing(
-  names: Iterable[str], sets: Sequence[Mapping[str, Any]]
+  names: Iterable[str], sets: Sequence[Record]
 ) -> dict[str, str]:
   """Returns for each name the first of those linked to it by a shared drawing."""
   leaders = {name: name for name in sorted(names)}
@@ -274,7 +278,7 @@ def group_by_drawing(
   return {name: find(name) for name in leaders}
 
 
-def render(icons: Mapping[str, Any], name: str, size: int) -> Image.Image:
+def render(icons: Record, name: str, size: int) -> Image.Image:
   """Draws an icon on white, its own box centred in `size` x `size` pixels.
 
   resvg's anti-aliasing is by area, so drawing at the target size looks like

@@ -1,20 +1,27 @@
 """The examples of a split: pictures or texts, and what is learned from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from fedjax_tune import config
 from fedjax_tune.data import digest, labels, notes, pictures, rows, text
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
+from fedjax_tune.data.prepared import Builder
 from fedjax_tune.data.text_sets import TextSet
-from fedjax_tune.typing import Tokens
+from fedjax_tune.typing import (
+  Json,
+  Record,
+  Tokens,
+)
 
 # Sets that take less than this when decoded are decoded once, into memory.
 _IN_MEMORY_BYTES = 4 << 30
+# What is kept of a row: label, group and hash.
+Picture = tuple[int, str | None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Examples:
 
 def read_images(
   cfg: config.Data,
-  builders: Mapping[str, Any],
+  builders: Mapping[str, Builder],
   split: str,
   classes: labels.Classes,
 ) -> Examples:
@@ -74,10 +81,10 @@ def read_images(
 
 def image_rows(
   cfg: config.Data,
-  builders: Mapping[str, Any],
+  builders: Mapping[str, Builder],
   split: str,
   classes: labels.Classes,
-) -> tuple[list[rows.Row], list[Any], tuple[str, ...]]:
+) -> tuple[list[rows.Row[Picture]], list[Sequence], tuple[str, ...]]:
   """Returns rows of (label, group, hash), their sources, and what to tell.
 
   Pictures are not decoded, but what their headers say is checked. Raises as
@@ -86,7 +93,7 @@ def image_rows(
   found = notes.Notes()
   keep = _keeper(cfg, classes, found)
 
-  def take(domain: int, row: Mapping[str, Any], name: str) -> Any:
+  def take(domain: int, row: Record, name: str) -> Picture | None:
     label = keep(domain, row, name)
     if label is None:
       return None
@@ -104,13 +111,13 @@ class TextReader:
   """How the rows of a text set become arrays."""
 
   entry: TextSet
-  tokenizer: Any
+  tokenizer: Tokenizer
   pad: int
 
 
 def read_texts(
   cfg: config.Data,
-  builders: Mapping[str, Any],
+  builders: Mapping[str, Builder],
   split: str,
   classes: labels.Classes | None,
   reader: TextReader,
@@ -144,16 +151,16 @@ def read_texts(
 
 def text_rows(
   cfg: config.Data,
-  builders: Mapping[str, Any],
+  builders: Mapping[str, Builder],
   split: str,
   classes: labels.Classes | None,
   entry: TextSet,
-) -> tuple[list[rows.Row], tuple[str, ...]]:
+) -> tuple[list[rows.Row[Json]], tuple[str, ...]]:
   """Returns checked rows, and what to tell of them; raises as `read_texts`."""
   found = notes.Notes()
   keep = _keeper(cfg, classes, found) if classes else None
 
-  def take(domain: int, row: Mapping[str, Any], name: str) -> Any:
+  def take(domain: int, row: Record, name: str) -> Json | None:
     values = text.read_row(row, entry)
     if keep:
       values[entry.label] = keep(domain, row, name)
@@ -174,10 +181,10 @@ def text_rows(
 
 def _keeper(
   cfg: config.Data, classes: labels.Classes, found: notes.Notes
-) -> Callable[[int, Mapping[str, Any], str], int | None]:
+) -> Callable[[int, Record, str], int | None]:
   """Returns a reader of a row's label; it gives None for classes left out."""
 
-  def keep(domain: int, row: Mapping[str, Any], name: str) -> int | None:
+  def keep(domain: int, row: Record, name: str) -> int | None:
     label = classes.read(domain, row)
     if not cfg.num_classes or label < cfg.num_classes:
       return label

@@ -37,7 +37,7 @@ def data_dir(given: str | os.PathLike = '') -> pathlib.Path:
   return pathlib.Path(given).expanduser() if given else default_data_dir()
 
 
-def command(given: str | os.PathLike = '', **options: Any) -> str:
+def command(given: str | os.PathLike = '', **options: object) -> str:
   """Returns the command that fetches: `launch.prepare` with these options.
 
   Args:

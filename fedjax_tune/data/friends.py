@@ -17,11 +17,11 @@ train example, so that 770 speakers remain.
 from collections.abc import Iterable, Iterator
 import os
 import re
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import labelled, orange_text, splits
+from fedjax_tune.typing import Json
 
 ENDINGS = ('statement', 'exclamation', 'question')
 
@@ -58,7 +58,7 @@ class Friends(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+  ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
     rows = orange_text.read_table(dl_manager.download_dir, _TABLE)
     return {
       split: self._generate_examples(rows, split) for split in splits.NAMES
@@ -66,14 +66,14 @@ class Friends(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(
     self, rows: Iterable[tuple[str, ...]], split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  ) -> Iterator[tuple[int, dict[str, object]]]:
     for key, row in enumerate(rows):
       text, ending = cut_ending(row[_LINE])
       if ending and splits.split_of(text.casefold()) == split:
         speaker = row[_SPEAKER].strip()
         yield key, {'text': text, 'label': ending, 'group': speaker}
 
-  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+  def made_of(self, source: str | os.PathLike | None) -> Json:
     """Returns what a copy is made of: the package."""
     del source
     return {'package': orange_text.PACKAGE, 'contents': orange_text.SHA256}

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from fedjax_tune.data import digest, pictures, rows
+from fedjax_tune.data.prepared import Builder
 
 _THREADS = 8
 
@@ -70,7 +71,7 @@ class Stored:
     return digest.of(self.contents, self.size)
 
 
-def check_features(builders: Sequence[Any]) -> None:
+def check_features(builders: Sequence[Builder]) -> None:
   """Checks what `image` is, in each domain.
 
   Raises:

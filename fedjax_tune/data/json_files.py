@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import Any
 
+from fedjax_tune.typing import Json
+
 # The largest such file is a tokenizer's vocabulary, at 20 MB.
 MAX_BYTES = 256 << 20
 
@@ -43,9 +45,7 @@ def parse(text: str | bytes, source: str | os.PathLike) -> Any:
     raise ValueError(f'{source} is not valid JSON in UTF-8: {error}') from error
 
 
-def read_object(
-  path: str | os.PathLike, most_bytes: int = MAX_BYTES
-) -> dict[str, Any]:
+def read_object(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Json:
   """Returns the object that a JSON file holds; errors are those of `read`."""
   value = read(path, most_bytes)
   if not isinstance(value, dict):
@@ -53,7 +53,7 @@ def read_object(
   return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> Json:
   found = dict(pairs)
   if len(found) < len(pairs):
     names = sorted(name for name, _ in pairs)

@@ -10,7 +10,7 @@ def describe(
   builder: tfds.core.DatasetBuilder,
   classes: Sequence[str],
   *,
-  features: dict[str, Any] | None = None,
+  features: dict[str, object] | None = None,
   **about: Any,
 ) -> tfds.core.DatasetInfo:
   """Returns the description of a set of texts with labels.

@@ -1,13 +1,14 @@
 """Class labels: one meaning in all domains, and nothing out of range."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from fedjax_tune.data import json_files
+from fedjax_tune.data.prepared import Builder
+from fedjax_tune.typing import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Classes:
   names: tuple[str, ...]
   orders: tuple[np.ndarray, ...]
 
-  def read(self, domain: int, row: Mapping[str, Any]) -> int:
+  def read(self, domain: int, row: Record) -> int:
     """Returns the class of a row.
 
     Raises:
@@ -44,7 +45,7 @@ class Classes:
     return int(self.orders[domain][value])
 
 
-def align(feature: str, builders: Sequence[Any]) -> Classes:
+def align(feature: str, builders: Sequence[Builder]) -> Classes:
   """Returns the classes of a set; domains may list them in another order.
 
   Args:
@@ -66,7 +67,7 @@ def align(feature: str, builders: Sequence[Any]) -> Classes:
   return Classes(feature, names, tuple(orders))
 
 
-def _names(feature: str, builder: Any) -> tuple[str, ...]:
+def _names(feature: str, builder: Builder) -> tuple[str, ...]:
   """Returns the names of the classes as the prepared copy numbers them."""
   import tensorflow_datasets as tfds
 

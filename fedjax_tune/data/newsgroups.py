@@ -7,11 +7,11 @@ posts of the test split are in the train split, too.
 
 from collections.abc import Iterable, Iterator
 import os
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import labelled, orange_text
+from fedjax_tune.typing import Json
 
 GROUPS = (
   'alt.atheism',
@@ -66,7 +66,7 @@ class Newsgroups(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+  ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
     return {
       split: self._generate_examples(
         orange_text.read_table(
@@ -78,11 +78,11 @@ class Newsgroups(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(
     self, rows: Iterable[tuple[str, ...]]
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  ) -> Iterator[tuple[int, dict[str, object]]]:
     for key, (group, text) in enumerate(rows):
       yield key, {'text': text, 'label': group}
 
-  def made_of(self, source: str | os.PathLike | None) -> dict[str, Any]:
+  def made_of(self, source: str | os.PathLike | None) -> Json:
     """Returns what a copy is made of: the package."""
     del source
     return {'package': orange_text.PACKAGE, 'contents': orange_text.SHA256}

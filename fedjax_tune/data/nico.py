@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from fedjax_tune.data import nico_lists
 from fedjax_tune.data.nico_lists import DOMAINS, NUM_CLASSES
+from fedjax_tune.typing import Json
 
 
 class Nico(tfds.core.GeneratorBasedBuilder):
@@ -51,7 +52,7 @@ class Nico(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+  ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
     folder = dl_manager.manual_dir
     features = cast(Any, self.info.features)
     features['label'].names = self.made_of(folder)['classes']
@@ -68,12 +69,12 @@ class Nico(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(
     self, folder: os.PathLike, entries: list[nico_lists.Entry]
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  ) -> Iterator[tuple[int, dict[str, object]]]:
     for key, (name, label, _) in enumerate(entries):
       image = pathlib.Path(folder, name).read_bytes()
       yield key, {'image': image, 'label': label, 'file': name}
 
-  def made_of(self, source: str | os.PathLike) -> dict[str, Any]:
+  def made_of(self, source: str | os.PathLike) -> Json:
     """Returns what a copy of the files in `source` is made of."""
     return nico_lists.identify(source, self._domain)
 

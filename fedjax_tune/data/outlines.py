@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from fedjax_tune import config
 from fedjax_tune.data import examples, images, labels, sources, text_sets
+from fedjax_tune.data.prepared import Builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Outline:
     notes: What is odd about it, a line each.
   """
 
-  builders: Mapping[str, Any]
+  builders: Mapping[str, Builder]
   splits: tuple[str, str]
   entry: text_sets.TextSet | None
   classes: labels.Classes | None

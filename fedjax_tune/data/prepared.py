@@ -5,23 +5,54 @@ Besides TFDS's own files, a copy of a set that this package builds has
 copy without it counts as half-made.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Protocol
 
 from fedjax_tune.data import json_files, metadata
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 _STAMP = 'made_of.json'
 # A folder that was moved holds the same pictures.
 _UNCOMPARED = ('folder',)
 
 
-def find_fault(builder: Any) -> str:
+class Builder(Protocol):
+  """What this package uses of a TFDS builder."""
+
+  @property
+  def info(self) -> Any:
+    """Its features and splits, whose types TFDS leaves open."""
+    ...
+
+  @property
+  def data_dir(self) -> str:
+    """The folder of the copy."""
+    ...
+
+  @property
+  def data_path(self) -> pathlib.PurePath:
+    """Likewise."""
+    ...
+
+  def is_prepared(self) -> bool:
+    """Says whether there is a copy."""
+    ...
+
+  def as_data_source(self, split: str, /) -> Any:
+    """Opens a split: a sequence of rows, or by its type more than one."""
+    ...
+
+
+def find_fault(builder: Builder) -> str:
   """Returns what is wrong with the files of a copy, or ''.
 
   Every file of every split must be there, and have as many records as
@@ -61,7 +92,7 @@ def _find_shard_fault(path: pathlib.Path, count: int) -> str:
   return '' if found == count else f'has {found} records; must have {count}'
 
 
-def find_change(builder: Any, made_of: Mapping[str, Any]) -> str:
+def find_change(builder: Builder, made_of: Record) -> str:
   """Returns which of a copy's inputs has changed since it was made, or ''.
 
   Args:
@@ -79,12 +110,12 @@ def find_change(builder: Any, made_of: Mapping[str, Any]) -> str:
   return ''
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
   text = str(value)
   return text if len(text) <= 40 else f'{text[:40]}...'
 
 
-def read_stamp(builder: Any) -> dict[str, Any] | None:
+def read_stamp(builder: Builder) -> Json | None:
   """Returns what `made_of.json` of a copy holds, None if there is none.
 
   Raises:
@@ -99,7 +130,7 @@ def read_stamp(builder: Any) -> dict[str, Any] | None:
   return stamp
 
 
-def write_stamp(builder: Any, made_of: Mapping[str, Any]) -> None:
+def write_stamp(builder: Builder, made_of: Record) -> None:
   """Marks a copy as whole."""
   folder = pathlib.Path(builder.data_dir)
   files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
@@ -122,7 +153,7 @@ def drop_broken(data_dir: str | os.PathLike, name: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def clear(builder: Any) -> None:
+def clear(builder: Builder) -> None:
   """Removes a copy, and what unfinished attempts at it left behind."""
   folder = pathlib.Path(builder.data_dir)
   if folder.exists():
@@ -133,7 +164,7 @@ def clear(builder: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(builder: Any) -> Iterator[None]:
+def lock(builder: Builder) -> Iterator[None]:
   """Lets one process at a time build a set; others wait.
 
   The system releases the lock when the process ends, however it ends.

@@ -1,19 +1,23 @@
 """The rows of a split, each checked; errors name the row."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Generic, TypeVar
 
 from fedjax_tune import config
 from fedjax_tune.data import notes, sources
+from fedjax_tune.data.prepared import Builder
+from fedjax_tune.typing import Record
+
+V = TypeVar('V')
 
 # Features that tell what a row was made of, where a set has one.
 _NAMES = ('file', 'filename', 'file_name', 'image/filename', 'id')
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Row(Generic[V]):
   """A row that is kept.
 
   Attributes:
@@ -26,7 +30,7 @@ class Row:
   domain: int
   record: int
   name: str
-  values: Any
+  values: V
 
 
 class Faults:
@@ -58,11 +62,11 @@ class Faults:
 
 def read(
   cfg: config.Data,
-  builders: Mapping[str, Any],
+  builders: Mapping[str, Builder],
   split: str,
-  take: Callable[[int, Mapping[str, Any], str], Any],
+  take: Callable[[int, Record, str], V | None],
   encoded: str = '',
-) -> tuple[list[Row], list[Any]]:
+) -> tuple[list[Row[V]], list[Sequence]]:
   """Returns the rows of a split, domain by domain, and its data sources.
 
   Args:
@@ -100,14 +104,14 @@ def read(
   return rows, opened
 
 
-def spread(rows: list[Row], count: int) -> list[Row]:
+def spread(rows: list[V], count: int) -> list[V]:
   """Returns `count` rows, evenly spread over all; 0 is all."""
   if not 0 < count < len(rows):
     return rows
   return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _name(record: int, row: Mapping[str, Any]) -> str:
+def _name(record: int, row: Record) -> str:
   made_of = next((row[n] for n in _NAMES if isinstance(row.get(n), bytes)), b'')
   file = f' ({made_of.decode(errors="replace")})' * bool(made_of)
   return f'row {record}{file}'

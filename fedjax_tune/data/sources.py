@@ -1,11 +1,12 @@
 """Prepared sets on disk: where they are, and how they are opened."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import os
-from typing import Any
 
 from fedjax_tune import config
 from fedjax_tune.data import fetch, metadata, nico_lists
+from fedjax_tune.data.prepared import Builder
+from fedjax_tune.typing import Record
 
 
 def check(cfg: config.Data) -> None:
@@ -32,7 +33,7 @@ def check(cfg: config.Data) -> None:
     raise PermissionError(f'data.data_dir={place!r} is not readable')
 
 
-def make_builder(cfg: config.Data, domain: str) -> Any:
+def make_builder(cfg: config.Data, domain: str) -> Builder:
   """Returns the TFDS builder of one domain, which fetches nothing.
 
   nico is prepared here if the data folder is NICO++'s own.
@@ -47,7 +48,7 @@ def make_builder(cfg: config.Data, domain: str) -> Any:
   return builder
 
 
-def check_copy(cfg: config.Data, builder: Any) -> None:
+def check_copy(cfg: config.Data, builder: Builder) -> None:
   """Checks the copy of a domain, if there is one.
 
   Raises:
@@ -56,7 +57,9 @@ def check_copy(cfg: config.Data, builder: Any) -> None:
   """
   from fedjax_tune.data import builders
 
-  if builder.data_path.exists() and (fault := builders.find_fault(builder)):
+  if os.path.exists(builder.data_path) and (
+    fault := builders.find_fault(builder)
+  ):
     own = hasattr(builder, 'made_of')
     delete = '' if own else ' Delete that folder.'
     raise ValueError(
@@ -91,7 +94,7 @@ def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
     )
 
 
-def _opens(cfg: config.Data, builder: Any) -> bool:
+def _opens(cfg: config.Data, builder: Builder) -> bool:
   check_copy(cfg, builder)
   if builder.is_prepared():
     return True
@@ -103,7 +106,7 @@ def _opens(cfg: config.Data, builder: Any) -> bool:
 
 
 def find_test(
-  cfg: config.Data, builders: Sequence[Any], wanted: str = 'test'
+  cfg: config.Data, builders: Sequence[Builder], wanted: str = 'test'
 ) -> str:
   """Returns the split to evaluate on: `wanted`, or else 'validation'.
 
@@ -128,8 +131,8 @@ def find_test(
 
 
 def open_split(
-  cfg: config.Data, builder: Any, split: str, encoded: str = ''
-) -> Any:
+  cfg: config.Data, builder: Builder, split: str, encoded: str = ''
+) -> Sequence:
   """Returns the data source of a split.
 
   Args:
@@ -156,8 +159,8 @@ def open_split(
 
 
 def iterate(
-  cfg: config.Data, builder: Any, source: Sequence
-) -> Iterator[Mapping[str, Any]]:
+  cfg: config.Data, builder: Builder, source: Sequence
+) -> Iterator[Record]:
   """Yields the rows of a source of `builder`.
 
   Raises:

@@ -4,9 +4,9 @@ A renderer follows what a drawing refers to, files of this machine included.
 Only shapes are allowed, and references to parts of the same drawing.
 """
 
+from collections.abc import Sequence
 import math
 import re
-from typing import Any
 from xml.etree import ElementTree
 
 _SHAPES = {
@@ -52,7 +52,7 @@ _ROOT = (
 _OTHER_URL = re.compile(r'url\(\s*["\']?\s*(?!["\'\s#])', re.IGNORECASE)
 
 
-def check_box(box: Any) -> None:
+def check_box(box: Sequence[object]) -> None:
   """Raises a ValueError unless left, top, width and height make a canvas."""
   numbers = [
     x
@@ -66,7 +66,7 @@ def check_box(box: Any) -> None:
     )
 
 
-def check_body(body: Any) -> None:
+def check_body(body: object) -> None:
   """Raises a ValueError unless what stands inside an <svg> is plain shapes."""
   if not isinstance(body, str) or len(body) > _MAX_LENGTH:
     raise ValueError(f'must be text of at most {_MAX_LENGTH} characters')

@@ -6,13 +6,14 @@ depends on how far a batch is padded, in rows or in tokens.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_tune.data import metrics
+from fedjax_tune.typing import AnyArray
 
 # A kind's metrics, unless a data set has its own; the first is the primary.
 _METRICS = {
@@ -23,7 +24,10 @@ _METRICS = {
 }
 _MAX_ANSWER = 30  # Tokens, as in BERT's run_squad.py.
 
-LossAndSums = tuple[jax.Array, dict[str, jax.Array]]
+# Metrics by name, as sums over examples, never means.
+Sums = dict[str, jax.Array]
+# The mean loss of a batch, and its metrics.
+LossAndSums = tuple[jax.Array, Sums]
 
 
 class Examples(Protocol):
@@ -37,10 +41,10 @@ class Examples(Protocol):
   """
 
   @property
-  def label(self) -> Any: ...
+  def label(self) -> AnyArray: ...
 
   @property
-  def valid(self) -> Any: ...
+  def valid(self) -> AnyArray: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Rows of a text set as the arrays that a model and its task read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -11,6 +10,10 @@ from fedjax_tune.data import spans, tokens
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.data.text_sets import TextSet
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ def make_task(entry: TextSet, num_classes: int) -> Task:
 
 
 def encode(
-  rows: Sequence[Mapping[str, Any]],
+  rows: Sequence[Record],
   entry: TextSet,
   tokenizer: tokenizers.Tokenizer,
   max_length: int,
@@ -97,7 +100,7 @@ def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:
     )
 
 
-def read_row(row: Mapping[str, Any], entry: TextSet) -> dict[str, Any]:
+def read_row(row: Record, entry: TextSet) -> Json:
   """Returns what is read of a row: texts as str, and the label as it is.
 
   Raises:
@@ -119,9 +122,7 @@ def read_row(row: Mapping[str, Any], entry: TextSet) -> dict[str, Any]:
   return values
 
 
-def inspect_answers(
-  context: str, answers: Mapping[str, Any]
-) -> tuple[str, ...]:
+def inspect_answers(context: str, answers: Record) -> tuple[str, ...]:
   """Returns what is odd about the answers to a question."""
   starts, texts = answers['answer_start'], answers['text']
   found = _read_answers(answers)
@@ -135,7 +136,7 @@ def inspect_answers(
   return tuple(note for note, holds in notes.items() if holds)
 
 
-def read_text(value: Any, feature: str) -> str:
+def read_text(value: object, feature: str) -> str:
   """Returns a feature's text, or raises a ValueError if it is not text."""
   if not isinstance(value, bytes | str):
     raise ValueError(f'{feature} is {type(value).__name__}; must be a text')
@@ -155,12 +156,12 @@ def next_tokens(encoded: tokens.Encoded) -> np.ndarray:
   return np.where(token_T < encoded.lengths[:, None] - 1, following, -1)
 
 
-def to_str(text: Any) -> str:
+def to_str(text: object) -> str:
   """Returns a feature's text, be it bytes or str."""
   return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def _read_answers(answers: Mapping[str, Any]) -> list[spans.Answer]:
+def _read_answers(answers: Record) -> list[spans.Answer]:
   # mock_data gives the two lists different lengths; `inspect_answers` tells.
   pairs = zip(answers['answer_start'], answers['text'], strict=False)
   return [(int(start), to_str(text)) for start, text in pairs]

@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from tokenizers import processors
+from tokenizers.processors import PostProcessor
 
 from fedjax_tune.data.tokenizer_files import Files
+from fedjax_tune.typing import Json
 
 _FIELD = 'model_input_names'
 _TYPES = 'token_type_ids'
@@ -35,7 +37,7 @@ def given(files: Files, default: bool) -> bool:
   return _TYPES in names
 
 
-def drop(processor: Any) -> Any:
+def drop(processor: PostProcessor) -> PostProcessor:
   """Returns what puts the same tokens around texts, all of type 0."""
   state = _zero(json.loads(processor.__getstate__()))
   is_template = state['type'] == 'TemplateProcessing'
@@ -57,7 +59,7 @@ def _zero(state: Any) -> Any:
   }
 
 
-def _template(begin: tuple[str, int], end: tuple[str, int]) -> dict[str, Any]:
+def _template(begin: tuple[str, int], end: tuple[str, int]) -> Json:
   """Describes BertProcessing as a template, whose types are not fixed."""
   cls, sep = (
     {'SpecialToken': {'id': t, 'type_id': 0}} for t, _ in (begin, end)

@@ -12,6 +12,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from fedjax_tune.data.tokenizer_files import Files
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 HINT = (
   "; tokenizer_class='PreTrainedTokenizerFast' in tokenizer_config.json takes"
@@ -60,7 +64,7 @@ def check_llama(files: Files, tokenizer: Tokenizer, scheme: str) -> None:
   """
   built: Any = files.built
   ours = json.loads(tokenizer.to_str())
-  forms: list[Any] = [(None, ours['pre_tokenizer'])]
+  forms: list[tuple[object, object]] = [(None, ours['pre_tokenizer'])]
   if scheme == 'never':
     forms += [(_REPLACE, None), (_sequence(_REPLACE), None)]
   else:
@@ -79,12 +83,12 @@ def check_llama(files: Files, tokenizer: Tokenizer, scheme: str) -> None:
   )
 
 
-def _sequence(*parts: Any) -> dict[str, Any]:
+def _sequence(*parts: object) -> Json:
   return {'type': 'Sequence', 'normalizers': list(parts)}
 
 
 def _check_model(
-  files: Files, ours: Mapping[str, Any], free: tuple[str, ...] = ()
+  files: Files, ours: Record, free: tuple[str, ...] = ()
 ) -> None:
   built: Any = files.built
   for field, want in ours.items():

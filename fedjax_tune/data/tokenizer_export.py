@@ -3,9 +3,9 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from fedjax_tune.data import tokenizer_files, tokens
+from fedjax_tune.typing import Json
 
 _CHAT = 'chat_template'
 _OLD = ('special_tokens_map.json', 'added_tokens.json')
@@ -44,7 +44,7 @@ def write(
   if pad in (special := tokenizer.get_added_tokens_decoder()):
     names['pad_token'] = special[pad].content
   types = ['token_type_ids'] if has_types else []
-  settings: dict[str, Any] = {
+  settings: Json = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'model_max_length': max_length,
     'model_input_names': ['input_ids', *types, 'attention_mask'],

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from fedjax_tune.data import json_files
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 # Named tokens, in the order in which missing ones are added.
 NAMED = (
@@ -61,8 +64,8 @@ class Files:
   name: str
   family: str
   pad: int | None
-  settings: Mapping[str, Any]
-  built: Mapping[str, Any] | None
+  settings: Record
+  built: Record | None
   added: Mapping[int, AddedToken]
   extra: tuple[str | AddedToken, ...]
 
@@ -154,7 +157,7 @@ def read(folder: pathlib.Path) -> Files:
   )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+def read_json(path: pathlib.Path) -> Json | None:
   """Returns what a file holds, or None if there is none.
 
   Raises:
@@ -165,7 +168,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
   return json_files.read_object(path)
 
 
-def _check_supported(settings: dict[str, Any], path: pathlib.Path) -> None:
+def _check_supported(settings: Json, path: pathlib.Path) -> None:
   for field, values in _SUPPORTED.items():
     if field in settings and settings[field] not in values:
       raise ValueError(
@@ -174,16 +177,14 @@ def _check_supported(settings: dict[str, Any], path: pathlib.Path) -> None:
       )
 
 
-def _check_extra(said: dict[str, Any], path: pathlib.Path) -> None:
+def _check_extra(said: Json, path: pathlib.Path) -> None:
   for field, kinds in ((_EXTRA, list | dict), (_OLD_EXTRA, list)):
     value = said.get(field)
     if value is not None and not isinstance(value, kinds):
       raise ValueError(f'{path}: {field}={value!r} must be a list of tokens.')
 
 
-def _read_decoder(
-  settings: dict[str, Any], path: pathlib.Path
-) -> dict[int, AddedToken]:
+def _read_decoder(settings: Json, path: pathlib.Path) -> dict[int, AddedToken]:
   field = 'added_tokens_decoder'
   found = settings[field]
   if not isinstance(found, dict) or not all(map(str.isdecimal, found)):
@@ -193,7 +194,7 @@ def _read_decoder(
   }
 
 
-def _merge_map(settings: dict[str, Any], path: pathlib.Path) -> None:
+def _merge_map(settings: Json, path: pathlib.Path) -> None:
   """Puts what special_tokens_map.json says over the settings."""
   said = read_json(path) or {}
   _check_extra(said, path)
@@ -206,9 +207,7 @@ def _merge_map(settings: dict[str, Any], path: pathlib.Path) -> None:
     settings[key] = value
 
 
-def _read_added(
-  settings: dict[str, Any], path: pathlib.Path
-) -> dict[int, AddedToken]:
+def _read_added(settings: Json, path: pathlib.Path) -> dict[int, AddedToken]:
   """Reads added_tokens.json, ids by their text."""
   # `transformers` does not look into dicts here either.
   named = [settings[k] for k in NAMED if settings.get(k)]
@@ -224,9 +223,7 @@ def _read_added(
   return found
 
 
-def _read_built(
-  built: Mapping[str, Any], path: pathlib.Path
-) -> dict[int, AddedToken]:
+def _read_built(built: Record, path: pathlib.Path) -> dict[int, AddedToken]:
   found = {}
   for value in built.get('added_tokens') or []:
     if not isinstance(value, dict) or type(value.get('id')) is not int:
@@ -236,14 +233,14 @@ def _read_built(
   return found
 
 
-def _token(value: Any, path: pathlib.Path, field: str) -> str | AddedToken:
+def _token(value: object, path: pathlib.Path, field: str) -> str | AddedToken:
   """Returns a token that may be a text, or a description."""
   if isinstance(value, str | AddedToken):
     return value
   return _added(value, path, field)
 
 
-def _added(value: Any, path: pathlib.Path, field: str) -> AddedToken:
+def _added(value: object, path: pathlib.Path, field: str) -> AddedToken:
   if not isinstance(value, dict) or not isinstance(value.get('content'), str):
     raise ValueError(f'{path}: {field} has {value!r}, which is not a token.')
   flags = {k: v for k, v in value.items() if k in _FLAGS}

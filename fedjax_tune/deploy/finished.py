@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
@@ -25,7 +24,11 @@ from fedjax_tune.training import (
   stopping,
 )
 from fedjax_tune.training import workdir as folder
-from fedjax_tune.typing import Allocation, Tree
+from fedjax_tune.typing import (
+  Allocation,
+  AnyArray,
+  Tree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Trained:
     """Counts a subnetwork's parameters, embedding and head included."""
     held = self.held(row)
 
-    def count(leaf: Any, names: tuple[str, ...]) -> int:
+    def count(leaf: AnyArray, names: tuple[str, ...]) -> int:
       shape: tuple[int, ...] = leaf.shape
       pairs = zip(names, shape, strict=True)
       return math.prod(held.get(name, n) for name, n in pairs)
@@ -115,7 +118,7 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
   template = {which: server.ServerState(theta, (), memory)}
   state = checkpoint.fit(kept, template, part=True)[which]
   added = aggregator.frozen_delta(state.memory) if memory else {}
-  frozen = foundation.ground(setup.algorithm.model.base, added)
+  frozen = foundation.add_frozen(setup.algorithm.model.base, added)
   return _assemble(setup, frozen, state.theta)
 
 
@@ -172,7 +175,7 @@ def _read_experiment(workdir: pathlib.Path) -> config.Experiment:
   return experiment
 
 
-def _fill(section: Any, fields: Mapping[str, Any], place: str) -> None:
+def _fill(section: object, fields: Mapping[str, object], place: str) -> None:
   """Sets fields read from JSON; their types are found by validation."""
   for name, value in fields.items():
     # A file must not set any other attribute, such as __class__.
@@ -207,7 +210,7 @@ def _assemble(setup: build.Setup, frozen: Tree, theta: Tree) -> Trained:
   """Folds the adapters in, and drops what the method's model does not use."""
   found, lora = setup.algorithm.model, setup.experiment.lora
   assert isinstance(found, foundation.Foundation)
-  trained: Any = found.merge(frozen, theta)
+  trained = found.merge(frozen, theta)
   cfg = dataclasses.replace(trained.embed.config, full=True)
   shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
   whole = foundation.split(shapes, cfg.depth)

@@ -19,12 +19,12 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.data.tasks import Task
+from fedjax_tune.data.tasks import LossAndSums, Task
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Info, Signature
-from fedjax_tune.models.foundation import Models, num_bytes
+from fedjax_tune.models.foundation import Model, Models, num_bytes
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Tree
 
 
 class Rule(Protocol):
@@ -94,7 +94,9 @@ class Update(NamedTuple):
   covered: Tree
 
 
-LossAndSums = tuple[jax.Array, dict[str, jax.Array]]
+# What was sent, summed, by the name of each group; its type is left open, since
+# Python takes no mapping with keys of one type for one with any.
+GroupSums = Mapping[Any, GroupSum]
 
 
 def keep(held: Tree, context: Context, key: jax.Array) -> Tree:
@@ -118,8 +120,8 @@ def send_change(
 
 
 def outputs(
-  model: Any,
-  inputs: Any,
+  model: Model,
+  inputs: Inputs,
   held: Allocation,
   key: jax.Array | None = None,
 ) -> jax.Array:
@@ -127,7 +129,7 @@ def outputs(
   return model(inputs, layer_ids(held), key=key)
 
 
-def layer_ids(held: Allocation) -> jax.Array | np.ndarray:
+def layer_ids(held: Allocation) -> AnyArray:
   """Returns the ids of the held blocks, int [n]."""
   layers = held['layer']
   return np.arange(layers) if isinstance(layers, int) else layers
@@ -154,7 +156,7 @@ class Client:
       same shapes for all; on the host. None remembers nothing.
   """
 
-  loss: Callable[[Any, Batch, Context, jax.Array], LossAndSums]
+  loss: Callable[[Model, Batch, Context, jax.Array], LossAndSums]
   init: Callable[[Tree, Context, jax.Array], Tree] = keep
   params: Callable[[Tree, Context], Tree] = see_all
   transform: Callable[[Context], optax.GradientTransformation] | None = None
@@ -173,7 +175,7 @@ def fedavg_client(task: Task) -> Client:
   """Returns the client that minimises a task's loss."""
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     return task.loss(outputs(model, batch.inputs, context.held, key), batch)
 
@@ -204,7 +206,7 @@ def all_together(sig: Signature) -> Hashable:
 
 
 def average_held(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  theta: Tree, sums: GroupSums, memory: Tree
 ) -> tuple[Update, Tree]:
   """Averages each coordinate over the clients that hold it."""
   del theta
@@ -233,9 +235,7 @@ class Aggregator:
       all rounds, nested dicts with the leaves that it changed.
   """
 
-  merge: Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]] = (
-    average_held
-  )
+  merge: Callable[[Tree, GroupSums, Tree], tuple[Update, Tree]] = average_held
   init: Callable[[Tree], Tree] = remember_nothing
   spec: Callable[[Tree, Axes], tuple[Tree, Axes]] = as_trained
   where: Callable[[Selection, Mapping[str, jax.Array]], Allocation] = where_held
@@ -243,7 +243,7 @@ class Aggregator:
   frozen_delta: Callable[[Tree], Tree] = add_nothing
 
 
-def everyone(sums: Mapping[Any, GroupSum]) -> GroupSum:
+def everyone(sums: GroupSums) -> GroupSum:
   """Returns the sum over all groups."""
   return jax.tree.map(lambda *xs: sum(xs), *sums.values())
 
@@ -255,7 +255,7 @@ def covered_mean(total: GroupSum) -> Update:
 
 
 def predict_outputs(
-  name: str, model: Any, held: Selection, inputs: Any
+  name: str, model: Model, held: Selection, inputs: Inputs
 ) -> jax.Array:
   """Predicts with the model's own outputs."""
   del name
@@ -279,7 +279,9 @@ class Evaluation:
 
   task: Task
   models: Mapping[str, Selection]
-  predict: Callable[[str, Any, Selection, Any], jax.Array] = predict_outputs
+  predict: Callable[[str, Model, Selection, Inputs], jax.Array] = (
+    predict_outputs
+  )
   headline: Mapping[str, float] = dataclasses.field(default_factory=dict)
   subnetworks: tuple[Selection, ...] = ()
   personal: Callable[[Tree, Tree], Tree] | None = None

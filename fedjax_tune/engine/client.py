@@ -1,34 +1,32 @@
 """The client update: local steps of any optax optimizer, as a pure function."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_tune.typing import Tree
+from fedjax_tune.data.tasks import LossAndSums, Sums
+from fedjax_tune.typing import AnyArray, Inputs, Tree
 
 
 class Batch(NamedTuple):
   """Examples, with any number of leading axes.
 
-  The fields are arrays of NumPy or JAX, or their shapes.
-
   Attributes:
-    inputs: What the model reads: uint8 (or normalised float) images
-      [..., B, h, w, 3], or `typing.Tokens` of texts.
+    inputs: What the model reads.
     label: int32 [..., B].
     valid: bool [..., B]; False marks padding.
   """
 
-  inputs: Any
-  label: Any
-  valid: Any
+  inputs: Inputs
+  label: AnyArray
+  valid: AnyArray
 
 
-# (local, batch, key) -> (loss, metrics); metrics are sums, never means.
-Objective = Callable[[Tree, Batch, jax.Array], tuple[jax.Array, Any]]
+# (local, batch, key) -> loss and metrics
+Objective = Callable[[Tree, Batch, jax.Array], LossAndSums]
 
 # (step, steps) -> factor of the learning rate at a local step of the client's.
 RateSchedule = Callable[[jax.Array, jax.Array], jax.Array]
@@ -42,7 +40,7 @@ def client_update(
   key: jax.Array,
   lr: jax.Array,
   schedule: RateSchedule | None = None,
-) -> tuple[Tree, Any]:
+) -> tuple[Tree, Sums]:
   """Trains one client's selection on its batches.
 
   Args:

@@ -1,12 +1,12 @@
 """How good the server's models are, by domain."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_tune import endings, selection
+from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
@@ -20,7 +20,7 @@ Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
 def build_evaluate(
   whole: Models,
   evaluation: Evaluation,
-  examples: Mapping[str, Any],
+  examples: Mapping[str, Corpus],
   lengths: Sequence[int] = (),
   *,
   batch_size: int | None = None,
@@ -55,7 +55,7 @@ def build_evaluate(
 
   def run(names, corpus, base, theta):
     """Evaluates the models that read one corpus."""
-    parts: dict[str, list[Any]] = {name: [] for name in names}
+    parts: dict[str, list[Tree]] = {name: [] for name in names}
     order = []
     everything = np.arange(len(corpus))
     for index, batch in batches(corpus, everything, lengths, batch_size):
@@ -106,7 +106,7 @@ def _check(
 
 
 def batches(
-  examples: Any, order: np.ndarray, lengths: Sequence[int], batch_size: int
+  examples: Corpus, order: np.ndarray, lengths: Sequence[int], batch_size: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
   """Yields some examples in batches of one size, the last one padded.
 

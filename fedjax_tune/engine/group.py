@@ -16,6 +16,7 @@ from fedjax_tune.selection import Selection
 
 # What a client's program is told besides what it holds: arrays by name.
 Info = Mapping[str, np.ndarray]
+InfoShapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Signature:
   def shapes(self, clients: int | None = None) -> Selection:
     """Returns a selection of shapes: of one client, or of a slab's."""
     lead = () if clients is None else (clients,)
-    indices = {
-      axis: jax.ShapeDtypeStruct((*lead, n), np.int32)
-      for axis, n in self.amounts
-    }
-    return Selection(indices, dict(self.prefix))
+    indices = {axis: np.zeros((*lead, n), np.int32) for axis, n in self.amounts}
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+      Selection(indices, dict(self.prefix)),
+    )
 
   def __getitem__(self, axis: str) -> int:
     return self.axes[axis]

@@ -1,9 +1,8 @@
 """How a client steps: its optimizer, its learning rate, step by step."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 import optax
 
 from fedjax_tune import config
@@ -49,7 +48,7 @@ def decays(params: Tree) -> Tree:
   The rule of Hugging Face's `Trainer`.
   """
 
-  def of(path: Any, _: Any) -> bool:
+  def of(path: KeyPath, _: jax.Array) -> bool:
     *modules, name = (p.key for p in path)
     return name != 'bias' and not any(m.startswith('norm') for m in modules)
 

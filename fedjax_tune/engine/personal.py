@@ -1,13 +1,13 @@
 """How good each client's own model is on the client's own data."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_tune import endings, selection
 from fedjax_tune.data import metrics
+from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.evaluate import batches
@@ -24,7 +24,7 @@ def own_examples(
   labels: np.ndarray,
   indices: Sequence[np.ndarray],
   domains: np.ndarray,
-  test: Any,
+  test: Corpus,
 ) -> list[np.ndarray]:
   """Returns which test examples are like each client's own.
 
@@ -47,7 +47,7 @@ def own_examples(
 
 def build(
   algorithm: Algorithm,
-  test: Any,
+  test: Corpus,
   own: Sequence[np.ndarray],
   lengths: Sequence[int] = (),
 ) -> Evaluate:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,10 +19,16 @@ from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
-from fedjax_tune.engine.group import Signature, Slab, cut_slabs
+from fedjax_tune.engine.group import (
+  InfoShapes,
+  Signature,
+  Slab,
+  cut_slabs,
+)
 from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
+from fedjax_tune.typing import Inputs
 
 
 class Examples(Protocol):
@@ -42,7 +48,7 @@ class Examples(Protocol):
     """Tokens of each text int [N]; None of images."""
     ...
 
-  def read(self, indices: np.ndarray, length: int, /) -> Any:
+  def read(self, indices: np.ndarray, length: int, /) -> Inputs:
     """Returns what the model reads, leaves [n, ...]."""
     ...
 
@@ -152,7 +158,7 @@ class Planner:
     )
 
   @functools.cached_property
-  def info_shapes(self) -> Any:
+  def info_shapes(self) -> InfoShapes:
     """The shapes of what one client is told."""
     (info,) = self.algorithm.client.tell(0, [0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), info)

@@ -1,7 +1,6 @@
 """One round on the device: step each slab, add the sums, merge."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,10 @@ from fedjax_tune import selection
 from fedjax_tune.engine import finite, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.group import (
+  InfoShapes,
+  Signature,
+)
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import (
   ServerState,
@@ -27,7 +29,7 @@ from fedjax_tune.engine.step import (
   Shared,
   build_slab_step,
 )
-from fedjax_tune.models.foundation import ground
+from fedjax_tune.models.foundation import add_frozen
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tree
 
@@ -64,7 +66,7 @@ class Engine:
     self._finish = jax.jit(_build_finish(build_reorder(algorithm)))
     self._anybody = jax.jit(anybody)
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
-    self._ground = jax.jit(ground)
+    self._add_frozen = jax.jit(add_frozen)
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
@@ -81,13 +83,13 @@ class Engine:
     """Returns the frozen parameters, with what the server added to them."""
     added = self.algorithm.aggregator.frozen_delta(state.memory)
     frozen = self.algorithm.model.base
-    return self._ground(frozen, added) if added else frozen
+    return self._add_frozen(frozen, added) if added else frozen
 
   def compile(
     self,
     widths: Mapping[Signature, int],
     batches: Callable[[Signature], Batch],
-    info: Any,
+    info: InfoShapes,
     mode: str = 'auto',
     chunk: int = 1,
     devices: int = 1,
@@ -121,21 +123,20 @@ class Engine:
     def arguments(sig):
       width = widths[sig]
       lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
-      scalar = lambda t: jax.ShapeDtypeStruct((), t)
       shared = Shared(
         model.base,
         model.theta,
         memory,
         jax.random.key(0),
-        scalar(np.float32),
-        scalar(np.int32),
+        np.zeros((), np.float32),
+        np.zeros((), np.int32),
       )
       own = Own(
         sig.shapes(width),
         jax.tree.map(lead, info),
         jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
-        jax.ShapeDtypeStruct((width,), np.float32),
-        jax.ShapeDtypeStruct((width,), np.int32),
+        np.zeros(width, np.float32),
+        np.zeros(width, np.int32),
         jax.tree.map(lead, batches(sig)),
       )
       return jax.tree.map(_placed, self._shardings[sig], (shared, own))
@@ -151,7 +152,7 @@ class Engine:
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
-  ) -> tuple[ServerState, dict[str, Any]]:
+  ) -> tuple[ServerState, Tree]:
     """Runs one planned round.
 
     Args:
@@ -195,7 +196,7 @@ class Engine:
     state = state._replace(clients=clients)
     return state, {**sums, 'rejected': rejected, 'finite': is_finite}
 
-  def _summed(self, sig: Signature, info: Any) -> Selection:
+  def _summed(self, sig: Signature, info: InfoShapes) -> Selection:
     """Returns the axes along which what a client sends is selected."""
     where = self.algorithm.aggregator.where
     of = lambda held, info: Selection.of(where(held, info))
@@ -209,7 +210,7 @@ class Engine:
 
 def _build_finish(
   reorder: Callable[[ServerState], ServerState],
-) -> Callable[[ServerState, Any], tuple[ServerState, jax.Array]]:
+) -> Callable[[ServerState, jax.Array], tuple[ServerState, jax.Array]]:
   """Builds the end of a round: the next state, and whether it is finite.
 
   If no client counted, nothing is reordered: an order that is made anew may

@@ -1,15 +1,14 @@
 """The server: any optax optimizer on the mean delta."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_tune import config
-from fedjax_tune.engine.algorithm import Aggregator, Algorithm
-from fedjax_tune.selection import GroupSum
+from fedjax_tune.engine.algorithm import Aggregator, Algorithm, GroupSums
 from fedjax_tune.typing import Tree
 
 
@@ -26,7 +25,7 @@ class ServerState(NamedTuple):
   theta: Tree
   opt_state: optax.OptState
   memory: Tree
-  clients: Any = ()
+  clients: Tree = ()
 
 
 def optimizer(cfg: config.Server) -> optax.GradientTransformation:
@@ -94,7 +93,7 @@ def _adaptive(
 
 def build_server_step(
   aggregator: Aggregator, opt: optax.GradientTransformation
-) -> Callable[[ServerState, Mapping[Any, GroupSum]], ServerState]:
+) -> Callable[[ServerState, GroupSums], ServerState]:
   """Builds step(state, totals) -> state.
 
   Guarantees:
@@ -128,7 +127,7 @@ def build_server_step(
   return step
 
 
-def anybody(totals: Mapping[Any, GroupSum]) -> jax.Array:
+def anybody(totals: GroupSums) -> jax.Array:
   """Says whether any client counts in sums, a bool scalar."""
   weights = jax.tree.leaves([total.den for total in totals.values()])
   return jnp.any(jnp.stack([jnp.any(w != 0) for w in weights]))

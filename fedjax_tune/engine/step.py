@@ -8,21 +8,23 @@ from collections.abc import Callable, Collection, Mapping
 import concurrent.futures
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 import numpy as np
 import optax
 
 from fedjax_tune import selection
+from fedjax_tune.data.tasks import Sums
 from fedjax_tune.engine import finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, RateSchedule, client_update
 from fedjax_tune.engine.group import Signature
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import AnyArray, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,9 @@ class Shared(NamedTuple):
   base: Tree
   theta: Tree
   memory: Tree
-  key: Any
-  lr: Any
-  rnd: Any
+  key: jax.Array
+  lr: ArrayLike
+  rnd: ArrayLike
 
 
 class Own(NamedTuple):
@@ -112,10 +114,10 @@ class Own(NamedTuple):
   """
 
   held: Selection
-  info: Any
+  info: Mapping[str, AnyArray]
   state: Tree
-  weight: Any
-  ids: Any
+  weight: AnyArray
+  ids: AnyArray
   batches: Batch
 
 
@@ -129,7 +131,7 @@ class Result(NamedTuple):
   """
 
   total: GroupSum
-  metrics: dict[str, Any]
+  metrics: Sums
   state: Tree
 
 
@@ -285,7 +287,7 @@ class Programs:
 
   def __init__(self, step: SlabStep) -> None:
     self._jitted = jax.jit(step, static_argnums=(0, 1))
-    self.compiled: dict[Signature, Any] = {}
+    self.compiled: dict[Signature, jax.stages.Compiled] = {}
 
   def compile(
     self,
@@ -311,6 +313,15 @@ class Programs:
     finally:
       # Whoever interrupts does not wait for programs that nobody needs.
       pool.shutdown(wait=False, cancel_futures=True)
+
+  def temp_bytes(self) -> dict[Signature, int]:
+    """Returns the scratch memory of each program, as the compiler says."""
+    found = {}
+    for sig, program in self.compiled.items():
+      memory = program.memory_analysis()
+      assert memory is not None, 'no backend that JAX comes with leaves it out'
+      found[sig] = memory.temp_size_in_bytes
+    return found
 
   def __call__(self, sig: Signature, shared: Shared, own: Own) -> Result:
     """Runs the program of a signature."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from fedjax_tune.engine.algorithm import (
   Aggregator,
   Client,
   Context,
+  GroupSums,
   Rule,
   Sent,
   Update,
@@ -140,9 +140,7 @@ def partition(parts: Mapping[str, Aggregator], rest: Aggregator) -> Aggregator:
         )
     return shapes, names
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     own, others = split(theta)
     of_rest = {
       group: GroupSum(split(total.num)[1], split(total.den)[1])
@@ -169,9 +167,7 @@ def _nothing_sent(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
   return {}, {}
 
 
-def _stay(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-) -> tuple[Update, Tree]:
+def _stay(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
   del sums
   none = lambda x: jnp.zeros(x.shape, bool)
   delta, covered = (

@@ -5,18 +5,21 @@ a coordinate's sum is divided by is that of the coordinate: which layers, widths
 and ranks a client has decides where it counts.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 
-from fedjax_tune.engine.algorithm import Update, everyone
-from fedjax_tune.selection import GroupSum
+from fedjax_tune.engine.algorithm import (
+  GroupSums,
+  Update,
+  everyone,
+)
 from fedjax_tune.typing import Axes, Tree
 
 # As `Aggregator.merge`.
-Merge = Callable[[Tree, Mapping[Any, GroupSum], Tree], tuple[Update, Tree]]
+Merge = Callable[[Tree, GroupSums, Tree], tuple[Update, Tree]]
 
 
 def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
@@ -45,7 +48,11 @@ def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
   """
 
   def average(
-    path: Any, w: jax.Array, num: jax.Array, den: jax.Array, names: Any
+    path: KeyPath,
+    w: jax.Array,
+    num: jax.Array,
+    den: jax.Array,
+    names: tuple[str, ...],
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the change of a leaf, and where it moves."""
     held = _most(den, names, still)
@@ -59,9 +66,7 @@ def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
       moves &= jnp.any(mean != 0, others, keepdims=True)
     return mean - w, moves
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     total = everyone(sums)
     both = jax.tree.map_with_path(average, theta, total.num, total.den, axes)
     delta, covered = jax.tree.transpose(

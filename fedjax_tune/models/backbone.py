@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 import dataclasses
-from typing import Any
 import zlib
 
 from flax import nnx, traverse_util
@@ -71,14 +70,14 @@ def build_model(
 
 def variables(
   config: Config, kind: type[nnx.Variable] = nnx.Variable
-) -> dict[layouts.Path, Any]:
+) -> dict[layouts.Path, nnx.Variable]:
   """Returns a model's variables by path, as shapes that name their axes."""
   model = nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0)))
   flat = nnx.to_flat_state(nnx.state(model, kind))
   return {tuple(map(str, path)): variable for path, variable in flat}
 
 
-def pretrained_variables(config: Config) -> dict[layouts.Path, Any]:
+def pretrained_variables(config: Config) -> dict[layouts.Path, nnx.Variable]:
   """Returns the variables whose values come from pretraining."""
   return variables(dataclasses.replace(config, full=False), linear.Frozen)
 

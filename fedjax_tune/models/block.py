@@ -1,5 +1,6 @@
 """A transformer block, stacked over layers; its norms before or after."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -14,7 +15,7 @@ from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 # For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA, a
 # `linear.Adapter`; for each adapted sublayer ('attn', 'mlp') its
 # `adapter.Bottleneck`.
-Adapters = dict[str, Any]
+Adapters = Mapping[str, Any]
 
 
 class Keys:
@@ -202,7 +203,7 @@ def _norm(config: BlockSizes) -> linear.LayerNorm:
 
 
 def add_fedadapters(
-  block: Any, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
+  block: nnx.Module, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
 ) -> None:
   """Gives a block the FedAdapters that its sublayers have."""
   for name in ('attn', 'mlp'):
@@ -212,7 +213,7 @@ def add_fedadapters(
       )
 
 
-def adapted(block: Any, name: str, read: Array, branch: Array) -> Array:
+def adapted(block: nnx.Module, name: str, read: Array, branch: Array) -> Array:
   """Returns what a sublayer adds, its FedAdapter applied if it has one."""
   adapter = getattr(block, f'{name}_adapter', None)
   return branch if adapter is None else adapter(read, branch)

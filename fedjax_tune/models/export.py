@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import pathlib
-from typing import Any
 
 from flax import traverse_util
 import numpy as np
@@ -15,7 +14,10 @@ import safetensors.numpy
 from fedjax_tune.data import tokenizer_export
 from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
 from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
-from fedjax_tune.typing import Tree
+from fedjax_tune.typing import (
+  Json,
+  Tree,
+)
 
 # Axes that no client selects.
 _FIXED = frozenset({'vocab', 'token', 'type', 'patch', 'prefix'})
@@ -36,9 +38,7 @@ def fuse(base: Tree, theta: Tree, scale: float) -> Tree:
     Float32 parameters without `lora_a` and `lora_b`: kernels are W + scale A B.
   """
   flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(theta)
-  flat: dict[layouts.Path, Any] = {
-    path: np.asarray(leaf, np.float32) for path, leaf in flat.items()
-  }
+  flat = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
   for path in [path for path in flat if path[-1] == 'lora_a']:
     a, b = flat.pop(path), flat.pop((*path[:-1], 'lora_b'))
     kernel = flat[*path[:-1], 'kernel']
@@ -267,5 +267,5 @@ def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+def _write_json(path: pathlib.Path, value: Json) -> None:
   path.write_text(json.dumps(value, indent=2) + '\n')

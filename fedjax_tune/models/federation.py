@@ -8,15 +8,14 @@ one tree, and dispatch, aggregation and coverage need to know nothing more.
 
 from collections.abc import Collection, Mapping
 import dataclasses
-from typing import Any
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.models.foundation import Foundation
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.models.foundation import Foundation, Model
+from fedjax_tune.typing import Allocation, Axes, Path, Tree
 
 # Shared parameters are stacked on 'site' where a model stacks them on 'layer'.
 SITE = 'site'
@@ -98,7 +97,7 @@ class Federation:
     """Returns the frozen parameters of a client."""
     return base[self._name(alloc)]
 
-  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Model:
     """Builds the model that a client of a tier runs; see `Foundation`."""
     name = self._name(alloc)
     tier, sites = self.tiers[name], self.sites[name]
@@ -154,8 +153,8 @@ def federate(
     )
   num = sites or least
   places = {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
-  theta: dict[str, Any] = {'shared': {}}
-  axes: dict[str, Any] = {'shared': {}}
+  theta: dict[str, dict[Path, jax.Array]] = {'shared': {}}
+  axes: dict[str, dict[Path, tuple[str, ...]]] = {'shared': {}}
   for name, tier in tiers.items():
     leaves, names = _flat(tier.theta), _flat(tier.axes)
     own = [path for path in leaves if path[-1] not in shared]
@@ -178,6 +177,6 @@ def federate(
   return Federation(tiers, places, nest(theta), nest(axes))
 
 
-def _flat(tree: Tree) -> dict[tuple[str, ...], Any]:
+def _flat(tree: Tree) -> dict[Path, Tree]:
   """Returns the leaves of a nested dict by path; a leaf is no dict."""
   return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]

@@ -2,14 +2,43 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from flax import nnx
 import jax
 
 from fedjax_tune import selection
 from fedjax_tune.models import linear
-from fedjax_tune.typing import Allocation, Axes, Tree
+from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Tree
+
+T = TypeVar('T')
+
+
+class Model(Protocol):
+  """What a client runs: one of the models beside, around arrays of its own."""
+
+  # Which modules these two have depends on the family.
+  embed: Any
+  blocks: Any
+  head: linear.Linear
+
+  def __call__(
+    self, inputs: Inputs, layers: AnyArray, /, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns what the task reads, after the blocks of these ids."""
+    ...
+
+  def tokens(
+    self, inputs: Inputs, layers: AnyArray, /, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns all tokens after the blocks, [B, T, D]."""
+    ...
+
+  def class_tokens(
+    self, inputs: Inputs, layers: AnyArray, /, *, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns what a classifier reads after each block, [N, B, D]."""
+    ...
 
 
 class Models(Protocol):
@@ -39,7 +68,7 @@ class Models(Protocol):
     """Returns the frozen parameters of a client."""
     ...
 
-  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Model:
     """Builds the model that a client runs."""
     ...
 
@@ -57,18 +86,18 @@ class Foundation:
     depth: Number of blocks.
   """
 
-  graph: Any
+  graph: nnx.GraphDef
   theta: Tree
   base: Tree
   axes: Axes
   base_axes: Axes
   depth: int
 
-  def merge(self, base: Tree, theta: Tree) -> Any:
+  def merge(self, base: Tree, theta: Tree) -> Model:
     """Rebuilds the model around other arrays."""
     return nnx.merge(self.graph, nnx.State(theta), nnx.State(base))
 
-  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Any:
+  def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Model:
     """Builds the model that a client runs.
 
     Args:
@@ -87,7 +116,7 @@ class Foundation:
     return selection.select_within(base, self.base_axes, alloc)
 
 
-def split(model: nnx.Module, depth: int) -> Foundation:
+def split(model: nnx.Module | Model, depth: int) -> Foundation:
   """Splits a model by variable type: `nnx.Param` trains, the rest does not."""
   graph, theta, base = nnx.split(model, nnx.Param, ...)
   return Foundation(
@@ -114,7 +143,7 @@ def release(model: nnx.Module, trains: Callable[[str], bool]) -> None:
         setattr(module, name, linear.Tuned(held[...], axes=axes))
 
 
-def _axes(state: Any) -> Axes:
+def _axes(state: nnx.State) -> Axes:
   is_variable = lambda v: isinstance(v, nnx.Variable)
   named = jax.tree.map(
     lambda v: v.get_metadata('axes'), state, is_leaf=is_variable
@@ -122,7 +151,7 @@ def _axes(state: Any) -> Axes:
   return nnx.to_pure_dict(named)
 
 
-def ground(base: Tree, added: Tree) -> Tree:
+def add_frozen(base: Tree, added: Tree) -> Tree:
   """Adds to some of the frozen parameters.
 
   Args:
@@ -135,7 +164,7 @@ def ground(base: Tree, added: Tree) -> Tree:
   if not added:
     return base
   return {
-    name: ground(part, added[name]) if name in added else part
+    name: add_frozen(part, added[name]) if name in added else part
     for name, part in base.items()
   }
 
@@ -161,7 +190,7 @@ def cut(found: Foundation, amounts: Mapping[str, int]) -> Foundation:
   )
 
 
-def narrow(model: Any, amounts: Mapping[str, int]) -> Any:
+def narrow(model: T, amounts: Mapping[str, int]) -> T:
   """Returns a model cut to the first parameters along each named axis.
 
   Args:

@@ -1,13 +1,13 @@
 """The tokenizer in a GGUF file: the byte-level BPE of SmolLM."""
 
-from collections.abc import Mapping
 import json
 import os
 import pathlib
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+
+from fedjax_tune.typing import Record
 
 _TOKENS, _MERGES, _KINDS = REQUIRED = (
   'tokenizer.ggml.tokens',
@@ -20,7 +20,7 @@ REQUIRED += ('tokenizer.ggml.model', 'tokenizer.ggml.pre')
 _CONTROL, _USER_DEFINED = 3, 4
 
 
-def check(found: Mapping[str, Any], path: pathlib.Path) -> None:
+def check(found: Record, path: pathlib.Path) -> None:
   """Checks the fields in `REQUIRED`, which are there, against each other.
 
   Raises:
@@ -52,7 +52,7 @@ def check(found: Mapping[str, Any], path: pathlib.Path) -> None:
       )
 
 
-def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
+def write(found: Record, folder: pathlib.Path) -> None:
   """Writes it as tokenizer.json, where each digit is a word of its own."""
   tokens = found[_TOKENS]
   merges = [tuple(m.split(' ', 1)) for m in found[_MERGES]]

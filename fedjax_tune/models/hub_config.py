@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import pathlib
-from typing import Any
 
 from fedjax_tune.models import backbone, hub_fields, hub_llama, layouts
 from fedjax_tune.models.sizes import (
@@ -11,6 +10,7 @@ from fedjax_tune.models.sizes import (
   TextConfig,
   ViTConfig,
 )
+from fedjax_tune.typing import Json
 
 _TEXT = ('bert', 'roberta', 'distilbert')
 
@@ -48,7 +48,7 @@ _CLASSES = {
 }
 
 
-def parse(raw: dict[str, Any], path: pathlib.Path) -> Config:
+def parse(raw: Json, path: pathlib.Path) -> Config:
   """Translates config.json.
 
   Args:
@@ -71,9 +71,7 @@ def parse(raw: dict[str, Any], path: pathlib.Path) -> Config:
   return _image_config(raw, family, path)
 
 
-def _image_config(
-  raw: dict[str, Any], family: str, path: pathlib.Path
-) -> ViTConfig:
+def _image_config(raw: Json, family: str, path: pathlib.Path) -> ViTConfig:
   hub_fields.check_supported(raw, _SUPPORTED_IMAGE, path)
   sizes = _block_sizes(raw, path, {})
   dinov2 = family == 'dinov2'
@@ -99,9 +97,7 @@ def _image_config(
   )
 
 
-def _text_config(
-  raw: dict[str, Any], family: str, path: pathlib.Path
-) -> TextConfig:
+def _text_config(raw: Json, family: str, path: pathlib.Path) -> TextConfig:
   distilbert = family == 'distilbert'
   if distilbert:
     # Its code has no other epsilon, and no types.
@@ -138,8 +134,8 @@ def _text_config(
 
 
 def _block_sizes(
-  raw: dict[str, Any], path: pathlib.Path, names: Mapping[str, str]
-) -> dict[str, Any]:
+  raw: Json, path: pathlib.Path, names: Mapping[str, str]
+) -> Json:
   """Reads the sizes that every family has, under these names or BERT's."""
   width, count, blocks = (
     names.get(name, name)
@@ -161,7 +157,7 @@ def _block_sizes(
   return {'depth': depth, 'embed': embed, 'heads': heads}
 
 
-def render(config: Config, label_names: Sequence[str]) -> dict[str, Any]:
+def render(config: Config, label_names: Sequence[str]) -> Json:
   """Returns the config.json of a model with its head."""
   name = _CLASSES[config.family]
   common = {

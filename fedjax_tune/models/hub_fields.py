@@ -10,6 +10,7 @@ from typing import Any
 
 from fedjax_tune.data import json_files
 from fedjax_tune.models.sizes import DecoderConfig, TextConfig
+from fedjax_tune.typing import Json
 
 # No count of a model is larger: positions and tokens are int32.
 _LARGEST = 2**31 - 1
@@ -17,7 +18,7 @@ _LARGEST = 2**31 - 1
 _MAX_BYTES = 16 * 2**20
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> Json:
   """Reads a JSON object.
 
   Raises:
@@ -29,9 +30,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return json_files.read_object(path, _MAX_BYTES)
 
 
-def check_supported(
-  raw: dict[str, Any], supported: dict[str, Any], path: pathlib.Path
-) -> None:
+def check_supported(raw: Json, supported: Json, path: pathlib.Path) -> None:
   """Raises a ValueError where a field is there and has another value."""
   for field, value in supported.items():
     found = raw.get(field, value)
@@ -41,11 +40,9 @@ def check_supported(
       )
 
 
-def integer(
-  raw: dict[str, Any], field: str, path: pathlib.Path, least: int = 1
-) -> int:
+def integer(raw: Json, field: str, path: pathlib.Path, least: int = 1) -> int:
   """Returns a field that must be a whole number, of at least `least`."""
-  value: Any = raw.get(field)
+  value: object = raw.get(field)
   if type(value) is not int or not least <= value <= _LARGEST:
     rule = 'positive' if least else 'non-negative'
     raise ValueError(
@@ -54,16 +51,16 @@ def integer(
   return value
 
 
-def square(raw: dict[str, Any], field: str, path: pathlib.Path) -> int:
+def square(raw: Json, field: str, path: pathlib.Path) -> int:
   """Returns the side of a square, which may be there as [height, width]."""
-  value: Any = raw.get(field)
+  value: object = raw.get(field)
   if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
     return integer({field: value[0]}, field, path)
   return integer(raw, field, path)
 
 
 def number(
-  raw: dict[str, Any],
+  raw: Json,
   field: str,
   path: pathlib.Path,
   *,
@@ -72,6 +69,7 @@ def number(
   most: float = 1e12,
 ) -> float:
   """Returns a field that must be a finite number in a range."""
+  # Any, since pyright does not see what `type(value) in` says.
   value: Any = raw.get(field)
   fits = type(value) in (int, float) and above < value <= most
   if not fits or not value >= least:
@@ -83,9 +81,7 @@ def number(
   return float(value)
 
 
-def boolean(
-  raw: dict[str, Any], field: str, path: pathlib.Path, default: bool
-) -> bool:
+def boolean(raw: Json, field: str, path: pathlib.Path, default: bool) -> bool:
   """Returns a field that must be true or false if it is there."""
   value = raw.get(field, default)
   if type(value) is not bool:
@@ -95,14 +91,12 @@ def boolean(
   return value
 
 
-def epsilon(
-  raw: dict[str, Any], field: str, path: pathlib.Path, default: float
-) -> float:
+def epsilon(raw: Json, field: str, path: pathlib.Path, default: float) -> float:
   """Returns the epsilon of a norm; with 0 a constant row would give NaN."""
   return number({field: default} | raw, field, path, above=0, most=0.5)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   """Shows a value, or the beginning of a long one."""
   shown = repr(value)
   return shown if len(shown) <= 60 else shown[:57] + '...'

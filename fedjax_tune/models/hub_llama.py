@@ -1,10 +1,10 @@
 """config.json of Llama, read and written."""
 
 import pathlib
-from typing import Any
 
 from fedjax_tune.models import hub_fields, hub_rope
 from fedjax_tune.models.sizes import DecoderConfig
+from fedjax_tune.typing import Json
 
 _SUPPORTED = {
   'hidden_act': 'silu',
@@ -14,7 +14,7 @@ _SUPPORTED = {
 _LONGEST = 'max_position_embeddings'
 
 
-def parse(raw: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
+def parse(raw: Json, path: pathlib.Path) -> DecoderConfig:
   """Translates config.json; see `hub_config.parse`."""
   hub_fields.check_supported(raw, _SUPPORTED, path)
   queries = hub_fields.integer(raw, 'num_attention_heads', path)
@@ -56,7 +56,7 @@ def parse(raw: dict[str, Any], path: pathlib.Path) -> DecoderConfig:
   return config
 
 
-def _padding(raw: dict[str, Any], path: pathlib.Path) -> int:
+def _padding(raw: Json, path: pathlib.Path) -> int:
   """Returns the padding token, or if there is none the end of a text."""
   if raw.get('pad_token_id') is not None:
     return hub_fields.integer(raw, 'pad_token_id', path, least=0)
@@ -67,7 +67,7 @@ def _padding(raw: dict[str, Any], path: pathlib.Path) -> int:
   )
 
 
-def render(config: DecoderConfig) -> dict[str, Any]:
+def render(config: DecoderConfig) -> Json:
   """Returns what config.json has besides the fields of every family."""
   fields = {
     'hidden_act': 'silu',

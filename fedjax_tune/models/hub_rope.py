@@ -7,10 +7,10 @@ one outside (configuration_utils.py, `convert_rope_params_to_dict`).
 """
 
 import pathlib
-from typing import Any
 
 from fedjax_tune.models import hub_fields
 from fedjax_tune.models.rope import KINDS, Rope
+from fedjax_tune.typing import Json
 
 _LENGTH = 'original_max_position_embeddings'
 # The least value of each kind's options, and the options it can do without.
@@ -29,7 +29,7 @@ _KNOWN |= {'truncate', 'low_freq_factor', 'high_freq_factor', 'factor'}
 _KNOWN |= {'long_factor', 'short_factor', *_OPTIONAL}
 
 
-def parse(raw: dict[str, Any], positions: int, path: pathlib.Path) -> Rope:
+def parse(raw: Json, positions: int, path: pathlib.Path) -> Rope:
   """Reads rotary positions.
 
   Args:
@@ -83,9 +83,7 @@ def parse(raw: dict[str, Any], positions: int, path: pathlib.Path) -> Rope:
   return Rope(base, kind, tuple(options.items()))
 
 
-def _find(
-  raw: dict[str, Any], path: pathlib.Path
-) -> tuple[str, dict[str, Any]]:
+def _find(raw: Json, path: pathlib.Path) -> tuple[str, Json]:
   """Returns the field that says it, and what it holds."""
   for field in ('rope_scaling', 'rope_parameters'):
     value = raw.get(field)
@@ -96,7 +94,7 @@ def _find(
   return 'rope_parameters', {}
 
 
-def render(rope: Rope) -> dict[str, Any]:
+def render(rope: Rope) -> Json:
   """Returns its fields in config.json, for readers of both versions."""
   said = {'rope_type': rope.kind} | dict(rope.options)
   parameters = said | {'rope_theta': rope.base}

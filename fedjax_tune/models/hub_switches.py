@@ -9,10 +9,11 @@ no list here are named.
 
 import pathlib
 import re
-from typing import Any
+
+from fedjax_tune.typing import Json
 
 # Fields that must say nothing (null, false, 0, empty), or one of these values.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[object, ...]] = {
   # Other weights, or other code that reads them.
   'auto_map': (),
   'compression_config': (),
@@ -129,7 +130,7 @@ _CLASSES = {
 }
 
 
-def check(raw: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
+def check(raw: Json, path: pathlib.Path) -> tuple[str, ...]:
   """Checks the fields of config.json that no one reads.
 
   Args:
@@ -170,7 +171,7 @@ def check(raw: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
   return (f'{path}: fields that are not known here, and not read: {shown}.',)
 
 
-def _check_classes(raw: dict[str, Any], path: pathlib.Path) -> None:
+def _check_classes(raw: Json, path: pathlib.Path) -> None:
   """Raises a ValueError where `architectures` is of another family."""
   classes = raw.get('architectures') or []
   if not isinstance(classes, list):
@@ -185,7 +186,7 @@ def _check_classes(raw: dict[str, Any], path: pathlib.Path) -> None:
       )
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
   """Shows a value, or just the method of a quantisation."""
   if isinstance(value, dict) and 'quant_method' in value:
     return f'{{quant_method: {value["quant_method"]!r}, ...}}'

@@ -5,14 +5,14 @@ One table of names serves both directions. A parameter that is stacked here, on
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from flax import nnx
 import numpy as np
 
 from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.typing import Path
 
-# Our path to a parameter: ('blocks', 'attn', 'q', 'kernel').
-Path = tuple[str, ...]
 # Names of modules, and of parameters outside any: first those in the hub's
 # files, then those of the modules of transformers 5.
 _Names = dict[str, tuple[str, ...]]
@@ -148,7 +148,7 @@ class Place(NamedTuple):
     return np.stack(rows).reshape(shape)
 
 
-def place(config: Config, path: Path, variable: Any) -> Place:
+def place(config: Config, path: Path, variable: nnx.Variable) -> Place:
   """Finds the place of one of a model's variables.
 
   Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
 import jax
@@ -19,6 +19,8 @@ class Frozen(nnx.Variable):
 class Tuned(nnx.Param):
   """A parameter of the foundation model that clients train."""
 
+
+V = TypeVar('V', bound=nnx.Variable)
 
 # One axis of a parameter: its name and its size.
 Axis = tuple[str, int]
@@ -54,7 +56,7 @@ def _names(axes: tuple[Axis, ...]) -> tuple[str, ...]:
   return tuple(name for name, _ in axes)
 
 
-def variable(kind: type, value: Array, axes: tuple[Axis, ...]) -> Any:
+def variable(kind: type[V], value: Array, axes: tuple[Axis, ...]) -> V:
   """Wraps an array in an NNX variable that carries its axis names."""
   return kind(value, axes=_names(axes))
 
@@ -94,11 +96,14 @@ class Linear(nnx.Module):
     fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
     biases = variable(kind, fill(stack + outs), stack + outs) if bias else None
+    # Any, since a layer without one asks before it reads.
     self.bias: Any = biases
     if adapter:
       rank = (('rank', adapter.rank),)
       axes_a, axes_b = stack + ins + rank, stack + rank + outs
-      self.lora_a = variable(nnx.LoRAParam, uniform(axes_a), axes_a)
+      self.lora_a: nnx.Variable = variable(
+        nnx.LoRAParam, uniform(axes_a), axes_a
+      )
       zeros = jnp.zeros(_sizes(axes_b))
       self.lora_b = variable(nnx.LoRAParam, zeros, axes_b)
 
@@ -110,9 +115,8 @@ class Linear(nnx.Module):
     width = math.prod(kernel.shape[: self.num_ins])
     flat = x.reshape(-1, width)
     kernel = kernel.reshape(width, -1)
-    y: Any
     if self.adapter is None:
-      y = flat @ kernel
+      y: Array = flat @ kernel
     else:
       rate, seed = 0.0, jnp.zeros(2, jnp.uint32)
       if key is not None and self.adapter.dropout:

@@ -7,7 +7,7 @@ each head's queries and keys, on which rotary positions work in pairs; here
 they are put side by side again, as Hugging Face has them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 import dataclasses
 import os
 import pathlib
@@ -24,6 +24,7 @@ from fedjax_tune.models import (
   hub_llama,
   sizes,
 )
+from fedjax_tune.typing import Record
 
 _SUPPORTED = {
   'general.architecture': 'llama',
@@ -115,7 +116,7 @@ def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
 
 
 def _config(
-  found: Mapping[str, Any], names: Collection[str], path: pathlib.Path
+  found: Record, names: Collection[str], path: pathlib.Path
 ) -> sizes.DecoderConfig:
   """Reads the sizes; a field that is not known here is refused."""
   for name in _REQUIRED:

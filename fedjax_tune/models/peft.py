@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
@@ -200,7 +199,9 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
   return {}
 
 
-def _overlay(tree: Tree, params: Tree, place: Callable[[Any], Any]) -> Tree:
+def _overlay(
+  tree: Tree, params: Tree, place: Callable[[np.ndarray], Tree]
+) -> Tree:
   """Replaces the leaves of a model's tree that were loaded."""
   if not isinstance(tree, dict):
     return place(params)

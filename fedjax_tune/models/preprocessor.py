@@ -11,10 +11,10 @@ import dataclasses
 import math
 import pathlib
 import sys
-from typing import Any
 
 from fedjax_tune.models import hub_fields
 from fedjax_tune.models.sizes import ViTConfig
+from fedjax_tune.typing import Json
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,9 +43,7 @@ _FIELDS |= {'image_mean', 'image_std', 'do_rescale', 'rescale_factor'}
 _Channels = tuple[float, float, float]
 
 
-def parse(
-  raw: dict[str, Any], config: ViTConfig, path: pathlib.Path
-) -> ViTConfig:
+def parse(raw: Json, config: ViTConfig, path: pathlib.Path) -> ViTConfig:
   """Returns the sizes with what a file says of pixels' values.
 
   Fields that are missing have the defaults of `transformers` for the type of
@@ -84,9 +82,7 @@ def parse(
   return dataclasses.replace(config, mean=mean, std=std)
 
 
-def find_nested(
-  raw: dict[str, Any], path: pathlib.Path
-) -> dict[str, Any] | None:
+def find_nested(raw: Json, path: pathlib.Path) -> Json | None:
   """Returns what processor_config.json says of pictures, or None.
 
   Raises:
@@ -103,7 +99,7 @@ def find_nested(
   return nested
 
 
-def render(config: ViTConfig) -> dict[str, Any]:
+def render(config: ViTConfig) -> Json:
   """Returns the preprocessor_config.json that makes inputs as training did."""
   side = config.image_size
   return {
@@ -121,9 +117,7 @@ def render(config: ViTConfig) -> dict[str, Any]:
   }
 
 
-def _find_type(
-  raw: dict[str, Any], config: ViTConfig, path: pathlib.Path
-) -> str:
+def _find_type(raw: Json, config: ViTConfig, path: pathlib.Path) -> str:
   """Returns the type without what older files, and backends, add to it."""
   field, old = 'image_processor_type', 'feature_extractor_type'
   given = name = raw.get(field)
@@ -139,7 +133,7 @@ def _find_type(
   return name
 
 
-def _switch(raw: dict[str, Any], field: str, path: pathlib.Path) -> bool:
+def _switch(raw: Json, field: str, path: pathlib.Path) -> bool:
   value = raw.get(field, True)
   if not isinstance(value, bool):
     raise ValueError(f'{path}: {field}={value!r} must be true or false.')
@@ -147,7 +141,7 @@ def _switch(raw: dict[str, Any], field: str, path: pathlib.Path) -> bool:
 
 
 def _channels(
-  raw: dict[str, Any],
+  raw: Json,
   field: str,
   default: _Channels,
   path: pathlib.Path,
@@ -168,7 +162,7 @@ def _scale(channels: _Channels, unit: float) -> _Channels:
   return red / unit, green / unit, blue / unit
 
 
-def _factor(raw: dict[str, Any], path: pathlib.Path) -> float:
+def _factor(raw: Json, path: pathlib.Path) -> float:
   value = raw.get('rescale_factor', _FACTOR)
   if not _is_number(value) or value <= 0:
     raise ValueError(
@@ -177,6 +171,7 @@ def _factor(raw: dict[str, Any], path: pathlib.Path) -> float:
   return float(value)
 
 
-def _is_number(value: Any) -> bool:
-  numeric = isinstance(value, int | float) and not isinstance(value, bool)
-  return numeric and abs(value) <= sys.float_info.max
+def _is_number(value: object) -> bool:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  return abs(value) <= sys.float_info.max

@@ -4,7 +4,6 @@ Both call the axis of these tokens 'prompt'.
 """
 
 import math
-from typing import Any
 
 from flax import nnx
 import jax
@@ -45,14 +44,14 @@ def text_bound() -> float:
   return DEVIATION * math.sqrt(3)
 
 
-def repeat(trained: Any, x: Array) -> Array:
+def repeat(trained: nnx.Variable, x: Array) -> Array:
   """Returns a parameter once for each example of `x`, in its type."""
   value = trained[...].astype(x.dtype)
   return jnp.broadcast_to(value, (len(x), *value.shape))
 
 
 def insert(
-  x_BxTxD: Float[Array, 'B T D'], prompt: Any, at: int
+  x_BxTxD: Float[Array, 'B T D'], prompt: nnx.Variable, at: int
 ) -> Float[Array, 'B N D']:
   """Puts prompts before token `at`."""
   prompt_BxPxD = repeat(prompt, x_BxTxD)
@@ -98,7 +97,7 @@ class Prefix(nnx.Module):
   def __init__(self, config: BlockSizes, rngs: nnx.Rngs) -> None:
     axes, prompt = Axes.of(config), ('prompt', config.prefixes)
 
-    def tokens(width: linear.Axis) -> Any:
+    def tokens(width: linear.Axis) -> nnx.Variable:
       wide = (axes.layer, prompt, axes.heads, width)
       shape = tuple(size for _, size in wide)
       drawn = DEVIATION * jax.random.normal(rngs.params(), shape)

@@ -1,9 +1,8 @@
 """Runs a selection of stacked blocks, one after another."""
 
-from typing import Any
-
 from flax import nnx
 import jax
+from jax.extend.core import Primitive
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_tune.models.block import Keys
@@ -13,7 +12,7 @@ _VIEWS = frozenset(
 )
 
 
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_kept(primitive: Primitive, *_: object, **__: object) -> bool:
   """Keeps all but the taken frozen weights for the backward pass.
 
   Keeping them would make a copy of every held block for every client of a
@@ -59,7 +58,7 @@ def run_blocks(
     return block(x, queries, Keys(key, layer), real_BxT)
 
   save = jax.checkpoint_policies.nothing_saveable if remat else _is_kept
-  run: Any = jax.checkpoint(
+  run = jax.checkpoint(
     block_of, static_argnums=3, policy=save, prevent_cse=False
   )
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import pathlib
-from typing import Any
 
 from fedjax_tune import config
 from fedjax_tune.data import tokens
@@ -119,11 +118,11 @@ def _load(
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
   """Returns the number of each tier's tokenizer; equal ones share a number."""
-  known: list[tuple[Any, ...]] = []
+  known: list[tuple[object, ...]] = []
   found = {}
   for tier in tiers:
     folder, cfg = tier.weights.tokenizer, tier.weights.config
-    reader: tuple[Any, ...] = ()
+    reader: tuple[object, ...] = ()
     if folder is not None and not isinstance(cfg, sizes.ViTConfig):
       tokenizer = tokens.load(folder, cfg.vocab)
       split = tokenizer.encode_special_tokens

@@ -1,13 +1,13 @@
 """TensorBoard's events of a run, written at once and without a thread."""
 
-from collections.abc import Mapping
 import pathlib
 import time
-from typing import Any
 
 import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
+
+from fedjax_tune.typing import Record
 
 _PREFIX = 'events'
 
@@ -26,7 +26,7 @@ class Board:
       path.unlink()
     self._file = event_file_writer.EventsWriter(str(folder / _PREFIX))
 
-  def write(self, rnd: int, metrics: Mapping[str, Any]) -> None:
+  def write(self, rnd: int, metrics: Record) -> None:
     """Adds the scalars among a round's metrics; None reads as NaN."""
     for name, value in metrics.items():
       if np.ndim(value) == 0:

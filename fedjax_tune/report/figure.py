@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker, transforms
+from matplotlib.typing import RcKeyType
 import numpy as np
 from scipy import optimize
 
@@ -23,11 +24,13 @@ COLORS = (
   '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A5C3E',
   '#8C8C8C',
 )  # fmt: skip
-_DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
+# How a line is broken up, in Matplotlib's words.
+Dash = str | tuple[int, tuple[float, ...]]
+_DASHES: tuple[Dash, ...] = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, FAINT, ALARM = '#222222', '#DDDDDD', '#D55E00'
 # 8.4 inches fill a README's column at about 100 dots an inch; 2x is sharp.
 _WIDTH, _DPI = 8.4, 200
-STYLE: Any = {
+STYLE: dict[RcKeyType, Any] = {
   'font.size': 9.5,
   'axes.titlesize': 10.5,
   'axes.titleweight': 'bold',
@@ -79,7 +82,7 @@ def drawing(
     fig.savefig(path)
 
 
-def line_styles() -> Iterator[tuple[str, Any]]:
+def line_styles() -> Iterator[tuple[str, Dash]]:
   """Yields the colour and dashes of one line after another.
 
   Colours come first; dashes tell lines apart once these run out.

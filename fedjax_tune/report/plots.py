@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import os
 import pathlib
 import re
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib import cm as mpl_cm
@@ -14,6 +13,7 @@ from matplotlib import ticker
 import numpy as np
 
 from fedjax_tune.report import figure, tables, writer
+from fedjax_tune.typing import Record
 
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
 
@@ -100,17 +100,19 @@ def plot_comparison(
 
 
 def _accuracy_figure(
-  rows: Sequence[Mapping[str, Any]], domain_names: Sequence[str]
+  rows: Sequence[Record], domain_names: Sequence[str]
 ) -> mpl_figure.Figure:
   fig = figure.new_figure(3.6)
   left, right = fig.subplots(1, 2, width_ratios=(2.2, 1))
   num_rounds = rows[-1]['round'] + 1
   labels = []
 
-  def line(key: str, name: str, color: str, **style: Any) -> None:
+  def line(key: str, name: str, color: str, **style: object) -> None:
     rounds, values = _curve(rows, key)
     if len(values):
-      left.plot(rounds, 100 * values, color=color, **style)
+      # One evaluation makes no line.
+      marker = 'o' if len(values) == 1 else None
+      left.plot(rounds, 100 * values, color=color, marker=marker, **style)
       end = 100 * values[-1]
       text = f'{tables.plain(name)}  {end:.1f}'
       labels.append(figure.EndLabel(rounds[-1], end, text, color))
@@ -136,10 +138,10 @@ def _accuracy_figure(
   return fig
 
 
-def _coverage_figure(rows: Sequence[Mapping[str, Any]]) -> mpl_figure.Figure:
+def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
   """Owners of each layer in each round; layers that nobody held stand out."""
   owners_LxT = np.array([row['coverage/layers'] for row in rows]).T
-  rounds = [row['round'] for row in rows]
+  rounds = [row['round'] + 1 for row in rows]
   num_layers, most = len(owners_LxT), max(1, int(owners_LxT.max()))
   fig = figure.new_figure(max(2.8, 1.3 + 0.17 * num_layers))
   left, right = fig.subplots(1, 2, width_ratios=(3.4, 1), sharey=True)
@@ -200,7 +202,10 @@ def _partition_figure(
     )  # fmt: skip
     bars.append(bar)
   ax.set(
-    title='Examples of each client, by class', ylim=(num_clients - 0.4, -0.6)
+    title='Examples of each client, by class',
+    xlabel='examples',
+    ylabel='client',
+    ylim=(num_clients - 0.4, -0.6),
   )
   step = max(1, num_clients // 40)
   ax.set_yticks(range(0, num_clients, step), list(client_names)[::step])
@@ -219,16 +224,14 @@ def _partition_figure(
   return fig
 
 
-def _curve(
-  rows: Sequence[Mapping[str, Any]], key: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _curve(rows: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
   """Rounds done, and values; null reads as NaN and leaves a gap."""
   pairs = [(row['round'] + 1, row[key]) for row in rows if key in row]
   table = np.array(pairs, dtype=float).reshape(-1, 2)
   return table[:, 0], table[:, 1]
 
 
-def _other_evaluations(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _other_evaluations(rows: Sequence[Record]) -> list[str]:
   """Keys like `eval/last/accuracy`: the same model read in another way."""
   keys = dict.fromkeys(key for row in rows for key in row)
   return [key for key in keys if re.fullmatch('eval/[^/]+/accuracy', key)]

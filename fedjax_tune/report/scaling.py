@@ -58,8 +58,19 @@ class Comparison:
     return [100 * p.accuracy[order] for p in self.points]
 
 
-def scaling_markdown(compared: Comparison) -> str:
+def scaling_table(compared: Comparison) -> tables.Terminal:
   """Tells mean and deviation of each order, a line a budget."""
+  return tables.Terminal(
+    f'{compared.metric} of subnetworks (%)', *_cells(compared)
+  )
+
+
+def scaling_markdown(compared: Comparison) -> str:
+  """The same as a Markdown table."""
+  return tables.markdown(*_cells(compared))
+
+
+def _cells(compared: Comparison) -> tables.Cells:
   full, orders = compared.full, compared.orders
   header = ['parameters', 'share %', 'subnetworks', *orders]
   cells = []
@@ -75,7 +86,7 @@ def scaling_markdown(compared: Comparison) -> str:
     )
   best = [f'{100 * full.accuracy[order]:.1f}' for order in orders]
   cells.append([tables.human_count(full.parameters), '100', '1', *best])
-  return tables.markdown(header, cells)
+  return header, cells
 
 
 def plot_curve(compared: Comparison, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 import textwrap
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -16,9 +15,11 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
+from fedjax_tune.typing import Record
+
 
 def comparison_table(
-  summaries: Sequence[Mapping[str, Any]],
+  summaries: Sequence[Record],
 ) -> rich_console.Group:
   """One row a method: mean and deviation over its seeds, for the terminal.
 
@@ -43,12 +44,12 @@ def comparison_table(
   return rich_console.Group(accuracy, costs)
 
 
-def comparison_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+def comparison_markdown(summaries: Sequence[Record]) -> str:
   """The same as a Markdown table."""
   return markdown(*_comparison_cells(summaries))
 
 
-def models_markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+def models_markdown(summaries: Sequence[Record]) -> str:
   """The accuracy of every model beside the one that counts.
 
   Args:
@@ -136,8 +137,8 @@ _COSTS = (
 Cells = tuple[list[str], list[list[str]]]
 
 
-def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> Cells:
-  groups: dict[str, list[Mapping[str, Any]]] = {}
+def _comparison_cells(summaries: Sequence[Record]) -> Cells:
+  groups: dict[str, list[Record]] = {}
   for summary in summaries:
     groups.setdefault(summary.get('label', summary['method']), []).append(
       summary
@@ -150,7 +151,7 @@ def _comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> Cells:
 
 
 def _comparison_row(
-  runs: Sequence[Mapping[str, Any]], domains: Sequence[str]
+  runs: Sequence[Record], domains: Sequence[str]
 ) -> list[str]:
   def mean(key: str, per: str | None = None, unit: float | int = 1) -> str:
     values = [_number(r[key]) / (r[per] if per else 1) / unit for r in runs]
@@ -168,7 +169,7 @@ def _comparison_row(
   ]
 
 
-def _domains(summary: Mapping[str, Any]) -> Mapping[str, float | int | None]:
+def _domains(summary: Record) -> Mapping[str, float | int | None]:
   return summary['accuracy_by_domain']
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from fedjax_tune.report import tables
+from fedjax_tune.typing import Record
 
 # Of the baseline's final accuracy; reaching its last points is slow, and luck.
 SHARE = 0.98
@@ -29,9 +29,7 @@ class Spent:
   simulated_s: float
 
 
-def spent_until(
-  rows: Sequence[Mapping[str, Any]], target: float
-) -> Spent | None:
+def spent_until(rows: Sequence[Record], target: float) -> Spent | None:
   """Returns what a run spent to reach an accuracy; None if it never did.
 
   Args:
@@ -50,7 +48,7 @@ def spent_until(
 
 
 def target_markdown(
-  runs: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], baseline: str
+  runs: Mapping[str, Mapping[int, Sequence[Record]]], baseline: str
 ) -> str:
   """Compares methods at the accuracy that a baseline ends with.
 

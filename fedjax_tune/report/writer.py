@@ -18,12 +18,12 @@ import math
 import os
 import pathlib
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from fedjax_tune import endings
 from fedjax_tune.report import board
+from fedjax_tune.typing import Record
 
 _FILE = 'metrics.jsonl'
 
@@ -76,7 +76,7 @@ class MetricsWriter:
     with quietly, contextlib.closing(self._file):
       self._board.close()
 
-  def write(self, rnd: int, metrics: Mapping[str, Any]) -> None:
+  def write(self, rnd: int, metrics: Record) -> None:
     """Appends one round.
 
     Args:
@@ -104,7 +104,7 @@ class MetricsWriter:
     return endings.storing(self._path)
 
 
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | os.PathLike[str]) -> list[Record]:
   """Reads back what a run wrote, one dict a round.
 
   Args:
@@ -132,12 +132,12 @@ def read_text(workdir: str | os.PathLike[str]) -> str:
   return path.read_text(encoding='utf-8', errors='replace')
 
 
-def parse(text: str) -> list[dict[str, Any]]:
+def parse(text: str) -> list[Record]:
   """Returns the rounds in the whole lines of `metrics.jsonl`."""
   return [json.loads(line) for line in text.splitlines()]
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(path: str | os.PathLike[str], obj: object) -> None:
   """Writes readable JSON in one piece: the old file, or all of the new one.
 
   Args:
@@ -168,7 +168,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     part.replace(path)
 
 
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read(path: pathlib.Path) -> list[Record]:
   """Reads the whole lines of a metrics file."""
   lines = read_text(path.parent).splitlines()
   rows = []
@@ -181,11 +181,11 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def _dumps(obj: Any, indent: int | None = None) -> str:
+def _dumps(obj: object, indent: int | None = None) -> str:
   return json.dumps(_plain(obj), indent=indent, allow_nan=False)
 
 
-def _plain(obj: Any) -> Any:
+def _plain(obj: object) -> object:
   """Turns NumPy data into Python's, and what is not finite into None."""
   if isinstance(obj, Mapping):
     return {str(key): _plain(value) for key, value in obj.items()}

@@ -5,9 +5,10 @@ import concurrent.futures
 import os
 import pathlib
 import types
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 import numpy as np
 
 from fedjax_tune import endings
@@ -104,7 +105,7 @@ class Checkpoints:
   """
 
   def __init__(
-    self, workdir: str | os.PathLike[str], every: int, run: Mapping[str, Any]
+    self, workdir: str | os.PathLike[str], every: int, run: Mapping[str, object]
   ) -> None:
     """Opens `workdir`/checkpoints for writing.
 
@@ -193,17 +194,17 @@ def _folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
   return pathlib.Path(workdir) / 'checkpoints'
 
 
-def _flat(tree: Tree) -> dict[str, Any]:
+def _flat(tree: Tree) -> dict[str, Tree]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _form(leaf: Any) -> str:
+def _form(leaf: ArrayLike) -> str:
   array = np.asarray(leaf)
   return f'{array.dtype}{list(array.shape)}'
 
 
-def _like(value: Any, leaf: Any) -> Any:
+def _like(value: np.ndarray, leaf: Tree) -> Tree:
   if isinstance(leaf, jax.Array):
     return jax.device_put(value, leaf.sharding)
   return value if isinstance(leaf, np.ndarray) else type(leaf)(value)

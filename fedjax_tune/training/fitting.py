@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from fedjax_tune import config
@@ -102,11 +101,8 @@ def column(fits: Sequence[fit.Fit], name: str) -> tuple[Any, ...]:
 
 
 def _batch(experiment: config.Experiment, train: corpus.Corpus) -> Batch:
-  """Returns the shapes of a batch of the longest examples."""
-  lead = experiment.local.batch_size
+  """Returns a batch of the longest examples; only its shapes count."""
+  first = np.zeros(experiment.local.batch_size, int)
   length = 0 if train.lengths is None else max(experiment.data.lengths)
-  one = np.zeros(1, int)
-  shape = lambda x: jax.ShapeDtypeStruct((lead, *x.shape[1:]), x.dtype)
-  inputs = jax.tree.map(shape, train.read(one, length))
-  valid = jax.ShapeDtypeStruct((lead,), np.bool_)
-  return Batch(inputs, shape(train.labels[one]), valid)
+  labels = train.labels[first]
+  return Batch(train.read(first, length), labels, np.ones(first.shape, bool))

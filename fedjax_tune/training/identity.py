@@ -4,7 +4,6 @@ Each checkpoint keeps it. A run that went on with anything else would end with
 numbers that no single run produces.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 import importlib.metadata
@@ -12,13 +11,17 @@ import json
 import os
 import pathlib
 import platform
-from typing import Any
 
 import jax
 
 import fedjax_tune
 from fedjax_tune.data import digest
+from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.training import build, workdir
+from fedjax_tune.typing import (
+  Json,
+  Record,
+)
 
 # The settings of jax.config that change draws or numbers.
 _SETTINGS = (
@@ -33,7 +36,7 @@ _SETTINGS = (
 )
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'pillow')
 
-Identity = Mapping[str, Any]
+Identity = Record
 
 
 def of(setup: build.Setup) -> Identity:
@@ -117,7 +120,7 @@ def follow(there: Identity, here: Identity, rounds: int) -> Identity:
   return {**here, 'earlier': earlier}
 
 
-def partition(setup: build.Setup) -> dict[str, Any]:
+def partition(setup: build.Setup) -> Json:
   """Returns who holds what: the content of `partition.json`."""
   indices = [[int(i) for i in held] for held in setup.partition.indices]
   return {'indices': indices, 'budgets': list(setup.budgets)}
@@ -129,12 +132,12 @@ def _hardware(setup: build.Setup) -> dict[str, str]:
   return {'devices': digest.of(devices)[:16]} if devices else {}
 
 
-def settings() -> dict[str, Any]:
+def settings() -> Json:
   """Returns the settings of JAX that change draws or numbers."""
   return {name: getattr(jax.config, name, None) for name in _SETTINGS}
 
 
-def machine(devices: int = 0) -> dict[str, Any]:
+def machine(devices: int = 0) -> Json:
   """Returns what a run's last bits may depend on besides its settings.
 
   Args:
@@ -142,7 +145,7 @@ def machine(devices: int = 0) -> dict[str, Any]:
   """
   first = jax.local_devices()[0]
   kind = f'{first.platform} {first.device_kind} {first.client.platform_version}'
-  own: dict[str, Any] = {'device': kind}
+  own: Json = {'device': kind}
   if first.platform == 'cpu':
     # LAPACK's results depend on the number of threads.
     own = {'device': f'cpu {_processor()}', 'cores': _cores()}
@@ -152,7 +155,7 @@ def machine(devices: int = 0) -> dict[str, Any]:
   return own | {'fedjax_tune': f'{fedjax_tune.__version__}, code {_code()}'}
 
 
-def _described(data: Any) -> str:
+def _described(data: Corpus) -> str:
   return f'{len(data)} examples, {data.fingerprint()[:16]}'
 
 

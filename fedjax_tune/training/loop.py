@@ -102,6 +102,8 @@ def train(
       # Nothing is refused from here on: the folder is this experiment's.
       folder.write_config(workdir, fields)
       console.print(table.cost_table(classes))
+      if kept and kept.rounds >= experiment.rounds:
+        console.print(f'All {kept.rounds} rounds are done; none is left.')
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
         train_rounds(run, kept, own, claim, signals, workdir, console)

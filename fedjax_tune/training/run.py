@@ -52,11 +52,8 @@ class Run:
       e.engine.chunk,
       e.engine.devices or jax.local_device_count(),
     )
-    for sig, program in self.engine.programs.compiled.items():
-      capacity.check_program(
-        _describe(sig, setup.sizes),
-        program.memory_analysis().temp_size_in_bytes,
-      )
+    for sig, size in self.engine.programs.temp_bytes().items():
+      capacity.check_program(_describe(sig, setup.sizes), size)
     self.costs: dict[Signature, Cost] = {
       sig: client_cost(
         setup.algorithm,
@@ -99,9 +96,9 @@ class Run:
       return jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
 
     one = np.zeros(1, int)
-    inputs = jax.tree.map(shape, train.read(one, sig.length))
-    valid = jax.ShapeDtypeStruct(lead, np.bool_)
-    return Batch(inputs, shape(train.labels[one]), valid)
+    inputs = train.read(one, sig.length)
+    batch = Batch(inputs, train.labels[one], np.zeros(1, bool))
+    return jax.tree.map(shape, batch)
 
   def start(
     self, kept: snapshot.Snapshot | None
@@ -233,7 +230,7 @@ class Run:
   def _class_cost(
     self, sig: Signature, cost: Cost, clients: int, traffic: Traffic
   ) -> table.ClassCost:
-    memory = self.engine.programs.compiled[sig].memory_analysis()
+    scratch = self.engine.programs.temp_bytes()[sig]
     held = cost.base_params + cost.theta_params
     return table.ClassCost(
       name=_describe(sig, self.setup.sizes),
@@ -245,7 +242,7 @@ class Run:
       uplink_bytes=traffic.uplink,
       downlink_bytes=traffic.downlink,
       flops_per_step=cost.flops,
-      peak_memory_bytes=cost.base_bytes + memory.temp_size_in_bytes,
+      peak_memory_bytes=cost.base_bytes + scratch,
     )
 
 

@@ -15,12 +15,12 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_tune.data import json_files
+from fedjax_tune.typing import Record
 
 _STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', 'about.json'
 # What a killed process was about to write, or to delete.
@@ -43,7 +43,7 @@ class Snapshot:
   """
 
   rounds: int
-  run: Mapping[str, Any]
+  run: Record
   rows: str
   leaves: Mapping[str, np.ndarray]
 
@@ -209,6 +209,6 @@ def _hash(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _seal(about: Mapping[str, Any]) -> str:
+def _seal(about: Mapping[str, object]) -> str:
   text = json.dumps(about, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

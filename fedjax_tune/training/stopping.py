@@ -1,7 +1,9 @@
 """How a run stands among its evaluations, and whether it ends early."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fedjax_tune.typing import Record
 
 
 class Standing(NamedTuple):
@@ -35,7 +37,7 @@ class Standing(NamedTuple):
     return self._replace(since=since)
 
 
-def standing(rows: Iterable[Mapping[str, Any]]) -> Standing:
+def standing(rows: Iterable[Record]) -> Standing:
   """Reads the standing off the rounds that a run wrote.
 
   It depends on those alone, so a resumed run stands where it stood.

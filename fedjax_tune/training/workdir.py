@@ -8,11 +8,12 @@ import json
 import os
 import pathlib
 import socket
-from typing import IO, Any
+from typing import IO
 
 from fedjax_tune import config, endings
 from fedjax_tune.data import json_files
 from fedjax_tune.training import snapshot
+from fedjax_tune.typing import Json
 
 _LOCK, _CONFIG = '.lock', 'config.json'
 
@@ -61,7 +62,9 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
 
 
 def check(
-  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
+  workdir: str | os.PathLike[str],
+  experiment: Mapping[str, object],
+  resume: bool,
 ) -> None:
   """Checks that an experiment may use a folder; writes nothing.
 
@@ -97,7 +100,9 @@ def check(
 
 
 def check_begun(
-  workdir: str | os.PathLike[str], experiment: Mapping[str, Any], resume: bool
+  workdir: str | os.PathLike[str],
+  experiment: Mapping[str, object],
+  resume: bool,
 ) -> None:
   """Checks that a run begun in a folder, if any, may go on.
 
@@ -120,8 +125,8 @@ def check_begun(
 
 
 def check_same(
-  there: Mapping[str, Any],
-  here: Mapping[str, Any],
+  there: Mapping[str, object],
+  here: Mapping[str, object],
   resume: bool,
   where: str,
 ) -> None:
@@ -149,7 +154,9 @@ def check_same(
     )
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(
+  there: Mapping[str, object], here: Mapping[str, object]
+) -> list[str]:
   """Returns a line for each name whose value differs."""
   say = lambda values, name: repr(values[name]) if name in values else 'nothing'
   return [
@@ -160,7 +167,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def write_config(
-  workdir: str | os.PathLike[str], experiment: Mapping[str, Any]
+  workdir: str | os.PathLike[str], experiment: Mapping[str, object]
 ) -> None:
   """Writes a run's `config.json`, in one piece."""
   path = pathlib.Path(workdir) / _CONFIG
@@ -188,7 +195,7 @@ def _take(workdir: pathlib.Path, lock: IO[bytes]) -> None:
     ) from error
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> Json:
   """Reads an experiment's fields."""
   try:
     found = json_files.read(path)
@@ -199,7 +206,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def _fields(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def _fields(tree: Mapping[str, object], prefix: str = '') -> Json:
   """Flattens nested fields to `{'lora.rank': 8}`, as JSON reads them back."""
   flat = {}
   for name, value in tree.items():

@@ -11,7 +11,6 @@ utils.py `evaluation_depthfl`).
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +31,16 @@ from fedjax_tune.engine.algorithm import (
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.depth import heads, layers
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.models.foundation import (
+  Foundation,
+  Model,
+)
 from fedjax_tune.selection import Selection
-from fedjax_tune.typing import Allocation
+from fedjax_tune.typing import (
+  Allocation,
+  AnyArray,
+  Inputs,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +135,7 @@ def distilling_client(task: Task, exits: Exits, ramp_rounds: int) -> Client:
   """
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     places = exits.of(len(layer_ids(context.held)))
     scores_ExBxK = _scores(model, batch.inputs, context.held, places, key)
@@ -151,7 +157,9 @@ def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:
     first: Which of 'ensemble' and 'last' is the headline.
   """
 
-  def predict(name: str, model: Any, held: Selection, inputs: Any) -> jax.Array:
+  def predict(
+    name: str, model: Model, held: Selection, inputs: Inputs
+  ) -> jax.Array:
     places = exits.of(len(layer_ids(held)))
     scores_ExBxK = _scores(model, inputs, held, places)
     return jnp.mean(scores_ExBxK, 0) if name == 'ensemble' else scores_ExBxK[-1]
@@ -168,7 +176,7 @@ def ramp(rnd: jax.Array, rounds: int) -> jax.Array:
 
 
 def distillation(
-  scores_ExBxK: Float[Array, 'E B K'], valid_B: Array
+  scores_ExBxK: Float[Array, 'E B K'], valid_B: AnyArray
 ) -> jax.Array:
   """Mutual self-distillation of classifiers at temperature 1.
 
@@ -189,8 +197,8 @@ def distillation(
 
 
 def _scores(
-  model: Any,
-  inputs: Any,
+  model: Model,
+  inputs: Inputs,
   held: Allocation,
   exits: tuple[int, ...],
   key: jax.Array | None = None,

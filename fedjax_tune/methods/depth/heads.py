@@ -1,15 +1,14 @@
 """Several classifiers on one model: `head` leaves with a leading axis."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_tune.data.tasks import Task
+from fedjax_tune.models.foundation import Model
 
 
 def scores(
-  model: Any, tokens_ExBxD: Float[Array, 'E B D']
+  model: Model, tokens_ExBxD: Float[Array, 'E B D']
 ) -> Float[Array, 'E B K']:
   """Applies classifier e of `model.head` (kernel [E, D, K]) to tokens e."""
   kernel_ExDxK = model.head.kernel[...]

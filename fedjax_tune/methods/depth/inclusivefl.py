@@ -9,7 +9,6 @@ the authors' code is github.com/Rachelxuan11/InclusiveFL (server.py
 from collections.abc import Mapping
 import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from fedjax_tune.engine.algorithm import (
   Client,
   Context,
   Evaluation,
+  GroupSums,
   LossAndSums,
   Update,
   average_held,
@@ -32,9 +32,16 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import heads, layers, uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.models.foundation import (
+  Foundation,
+  Model,
+)
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.typing import Allocation, Tree
+from fedjax_tune.typing import (
+  Allocation,
+  Inputs,
+  Tree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +108,7 @@ def client(task: Task) -> Client:
   """Returns the client that trains its size's own classifier."""
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     return task.loss(_logits(model, batch.inputs, context.held, key), batch)
 
@@ -132,9 +139,7 @@ def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:
     zeros = lambda x: jnp.zeros((num, *x.shape[1:]), x.dtype)
     return jax.tree.map(zeros, theta['blocks'])
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     update, _ = average_held(theta, sums, memory)
 
     def distill(delta, larger):
@@ -166,8 +171,8 @@ def _remember(
 
 
 def _logits(
-  model: Any,
-  inputs: Any,
+  model: Model,
+  inputs: Inputs,
   held: Allocation,
   key: jax.Array | None = None,
 ) -> jax.Array:

@@ -9,7 +9,6 @@ client's share of the examples.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from fedjax_tune.engine.algorithm import (
   Algorithm,
   Client,
   Context,
+  GroupSums,
   Sent,
   Update,
   covered_mean,
@@ -82,9 +82,7 @@ def aggregator(alpha: float, clients: int) -> Aggregator:
     clients: How many there are, N, in the cohort or not.
   """
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     del theta
     total: GroupSum = everyone(sums)
     move = lambda h, change: h - alpha * change / clients

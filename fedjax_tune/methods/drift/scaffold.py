@@ -7,7 +7,6 @@ option II. The paper has no code of its authors.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from fedjax_tune.engine.algorithm import (
   Algorithm,
   Client,
   Context,
+  GroupSums,
   Sent,
   Update,
   both_ways,
@@ -86,9 +86,7 @@ def aggregator(clients: int) -> Aggregator:
   def spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
     return {'theta': theta, 'variate': theta}, {'theta': axes, 'variate': axes}
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     del theta
     num, den = everyone(sums)
     move = lambda c, change: c + change / clients

@@ -13,7 +13,7 @@ adapters FedAdapter.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from fedjax_tune.engine.algorithm import (
   Client,
   Context,
   Evaluation,
+  GroupSums,
   Traffic,
   Update,
   average_held,
@@ -42,6 +43,8 @@ from fedjax_tune.models.federation import federate, tier_axis
 from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import Tree
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ def aggregator(
   """
 
   def merge_cores(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+    theta: Tree, sums: GroupSums, memory: Tree
   ) -> tuple[Update, Tree]:
     if own_branches:
       sums = {
@@ -222,7 +225,7 @@ def make_tiers(
   return Tiers(of_client, held, adapters)
 
 
-def _turn(values: Sequence[Any], client: int) -> Any:
+def _turn(values: Sequence[T], client: int) -> T:
   """Returns what a client has where clients take values in turn."""
   return values[client % len(values)]
 

@@ -11,7 +11,6 @@ the last layer drew.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +154,7 @@ def mask_name(paths: tuple[str, ...]) -> str:
 
 def _stop(blocks: Tree, path: str, mask: jax.Array, masked: Masked) -> Tree:
   module, name = path.split('.')
-  linear: Any = blocks[module][name]
+  linear = blocks[module][name]
   kernel = linear['kernel']
   layers, *shape = kernel.shape
   if masked.inputs:

@@ -17,7 +17,6 @@ of PriSM's authors; keep = 1 is what RaFFM's released forward pass computes.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,10 @@ from fedjax_tune.methods import compose, refusals
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import factored, foundation
-from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.models.foundation import (
+  Foundation,
+  Model,
+)
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Axes, Tree
 
@@ -118,7 +120,7 @@ def client(task: Task, frob_decay: float) -> Client:
   inner = fedavg_client(task)
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     total, metrics = inner.loss(model, batch, context, key)
     maps = [getattr(model.blocks.mlp, name) for name in _KERNELS]

@@ -21,10 +21,10 @@ ViT.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 from jaxtyping import Array, Bool, Float
 
 from fedjax_tune import config
@@ -67,7 +67,7 @@ def mask(theta: Tree, axes: Axes, keep: float, threshold: float) -> Tree:
       classifier must exceed. Biases, norms and embeddings are not pruned.
   """
 
-  def of(path: Any, leaf: Array, names: tuple[str, ...]) -> Array:
+  def of(path: KeyPath, leaf: Array, names: tuple[str, ...]) -> Array:
     keys = [p.key for p in path]
     if keys[0] == 'embed' or keys[-1] != 'kernel':
       return jnp.ones([1] * leaf.ndim, bool)

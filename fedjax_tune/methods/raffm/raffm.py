@@ -8,7 +8,6 @@ github.com/yusx-swapp/fedlib, demo/RaFFM.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
   Evaluation,
+  GroupSums,
   Update,
   covered_mean,
   fedavg_client,
@@ -31,7 +31,7 @@ from fedjax_tune.typing import Axes, Tree
 
 
 def participant_mean(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  theta: Tree, sums: GroupSums, memory: Tree
 ) -> tuple[Update, Tree]:
   """Divides what clients changed by the number of them all (rule P).
 
@@ -48,7 +48,7 @@ def participant_mean(
 
 
 def zero_filled_mean(
-  theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
+  theta: Tree, sums: GroupSums, memory: Tree
 ) -> tuple[Update, Tree]:
   """Averages parameters; what a client does not hold counts as zeros.
 

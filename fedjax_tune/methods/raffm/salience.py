@@ -13,7 +13,6 @@ a frequency and to a twin; models that have them (Llama) are refused.
 """
 
 from collections.abc import Container, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +102,7 @@ def reorder(tree: Tree, axes: Axes, order: Order) -> Tree:
     order: From `rank`.
   """
 
-  def move(leaf: Any, names: tuple[str, ...]) -> Any:
+  def move(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
     for dim, name in enumerate(names):
       if name in order:
         rows = [n for n in (*_ROWS, name) if n in names]

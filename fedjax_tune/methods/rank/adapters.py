@@ -2,24 +2,27 @@
 
 from collections.abc import Callable, Mapping
 import math
-from typing import Any
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fedjax_tune.typing import Axes, Tree
+from fedjax_tune.typing import (
+  Axes,
+  Path,
+  Tree,
+)
 
 _NAMES = ('lora_a', 'lora_b')
 
 # For the path of each adapted map, along how many axes it is stacked.
-Adapters = Mapping[tuple[str, ...], int]
+Adapters = Mapping[Path, int]
 
 
-def find(axes: Axes) -> dict[tuple[str, ...], int]:
+def find(axes: Axes) -> dict[Path, int]:
   """Finds the adapted maps of a tree by the axes of `lora_b`."""
-  flat: dict[Any, Any] = traverse_util.flatten_dict(axes)
+  flat: Tree = traverse_util.flatten_dict(axes)
   return {
     path[:-1]: names.index('rank')
     for path, names in flat.items()
@@ -27,7 +30,7 @@ def find(axes: Axes) -> dict[tuple[str, ...], int]:
   }
 
 
-def change(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def change(fn: Callable[..., Array], tree: Tree, *rest: Tree) -> Tree:
   """Applies a function to the leaves of LoRA; others are those of `tree`."""
 
   def apply(path, leaf, *others):
@@ -38,18 +41,18 @@ def change(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 def leaves(tree: Tree) -> list[Array]:
   """Lists the leaves of LoRA."""
-  flat: dict[Any, Any] = traverse_util.flatten_dict(tree)
+  flat: Tree = traverse_util.flatten_dict(tree)
   return [leaf for path, leaf in flat.items() if path[-1] in _NAMES]
 
 
-def pair(tree: Tree, path: tuple[str, ...]) -> tuple[Array, Array]:
+def pair(tree: Tree, path: Path) -> tuple[Array, Array]:
   """Returns A [*stack, *ins, R] and B [*stack, R, *outs] of a map."""
   for name in path:
     tree = tree[name]
   return tree['lora_a'], tree['lora_b']
 
 
-def replace(tree: Tree, pairs: Mapping[tuple[str, ...], tuple]) -> Tree:
+def replace(tree: Tree, pairs: Mapping[Path, tuple]) -> Tree:
   """Returns a tree with other A and B."""
   flat = traverse_util.flatten_dict(tree)
   for path, both in pairs.items():

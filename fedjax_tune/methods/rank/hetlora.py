@@ -6,7 +6,6 @@ figures were read; there is no code of its authors.
 """
 
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
@@ -27,6 +26,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
+from fedjax_tune.models.foundation import Model
 from fedjax_tune.typing import Tree
 
 
@@ -115,7 +115,7 @@ def pruned(
     return adapters.change_pairs(silence, held, pruning.adapted)
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     """Adds the norms of the tail; metrics are the task's."""
     total, metrics = inner.loss(model, batch, context, key)

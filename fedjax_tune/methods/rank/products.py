@@ -9,7 +9,6 @@ send, the factors.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from fedjax_tune.engine.algorithm import (
   Client,
   Context,
   Evaluation,
+  GroupSums,
   Sent,
   Traffic,
   Update,
@@ -76,9 +76,7 @@ def exact_mean(
     shapes = {'theta': theta, 'kernels': kernel_shapes(lora, theta)}
     return shapes, {'theta': axes, 'kernels': names}
 
-  def merge(
-    theta: Tree, sums: Mapping[Any, GroupSum], memory: Tree
-  ) -> tuple[Update, Tree]:
+  def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
     num, den = everyone(sums)
     parts = {name: GroupSum(num[name], den[name]) for name in num}
     update, _ = lora.padded_mean(theta, {'all': parts['theta']}, memory)

@@ -7,7 +7,6 @@ what sets these methods apart; a head is always averaged over all clients.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
@@ -30,7 +29,9 @@ from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters
 from fedjax_tune.models import foundation, linear
-from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.models.foundation import (
+  Foundation,
+)
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Axes, Tree
 
@@ -248,8 +249,8 @@ def _fedit(facts: Facts, found: Foundation) -> Algorithm:
 
 def _freeze_a(found: Foundation) -> Foundation:
   """Makes A frozen parameters: they don't train, and they don't travel."""
-  model: Any = found.merge(found.base, found.theta)
-  for _, module in nnx.iter_modules(model):
+  model = found.merge(found.base, found.theta)
+  for _, module in nnx.iter_graph(model):
     if isinstance(module, linear.Linear) and module.adapter:
       a = module.lora_a
       module.lora_a = linear.Frozen(a[...], axes=a.get_metadata('axes'))

@@ -8,7 +8,6 @@ transformer_server.py, config.yml).
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
@@ -21,6 +20,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import heterofl, rates
+from fedjax_tune.models.foundation import Model
 from fedjax_tune.selection import Selection
 
 # Axes inside heads, of queries and keys, and of values.
@@ -58,7 +58,7 @@ def mixing(client: Client, sizes: Mapping[str, int]) -> Client:
   """Returns the client whose heads are put together as the authors' are."""
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     mixed = _mix_heads(model, context.held, sizes, context.rnd)
     return client.loss(mixed, batch, context, key)
@@ -67,8 +67,8 @@ def mixing(client: Client, sizes: Mapping[str, int]) -> Client:
 
 
 def _mix_heads(
-  model: Any, held_by: Selection, sizes: Mapping[str, int], rnd: jax.Array
-) -> Any:
+  model: Model, held_by: Selection, sizes: Mapping[str, int], rnd: jax.Array
+) -> Model:
   """Returns a model whose heads are cut from a rolled, flat axis.
 
   Head h of the client has what stands at h n + j - rnd of the flat axis, n the

@@ -6,7 +6,6 @@ NeurIPS 2021, arXiv 2102.13451.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,8 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
 from fedjax_tune.models import foundation
+from fedjax_tune.models.foundation import Model
+from fedjax_tune.typing import AnyArray
 
 # Apart from the keys of dropout, which are those of full models.
 _DRAW = int.from_bytes(b'draw')
@@ -44,7 +45,7 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
   """
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     held, widest = context.held, widths.rate_of(context.sig)
     up_to_own = sorted({r for r in widths.rates if r <= widest})
@@ -67,7 +68,7 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
 
 
 def _divergence(
-  student_BxK: jax.Array, teacher_BxK: jax.Array, valid_B: jax.Array
+  student_BxK: jax.Array, teacher_BxK: jax.Array, valid_B: AnyArray
 ) -> jax.Array:
   """Mean KL divergence of the student from the fixed teacher."""
   fixed = jax.lax.stop_gradient(jax.nn.log_softmax(teacher_BxK))

@@ -8,7 +8,6 @@ the authors' code is the repository of that title of github.com/diaoenmao
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 from flax import nnx
 import jax
@@ -28,6 +27,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.group import Info
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
+from fedjax_tune.models.foundation import Model
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Allocation
 
@@ -52,7 +52,7 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
   scaler, masked_loss = options.scaler, options.masked_loss
 
   def loss(
-    model: Any, batch: Batch, context: Context, key: jax.Array
+    model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     rate = widths.rate_of(context.sig)
     if scaler and rate != 1:
@@ -104,7 +104,7 @@ _SCALED = frozenset(
 )
 
 
-def _scaled(model: Any, rate: float) -> Any:
+def _scaled(model: Model, rate: float) -> Model:
   """Returns the model with HeteroFL's Scaler behind its linear maps."""
   graph, state = nnx.split(model)
 
