@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -44,7 +45,9 @@ _MODELS = {
 
 
 def _batch(kind, examples):
-  zeros = lambda *lead, dtype=np.int32: np.zeros((examples, *lead), dtype)
+  def zeros(*lead: int, dtype: Any = np.int32) -> np.ndarray:
+    return np.zeros((examples, *lead), dtype)
+
   inputs = Tokens(zeros(_TOKENS), zeros(_TOKENS))
   if kind == 'vit':
     inputs = zeros(128, 128, 3, dtype=np.uint8)
