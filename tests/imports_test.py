@@ -69,7 +69,7 @@ def _files(place: str) -> list[pathlib.Path]:
 
 def test_every_room_has_its_place():
   there = {path.stem for path in (_ROOT / 'fedjax_tune').iterdir()}
-  assert there - {'__pycache__', 'py'} == set(_ROOMS)  # Of .
+  assert there - {'__pycache__', 'py'} == set(_ROOMS)  # py.typed
 
 
 def test_the_map_has_the_order():

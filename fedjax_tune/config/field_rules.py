@@ -144,7 +144,7 @@ RULES = {
   'clients.cohort_size': at_least(1),
   'clients.devices': _ANY,
   'clients.seed': _SEED,
-  'local.optimizer': one_of('sgd', 'adam', 'adamw'),
+  'local.optimizer': REGISTERED,
   'local.lr': _POSITIVE,
   'local.momentum': _FRACTION,
   'local.weight_decay': at_least(0),
@@ -156,12 +156,10 @@ RULES = {
   'local.prox': at_least(0),
   'local.decay': _DECAY,
   'local.decay_every': at_least(1),
-  'local.schedule': one_of('constant', 'linear', 'cosine', 'exponential'),
+  'local.schedule': REGISTERED,
   'local.gamma': _DECAY,
   'local.decay_mask': one_of('all', 'no_bias_norm'),
-  'server.optimizer': one_of(
-    'fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad'
-  ),
+  'server.optimizer': REGISTERED,
   'server.lr': _POSITIVE,
   'server.momentum': _FRACTION,
   'server.beta2': _FRACTION,
