@@ -176,6 +176,7 @@ RULES = {
   'depthfl.variant': one_of('published', 'fedra_port'),
   'depthfl.ramp_rounds': _RAMP,
   'depthfl.evaluate': one_of('', 'ensemble', 'last'),
+  'depthfl.feddyn': at_least(0),
   'width.rates': _DECAY,
   'width.axes': one_of('embed', 'heads', 'qk_dim', 'v_dim', 'ffn'),
   'width.scaler': _ANY,

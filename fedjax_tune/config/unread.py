@@ -180,6 +180,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'depthfl.variant': (_method('depthfl'),),
   'depthfl.ramp_rounds': (_method('depthfl'),),
   'depthfl.evaluate': (_method('depthfl'),),
+  'depthfl.feddyn': (_method('depthfl'),),
   'width.rates': (_WIDTH,),
   'width.axes': (_WIDTH,),
   'width.scaler': (_method('heterofl', 'fedrolex'),),

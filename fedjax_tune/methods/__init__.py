@@ -16,7 +16,7 @@ METHODS: dict[str, Method] = {
   'all_small': Method(uniform.build_all_small),
   'exclusivefl': Method(uniform.build_exclusivefl, uniform.check_exclusivefl),
   'inclusivefl': Method(inclusivefl.build, inclusivefl.check),
-  'depthfl': Method(depthfl.build),
+  'depthfl': Method(depthfl.build, depthfl.check),
   'raffm': Method(raffm.build, raffm.check),
   'heterofl': Method(heterofl.build, rates.check),
   'fedrolex': Method(fedrolex.build, fedrolex.check),
