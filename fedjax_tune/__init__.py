@@ -19,7 +19,8 @@ data set that it names or on arrays in memory:
 What a client holds is a `Selection`; `select`, `group_sum` and `coverage_mean`
 dispatch and aggregate. A method is an `Algorithm`: a rule (who holds what), a
 `Client` (how one trains), an `Aggregator` (what the server makes of it) and an
-`Evaluation`. `register_method` and `register_partition` add your own.
+`Evaluation`. `register_method`, `register_partition` and
+`register_server_optimizer` add your own.
 `client_update` trains one client on its own arrays, with its own loss.
 """
 
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
   from fedjax_tune.engine.client import Batch, client_update
   from fedjax_tune.engine.randomness import host_rng
   from fedjax_tune.methods.facts import Facts
-  from fedjax_tune.plugins import register_method, register_partition
+  from fedjax_tune.plugins import (
+    register_method,
+    register_partition,
+    register_server_optimizer,
+  )
   from fedjax_tune.selection import Selection, coverage_mean, group_sum, select
   from fedjax_tune.training.loop import train
 
@@ -59,6 +64,7 @@ __all__ = [
   'host_rng',
   'register_method',
   'register_partition',
+  'register_server_optimizer',
   'select',
   'train',
 ]
@@ -70,7 +76,11 @@ _HOMES = {
   'engine.algorithm': ['Aggregator', 'Algorithm', 'Client', 'Evaluation'],
   'engine.client': ['Batch', 'client_update'],
   'methods.facts': ['Facts'],
-  'plugins': ['register_method', 'register_partition'],
+  'plugins': [
+    'register_method',
+    'register_partition',
+    'register_server_optimizer',
+  ],
   'engine.randomness': ['host_rng'],
   'selection': ['Selection', 'coverage_mean', 'group_sum', 'select'],
   'training.loop': ['train'],

@@ -1,4 +1,4 @@
-"""What users add from their own modules: methods and ways to divide data.
+"""What users add: methods, ways to divide data, server optimizers.
 
 A module that registers something is named in an experiment's `imports`, so
 that every command, `--resume` and `launch.deploy` find it again: it must lie
@@ -16,6 +16,7 @@ from fedjax_tune import config
 from fedjax_tune.config import validate
 from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import rules
+from fedjax_tune.engine import local_optimizer, server
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Check, Facts, Method, accept
@@ -62,6 +63,22 @@ def register_partition(
     rules.NEED_CLASSES.add(name)
 
 
+def register_server_optimizer(name: str, build: server.Optimizer) -> None:
+  """Makes one known, as `--config.server.optimizer=name`.
+
+  Args:
+    name: What to call it.
+    build: The section `server` -> an optax optimizer, which is fed the negative
+      mean delta as if that were a gradient.
+
+  Raises:
+    ValueError: There is another one of that name.
+  """
+  there = server.OPTIMIZERS.get(name)
+  _check_name('server.optimizer', name, there, build)
+  server.OPTIMIZERS[name] = build
+
+
 def _check_name(
   kind: str,
   name: str,
@@ -84,6 +101,9 @@ def choices() -> dict[str, Collection[str]]:
   return {
     'method': tuple(METHODS),
     'clients.partition': rules.names(),
+    'local.optimizer': tuple(local_optimizer.OPTIMIZERS),
+    'local.schedule': tuple(local_optimizer.SCHEDULES),
+    'server.optimizer': tuple(server.OPTIMIZERS),
     'raffm.space': (*spaces.SPACES, *masks.PRESETS, 'custom'),
   }
 

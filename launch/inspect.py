@@ -34,14 +34,14 @@ def main(argv: list[str]) -> None:
   if devices:
     with console.status('Fitting'):
       fits = _fit(setup, devices)
-    console.print(table.fit_table(devices, fits))
+    console.print(table.fit_table(devices, fits, setup.sizes))
     return
   with console.status('Compiling'):
     run = Run(setup)
   loop.tell_unread(setup, console)
   console.print(overview.table(run))
   if setup.fits:
-    console.print(table.fit_table(setup.devices, setup.fits))
+    console.print(table.fit_table(setup.devices, setup.fits, setup.sizes))
   console.print(table.cost_table(run.class_costs()))
 
 

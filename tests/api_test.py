@@ -17,6 +17,7 @@ from fedjax_tune import plugins
 from fedjax_tune.config import validate
 from fedjax_tune.data import rules
 from fedjax_tune.deploy import finished
+from fedjax_tune.engine import server
 from fedjax_tune.methods import METHODS
 
 _SIDE = 16
@@ -179,11 +180,12 @@ _README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 def module(tmp_path, monkeypatch):
   """Writes a module where Python finds it; forgets what it registers."""
   monkeypatch.syspath_prepend(str(tmp_path))
-  methods, partitions = dict(METHODS), dict(rules.RULES)
+  registries = METHODS, rules.RULES, server.OPTIMIZERS
+  old = [set(known) for known in registries]
   before = set(sys.modules)
   yield lambda name, text: (tmp_path / f'{name}.py').write_text(text)
-  for known, old in ((METHODS, methods), (rules.RULES, partitions)):
-    for name in set(known) - set(old):
+  for known, names in zip(registries, old, strict=True):
+    for name in set(known) - names:
       del known[name]
   for name in set(sys.modules) - before:
     if name in ('drop_half', 'mine'):
@@ -225,6 +227,29 @@ def test_a_partition_of_your_own(tmp_path, module):
   assert written['indices'][1] == list(range(1, 48, 3))
 
 
+_OPTIMIZER = """
+import optax
+import fedjax_tune as ft
+
+ft.register_server_optimizer('half', lambda cfg: optax.sgd(cfg.lr / 2))
+"""
+
+
+def test_a_server_optimizer_of_your_own(tmp_path, module):
+  module('mine', _OPTIMIZER)
+  start = _experiment()
+  start.server.lr = 0.5
+  own = _experiment(imports=('mine',))
+  own.server.optimizer = 'half'
+  losses = []
+  for i, e in enumerate((start, own)):
+    ft.train(e, str(tmp_path / f'{i}'), data=_data())
+    lines = (tmp_path / f'{i}/metrics.jsonl').read_text().splitlines()
+    losses.append([json.loads(line)['train/loss'] for line in lines])
+  assert losses[0] == losses[1]
+  assert len(set(losses[0])) > 1
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
@@ -233,6 +258,10 @@ def test_a_partition_of_your_own(tmp_path, module):
     (
       'import fedjax_tune as ft\nft.register_method("fedra", print)',
       "method='fedra' must be another name",
+    ),
+    (
+      'import fedjax_tune as ft\nft.register_server_optimizer("fedavg", print)',
+      "server.optimizer='fedavg' must be another name",
     ),
     (
       'import fedjax_tune as ft\nft.register_partition("a b", print)',

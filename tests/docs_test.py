@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from fedjax_tune import plugins
+from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
+from fedjax_tune.data import builders
 from fedjax_tune.methods import METHODS
+from fedjax_tune.models import packaged
 from fedjax_tune.training import loop
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -51,6 +53,21 @@ def test_library_examples(monkeypatch):
 def test_readme_lists_the_methods():
   listed = re.findall(r'^\| `(\w+)` \|', _README, re.MULTILINE)
   assert sorted(listed) == sorted(METHODS)
+
+
+@pytest.mark.parametrize(
+  ('section', 'names'),
+  [
+    (config.Model, packaged.PACKAGED),
+    (config.Data, (*builders.OWN, *builders.DOMAINS)),
+    (config.Clients, plugins.choices()['clients.partition']),
+    (config.Local, plugins.choices()['local.optimizer']),
+    (config.Local, plugins.choices()['local.schedule']),
+    (config.Server, plugins.choices()['server.optimizer']),
+  ],
+)
+def test_docstrings_name_what_is_registered(section, names):
+  assert [name for name in names if f"'{name}'" not in section.__doc__] == []
 
 
 @pytest.mark.parametrize('folder', ['fedjax_tune', 'launch'])

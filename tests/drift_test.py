@@ -1,10 +1,14 @@
-"""SCAFFOLD and FedDyn are their papers' algorithms, step by step in NumPy."""
+"""SCAFFOLD, FedDyn, and DepthFL with it, step by step in NumPy."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from fedjax_tune.engine.algorithm import Context
 from fedjax_tune.methods import METHODS
 
 _LR, _ALPHA, _ROUNDS = 0.1, 0.05, 3
@@ -24,6 +28,7 @@ def _run(name):
       'steps': 3,
     },
     feddyn={'alpha': _ALPHA},
+    depthfl={'feddyn': _ALPHA, 'ramp_rounds': 2},
     lora={'dropout': 0.0},
   )
   return tiny.run(e)
@@ -111,8 +116,71 @@ def _feddyn(run):
   return theta, h, g_k
 
 
+def _local_gradient(run):
+  """Of a client's own loss, by what it holds, in a round."""
+  model, client = run.algorithm.model, run.algorithm.client
+  sig: Any = None
+
+  def loss(local, batch, held, rnd):
+    lr = jnp.float32(_LR)
+    context = Context(sig, held, {}, (), (), lr, rnd)
+    whole = model.assemble(model.base, local, held)
+    return client.loss(whole, batch, context, jax.random.key(0))[0]
+
+  return jax.jit(jax.grad(loss))
+
+
+def _depthfl(run):
+  """DepthFL's authors' FedDyn, each block and classifier by its holders."""
+  gradient, m = _local_gradient(run), len(tiny.BUDGETS)
+  theta, axes = jax.device_get(run.theta), run.algorithm.model.axes
+  h = _tree(np.zeros_like, theta)
+  g_k = dict.fromkeys(range(m), h)
+  for rnd in range(_ROUNDS):
+    total, count = _tree(np.zeros_like, theta), _tree(np.zeros_like, theta)
+    for k, batches in _cohort(run, rnd):
+      (held,) = run.algorithm.rule.draw(rnd, [k])
+      # Where a client holds something, by hand: no transpose.
+      place = jax.tree.map(
+        lambda x, names, held=held: np.ix_(
+          *(held.get(n, range(s)) for n, s in zip(names, x.shape, strict=True))
+        ),
+        theta,
+        axes,
+      )
+      own = lambda tree, place=place: jax.tree.map(
+        lambda x, i: np.asarray(x)[i], tree, place
+      )
+      start, g = own(theta), own(g_k[k])
+      w = start
+      for batch in batches:
+
+        def step(w, grad, g, start):
+          return w - _LR * (grad - g + _ALPHA * (w - start))
+
+        w = _tree(step, w, gradient(w, batch, held, jnp.int32(rnd)), g, start)
+      new = _tree(np.copy, g_k[k])
+
+      def put(new, total, count, w, start, i):
+        new[i] -= _ALPHA * (w - start)
+        total[i] += w - start
+        count[i] += 1
+
+      jax.tree.map(put, new, total, count, w, start, place)
+      g_k[k] = new
+    h = _tree(lambda h, t: h - _ALPHA / m * t, h, total)
+
+    def move(theta, t, n, h):
+      mean = theta + t / np.maximum(n, 1)
+      return np.where(n > 0, mean - h / _ALPHA, theta)
+
+    theta = _tree(move, theta, total, count, h)
+  return theta, h, g_k
+
+
 @pytest.mark.parametrize(
-  ('name', 'twin'), [('scaffold', _scaffold), ('feddyn', _feddyn)]
+  ('name', 'twin'),
+  [('scaffold', _scaffold), ('feddyn', _feddyn), ('depthfl', _depthfl)],
 )
 def test_rounds_are_the_papers(name, twin):
   run = _run(name)
@@ -142,10 +210,14 @@ def test_scaffold_begins_as_fedavg():
     ('feddyn', 'local', 'momentum', 0.9),
     ('feddyn', 'server', 'weighting', 'examples'),
     ('feddyn', 'server', 'lr', 0.5),
+    ('depthfl', 'local', 'momentum', 0.9),
+    ('depthfl', 'server', 'weighting', 'examples'),
   ],
 )
 def test_refuses_what_it_would_misread(name, section, field, value):
-  e = tiny.experiment(name, **{section: {field: value}})
+  changes = {'depthfl': {'feddyn': _ALPHA}, 'local': {'momentum': 0.0}}
+  changes[section] = changes.get(section, {}) | {field: value}
+  e = tiny.experiment(name, **changes)
   with pytest.raises(ValueError, match=rf'{section}\.{field}={value!r}'):
     METHODS[name].check(e, {'layer': tiny.DEPTH}, tiny.BUDGETS)
 

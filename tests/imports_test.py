@@ -11,14 +11,36 @@ import tomllib
 
 import pytest
 
+import fedjax_tune
+
+_PUBLIC = fedjax_tune.__all__
 _ROOT = pathlib.Path(__file__).parents[1]
+# From bottom to top: a room imports from those before it only.
+_ROOMS = (
+  'typing',
+  'endings',
+  'selection',
+  'config',
+  'report',
+  'data',
+  'models',
+  'engine',
+  'costs',
+  'methods',
+  'plugins',
+  'training',
+  'deploy',
+  '__init__',
+)
 # folder -> what nothing in it imports
 _FORBIDDEN = {
   'fedjax_tune': ('absl', 'experiments', 'launch', 'torch', 'transformers'),
-  'fedjax_tune/engine': ('fedjax_tune.methods', 'fedjax_tune.report'),
-  'fedjax_tune/report': ('fedjax_tune.engine', 'fedjax_tune.methods'),
-  'fedjax_tune/models': ('fedjax_tune.engine', 'fedjax_tune.methods'),
   'experiments': ('absl', 'launch'),
+} | {
+  f'fedjax_tune/{room}': tuple(
+    f'fedjax_tune.{name}' for name in (*_ROOMS[i + 1 :], *_PUBLIC)
+  )
+  for i, room in enumerate(_ROOMS[:-1])
 }
 
 
@@ -39,9 +61,26 @@ def _breaches(source: str, forbidden: tuple[str, ...]) -> list[str]:
   ]
 
 
+def _files(place: str) -> list[pathlib.Path]:
+  """Lists the files of a folder, or the one file of that name."""
+  file = _ROOT / f'{place}.py'
+  return [file] if file.exists() else sorted((_ROOT / place).rglob('*.py'))
+
+
+def test_every_room_has_its_place():
+  there = {path.stem for path in (_ROOT / 'fedjax_tune').iterdir()}
+  assert there - {'__pycache__', 'py'} == set(_ROOMS)  # py.typed
+
+
+def test_the_map_has_the_order():
+  map_ = (_ROOT / 'WORKSPACE.md').read_text()
+  listed = re.findall(r'^- `fedjax_tune/(\w+)', map_, re.MULTILINE)
+  assert listed == [*reversed(_ROOMS[:-1])]
+
+
 @pytest.mark.parametrize('folder', _FORBIDDEN)
 def test_layers(folder):
-  files = sorted((_ROOT / folder).rglob('*.py'))
+  files = _files(folder)
   assert files
   found = {
     str(path.relative_to(_ROOT)): breaches
@@ -62,6 +101,14 @@ def test_layers(folder):
 )
 def test_breach_is_seen(source):
   assert _breaches(source, ('torch',))
+
+
+def test_a_room_above_is_seen():
+  upward = 'from fedjax_tune.methods import METHODS'
+  assert _breaches(upward, _FORBIDDEN['fedjax_tune/config'])
+  assert not _breaches(upward, _FORBIDDEN['fedjax_tune/plugins'])
+  lazy = 'from fedjax_tune import Experiment'
+  assert _breaches(lazy, _FORBIDDEN['fedjax_tune/deploy'])
 
 
 def test_similar_name_is_no_breach():

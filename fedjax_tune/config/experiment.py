@@ -90,7 +90,8 @@ class Data:
   """The data set.
 
   Attributes:
-    name: 'emoji_styles', 'domainnet', 'nico', or any prepared TFDS set.
+    name: A set of the package ('emoji_styles', 'movie_reviews', 'newsgroups',
+      'friends', 'nico'), 'domainnet', or any other prepared TFDS set.
     task: '' learns the set's labels; 'next_token' (decoders only) learns to
       predict each token of its texts.
     data_dir: Where prepared data and weights lie; '' is the user's cache.

@@ -31,11 +31,14 @@ class Depthfl:
     ramp_rounds: Rounds until the distillation has its full weight; 0 takes
       the variant's, 300 or 500.
     evaluate: 'ensemble' of all exits or 'last' exit; '' takes the variant's.
+    feddyn: Coefficient alpha of FedDyn's regularizer (arXiv 2111.04263); 0
+      turns it off. The authors' configuration has 0.1.
   """
 
   variant: str = 'published'
   ramp_rounds: int = 0
   evaluate: str = ''
+  feddyn: float = 0.0
 
 
 @dataclasses.dataclass

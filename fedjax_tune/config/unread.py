@@ -79,17 +79,24 @@ def _partition(*names: str) -> Need:
 _ADAPTIVE = ('fedadam', 'fedyogi', 'fedadagrad')
 _HETEROTUNE, _RAFFM = _method('heterotune'), _method('raffm')
 _ONE_MODEL = Need('method', ('heterotune',), but=True)
-_WIDTH = _method('heterofl', 'fedrolex', 'fjord', 'federated_dropout')
-_RANK = _method(
-  'fedit', 'rbla', 'ffa_lora', 'hetlora', 'flexlora', 'flora', 'fedex_lora'
+_OF_WIDTH = ('heterofl', 'fedrolex', 'fjord', 'federated_dropout')
+_OF_RANK = (
+  'fedit',
+  'rbla',
+  'ffa_lora',
+  'hetlora',
+  'flexlora',
+  'flora',
+  'fedex_lora',
 )
+_WIDTH, _RANK = _method(*_OF_WIDTH), _method(*_OF_RANK)
 _BUDGETS = _method(
   'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune',
   _PREFIX,
 )  # fmt: skip
 # Those that cut the model, so that its parts can be fitted to devices.
 _FITTED = _method(
-  *_WIDTH.values, *_RANK.values, 'raffm', 'fedra', 'all_small', 'exclusivefl',
+  *_OF_WIDTH, *_OF_RANK, 'raffm', 'fedra', 'all_small', 'exclusivefl',
   'inclusivefl', 'depthfl', 'composed',
 )  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
@@ -190,6 +197,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'depthfl.variant': (_method('depthfl'),),
   'depthfl.ramp_rounds': (_method('depthfl'),),
   'depthfl.evaluate': (_method('depthfl'),),
+  'depthfl.feddyn': (_method('depthfl'),),
   'width.rates': (_WIDTH,),
   'width.axes': (_WIDTH,),
   'width.scaler': (_method('heterofl', 'fedrolex'),),

@@ -70,17 +70,19 @@ def clients_markdown(
 
 
 def fit_table(
-  devices: Sequence[hardware.Device], fits: Sequence[fit.Fit]
+  devices: Sequence[hardware.Device],
+  fits: Sequence[fit.Fit],
+  sizes: Mapping[str, int],
 ) -> tables.Terminal:
   """What each kind of device trains, for the terminal.
 
   Args:
     devices: Each client's.
     fits: What each client trains.
+    sizes: Size of each axis of the whole model.
   """
   header = [
-    'device', 'clients', *fits[0].values, 'params', 'trained', 's/round',
-    'memory', 'of its',
+    'device', 'clients', 'trains', 'params', 's/round', 'memory', 'of its',
   ]  # fmt: skip
   pairs = list(zip(devices, fits, strict=True))
   clients = collections.Counter((d, id(f)) for d, f in pairs)
@@ -92,16 +94,23 @@ def fit_table(
       [
         device.name,
         str(clients[device, key]),
-        *map(tables.human_amount, found.values.values()),
+        _part(found.held, sizes),
         tables.human_count(found.cost.base_params + found.cost.theta_params),
-        tables.human_count(found.cost.theta_params),
-        tables.digits(found.seconds),
+        tables.digits(found.seconds) if found.seconds else '-',
         tables.human_bytes(found.cost.memory),
         tables.human_bytes(device.memory),
       ]
       for (device, key), found in rows.items()
     ],
   )
+
+
+def _part(held: fit.Held, sizes: Mapping[str, int]) -> str:
+  """Names what is held of each axis that is cut; 'all' if none is."""
+  cut = [
+    f'{axis} {n}' for axis, n in held.items() if n < sizes.get(axis, n + 1)
+  ]
+  return ', '.join(cut) or 'all'
 
 
 def _cells(rows: Sequence[ClassCost]) -> tables.Cells:

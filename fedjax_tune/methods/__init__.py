@@ -20,7 +20,7 @@ METHODS: dict[str, Method] = {
   'inclusivefl': Method(
     inclusivefl.build, inclusivefl.check, menus=menus.depth
   ),
-  'depthfl': Method(depthfl.build, menus=menus.depth),
+  'depthfl': Method(depthfl.build, depthfl.check, menus=menus.depth),
   'raffm': Method(raffm.build, raffm.check, menus=menus.space),
   'heterofl': Method(heterofl.build, rates.check, menus=menus.width),
   'fedrolex': Method(fedrolex.build, fedrolex.check, menus=menus.width),

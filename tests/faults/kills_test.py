@@ -15,11 +15,12 @@ import pytest
 import tiny
 import tiny_events
 
+from fedjax_tune.engine import server
 from fedjax_tune.methods import METHODS
 from fedjax_tune.report import writer
 from fedjax_tune.training import loop, snapshot
 
-_OPTIMIZERS = ('fedavg', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad')
+_OPTIMIZERS = tuple(server.OPTIMIZERS)
 
 
 def _copying(owner, name, calls, folder, copy):

@@ -8,7 +8,7 @@ github.com/leondada/FedRA (client.py `train_depthfl`, models/structure.py,
 utils.py `evaluation_depthfl`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
+from fedjax_tune import config
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
@@ -30,6 +31,7 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods.depth import heads, layers
+from fedjax_tune.methods.drift import feddyn
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models.foundation import (
   Foundation,
@@ -212,7 +214,7 @@ _DEFAULTS = {'published': (300, 'ensemble'), 'fedra_port': (500, 'last')}
 
 
 def build(facts: Facts) -> Algorithm:
-  """Builds DepthFL as published, without FedDyn, or as FedRA's authors ran it.
+  """Builds DepthFL as published or as FedRA's authors ran it.
 
   The distinct budgets are the levels; a classifier stands after the last
   block of each (`at_budgets`). A client holds the blocks of its budget and the
@@ -221,8 +223,10 @@ def build(facts: Facts) -> Algorithm:
   'fedra_port' puts its classifiers elsewhere (`every_third`).
 
   Where this departs from the authors' code:
-    - Their FedDyn regulariser is not included; this is their
-      `feddyn=false kd=true`.
+    - Without `depthfl.feddyn` this is their `feddyn=false kd=true`. Theirs has
+      FedDyn (arXiv 2111.04263) by default: the server's memory of a block or
+      classifier is the sum over those who hold it, divided by the number of
+      all clients, whoever can hold it.
     - Theirs is a ResNet with a bottleneck before each classifier; here
       classifiers are linear, behind the model's frozen final norm, which they
       share as in FedRA's port.
@@ -240,11 +244,35 @@ def build(facts: Facts) -> Algorithm:
   else:
     exits = every_third(facts.depth)
   held = {n: exits.held(n) for n in set(facts.budgets)}
+  model = with_exits(facts.foundation(), exits.num, facts.seed)
+  ramp_rounds = options.ramp_rounds or rounds
+  client = distilling_client(facts.task, exits, ramp_rounds)
+  aggregator = Aggregator()
+  if alpha := options.feddyn:
+    client = feddyn.regularized(client, model, alpha)
+    aggregator = feddyn.aggregator(alpha, len(facts.budgets))
   return Algorithm(
-    model=with_exits(facts.foundation(), exits.num, facts.seed),
+    model=model,
     rule=layers.ByBudget(facts.budgets, held),
-    client=distilling_client(facts.task, exits, options.ramp_rounds or rounds),
-    aggregator=Aggregator(),
+    client=client,
+    aggregator=aggregator,
     evaluation=evaluation(facts.task, exits, options.evaluate or first),
     plain=False,
   )
+
+
+def check(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: FedDyn refuses them.
+  """
+  if alpha := experiment.depthfl.feddyn:
+    try:
+      feddyn.check(experiment, sizes, budgets)
+    except ValueError as error:
+      raise ValueError(f'depthfl.feddyn={alpha}: {error}') from None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_tune import config
+from fedjax_tune import config, selection
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
@@ -30,11 +30,12 @@ from fedjax_tune.engine.algorithm import (
 from fedjax_tune.methods import proximal, refusals
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import Models
 from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Tree
 
 
-def regularized(client: Client, theta: Tree, alpha: float) -> Client:
+def regularized(client: Client, model: Models, alpha: float) -> Client:
   """Returns the client that also follows its own gradient.
 
   It minimises
@@ -42,18 +43,21 @@ def regularized(client: Client, theta: Tree, alpha: float) -> Client:
     loss(w) - <g_k, w> + alpha/2 ||w - start||^2,
 
   and then remembers g_k <- g_k - alpha (end - start): at a minimum its own
-  gradient there.
+  gradient there. What it remembers has the server's coordinates, 0 where it
+  holds nothing.
 
   Args:
     client: How it would train otherwise.
-    theta: What it trains; only shapes are read.
+    model: What it trains a part of; only shapes and axes are read.
     alpha: Coefficient of the regularizer.
   """
 
   def transform(context: Context) -> optax.GradientTransformation:
+    own = selection.select_within(context.state, model.axes, context.held)
+
     def tilt(grads: Tree, params: Tree) -> Tree:
       del params
-      return jax.tree.map(jnp.subtract, grads, context.state)
+      return jax.tree.map(jnp.subtract, grads, own)
 
     return optax.chain(optax.stateless(tilt), proximal.pull(alpha))
 
@@ -62,10 +66,15 @@ def regularized(client: Client, theta: Tree, alpha: float) -> Client:
   ) -> Sent:
     del start, steps
     renew = lambda g, d: g - alpha * d
-    own = jax.tree.map(renew, context.state, delta)
+    # As the sum over one client.
+    held, change = jax.tree.map(
+      lambda x: x[None], (selection.within(context.held, model.axes), delta)
+    )
+    moved = selection.scatter_sum(context.state, model.axes, held, change)
+    own = jax.tree.map(renew, context.state, moved)
     return Sent(delta, jnp.ones(()), own)
 
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model.theta)
   return dataclasses.replace(
     client, transform=transform, finish=finish, state=lambda _: zeros
   )
@@ -75,7 +84,9 @@ def aggregator(alpha: float, clients: int) -> Aggregator:
   """Averages the clients' models, and corrects the mean by what is remembered.
 
     h <- h - alpha / N sum_k (end_k - start),
-    W <- mean_k end_k - h / alpha.
+    W <- mean_k end_k - h / alpha,
+
+  each coordinate over those who hold it; where nobody does, it rests.
 
   Args:
     alpha: Coefficient of the regularizer.
@@ -104,10 +115,9 @@ def build(facts: Facts) -> Algorithm:
   """
   fedavg = uniform.build_all_large(facts)
   alpha = facts.experiment.feddyn.alpha
-  theta = fedavg.model.theta
   return dataclasses.replace(
     fedavg,
-    client=regularized(fedavg.client, theta, alpha),
+    client=regularized(fedavg.client, fedavg.model, alpha),
     aggregator=aggregator(alpha, len(facts.budgets)),
   )
 
