@@ -84,7 +84,7 @@ def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
   head, *fields = entry.split(':')
   label, _, method = head.rpartition('=')
   if not re.fullmatch(r'\w+', method) or not all(
-    re.fullmatch(r'[\w.]+=.+', field) for field in fields
+    re.fullmatch(r'[\w.]+=.*', field) for field in fields
   ):
     raise ValueError(
       f'methods: {entry!r} must read [LABEL=]NAME[:FIELD=VALUE]...'
