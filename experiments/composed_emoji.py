@@ -1,4 +1,4 @@
-r"""Composed clients on six drawing styles: sixty clients, three device mixes.
+r"""Composed clients on six drawing styles: thirty clients, three device mixes.
 
   python -m launch.prepare --dataset=emoji_styles --image_size=42 \
     --weights=dinov2_vits14
@@ -11,7 +11,7 @@ deadline, sending included: by its layers (`fedra`, `prefix`), its width
 (`raffm`, `heterofl`), its rank (`hetlora`), or all three (`composed`). Of the
 mixes, `medium` and `small` are settings of RaFFM's paper that have devices for
 the whole model; in `xsmall` nobody can hold it. `all_large` ignores devices and
-deadline. LoRA alone trains; Dirichlet 0.5 over categories, ten clients a round.
+deadline. LoRA alone trains; Dirichlet 1 over categories, ten clients a round.
 """
 
 from fedjax_tune import config
@@ -25,8 +25,8 @@ def get_config(mix: str = 'small') -> config.Experiment:
   """
   return config.Experiment(
     method='composed',
-    rounds=20,
-    eval_every=5,
+    rounds=24,
+    eval_every=6,
     composed=config.Composed(depth='fedra', width='raffm', rank='fedit'),
     model=config.Model(weights='dinov2_vits14', tune='lora'),
     rank=config.Rank(ranks=(8, 4, 2)),
@@ -40,17 +40,17 @@ def get_config(mix: str = 'small') -> config.Experiment:
     data=config.Data(name='emoji_styles', image_size=42, test_examples=60),
     clients=config.Clients(
       partition='dirichlet',
-      count=60,
-      alpha=0.5,
+      count=30,
+      alpha=1.0,
       min_examples=2,
       budgets=(12, 10, 8, 6, 4, 3),
       cohort='uniform',
       cohort_size=10,
       devices=mix,
       fit='time',
-      deadline_s=0.7,
+      deadline_s=1.0,
     ),
     local=config.Local(
-      optimizer='adamw', lr=1e-3, clip_norm=1.0, batch_size=16, steps=2
+      optimizer='adamw', lr=1e-3, clip_norm=1.0, batch_size=16, steps=4
     ),
   )
