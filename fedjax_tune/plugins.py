@@ -15,7 +15,7 @@ import sys
 from fedjax_tune import config
 from fedjax_tune.config import validate
 from fedjax_tune.config.field_rules import RULES
-from fedjax_tune.data import rules
+from fedjax_tune.data import partitioners
 from fedjax_tune.engine import local_optimizer, server
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS
@@ -43,7 +43,7 @@ def register_method(
 
 
 def register_partition(
-  name: str, rule: rules.Rule, *, needs_classes: bool = False
+  name: str, rule: partitioners.Rule, *, needs_classes: bool = False
 ) -> None:
   """Makes a way to divide examples known, as `--config.clients.partition=name`.
 
@@ -57,10 +57,10 @@ def register_partition(
   Raises:
     ValueError: There is another one of that name.
   """
-  _check_name('partition', name, rules.RULES.get(name), rule)
-  rules.RULES[name] = rule
+  _check_name('partition', name, partitioners.RULES.get(name), rule)
+  partitioners.RULES[name] = rule
   if needs_classes:
-    rules.NEED_CLASSES.add(name)
+    partitioners.NEED_CLASSES.add(name)
 
 
 def register_server_optimizer(name: str, build: server.Optimizer) -> None:
@@ -100,7 +100,7 @@ def choices() -> dict[str, Collection[str]]:
   """Gathers the names in all registries, by the field that takes one."""
   return {
     'method': tuple(METHODS),
-    'clients.partition': rules.names(),
+    'clients.partition': partitioners.names(),
     'local.optimizer': tuple(local_optimizer.OPTIMIZERS),
     'local.schedule': tuple(local_optimizer.SCHEDULES),
     'server.optimizer': tuple(server.OPTIMIZERS),

@@ -14,12 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.typing import (
-  Allocation,
-  AnyArray,
-  Axes,
-  Tree,
-)
+from fedjax_tune.typing import Allocation, AnyArray, Axes, Tree
 
 T = TypeVar('T')
 # The axes with indices, and how much is held of those with a beginning.

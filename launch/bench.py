@@ -25,12 +25,13 @@ import numpy as np
 import optax
 
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.engine import group, plan
+from fedjax_tune.engine import plan, slabs
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.step import Own
 from fedjax_tune.methods.depth import uniform
-from fedjax_tune.models import backbone, foundation, linear, vit
+from fedjax_tune.models import backbone, foundation, vit
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.selection import Selection
 from launch import start
 
@@ -136,7 +137,7 @@ def build_foundation(
   work: Workload, tensors: dict[str, np.ndarray] | None
 ) -> foundation.Foundation:
   """Builds the ViT with LoRA on q and v around the tensors."""
-  adapter = linear.Adapter(_RANK, _ALPHA / _RANK, 0.0)
+  adapter = Lora(_RANK, _ALPHA / _RANK, 0.0)
   adapters = {'attn.q': adapter, 'attn.v': adapter}
   rngs = nnx.Rngs(_SEED)
   split = foundation.split(
@@ -188,12 +189,12 @@ def _theta(model: vit.ViTConfig, tensors: dict[str, np.ndarray]) -> Any:
   }
 
 
-def slab_of(work: Workload, sig: group.Signature, rnd: int) -> group.Slab:
+def slab_of(work: Workload, sig: slabs.Signature, rnd: int) -> slabs.Slab:
   """Draws the cohort of a round, all of it one slab."""
   rng = np.random.default_rng((_SEED, 777, rnd))
   cohort = rng.choice(work.population, work.cohort, replace=False).astype(int)
   held = Selection.of({'layer': work.model.depth})
-  return group.cut_slabs(
+  return slabs.cut_slabs(
     cohort.tolist(),
     [sig] * work.cohort,
     [held] * work.cohort,
@@ -203,7 +204,7 @@ def slab_of(work: Workload, sig: group.Signature, rnd: int) -> group.Slab:
   )[0]
 
 
-def cohort_batches(work: Workload, slab: group.Slab) -> Batch:
+def cohort_batches(work: Workload, slab: slabs.Slab) -> Batch:
   """Cuts the clients' data into batches [C, S, B, ...]."""
   parts = []
   for client in slab.ids:
@@ -231,7 +232,7 @@ def main(argv: list[str]) -> None:
     work.model.depth,
   )
   engine = Engine(algorithm, optax.sgd(1.0, momentum=0.9), optax.sgd(1.0))
-  sig = group.Signature.of(algorithm.rule.draw(0, [0])[0])
+  sig = slabs.Signature.of(algorithm.rule.draw(0, [0])[0])
   shapes = jax.eval_shape(
     lambda b: jax.tree.map(lambda x: x[0], b),
     cohort_batches(work, slab_of(work, sig, 0)),

@@ -24,7 +24,7 @@ from fedjax_tune.costs import cost
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, client_update
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.raffm.spaces import row_of
 from fedjax_tune.models import backbone, foundation, sizes

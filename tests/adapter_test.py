@@ -7,15 +7,15 @@ import pytest
 from scipy import special
 import tiny
 
-from fedjax_tune.models import adapter, foundation, vit
+from fedjax_tune.models import bottleneck, foundation, vit
 
 _RANK, _BRANCHES = 3, 2
 
 
 def _module(**choices):
   """Returns a noisy FedAdapter without its layer axis, and its arrays."""
-  sides = adapter.Bottleneck(_RANK, _BRANCHES, **choices)
-  module = adapter.FedAdapter(tiny.vit_config(), sides, nnx.Rngs(0))
+  sides = bottleneck.Bottleneck(_RANK, _BRANCHES, **choices)
+  module = bottleneck.FedAdapter(tiny.vit_config(), sides, nnx.Rngs(0))
   graph, state = nnx.split(module)
   state = jax.tree.map(lambda x: x[0], tiny.noise(state, 1))
   return nnx.merge(graph, state), jax.device_get(nnx.to_pure_dict(state))
@@ -60,7 +60,7 @@ def test_formula(choices):
 
 @pytest.mark.parametrize('names', [('mlp',), ('attn', 'mlp')])
 def test_the_start_is_the_frozen_model(names):
-  sides = adapter.Bottleneck(_RANK, _BRANCHES)
+  sides = bottleneck.Bottleneck(_RANK, _BRANCHES)
   build = lambda adapters: foundation.split(
     vit.ViT(tiny.vit_config(), adapters, rngs=nnx.Rngs(0)), tiny.DEPTH
   )

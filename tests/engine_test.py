@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune.engine import evaluate, group, plan, step
+from fedjax_tune.engine import evaluate, plan, slabs, step
 from fedjax_tune.engine.client import Batch, client_update
 from fedjax_tune.methods import proximal
 from fedjax_tune.selection import Selection
@@ -75,12 +75,12 @@ def test_a_step_without_examples_changes_nothing():
 
 
 def test_slabs_by_hand():
-  small, large = (group.Signature((('layer', n),)) for n in (1, 2))
+  small, large = (slabs.Signature((('layer', n),)) for n in (1, 2))
   rows = [
     Selection.of({'layer': np.arange(n) + k})
     for k, n in enumerate((1, 2, 1, 1))
   ]
-  slabs = group.cut_slabs(
+  cut = slabs.cut_slabs(
     [10, 11, 12, 13],
     [small, large, small, small],
     rows,
@@ -88,13 +88,13 @@ def test_slabs_by_hand():
     [1, 2, 3, 4],
     {small: 2, large: 1},
   )
-  assert [s.sig for s in slabs] == [small, small, large]
-  assert [list(s.ids) for s in slabs] == [[10, 12], [13, -1], [11]]
-  assert [list(s.weight) for s in slabs] == [[1, 3], [4, 0], [2]]
-  np.testing.assert_array_equal(slabs[0].held['layer'], [[0], [2]])
-  np.testing.assert_array_equal(slabs[1].held['layer'], [[3], [3]])
-  np.testing.assert_array_equal(slabs[2].held['layer'], [[1, 2]])
-  np.testing.assert_array_equal(slabs[0].info['told'], [[0] * 3, [2] * 3])
+  assert [s.sig for s in cut] == [small, small, large]
+  assert [list(s.ids) for s in cut] == [[10, 12], [13, -1], [11]]
+  assert [list(s.weight) for s in cut] == [[1, 3], [4, 0], [2]]
+  np.testing.assert_array_equal(cut[0].held['layer'], [[0], [2]])
+  np.testing.assert_array_equal(cut[1].held['layer'], [[3], [3]])
+  np.testing.assert_array_equal(cut[2].held['layer'], [[1, 2]])
+  np.testing.assert_array_equal(cut[0].info['told'], [[0] * 3, [2] * 3])
 
 
 @pytest.mark.parametrize(

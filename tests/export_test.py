@@ -22,9 +22,9 @@ from fedjax_tune.models import (
   export,
   foundation,
   huggingface,
-  linear,
   sizes,
 )
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
 _DEPTH = 3
@@ -52,7 +52,7 @@ def _model(
   changes |= {'span': True} if span else {}
   config = dataclasses.replace(_CONFIGS[family], **changes)
   targets = ('attn.q', 'attn.proj', 'mlp.fc2', 'embed.patch')
-  adapters: Any = dict.fromkeys(targets, linear.Adapter(2, 1.5, 0.0))
+  adapters: Any = dict.fromkeys(targets, Lora(2, 1.5, 0.0))
   model = backbone.build_model(
     config, {} if full else adapters, rngs=nnx.Rngs(0)
   )

@@ -6,10 +6,10 @@ import pytest
 import tiny
 
 from fedjax_tune import selection
-from fedjax_tune.models import adapter, federation, foundation
+from fedjax_tune.models import bottleneck, federation, foundation
 
-_WIDE = adapter.Bottleneck(3, 2)
-_NARROW = adapter.Bottleneck(3, 1)
+_WIDE = bottleneck.Bottleneck(3, 2)
+_NARROW = bottleneck.Bottleneck(3, 1)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_tier_is_its_model_with_the_shared_cores():
   got = found.assemble(found.base, local, alloc)(images, np.arange(4))
   tier = found.tiers['large']
   theta = jax.tree.map(np.array, tier.theta)
-  for name in adapter.CORES:
+  for name in bottleneck.CORES:
     core = found.theta['shared']['blocks']['extra'][name]
     theta['blocks']['extra'][name] = np.stack([core[i] for i in (0, 0, 1, 1)])
   want = tier.merge(tier.base, theta)(images, np.arange(4))
@@ -66,7 +66,7 @@ def test_a_tier_is_its_model_with_the_shared_cores():
 def test_one_adapter_a_site():
   whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
   found = federation.federate(
-    whole.tiers, adapter.CORES, sites=2, every_block=False
+    whole.tiers, bottleneck.CORES, sites=2, every_block=False
   )
   large = found.theta['large']['blocks']['extra']
   assert large['up'].shape == (1, 2, 3, 6)
@@ -79,7 +79,7 @@ def test_one_adapter_a_site():
   theta = jax.tree.map(np.array, tier.theta)
   extra = theta['blocks']['extra']
   extra['up'][[0, 2]] = 0
-  for name in adapter.CORES:
+  for name in bottleneck.CORES:
     extra[name][[1, 3]] = found.theta['shared']['blocks']['extra'][name]
   want = tier.merge(tier.base, theta)(images, np.arange(4))
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -88,13 +88,13 @@ def test_one_adapter_a_site():
 def test_more_sites_than_blocks():
   whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
   with pytest.raises(ValueError, match=r"sites=3 must be at most 2.*'small'"):
-    federation.federate(whole.tiers, adapter.CORES, sites=3)
+    federation.federate(whole.tiers, bottleneck.CORES, sites=3)
 
 
 def test_no_tier_is_called_shared():
   (tier,) = tiny.federated_stacks((2, _NARROW)).tiers.values()
   with pytest.raises(ValueError, match="must not be called 'shared'"):
-    federation.federate({'shared': tier}, adapter.CORES)
+    federation.federate({'shared': tier}, bottleneck.CORES)
 
 
 def test_cut_keeps_the_beginning():

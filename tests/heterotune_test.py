@@ -12,10 +12,10 @@ import tiny
 from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.heterotune import cmga, heterotune
-from fedjax_tune.models import adapter, federation
+from fedjax_tune.models import bottleneck, federation
 
-_WIDE = adapter.Bottleneck(3, 2)
-_NARROW = adapter.Bottleneck(3, 1)
+_WIDE = bottleneck.Bottleneck(3, 2)
+_NARROW = bottleneck.Bottleneck(3, 1)
 _ROUNDING = {'rtol': 1e-3, 'atol': 5e-6}
 
 
@@ -39,7 +39,7 @@ def test_one_tier_and_one_branch_is_fedavg_of_adapters():
   alone = tiny.run(plain, tier.tiers['large'])
   want = alone.rounds(2).theta
   extra = want['blocks']['extra']
-  for name in adapter.CORES:
+  for name in bottleneck.CORES:
     core = got['shared']['blocks']['extra'][name]
     tiny.assert_close(core, extra.pop(name), **_ROUNDING)
   tiny.assert_close(
@@ -140,7 +140,7 @@ def test_foreign_branches_may_train():
 
 
 def test_the_width_reading_shares_the_first_columns():
-  wide, narrow = adapter.Bottleneck(4), adapter.Bottleneck(2)
+  wide, narrow = bottleneck.Bottleneck(4), bottleneck.Bottleneck(2)
   stacks = tiny.federated_stacks((4, wide), (2, narrow))
   e = _experiment(
     heterotune={'reading': 'width'},
@@ -168,7 +168,7 @@ def _opposed():
   extra = {**blocks['extra'], 'up': -3 * blocks['extra']['up']}
   theta = {**small.theta, 'blocks': {**blocks, 'extra': extra}}
   small = dataclasses.replace(small, theta=theta)
-  return federation.federate({**tiers, 'small': small}, adapter.CORES)
+  return federation.federate({**tiers, 'small': small}, bottleneck.CORES)
 
 
 @pytest.mark.parametrize('align', ['pairwise', 'mean'])

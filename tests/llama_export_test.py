@@ -21,9 +21,9 @@ from fedjax_tune.models import (
   export,
   foundation,
   huggingface,
-  linear,
   sizes,
 )
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
 _CONFIG = sizes.DecoderConfig(
@@ -36,7 +36,7 @@ _LABELS = ('x', 'y', 'z')
 def _model(*, full: bool = True, **changes: Any) -> Any:
   """A model of noise; with LoRA unless all of it trains."""
   config = dataclasses.replace(_CONFIG, full=full, **changes)
-  lora = linear.Adapter(2, 1.5, 0.0)
+  lora = Lora(2, 1.5, 0.0)
   targets = () if full else ('attn.q', 'attn.proj', 'mlp.gate', 'mlp.down')
   build = lambda: backbone.build_model(
     config, dict.fromkeys(targets, lora), rngs=nnx.Rngs(0)

@@ -15,16 +15,16 @@ import transformers
 
 from fedjax_tune import selection
 from fedjax_tune.models import (
-  adapter,
   backbone,
+  bottleneck,
   decoder_block,
   foundation,
   huggingface,
-  linear,
   primitives,
   rope,
   sizes,
 )
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
 _SIZES: Any = {
@@ -133,7 +133,7 @@ def _drawn(
 ) -> foundation.Foundation:
   """Our model with noise on every parameter, and LoRA everywhere."""
   config = dataclasses.replace(_CONFIG, num_classes=num_classes, full=full)
-  lora = linear.Adapter(2, 2.0, 0.0)
+  lora = Lora(2, 2.0, 0.0)
   targets = backbone.linear_maps(config) if adapted else []
   build = lambda: backbone.build_model(
     config, dict.fromkeys(targets, lora), rngs=nnx.Rngs(0)
@@ -179,7 +179,7 @@ def test_every_map_of_a_block_has_its_adapter():
 
 def test_fedadapters_start_as_the_model_without():
   bare = _drawn(adapted=False)
-  added: Any = dict.fromkeys(('attn', 'mlp'), adapter.Bottleneck(2))
+  added: Any = dict.fromkeys(('attn', 'mlp'), bottleneck.Bottleneck(2))
   found = foundation.split(
     backbone.build_model(_CONFIG, added, rngs=nnx.Rngs(0)), 3
   )

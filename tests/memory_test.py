@@ -16,10 +16,11 @@ from fedjax_tune.data import tasks
 from fedjax_tune.engine import client, local_optimizer
 from fedjax_tune.engine.algorithm import Context
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.raffm import spaces
-from fedjax_tune.models import backbone, foundation, linear, peft, sizes
+from fedjax_tune.models import backbone, foundation, peft, sizes
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
 _TOKENS = 64
@@ -58,7 +59,7 @@ def _batch(kind, examples):
 def _algorithm(kind, tune, shares):
   """FedAvg of a model that was cut to a client's size, in shapes alone."""
   shape = peft.with_trained(_MODELS[kind], config.Model(tune=tune))
-  lora = linear.Adapter(16, 1.0, 0.1)
+  lora = Lora(16, 1.0, 0.1)
   targets = ('attn.q', 'attn.k', 'attn.v') if tune == 'lora' else ()
 
   def make():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, partition, rules, tasks
+from fedjax_tune.data import corpus, partition, partitioners, tasks
 
 _DOMAINS, _CLASSES = 3, 4
 
@@ -45,7 +45,7 @@ def _clients(kind: str, **fields) -> config.Clients:
 
 @settings(max_examples=60, deadline=None)
 @given(
-  kind=st.sampled_from(sorted(set(rules.RULES) - {'k_shot'})),
+  kind=st.sampled_from(sorted(set(partitioners.RULES) - {'k_shot'})),
   count=st.integers(1, 6),
   alpha=st.sampled_from([1e-3, 0.1, 1.0, 100.0]),
   seed=st.integers(0, 10**6),
@@ -72,7 +72,7 @@ def test_every_partition_is_disjoint_complete_and_large_enough(
       assert domain == -1
 
 
-@pytest.mark.parametrize('kind', sorted(rules.RULES))
+@pytest.mark.parametrize('kind', sorted(partitioners.RULES))
 def test_seed_decides_everything(kind):
   data = _corpus()
 

@@ -14,7 +14,7 @@ import torch
 from fedjax_tune import config, selection
 from fedjax_tune.costs import cost
 from fedjax_tune.engine import store
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.rank import adapters, hetlora
 from fedjax_tune.models import linear

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from fedjax_tune import selection
-from fedjax_tune.models import backbone, foundation, huggingface, linear, text
+from fedjax_tune.models import backbone, foundation, huggingface, text
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
 _SIZES: Any = {
@@ -152,7 +153,7 @@ def _split(
   config: text.TextConfig, *, dropout: float = 0.0, remat: bool = False
 ) -> foundation.Foundation:
   """Our model with LoRA on q and fc2, as shapes."""
-  lora = linear.Adapter(2, 2.0, dropout)
+  lora = Lora(2, 2.0, dropout)
   adapters = {'attn.q': lora, 'mlp.fc2': lora}
   build = lambda: backbone.build_model(
     config, adapters, remat=remat, rngs=nnx.Rngs(0)

@@ -22,11 +22,11 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine import client, local_optimizer, plan, server
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.algorithm import Algorithm, Context
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import (
-  adapter,
+  bottleneck,
   federation,
   foundation,
   linear,
@@ -34,6 +34,7 @@ from fedjax_tune.models import (
   text,
   vit,
 )
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Axes, Tokens, Tree
 
 DEPTH = 4
@@ -93,8 +94,8 @@ class Stack(nnx.Module):
 
   def __init__(
     self,
-    lora: linear.Adapter | None,
-    bottleneck: adapter.Bottleneck | None = None,
+    lora: Lora | None,
+    fedadapter: bottleneck.Bottleneck | None = None,
     depth: int = DEPTH,
     *,
     mlp: bool = False,
@@ -106,9 +107,9 @@ class Stack(nnx.Module):
     self.blocks: Any = linear.Linear(
       (width,), (width,), stack=layer, adapter=lora, rngs=rngs
     )
-    if bottleneck:
+    if fedadapter:
       shape = vit_config(depth=depth, embed=6, heads=1)
-      self.blocks.extra = adapter.FedAdapter(shape, bottleneck, rngs)
+      self.blocks.extra = bottleneck.FedAdapter(shape, fedadapter, rngs)
     if mlp:
       self.blocks.mlp = _Mlp(width, layer, rngs)
     self.head = linear.Linear((width,), classes, kind=nnx.Param, rngs=rngs)
@@ -174,7 +175,7 @@ def _draw(build_model: Callable[[], nnx.Module]) -> foundation.Foundation:
 
 @functools.cache
 def federated_stacks(
-  *sizes: tuple[int, adapter.Bottleneck], shared: bool = True
+  *sizes: tuple[int, bottleneck.Bottleneck], shared: bool = True
 ) -> federation.Federation:
   """Returns noisy stacks with FedAdapters: tiers 'large', 'small', 'last'.
 
@@ -189,7 +190,7 @@ def federated_stacks(
     stacks[name] = dataclasses.replace(
       found, theta=noise(found.theta, i), base=noise(found.base, 10 + i)
     )
-  return federation.federate(stacks, adapter.CORES if shared else ())
+  return federation.federate(stacks, bottleneck.CORES if shared else ())
 
 
 @functools.cache
@@ -197,7 +198,7 @@ def stack(
   dropout: float = 0.0, rank: int = 2, *, mlp: bool = False
 ) -> foundation.Foundation:
   """Returns a noisy stack."""
-  lora = linear.Adapter(rank, scale=2.0, dropout=dropout)
+  lora = Lora(rank, scale=2.0, dropout=dropout)
   return _split(Stack(lora, mlp=mlp))
 
 
@@ -221,7 +222,7 @@ def vit_foundation(
   **changes: Any,
 ) -> foundation.Foundation:
   """Returns a noisy ViT."""
-  lora = linear.Adapter(rank=2, scale=2.0, dropout=dropout)
+  lora = Lora(rank=2, scale=2.0, dropout=dropout)
   adapters = dict.fromkeys(targets, lora)
   shape = vit_config(**changes)
   make = lambda: vit.ViT(shape, adapters, remat=remat, rngs=nnx.Rngs(0))
@@ -233,7 +234,7 @@ def text_foundation(
   *, targets: tuple[str, ...] = (), **changes: Any
 ) -> foundation.Foundation:
   """Returns a noisy BERT."""
-  lora = linear.Adapter(rank=2, scale=2.0, dropout=0.0)
+  lora = Lora(rank=2, scale=2.0, dropout=0.0)
   shape = text.TextConfig(
     DEPTH, 16, 2, 32, vocab=20, positions=12, num_classes=CLASSES
   )
@@ -420,12 +421,12 @@ def run(
   budgets = e.clients.budgets or (DEPTH,) * e.clients.count
   if found is None and e.method == 'heterotune':
     found = federated_stacks(
-      (DEPTH, adapter.Bottleneck(3, 2)), (2, adapter.Bottleneck(3, 1))
+      (DEPTH, bottleneck.Bottleneck(3, 2)), (2, bottleneck.Bottleneck(3, 1))
     )
   if found is None:
     found = stack(e.lora.dropout, mlp=e.method == 'prism')
     if e.model.tune == 'adapter':
-      found = _split(Stack(None, adapter.Bottleneck(3, 2)))
+      found = _split(Stack(None, bottleneck.Bottleneck(3, 2)))
   algorithm = build(e, found, budgets)
   size = VIT_SIZE if _is_vit(found) else STACK_SIZE
   data = data or examples(12 * len(budgets), size)

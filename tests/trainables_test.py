@@ -27,9 +27,7 @@ from fedjax_tune.models import (
   pretrained,
   sizes,
 )
-from fedjax_tune.models import (
-  peft as tuned,
-)
+from fedjax_tune.models import peft as tuned
 from fedjax_tune.typing import Tokens
 
 # peft reads an attribute that transformers has renamed.

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from fedjax_tune import selection
-from fedjax_tune.models import backbone, foundation, huggingface, linear, vit
+from fedjax_tune.models import backbone, foundation, huggingface, vit
+from fedjax_tune.models.lora import Lora
 
 _KEY = jax.random.key(5)
 
@@ -126,7 +127,7 @@ def test_only_adapters_and_head_train(found):
   fresh = foundation.split(
     vit.ViT(
       tiny.vit_config(),
-      {'mlp.fc2': linear.Adapter(2, 1.0, 0.0)},
+      {'mlp.fc2': Lora(2, 1.0, 0.0)},
       rngs=tiny.nnx.Rngs(0),
     ),
     tiny.DEPTH,
@@ -187,7 +188,7 @@ def test_lora_is_pefts(tmp_path, targets, rank, alpha):
     want = adapted(pixels).last_hidden_state.numpy()
 
   weights = huggingface.load_huggingface(str(tmp_path))
-  adapter = linear.Adapter(rank, alpha / rank, 0.0)
+  adapter = Lora(rank, alpha / rank, 0.0)
   found = foundation.split(
     backbone.build_model(
       weights.config, dict.fromkeys(targets, adapter), rngs=tiny.nnx.Rngs(0)

@@ -62,7 +62,7 @@ class Lora:
 
 @dataclasses.dataclass
 class Fedadapter:
-  """The bottleneck of HeteroTune (arXiv 2411.16796); see `models/adapter.py`.
+  """The bottleneck of HeteroTune (arXiv 2411.16796); see `models/bottleneck.py`.
 
   The paper's own sizes and choices are not public; these are ours.
 

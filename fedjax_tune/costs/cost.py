@@ -10,10 +10,7 @@ from fedjax_tune import selection
 from fedjax_tune.costs import flops, memory
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import (
-  InfoShapes,
-  Signature,
-)
+from fedjax_tune.engine.slabs import InfoShapes, Signature
 from fedjax_tune.models.foundation import num_bytes, num_params
 from fedjax_tune.typing import Axes, Tree
 

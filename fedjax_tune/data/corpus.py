@@ -26,10 +26,7 @@ from fedjax_tune.data import (
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.typing import (
-  Inputs,
-  Tokens,
-)
+from fedjax_tune.typing import Inputs, Tokens
 
 
 @dataclasses.dataclass(frozen=True)

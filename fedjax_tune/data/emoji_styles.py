@@ -26,10 +26,7 @@ import resvg_py
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import archive, fetch, json_files, pictures, splits, svg
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 
 @dataclasses.dataclass(frozen=True)

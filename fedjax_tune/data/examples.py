@@ -12,11 +12,7 @@ from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.data.text_sets import TextSet
-from fedjax_tune.typing import (
-  Json,
-  Record,
-  Tokens,
-)
+from fedjax_tune.typing import Json, Record, Tokens
 
 # Sets that take less than this when decoded are decoded once, into memory.
 _IN_MEMORY_BYTES = 4 << 30

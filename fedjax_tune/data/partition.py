@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data import rules
+from fedjax_tune.data import partitioners
 from fedjax_tune.data.corpus import Corpus
 
 
@@ -57,16 +57,16 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     ValueError: What is asked for is impossible; names the field and the rule.
   """
   _check(cfg)
-  if not corpus.class_names and cfg.partition in rules.NEED_CLASSES:
+  if not corpus.class_names and cfg.partition in partitioners.NEED_CLASSES:
     raise ValueError(
       f'clients.partition={cfg.partition!r} needs classes, which the data set'
       ' does not have.'
     )
-  if cfg.partition == rules.NATURAL:
+  if cfg.partition == partitioners.NATURAL:
     domains = client_domains(cfg, len(corpus.domain_names))
     return Partition(_natural(cfg, corpus), domains)
   by_domain = cfg.partition.startswith('domain')
-  rule = rules.RULES[cfg.partition]
+  rule = partitioners.RULES[cfg.partition]
   if cfg.divide_objects:
     owners = _divide_objects(cfg, corpus)
   else:
@@ -212,10 +212,10 @@ def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
 
 
 def _check(cfg: config.Clients) -> None:
-  if cfg.partition not in rules.names():
+  if cfg.partition not in partitioners.names():
     raise ValueError(
       f'clients.partition={cfg.partition!r}: must be one of'
-      f' {", ".join(rules.names())}'
+      f' {", ".join(partitioners.names())}'
     )
   for field in ('count', 'min_examples', 'classes_per_client'):
     if getattr(cfg, field) < 1:

@@ -15,10 +15,7 @@ import shutil
 from typing import Any, Protocol
 
 from fedjax_tune.data import json_files, metadata
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 _STAMP = 'made_of.json'
 # A folder that was moved holds the same pictures.

@@ -10,10 +10,7 @@ from fedjax_tune.data import spans, tokens
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.data.text_sets import TextSet
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 
 @dataclasses.dataclass(frozen=True)

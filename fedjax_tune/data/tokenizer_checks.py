@@ -12,10 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from fedjax_tune.data.tokenizer_files import Files
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 HINT = (
   "; tokenizer_class='PreTrainedTokenizerFast' in tokenizer_config.json takes"

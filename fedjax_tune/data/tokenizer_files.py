@@ -13,10 +13,7 @@ import pathlib
 from tokenizers import AddedToken, Tokenizer
 
 from fedjax_tune.data import json_files
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 # Named tokens, in the order in which missing ones are added.
 NAMED = (

@@ -24,11 +24,7 @@ from fedjax_tune.training import (
   stopping,
 )
 from fedjax_tune.training import workdir as folder
-from fedjax_tune.typing import (
-  Allocation,
-  AnyArray,
-  Tree,
-)
+from fedjax_tune.typing import Allocation, AnyArray, Tree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import optax
 from fedjax_tune import selection
 from fedjax_tune.data.tasks import LossAndSums, Task
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Info, Signature
+from fedjax_tune.engine.slabs import Info, Signature
 from fedjax_tune.models.foundation import Model, Models, num_bytes
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Tree

@@ -19,13 +19,8 @@ from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
-from fedjax_tune.engine.group import (
-  InfoShapes,
-  Signature,
-  Slab,
-  cut_slabs,
-)
 from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.slabs import InfoShapes, Signature, Slab, cut_slabs
 from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs

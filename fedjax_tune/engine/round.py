@@ -11,10 +11,6 @@ from fedjax_tune import selection
 from fedjax_tune.engine import finite, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
-from fedjax_tune.engine.group import (
-  InfoShapes,
-  Signature,
-)
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import (
   ServerState,
@@ -22,6 +18,7 @@ from fedjax_tune.engine.server import (
   build_reorder,
   build_server_step,
 )
+from fedjax_tune.engine.slabs import InfoShapes, Signature
 from fedjax_tune.engine.step import (
   Own,
   Programs,

@@ -22,7 +22,7 @@ from fedjax_tune.data.tasks import Sums
 from fedjax_tune.engine import finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, RateSchedule, client_update
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import AnyArray, Tree
 

@@ -8,7 +8,13 @@ from fedjax_tune.methods.heterotune import heterotune
 from fedjax_tune.methods.personal import fedper
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
-from fedjax_tune.methods.width import fedrolex, fjord, heterofl, rates
+from fedjax_tune.methods.width import (
+  federated_dropout,
+  fedrolex,
+  fjord,
+  heterofl,
+  rates,
+)
 
 METHODS: dict[str, Method] = {
   'fedra': Method(fedra.build, fedra.check, menus=menus.depth),
@@ -25,7 +31,9 @@ METHODS: dict[str, Method] = {
   'heterofl': Method(heterofl.build, rates.check, menus=menus.width),
   'fedrolex': Method(fedrolex.build, fedrolex.check, menus=menus.width),
   'fjord': Method(fjord.build, rates.check, menus=menus.width),
-  'federated_dropout': Method(rates.build, rates.check, menus=menus.width),
+  'federated_dropout': Method(
+    federated_dropout.build, rates.check, menus=menus.width
+  ),
   'prunefl': Method(prunefl.build, prunefl.check),
   'prism': Method(prism.build, prism.check),
   'fedit': Method(ranks.build_fedit, ranks.check, menus=menus.rank),

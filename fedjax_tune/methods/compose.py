@@ -15,7 +15,7 @@ from fedjax_tune.engine.algorithm import (
   Sent,
   Update,
 )
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import Axes, Tree
 

@@ -23,7 +23,12 @@ from fedjax_tune.methods.depth import fedra, layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.raffm import raffm, slices, spaces
 from fedjax_tune.methods.rank import hetlora, ranks
-from fedjax_tune.methods.width import fedrolex, heterofl, rates
+from fedjax_tune.methods.width import (
+  federated_dropout,
+  fedrolex,
+  heterofl,
+  rates,
+)
 from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
 
@@ -65,7 +70,9 @@ def _width(facts: Facts) -> Part:
     del smallest['layer']
     return Part(rule, {'smallest': smallest})
   if kind == 'random':
-    return Part(rates.Random(*rates.of(facts), facts.seed, purpose), {})
+    return Part(
+      federated_dropout.Random(*rates.of(facts), facts.seed, purpose), {}
+    )
   if kind == 'fedrolex':
     roll = facts.experiment.width.roll
     return Part(fedrolex.Rolling(*rates.of(facts), roll), {})
@@ -73,7 +80,7 @@ def _width(facts: Facts) -> Part:
   return Part(widths, heterofl.smaller(widths))
 
 
-def _rank(lora: ranks.Lora) -> Part:
+def _rank(lora: ranks.Ranks) -> Part:
   models = {f'rank{rank}': {'rank': rank} for rank in lora.smaller}
   return Part(ranks.Prefix(lora.ranks), models)
 
@@ -116,7 +123,7 @@ def build(facts: Facts) -> Algorithm:
   found = facts.foundation()
   if options.width == 'raffm':
     found = raffm.prioritize(found, e.raffm.priority)
-  lora = ranks.Lora.of(facts, found) if options.rank else None
+  lora = ranks.Ranks.of(facts, found) if options.rank else None
   parts = [_depth(facts)]
   if options.width:
     parts.append(_width(facts))
@@ -141,7 +148,9 @@ def build(facts: Facts) -> Algorithm:
   )
 
 
-def _client(facts: Facts, parts: list[Part], lora: ranks.Lora | None) -> Client:
+def _client(
+  facts: Facts, parts: list[Part], lora: ranks.Ranks | None
+) -> Client:
   """Returns the client of width's method, which sends as rank's does."""
   e, options = facts.experiment, facts.experiment.composed
   client = fedavg_client(facts.task)

@@ -11,11 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
-from fedjax_tune.engine.algorithm import (
-  GroupSums,
-  Update,
-  everyone,
-)
+from fedjax_tune.engine.algorithm import GroupSums, Update, everyone
 from fedjax_tune.typing import Axes, Tree
 
 # As `Aggregator.merge`.

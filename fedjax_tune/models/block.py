@@ -9,11 +9,11 @@ from jax import Array
 import jax.numpy as jnp
 
 from fedjax_tune.models import linear, primitives, prompts
-from fedjax_tune.models.adapter import FedAdapter
+from fedjax_tune.models.bottleneck import FedAdapter
 from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
 # For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA, a
-# `linear.Adapter`; for each adapted sublayer ('attn', 'mlp') its
+# `Lora`; for each adapted sublayer ('attn', 'mlp') its
 # `adapter.Bottleneck`.
 Adapters = Mapping[str, Any]
 

@@ -14,10 +14,7 @@ import safetensors.numpy
 from fedjax_tune.data import tokenizer_export
 from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
 from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
-from fedjax_tune.typing import (
-  Json,
-  Tree,
-)
+from fedjax_tune.typing import Json, Tree
 
 # Axes that no client selects.
 _FIXED = frozenset({'vocab', 'token', 'type', 'patch', 'prefix'})

@@ -1,6 +1,5 @@
 """Linear maps and norms whose parameters name their axes."""
 
-import dataclasses
 import math
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fedjax_tune.models import primitives
+from fedjax_tune.models.lora import Lora
 
 
 class Frozen(nnx.Variable):
@@ -24,28 +24,6 @@ V = TypeVar('V', bound=nnx.Variable)
 
 # One axis of a parameter: its name and its size.
 Axis = tuple[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapter:
-  """LoRA on one linear map.
-
-  Attributes:
-    rank: Its rank; a client may hold less.
-    scale: alpha / rank.
-    dropout: Rate of the dropout on its input.
-    own_scale: Whether a client's scale is alpha over the rank that it holds;
-      else everyone's is `scale`.
-  """
-
-  rank: int
-  scale: float
-  dropout: float
-  own_scale: bool = False
-
-  def scale_of(self, rank: int) -> float:
-    """Returns the scale of a client that holds some of the ranks."""
-    return self.scale * self.rank / rank if self.own_scale else self.scale
 
 
 def _sizes(axes: tuple[Axis, ...]) -> tuple[int, ...]:
@@ -76,14 +54,14 @@ class Linear(nnx.Module):
     *,
     stack: tuple[Axis, ...] = (),
     kind: type = Frozen,
-    adapter: Adapter | None = None,
+    adapter: Lora | None = None,
     bias: bool = True,
     rngs: nnx.Rngs,
   ) -> None:
     self.num_ins = len(ins)
     self.adapter = adapter
-    # U(+-1/sqrt(fan_in)) is torch's Linear default and, for A, peft's
-    # kaiming_uniform(a=sqrt(5)). Pretrained weights are loaded afterwards.
+    # U(+-1/sqrt(fan_in)) is torch's Linear default. Pretrained weights are
+    # loaded afterwards.
     bound = 1 / math.sqrt(math.prod(_sizes(ins)))
 
     def uniform(axes: tuple[Axis, ...]) -> Array:
@@ -101,11 +79,9 @@ class Linear(nnx.Module):
     if adapter:
       rank = (('rank', adapter.rank),)
       axes_a, axes_b = stack + ins + rank, stack + rank + outs
-      self.lora_a: nnx.Variable = variable(
-        nnx.LoRAParam, uniform(axes_a), axes_a
-      )
-      zeros = jnp.zeros(_sizes(axes_b))
-      self.lora_b = variable(nnx.LoRAParam, zeros, axes_b)
+      a, b = adapter.init(_sizes(stack), _sizes(ins), _sizes(outs), rngs)
+      self.lora_a: nnx.Variable = variable(nnx.LoRAParam, a, axes_a)
+      self.lora_b = variable(nnx.LoRAParam, b, axes_b)
 
   def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
     """Maps [..., *ins] to [..., *outs]; `key` turns the adapter's dropout on."""

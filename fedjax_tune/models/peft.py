@@ -10,14 +10,14 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.data import corpus, tasks
 from fedjax_tune.models import (
-  adapter,
   backbone,
   block,
+  bottleneck,
   foundation,
-  linear,
   pretrained,
   sizes,
 )
+from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens, Tree
 
 # Channel means and standard deviations, in [0, 1].
@@ -191,11 +191,11 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
     targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
     own = experiment.rank.scaling == 'client'
     scale = lora.alpha / lora.rank
-    added = linear.Adapter(lora.rank, scale, lora.dropout, own)
+    added = Lora(lora.rank, scale, lora.dropout, own)
     return dict.fromkeys(targets, added)
   if tune == 'adapter':
     cfg = dataclasses.asdict(experiment.fedadapter)
-    return dict.fromkeys(cfg.pop('after'), adapter.Bottleneck(**cfg))
+    return dict.fromkeys(cfg.pop('after'), bottleneck.Bottleneck(**cfg))
   return {}
 
 

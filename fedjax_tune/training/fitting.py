@@ -13,7 +13,7 @@ from fedjax_tune.data import corpus
 from fedjax_tune.engine import local_optimizer
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.models.foundation import Foundation

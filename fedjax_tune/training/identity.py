@@ -18,10 +18,7 @@ import fedjax_tune
 from fedjax_tune.data import digest
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.training import build, workdir
-from fedjax_tune.typing import (
-  Json,
-  Record,
-)
+from fedjax_tune.typing import Json, Record
 
 # The settings of jax.config that change draws or numbers.
 _SETTINGS = (

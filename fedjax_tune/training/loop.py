@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
-import re
 import time
 from typing import Any
 
@@ -31,11 +30,10 @@ from fedjax_tune.training import (
   resuming,
   snapshot,
   stopping,
+  summary,
 )
 from fedjax_tune.training import workdir as folder
 from fedjax_tune.training.run import Run
-
-_SUMMARY = 'summary.json'
 
 
 def train(
@@ -107,7 +105,7 @@ def train(
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
         train_rounds(run, kept, own, claim, signals, workdir, console)
-        return write_results(run, workdir)
+        return summary.write_results(run, workdir)
 
 
 def train_rounds(
@@ -144,7 +142,7 @@ def train_rounds(
   done, last = start, start if over else experiment.rounds
   if start < last:
     # Its presence would say that the run is finished.
-    (pathlib.Path(workdir) / _SUMMARY).unlink(missing_ok=True)
+    (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
   key = jax.random.key(experiment.seed)
   label = f'{experiment.method} seed {experiment.seed}'
   with (
@@ -248,56 +246,3 @@ def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
         place / 'partition.png',
       )
   reporting.write_json(place / resuming.PARTITION, identity.partition(setup))
-
-
-def write_results(run: Run, workdir: str) -> dict[str, Any]:
-  """Writes the plots and `summary.json` of a finished run, and returns it."""
-  with endings.storing(workdir):
-    plots.plot_run(workdir, run.setup.test.domain_names)
-  summary = summarize(run, workdir)
-  reporting.write_json(pathlib.Path(workdir) / _SUMMARY, summary)
-  return summary
-
-
-def summarize(run: Run, workdir: str) -> dict[str, Any]:
-  """Sums a finished run up from what it wrote."""
-  rows = reporting.read_metrics(workdir)
-  last, e, best = rows[-1], run.setup.experiment, stopping.standing(rows)
-  prefix = 'eval/accuracy/'
-  others = {
-    name.removeprefix('eval/').removesuffix('/accuracy'): value
-    for name, value in last.items()
-    if re.fullmatch('eval/[^/]+/accuracy', name)
-  }
-  rates = [row['time/client_steps_per_s'] for row in rows]
-  rejected = [k for row in rows for k in row.get('train/rejected_clients', ())]
-  return {
-    'method': e.method,
-    'seed': e.seed,
-    'rounds': len(rows),
-    'ended_early': len(rows) < e.rounds,
-    'accuracy': last['eval/accuracy'],
-    'best_accuracy': best.score,
-    'best_round': best.rnd + 1,
-    'accuracy_by_domain': {
-      name.removeprefix(prefix): value
-      for name, value in last.items()
-      if name.startswith(prefix)
-    },
-    'other_accuracies': others,
-    'metric': run.setup.train.task.primary,
-    'other_metrics': {
-      name.removeprefix('metric/'): value
-      for name, value in last.items()
-      if name.startswith('metric/')
-    },
-    'train_loss': last['train/loss'],
-    'rejected': len(rejected),
-    'rejected_clients': sorted(set(rejected)),
-    'client_steps_per_s': float(np.median(rates)),
-    'compiles': len(run.engine.programs.compiled),
-    'uplink_bytes': last['cost/uplink_bytes'],
-    'downlink_bytes': last['cost/downlink_bytes'],
-    'train_flops': last['cost/train_flops'],
-    'simulated_s': last['time/simulated_s'],
-  }

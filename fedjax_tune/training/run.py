@@ -14,9 +14,9 @@ from fedjax_tune.engine import local_optimizer, personal, server, store
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import build_evaluate
-from fedjax_tune.engine.group import Signature
 from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.round import Engine
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.training import build, checkpoint, snapshot
 
 

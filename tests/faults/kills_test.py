@@ -18,7 +18,7 @@ import tiny_events
 from fedjax_tune.engine import server
 from fedjax_tune.methods import METHODS
 from fedjax_tune.report import writer
-from fedjax_tune.training import loop, snapshot
+from fedjax_tune.training import loop, snapshot, summary
 
 _OPTIMIZERS = tuple(server.OPTIMIZERS)
 
@@ -52,7 +52,7 @@ _MOMENTS = {
   'before a checkpoint is there': (snapshot, '_set_aside', 2),
   'before the old ones go': (snapshot, 'remove', 1),
   'in an evaluation': (loop.Run, 'evaluate', 6),
-  'before the summary': (loop, 'summarize', 1),
+  'before the summary': (summary, 'summarize', 1),
 }
 
 

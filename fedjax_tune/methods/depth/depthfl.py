@@ -30,19 +30,12 @@ from fedjax_tune.engine.algorithm import (
   layer_ids,
 )
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.methods.depth import heads, layers
+from fedjax_tune.methods.depth import classifiers, layers
 from fedjax_tune.methods.drift import feddyn
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models.foundation import (
-  Foundation,
-  Model,
-)
+from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.selection import Selection
-from fedjax_tune.typing import (
-  Allocation,
-  AnyArray,
-  Inputs,
-)
+from fedjax_tune.typing import Allocation, AnyArray, Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +199,7 @@ def _scores(
   key: jax.Array | None = None,
 ) -> Float[Array, 'E B K']:
   tokens_NxBxD = model.class_tokens(inputs, layer_ids(held), key=key)
-  return heads.scores(model, tokens_NxBxD[np.array(exits)])
+  return classifiers.scores(model, tokens_NxBxD[np.array(exits)])
 
 
 # variant -> its ramp_rounds, its evaluate
@@ -236,7 +229,7 @@ def build(facts: Facts) -> Algorithm:
   Raises:
     ValueError: The task has no classes.
   """
-  heads.require_classes('depthfl', facts.task)
+  classifiers.require_classes('depthfl', facts.task)
   options = facts.experiment.depthfl
   rounds, first = _DEFAULTS[options.variant]
   if options.variant == 'published':

@@ -30,18 +30,11 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.methods import compose
-from fedjax_tune.methods.depth import heads, layers, uniform
+from fedjax_tune.methods.depth import classifiers, layers, uniform
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.models.foundation import (
-  Foundation,
-  Model,
-)
+from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.selection import GroupSum, Selection
-from fedjax_tune.typing import (
-  Allocation,
-  Inputs,
-  Tree,
-)
+from fedjax_tune.typing import Allocation, Inputs, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +170,7 @@ def _logits(
   key: jax.Array | None = None,
 ) -> jax.Array:
   tokens_NxBxD = model.class_tokens(inputs, layer_ids(held), key=key)
-  return heads.scores(model, tokens_NxBxD[-1:])[0]
+  return classifiers.scores(model, tokens_NxBxD[-1:])[0]
 
 
 def build(facts: Facts) -> Algorithm:
@@ -203,7 +196,7 @@ def build(facts: Facts) -> Algorithm:
   if options.variant == 'fedra_port':
     found = facts.foundation()
     return uniform.fedavg(found, facts.task, facts.budgets, facts.depth)
-  heads.require_classes('inclusivefl', facts.task)
+  classifiers.require_classes('inclusivefl', facts.task)
   sizes = Sizes(facts.depth, facts.budgets)
   *smaller, largest = sizes.all
   names = {'full': largest} | {f'depth{size}': size for size in smaller}

@@ -34,11 +34,11 @@ from fedjax_tune.engine.algorithm import (
   fedavg_client,
   theta_both_ways,
 )
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import cmga
-from fedjax_tune.models import adapter, tiers
+from fedjax_tune.models import bottleneck, tiers
 from fedjax_tune.models.federation import federate, tier_axis
 from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.selection import GroupSum, Selection
@@ -161,7 +161,7 @@ def build(facts: Facts) -> Algorithm:
   options, each = e.heterotune, make_tiers(e, facts.sizes, len(facts.budgets))
   own_branches = options.reading == 'own' and options.foreign == 'frozen'
   models = {n: facts.tiers[n](a) for n, a in each.adapters.items()}
-  shared = adapter.CORES if options.share else ()
+  shared = bottleneck.CORES if options.share else ()
   joins = np.array([_turn(e.tiers.joins or (0,), k) for k in clients])
   count = each.of_client.count
 

@@ -20,7 +20,7 @@ from fedjax_tune.engine.algorithm import (
   both_ways,
 )
 from fedjax_tune.methods import compose
-from fedjax_tune.methods.depth import heads, uniform
+from fedjax_tune.methods.depth import classifiers, uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models.foundation import num_bytes
 from fedjax_tune.typing import Tree
@@ -73,7 +73,7 @@ def build(facts: Facts) -> Algorithm:
   Raises:
     ValueError: The task has no classes.
   """
-  heads.require_classes('fedper', facts.task)
+  classifiers.require_classes('fedper', facts.task)
   fedavg = uniform.build_all_large(facts)
   return dataclasses.replace(
     fedavg,

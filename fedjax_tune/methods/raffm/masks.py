@@ -18,8 +18,8 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.algorithm import Context
-from fedjax_tune.engine.group import Info
 from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.slabs import Info
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.typing import Tree

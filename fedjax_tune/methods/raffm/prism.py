@@ -38,10 +38,7 @@ from fedjax_tune.methods import compose, refusals
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import factored, foundation
-from fedjax_tune.models.foundation import (
-  Foundation,
-  Model,
-)
+from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Axes, Tree
 

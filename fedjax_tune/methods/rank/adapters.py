@@ -8,11 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fedjax_tune.typing import (
-  Axes,
-  Path,
-  Tree,
-)
+from fedjax_tune.typing import Axes, Path, Tree
 
 _NAMES = ('lora_a', 'lora_b')
 

@@ -160,7 +160,7 @@ def build(facts: Facts) -> Algorithm:
   unless told otherwise; a head, which it has not, gets the same weights.
   """
   found, options = facts.foundation(), facts.experiment.hetlora
-  lora = ranks.Lora.of(facts, found)
+  lora = ranks.Ranks.of(facts, found)
   pruning = Pruning(lora.adapted, options.gamma, options.penalty)
   return Algorithm(
     model=found,

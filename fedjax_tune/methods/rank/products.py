@@ -29,7 +29,7 @@ from fedjax_tune.engine.algorithm import (
   everyone,
   remember_nothing,
 )
-from fedjax_tune.engine.group import Signature
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import refusals
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters, ranks
@@ -41,7 +41,7 @@ from fedjax_tune.typing import Axes, Tree
 Place = Callable[[Tree, Update, Tree, Tree], tuple[Update, Tree]]
 
 
-def client(task: Task, lora: ranks.Lora) -> Client:
+def client(task: Task, lora: ranks.Ranks) -> Client:
   """Returns the client that sends its adapters, and what they multiply to."""
 
   def finish(
@@ -56,7 +56,7 @@ def client(task: Task, lora: ranks.Lora) -> Client:
 
 
 def exact_mean(
-  lora: ranks.Lora,
+  lora: ranks.Ranks,
   place: Place,
   init: Callable[[Tree], Tree] = remember_nothing,
   frozen_delta: Callable[[Tree], Tree] | None = None,
@@ -89,13 +89,13 @@ def exact_mean(
   return dataclasses.replace(found, frozen_delta=frozen_delta)
 
 
-def kernel_shapes(lora: ranks.Lora, theta: Tree) -> Tree:
+def kernel_shapes(lora: ranks.Ranks, theta: Tree) -> Tree:
   """Returns the shapes of the adapted kernels."""
   multiply = lambda t: adapters.products(t, lora.adapted, 1.0)
   return jax.eval_shape(multiply, theta)
 
 
-def _merged_mean(lora: ranks.Lora, place: Place) -> Aggregator:
+def _merged_mean(lora: ranks.Ranks, place: Place) -> Aggregator:
   """Returns the mean that adds to frozen kernels; all rounds' is its memory."""
 
   def init(theta: Tree) -> Tree:
@@ -133,7 +133,7 @@ def build_flexlora(facts: Facts) -> Algorithm:
   `server.weighting` 'examples'.
   """
   found, task = facts.foundation(), facts.task
-  lora = ranks.Lora.of(facts, found)
+  lora = ranks.Ranks.of(facts, found)
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
     """Divides B by the client's scale instead of the server's."""
@@ -194,7 +194,7 @@ def build_flora(facts: Facts) -> Algorithm:
   but only the round's own stack is counted.
   """
   found, task = facts.foundation(), facts.task
-  lora = ranks.Lora.of(facts, found)
+  lora = ranks.Ranks.of(facts, found)
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
     """Draws A as torch and peft do, and sets B to zero."""
@@ -238,7 +238,7 @@ def build_flora(facts: Facts) -> Algorithm:
   )
 
 
-def _at_rest(found: Foundation, lora: ranks.Lora) -> Foundation:
+def _at_rest(found: Foundation, lora: ranks.Ranks) -> Foundation:
   """Returns a model whose adapters multiply to zero."""
   rest = lambda a, b, _: (a, jnp.zeros_like(b))
   theta = adapters.change_pairs(rest, found.theta, lora.adapted)
@@ -261,7 +261,7 @@ def build_fedex_lora(facts: Facts) -> Algorithm:
   them by its own scale.
   """
   found, task = facts.foundation(), facts.task
-  lora = ranks.Lora.of(facts, found)
+  lora = ranks.Ranks.of(facts, found)
 
   def place(
     theta: Tree, update: Update, kernels: Tree, memory: Tree

@@ -29,9 +29,7 @@ from fedjax_tune.methods.depth import layers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.rank import adapters
 from fedjax_tune.models import foundation, linear
-from fedjax_tune.models.foundation import (
-  Foundation,
-)
+from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Axes, Tree
 
@@ -58,7 +56,7 @@ class Prefix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lora:
+class Ranks:
   """The adapters of a federation.
 
   Attributes:
@@ -80,7 +78,7 @@ class Lora:
   adapted: adapters.Adapters
 
   @classmethod
-  def of(cls, facts: Facts, found: Foundation) -> 'Lora':
+  def of(cls, facts: Facts, found: Foundation) -> 'Ranks':
     """Reads it off an experiment and its model.
 
     Raises:
@@ -180,7 +178,7 @@ def send_adapters(
 
 
 def padding_client(task: Task) -> Client:
-  """Returns the client that sends its adapters, for `Lora.padded_mean`."""
+  """Returns the client that sends its adapters, for `Ranks.padded_mean`."""
   return dataclasses.replace(fedavg_client(task), finish=send_adapters)
 
 
@@ -194,7 +192,7 @@ def build_rbla(facts: Facts) -> Algorithm:
   if few hold it, so that the largest ranks move furthest.
   """
   found = facts.foundation()
-  lora = Lora.of(facts, found)
+  lora = Ranks.of(facts, found)
   return Algorithm(
     model=found,
     rule=lora.rule,
@@ -237,7 +235,7 @@ def build_ffa_lora(facts: Facts) -> Algorithm:
 
 
 def _fedit(facts: Facts, found: Foundation) -> Algorithm:
-  lora = Lora.of(facts, found)
+  lora = Ranks.of(facts, found)
   return Algorithm(
     model=found,
     rule=lora.rule,

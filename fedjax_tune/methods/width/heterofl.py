@@ -24,7 +24,7 @@ from fedjax_tune.engine.algorithm import (
   outputs,
 )
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.group import Info
+from fedjax_tune.engine.slabs import Info
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import rates
 from fedjax_tune.models.foundation import Model

@@ -1,8 +1,8 @@
-"""Rules for the share of every width that clients hold, and Federated Dropout.
+"""Rules for the share of every width that clients hold.
 
 Each client holds a share of every hidden axis, its rate; what it holds of them
-is the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random. The
-server averages each coordinate over those who held it.
+is the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random
+(Federated Dropout). The server averages each coordinate over those who held it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,7 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.algorithm import Algorithm
-from fedjax_tune.engine.group import Signature
-from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import uniform
 from fedjax_tune.methods.facts import Facts
@@ -73,41 +72,6 @@ class Prefix:
     """
     del rnd, client
     return amounts
-
-
-@dataclasses.dataclass(frozen=True)
-class Random(Prefix):
-  """Random units, new for each client and round.
-
-  One draw an axis serves all layers and heads: units of different layers have
-  nothing to do with each other, so the draw is as random as one a layer.
-
-  Attributes:
-    seed: Seed of the run.
-    purpose: Of the draws, for `host_rng`.
-  """
-
-  seed: int
-  purpose: str = 'allocation'
-
-  def choose(
-    self, rnd: int, client: int, amounts: Mapping[str, int]
-  ) -> Mapping[str, np.ndarray | int]:
-    """Returns distinct random indices, sorted."""
-    rng = host_rng(self.purpose, self.seed, rnd, client)
-    return {
-      axis: np.sort(rng.permutation(size)[: amounts[axis]])
-      for axis, size in sorted(self.sizes.items())
-    }
-
-
-def build(facts: Facts) -> Algorithm:
-  """Builds Federated Dropout: random units, new for each client and round.
-
-  Caldas, Konecny, McMahan, Talwalkar, "Expanding the Reach of Federated
-  Learning by Reducing Client Resource Requirements", arXiv 1812.07210.
-  """
-  return fedavg(facts, Random(*of(facts), facts.seed))
 
 
 def fedavg(facts: Facts, widths: Prefix) -> Algorithm:

@@ -1,0 +1,68 @@
+"""What `summary.json` says of a finished run, and its plots."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from fedjax_tune import endings
+from fedjax_tune.report import plots
+from fedjax_tune.report import writer as reporting
+from fedjax_tune.training import stopping
+from fedjax_tune.training.run import Run
+from fedjax_tune.typing import Json
+
+SUMMARY = 'summary.json'
+
+
+def write_results(run: Run, workdir: str) -> Json:
+  """Writes the plots and `summary.json` of a finished run, and returns it."""
+  with endings.storing(workdir):
+    plots.plot_run(workdir, run.setup.test.domain_names)
+  summary = summarize(run, workdir)
+  reporting.write_json(pathlib.Path(workdir) / SUMMARY, summary)
+  return summary
+
+
+def summarize(run: Run, workdir: str) -> Json:
+  """Sums a finished run up from what it wrote."""
+  rows = reporting.read_metrics(workdir)
+  last, e, best = rows[-1], run.setup.experiment, stopping.standing(rows)
+  prefix = 'eval/accuracy/'
+  others = {
+    name.removeprefix('eval/').removesuffix('/accuracy'): value
+    for name, value in last.items()
+    if re.fullmatch('eval/[^/]+/accuracy', name)
+  }
+  rates = [row['time/client_steps_per_s'] for row in rows]
+  rejected = [k for row in rows for k in row.get('train/rejected_clients', ())]
+  return {
+    'method': e.method,
+    'seed': e.seed,
+    'rounds': len(rows),
+    'ended_early': len(rows) < e.rounds,
+    'accuracy': last['eval/accuracy'],
+    'best_accuracy': best.score,
+    'best_round': best.rnd + 1,
+    'accuracy_by_domain': {
+      name.removeprefix(prefix): value
+      for name, value in last.items()
+      if name.startswith(prefix)
+    },
+    'other_accuracies': others,
+    'metric': run.setup.train.task.primary,
+    'other_metrics': {
+      name.removeprefix('metric/'): value
+      for name, value in last.items()
+      if name.startswith('metric/')
+    },
+    'train_loss': last['train/loss'],
+    'rejected': len(rejected),
+    'rejected_clients': sorted(set(rejected)),
+    'client_steps_per_s': float(np.median(rates)),
+    'compiles': len(run.engine.programs.compiled),
+    'uplink_bytes': last['cost/uplink_bytes'],
+    'downlink_bytes': last['cost/downlink_bytes'],
+    'train_flops': last['cost/train_flops'],
+    'simulated_s': last['time/simulated_s'],
+  }
