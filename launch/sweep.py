@@ -8,7 +8,7 @@ A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
 all methods comes first. Started again, a sweep leaves finished runs alone and
 resumes those that were begun, if their settings are still the same. After every
-run DIR gets a new results.jsonl, results.csv, results.md and comparison.png; they
+run DIR gets new results.jsonl, .csv and .md, comparison.png and frontier.png; they
 cover this sweep's finished runs, and name what else is there.
 
 Everything is checked before anything runs: every run's whole configuration

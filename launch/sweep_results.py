@@ -8,7 +8,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from fedjax_tune.costs import table
-from fedjax_tune.report import plots, tables, targets, writer
+from fedjax_tune.report import frontier, plots, tables, targets, writer
 from fedjax_tune.typing import Record
 from launch import sweep_outcome
 from launch.sweep_plan import Run
@@ -30,7 +30,7 @@ class Results(NamedTuple):
 
 
 def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
-  """Writes results.jsonl, .csv and .md and comparison.png into `workdir`.
+  """Writes results.jsonl, .csv and .md, and both plots, into `workdir`.
 
   They cover the finished runs that the sweep asks for, as it asks for them;
   anything else in `workdir` is named and left out.
@@ -76,6 +76,8 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
     for label, by_seed in rows.items()
   }
   plots.plot_comparison(curves, workdir / 'comparison.png')
+  seeds = {label: list(by_seed.values()) for label, by_seed in rows.items()}
+  frontier.plot_frontier(seeds, workdir / 'frontier.png')
   return Results(summaries, notes)
 
 

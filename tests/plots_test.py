@@ -1,9 +1,10 @@
 from hypothesis import given, settings, strategies
+from matplotlib import axes as mpl_axes
 from matplotlib import image
 import numpy as np
 import pytest
 
-from fedjax_tune.report import figure, plots, writer
+from fedjax_tune.report import figure, frontier, plots, writer
 
 
 def write_run(workdir, rounds, eval_every=1):
@@ -91,3 +92,35 @@ def test_labels_share_a_shift():
   np.testing.assert_allclose(
     figure.spread_labels([50.0, 50.0], 10.0, 0.0, 100.0), [45.0, 55.0]
   )
+
+
+def _spent(rounds, timed=True):
+  return [
+    {
+      'round': rnd,
+      'eval/accuracy': 0.1 * rnd if rnd % 2 else None,
+      'time/simulated_s': 30.0 * rnd * timed,
+      'cost/uplink_bytes': 10**9 * rnd,
+      'cost/downlink_bytes': 10**9 * rnd,
+    }
+    for rnd in range(rounds)
+  ]
+
+
+@pytest.mark.parametrize('timed', [True, False])
+def test_frontier(tmp_path, timed, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    mpl_axes.Axes, 'plot', lambda _, x, y, **__: drawn.append((x, y))
+  )
+  runs = {'fedra': [_spent(6, timed), _spent(4, timed)]}
+  path = tmp_path / 'frontier.png'
+  frontier.plot_frontier(runs, path)
+  assert path.stat().st_size > 0
+  # Of the rounds that both seeds have evaluated, 1 and 3.
+  *minutes, (gb, accuracy) = drawn
+  np.testing.assert_allclose(gb, [2, 6])
+  np.testing.assert_allclose(accuracy, [10, 30])
+  assert len(minutes) == timed
+  if timed:
+    np.testing.assert_allclose(minutes[0][0], [0.5, 1.5])

@@ -1,0 +1,76 @@
+"""Accuracy by what it cost: time on the clients' devices, and bytes."""
+
+from collections.abc import Mapping, Sequence
+import os
+
+import matplotlib as mpl
+import numpy as np
+
+from fedjax_tune.report import figure, tables
+from fedjax_tune.typing import Record
+
+_MOVED = 'GB moved, all clients, both ways'
+_TIME = 'minutes on the simulated devices'
+
+
+def plot_frontier(
+  runs: Mapping[str, Sequence[Sequence[Record]]],
+  path: str | os.PathLike[str],
+) -> None:
+  """Draws accuracy by bytes moved and, where devices are given, by time.
+
+  Args:
+    runs: For each method the rounds of each seed's run. A line is the mean over
+      its seeds, of accuracy and of cost, at the evaluations that all have.
+    path: The PNG to write.
+  """
+  timed = any(
+    row.get('time/simulated_s') for seeds in runs.values() for row in seeds[0]
+  )
+  names = [_TIME, _MOVED] if timed else [_MOVED]
+  with mpl.rc_context(figure.STYLE):
+    fig = figure.new_figure(4.2)
+    axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for (name, seeds), (color, dash) in zip(
+      runs.items(), figure.line_styles(), strict=False
+    ):
+      accuracy, minutes, moved = _means(seeds)
+      spent = [minutes, moved] if timed else [moved]
+      for ax, x in zip(axes, spent, strict=True):
+        ax.plot(
+          x, accuracy, color=color, ls=dash, marker='o', ms=3,
+          label=tables.plain(name),
+        )  # fmt: skip
+    for ax, name in zip(axes, names, strict=True):
+      ax.set_xlabel(name)
+      ax.set_xlim(left=0)
+    axes[0].set_title('Accuracy (%) by what it cost')
+    fig.legend(
+      *axes[0].get_legend_handles_labels(),
+      loc='outside lower center',
+      ncols=4,
+      frameon=False,
+    )
+    fig.savefig(path)
+
+
+def _means(
+  seeds: Sequence[Sequence[Record]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns accuracy in percent, minutes and GB at each evaluation."""
+  points = [
+    {
+      row['round']: (
+        100 * row['eval/accuracy'],
+        (row.get('time/simulated_s') or 0) / 60,
+        (row['cost/uplink_bytes'] + row['cost/downlink_bytes']) / 1e9,
+      )
+      for row in rows
+      if row.get('eval/accuracy') is not None
+    }
+    for rows in seeds
+  ]
+  common = sorted(set.intersection(*(set(own) for own in points)))
+  values = np.array([[own[rnd] for rnd in common] for own in points])
+  accuracy, minutes, moved = values.reshape(len(seeds), -1, 3).mean(0).T
+  return accuracy, minutes, moved
