@@ -5,7 +5,7 @@ Models", arXiv 2411.16796. The paper's code is not public, and what follows was
 built from its public abstracts. Theirs: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
-else; open choices are fields of `method_config.Heterotune` and, of the adapter,
+else; open choices are fields of `config.Heterotune` and, of the adapter,
 of `config.Fedadapter`. One is not built: projections and heads that each client
 keeps to itself. Another method, AdaFL (arXiv 2205.10162), also calls its
 adapters FedAdapter.

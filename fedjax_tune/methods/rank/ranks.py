@@ -64,7 +64,7 @@ class Ranks:
     ranks: Rank of each client.
     server_rank: Rank of the server's adapters, the largest.
     alpha: LoRA's alpha.
-    scaling: 'common' or 'client', see `method_config.Rank`.
+    scaling: 'common' or 'client', see `config.Rank`.
     axes: Axes of what trains.
     adapted: The adapted maps.
   """
