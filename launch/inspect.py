@@ -9,11 +9,9 @@ of device trains. With `--budgets` it shows what devices with so much memory can
 train, and compiles nothing.
 """
 
-import math
-
 from absl import flags
 
-from fedjax_tune.costs import fit, hardware, table
+from fedjax_tune.costs import table
 from fedjax_tune.training import build, loop
 from fedjax_tune.training.run import Run
 from launch import experiment_file, overview, start
@@ -27,14 +25,13 @@ _BUDGETS = flags.DEFINE_list(
 def main(argv: list[str]) -> None:
   """Prints the tables."""
   start.reject_arguments(argv)
-  devices = [_device(text) for text in _BUDGETS.value]
   experiment, console = start.experiment(_CONFIG), start.console()
   with console.status('Reading and dividing'):
     setup = build.build(experiment)
-  if devices:
+  if _BUDGETS.value:
     with console.status('Fitting'):
-      fits = _fit(setup, devices)
-    console.print(table.fit_table(devices, fits, setup.sizes))
+      fitted = overview.fitted(setup, _BUDGETS.value)
+    console.print(fitted)
     return
   with console.status('Compiling'):
     run = Run(setup)
@@ -43,23 +40,6 @@ def main(argv: list[str]) -> None:
   if setup.fits:
     console.print(table.fit_table(setup.devices, setup.fits, setup.sizes))
   console.print(table.cost_table(run.class_costs()))
-
-
-def _device(text: str) -> hardware.Device:
-  """Returns a device of which the memory alone is known."""
-  memory = hardware.parse_bytes(text, '--budgets')
-  return hardware.Device(text, math.inf, memory, math.inf, math.inf)
-
-
-def _fit(setup: build.Setup, devices: list[hardware.Device]) -> list[fit.Fit]:
-  e = setup.experiment
-  if setup.find is None:
-    raise ValueError(
-      f'--budgets: method={e.method!r} must be one that cuts the model; its'
-      ' clients hold all of it.'
-    )
-  bounds = fit.Limits(None, memory=True, first=e.clients.cut_first)
-  return [setup.find(device, 1, bounds) for device in devices]
 
 
 if __name__ == '__main__':

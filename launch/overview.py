@@ -1,14 +1,19 @@
 """What a run will take: model, data, clients, memory and totals."""
 
+from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from rich import table as rich_table
 
+from fedjax_tune.costs import fit, hardware
+from fedjax_tune.costs import table as cost_tables
 from fedjax_tune.models import federation
 from fedjax_tune.models.foundation import num_params
 from fedjax_tune.report import tables
+from fedjax_tune.training import build
 from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Tree
 
@@ -20,6 +25,32 @@ def table(run: Run) -> rich_table.Table:
   for name, value in _lines(run).items():
     made.add_row(name, value)
   return made
+
+
+def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
+  """Returns what devices can train of which the memory alone is known.
+
+  Args:
+    setup: The run.
+    budgets: Their memory: '2GiB'.
+
+  Raises:
+    ValueError: One is no amount of memory, or too little; or the method cuts
+      nothing.
+  """
+  e = setup.experiment
+  if setup.find is None:
+    raise ValueError(
+      f'--budgets: method={e.method!r} must be one that cuts the model; its'
+      ' clients hold all of it.'
+    )
+  devices = []
+  for text in budgets:
+    memory = hardware.parse_bytes(text, '--budgets')
+    devices.append(hardware.Device(text, math.inf, memory, math.inf, math.inf))
+  limits = fit.Limits(None, memory=True, first=e.clients.cut_first)
+  fits = [setup.find(device, 1, limits) for device in devices]
+  return cost_tables.fit_table(devices, fits, setup.sizes)
 
 
 def totals(run: Run) -> dict[str, int]:

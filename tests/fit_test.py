@@ -14,6 +14,7 @@ from fedjax_tune.costs.hardware import Device
 from fedjax_tune.data import arrays
 from fedjax_tune.methods import menus
 from fedjax_tune.training import build, loop
+from launch import overview
 
 _DEPTH = fit.Menu(
   'depth', tuple(fit.Choice(n, n / 4, {'layer': n}) for n in (4, 3, 2, 1))
@@ -238,6 +239,24 @@ def test_what_nobody_can_train_is_refused_before_the_run(tmp_path):
   e = _experiment('fedra', tmp_path, memory=1000)
   with pytest.raises(ValueError, match=r"device 'weak' .*of its 1000 B"):
     build.build(e, data=_data())
+
+
+def test_inspect_tells_what_amounts_of_memory_allow(tmp_path):
+  e = _experiment('fedra', tmp_path)
+  e.clients.fit = e.clients.devices = ''
+  setup = build.build(e, data=_data())
+  table = overview.fitted(setup, ['1GiB', '125000B'])
+  found = [dict(zip(table.header, cells, strict=True)) for cells in table.cells]
+  assert [row['trains'] for row in found] == ['all', 'layer 2']
+  # There is no time in which nothing is known but the memory.
+  assert {row['s/round'] for row in found} == {'-'}
+  with pytest.raises(ValueError, match="device '9B' must be able to train"):
+    overview.fitted(setup, ['9B'])
+  with pytest.raises(ValueError, match=r"--budgets='x' must be a number with"):
+    overview.fitted(setup, ['x'])
+  whole = build.build(_experiment('all_large', tmp_path), data=_data())
+  with pytest.raises(ValueError, match="method='all_large' must be one that"):
+    overview.fitted(whole, ['1GiB'])
 
 
 def test_fitting_needs_devices_and_raffm_its_sampling(tmp_path):
