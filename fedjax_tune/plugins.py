@@ -16,7 +16,7 @@ from fedjax_tune import config
 from fedjax_tune.config import validate
 from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import partitioners
-from fedjax_tune.engine import local_optimizer, server
+from fedjax_tune.engine import local_optimizer, server_optimizer
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Check, Facts, Method, accept
@@ -63,7 +63,9 @@ def register_partition(
     partitioners.NEED_CLASSES.add(name)
 
 
-def register_server_optimizer(name: str, build: server.Optimizer) -> None:
+def register_server_optimizer(
+  name: str, build: server_optimizer.Optimizer
+) -> None:
   """Makes one known, as `--config.server.optimizer=name`.
 
   Args:
@@ -74,9 +76,9 @@ def register_server_optimizer(name: str, build: server.Optimizer) -> None:
   Raises:
     ValueError: There is another one of that name.
   """
-  there = server.OPTIMIZERS.get(name)
+  there = server_optimizer.OPTIMIZERS.get(name)
   _check_name('server.optimizer', name, there, build)
-  server.OPTIMIZERS[name] = build
+  server_optimizer.OPTIMIZERS[name] = build
 
 
 def _check_name(
@@ -103,7 +105,7 @@ def choices() -> dict[str, Collection[str]]:
     'clients.partition': partitioners.names(),
     'local.optimizer': tuple(local_optimizer.OPTIMIZERS),
     'local.schedule': tuple(local_optimizer.SCHEDULES),
-    'server.optimizer': tuple(server.OPTIMIZERS),
+    'server.optimizer': tuple(server_optimizer.OPTIMIZERS),
     'raffm.space': (*spaces.SPACES, *masks.PRESETS, 'custom'),
   }
 

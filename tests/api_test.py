@@ -17,7 +17,7 @@ from fedjax_tune import plugins
 from fedjax_tune.config import validate
 from fedjax_tune.data import partitioners
 from fedjax_tune.deploy import finished
-from fedjax_tune.engine import server
+from fedjax_tune.engine import server_optimizer
 from fedjax_tune.methods import METHODS
 
 _SIDE = 16
@@ -180,7 +180,7 @@ _README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 def module(tmp_path, monkeypatch):
   """Writes a module where Python finds it; forgets what it registers."""
   monkeypatch.syspath_prepend(str(tmp_path))
-  registries = METHODS, partitioners.RULES, server.OPTIMIZERS
+  registries = METHODS, partitioners.RULES, server_optimizer.OPTIMIZERS
   old = [set(known) for known in registries]
   before = set(sys.modules)
   yield lambda name, text: (tmp_path / f'{name}.py').write_text(text)

@@ -22,7 +22,7 @@ import transformers
 from fedjax_tune import config, endings, selection
 from fedjax_tune.data import corpus, outlines, tasks
 from fedjax_tune.deploy import deployment, finished, subnetworks
-from fedjax_tune.engine import evaluate, server
+from fedjax_tune.engine import evaluate, server, server_optimizer
 from fedjax_tune.models import backbone, export, foundation, sizes
 from fedjax_tune.report import scaling
 from fedjax_tune.training import build, checkpoint, identity, loop, provisions
@@ -120,7 +120,7 @@ def _finish(experiment, workdir):
   model, evaluation = setup.algorithm.model, setup.algorithm.evaluation
   theta = tiny.noise(model.theta, 1)
   state = server.ServerState(
-    theta, server.optimizer(experiment.server).init(theta), ()
+    theta, server_optimizer.build(experiment.server).init(theta), ()
   )
   with checkpoint.Checkpoints(workdir, 1, identity.of(setup)) as saved:
     saved.save(1, {'state': state, 'meter': {'flops': np.int64(1)}})

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from fedjax_tune import config, selection
-from fedjax_tune.engine import server, step, store
+from fedjax_tune.engine import server, server_optimizer, step, store
 from fedjax_tune.engine.algorithm import Context
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.rank import adapters
@@ -434,7 +434,7 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
   if not run.algorithm.able(0, len(tiny.BUDGETS))[3]:
     cohort = [0]
   theta = run.theta
-  opt = server.optimizer(config.Server(optimizer=name))
+  opt = server_optimizer.build(config.Server(optimizer=name))
   memory = tiny.noise(run.algorithm.aggregator.init(theta), 7)
   opt_state = optax.tree.map_params(
     opt, lambda x: 1 + jnp.abs(tiny.noise(x, 8)), opt.init(theta)

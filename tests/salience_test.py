@@ -11,7 +11,7 @@ import tiny
 
 from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
-from fedjax_tune.engine import server
+from fedjax_tune.engine import server, server_optimizer
 from fedjax_tune.methods.raffm import salience
 
 _EVERYWHERE = tuple(
@@ -197,7 +197,7 @@ def test_ranking_queries_and_keys_apart_destroys_the_model():
 @pytest.mark.parametrize('name', ['fedavgm', 'fedadam'])
 def test_what_the_server_remembers_follows_its_channel(name):
   found = tiny.vit_foundation(targets=(), full=True)
-  opt = server.optimizer(config.Server(optimizer=name))
+  opt = server_optimizer.build(config.Server(optimizer=name))
   # Of each parameter three times its value, so that it tells whose it is.
   opt_state = optax.tree.map_params(
     opt, lambda _, w: 3 * w, opt.init(found.theta), found.theta

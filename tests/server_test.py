@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from fedjax_tune import config
-from fedjax_tune.engine import server
+from fedjax_tune.engine import server, server_optimizer
 from fedjax_tune.engine.algorithm import Aggregator
 from fedjax_tune.selection import GroupSum
 
@@ -24,7 +24,7 @@ def _deltas(rounds=4):
 
 
 def _run(cfg, deltas, den=1.0):
-  opt = server.optimizer(cfg)
+  opt = server_optimizer.build(cfg)
   theta = {'w': jnp.ones(deltas.shape[1])}
   state = server.ServerState(theta, opt.init(theta), ())
   step = server.build_server_step(Aggregator(), opt)
@@ -51,7 +51,7 @@ def test_adaptive_is_algorithm_2(name):
     x = x + cfg.lr * m / (np.sqrt(v) + cfg.eps)
   state = _run(cfg, deltas)
   np.testing.assert_allclose(state.theta['w'], x, rtol=1e-5)
-  got_m, got_v = tiny.remembered(server.optimizer(cfg), state.opt_state)
+  got_m, got_v = tiny.remembered(server_optimizer.build(cfg), state.opt_state)
   np.testing.assert_allclose(-got_m, m, rtol=1e-4, atol=1e-7)
   np.testing.assert_allclose(got_v, v, rtol=1e-4)
 
@@ -77,7 +77,7 @@ def test_uncovered_coordinates_miss_the_round(name):
   deltas = _deltas(3)
   den = [1.0, 1, 0, 1, 0]
   # Coordinates 2 and 4 are held in the first round only.
-  opt = server.optimizer(cfg)
+  opt = server_optimizer.build(cfg)
   step = server.build_server_step(Aggregator(), opt)
   state = _run(cfg, deltas[:1])
   once = state
@@ -98,4 +98,4 @@ def test_uncovered_coordinates_miss_the_round(name):
 
 def test_unknown_optimizer():
   with pytest.raises(ValueError, match=r"server\.optimizer='sgd' must be one"):
-    server.optimizer(config.Server(optimizer='sgd'))
+    server_optimizer.build(config.Server(optimizer='sgd'))

@@ -19,7 +19,13 @@ from fedjax_tune import config
 from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import corpus, tasks
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.engine import client, local_optimizer, plan, server
+from fedjax_tune.engine import (
+  client,
+  local_optimizer,
+  plan,
+  server,
+  server_optimizer,
+)
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.slabs import Signature
@@ -385,7 +391,7 @@ class Run:
     engine = round_lib.Engine(
       self.algorithm,
       self.local_opt,
-      server.optimizer(e.server),
+      server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
     )
     batches = jax.tree.map(

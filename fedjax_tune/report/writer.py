@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 
 from fedjax_tune import endings
-from fedjax_tune.report import board
+from fedjax_tune.report import tensorboard
 from fedjax_tune.typing import Record
 
 _FILE = 'metrics.jsonl'
@@ -56,7 +56,7 @@ class MetricsWriter:
     with endings.storing(self._path):
       self._file = self._path.open('a', encoding='utf-8')
     with endings.storing(self._path.parent / 'tensorboard'):
-      self._board = board.Board(self._path.parent / 'tensorboard')
+      self._board = tensorboard.Board(self._path.parent / 'tensorboard')
       for line in rows.splitlines():
         metrics = json.loads(line)
         self._board.write(metrics.pop('round'), metrics)

@@ -10,7 +10,13 @@ import numpy as np
 from fedjax_tune import endings, selection
 from fedjax_tune.costs import capacity, table
 from fedjax_tune.costs.cost import Cost, client_cost, held_shapes
-from fedjax_tune.engine import local_optimizer, personal, server, store
+from fedjax_tune.engine import (
+  local_optimizer,
+  personal,
+  server,
+  server_optimizer,
+  store,
+)
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import build_evaluate
@@ -38,7 +44,7 @@ class Run:
     self.engine = Engine(
       setup.algorithm,
       local_optimizer.build(e.local),
-      server.optimizer(e.server),
+      server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
     )
     self.widths = setup.planner.widths

@@ -15,12 +15,12 @@ import pytest
 import tiny
 import tiny_events
 
-from fedjax_tune.engine import server
+from fedjax_tune.engine import server_optimizer
 from fedjax_tune.methods import METHODS
 from fedjax_tune.report import writer
 from fedjax_tune.training import loop, snapshot, summary
 
-_OPTIMIZERS = tuple(server.OPTIMIZERS)
+_OPTIMIZERS = tuple(server_optimizer.OPTIMIZERS)
 
 
 def _copying(owner, name, calls, folder, copy):

@@ -13,7 +13,7 @@ import lab
 import pytest
 
 from fedjax_tune import endings
-from fedjax_tune.report import board, writer
+from fedjax_tune.report import tensorboard, writer
 from fedjax_tune.training import checkpoint, loop, snapshot
 
 
@@ -87,7 +87,7 @@ _FULL = {
   ),
   'metrics': (_full_metrics, 'metrics.jsonl'),
   'TensorBoard': (
-    lambda: _full_after(board.Board, 'write', 3),
+    lambda: _full_after(tensorboard.Board, 'write', 3),
     'metrics.jsonl',
   ),
   'the plots': (
