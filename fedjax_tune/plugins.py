@@ -19,12 +19,25 @@ from fedjax_tune.data import partitioners
 from fedjax_tune.engine import local_optimizer, server_optimizer
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.facts import Check, Facts, Method, accept
+from fedjax_tune.methods.facts import (
+  Check,
+  Facts,
+  Menus,
+  Method,
+  accept,
+  uncut,
+)
 from fedjax_tune.methods.raffm import masks, spaces
+
+# Field -> names that users have registered for it.
+_OWN: dict[str, set[str]] = {}
 
 
 def register_method(
-  name: str, build: Callable[[Facts], Algorithm], check: Check = accept
+  name: str,
+  build: Callable[[Facts], Algorithm],
+  check: Check = accept,
+  menus: Menus = uncut,
 ) -> None:
   """Makes a method known, as `--config.method=name`.
 
@@ -33,13 +46,16 @@ def register_method(
     build: Builds it when everything is known.
     check: (experiment, size of each axis, budget of each client) -> None;
       raises a ValueError for what is wrong before data are read.
+    menus: (experiment, size of each axis) -> what clients may hold along each
+      axis that it cuts (`methods/menus.py`), for `clients.fit`; by default it
+      cuts nothing.
 
   Raises:
     ValueError: There is another method of that name.
   """
   there = METHODS.get(name)
   _check_name('method', name, there and there.build, build)
-  METHODS[name] = Method(build, check)
+  METHODS[name] = Method(build, check, menus)
 
 
 def register_partition(
@@ -57,7 +73,12 @@ def register_partition(
   Raises:
     ValueError: There is another one of that name.
   """
-  _check_name('partition', name, partitioners.RULES.get(name), rule)
+  if name == partitioners.NATURAL:
+    raise ValueError(
+      f'clients.partition={name!r} must be another name: the set itself divides there.'
+    )
+  there = partitioners.RULES.get(name)
+  _check_name('clients.partition', name, there, rule)
   partitioners.RULES[name] = rule
   if needs_classes:
     partitioners.NEED_CLASSES.add(name)
@@ -81,6 +102,19 @@ def register_server_optimizer(
   server_optimizer.OPTIMIZERS[name] = build
 
 
+def registered(experiment: config.Experiment) -> frozenset[str]:
+  """Returns the fields that name something which a user has registered.
+
+  What that reads of the other options, nobody here can know.
+  """
+  values = {
+    'method': experiment.method,
+    'clients.partition': experiment.clients.partition,
+    'server.optimizer': experiment.server.optimizer,
+  }
+  return frozenset(f for f, name in values.items() if name in _OWN.get(f, ()))
+
+
 def _check_name(
   kind: str,
   name: str,
@@ -96,6 +130,7 @@ def _check_name(
       f'{kind}={name!r} must be another name: it is known already, from'
       f' {there.__module__}.'
     )
+  _OWN.setdefault(kind, set()).add(name)
 
 
 def choices() -> dict[str, Collection[str]]:

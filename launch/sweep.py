@@ -23,6 +23,7 @@ import sys
 from absl import flags
 from rich import console as rich_console
 
+from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.training import build
 from launch import experiment_file, start, sweep_plan, sweep_runner
@@ -107,7 +108,10 @@ def _tell_unread(
   """
   lines = {
     run.label: {
-      line.partition('=')[0]: line for line in unread.in_vain(run.experiment)
+      line.partition('=')[0]: line
+      for line in unread.in_vain(
+        run.experiment, registered=plugins.registered(run.experiment)
+      )
     }
     for run in runs
   }

@@ -14,7 +14,7 @@ import tiny_folders
 
 import fedjax_tune as ft
 from fedjax_tune import plugins
-from fedjax_tune.config import validate
+from fedjax_tune.config import unread, validate
 from fedjax_tune.data import partitioners
 from fedjax_tune.deploy import finished
 from fedjax_tune.engine import server_optimizer
@@ -242,12 +242,18 @@ def test_a_server_optimizer_of_your_own(tmp_path, module):
   own = _experiment(imports=('mine',))
   own.server.optimizer = 'half'
   losses = []
+  # Nobody knows what it reads of the section.
+  own.server.momentum = 0.5
   for i, e in enumerate((start, own)):
     ft.train(e, str(tmp_path / f'{i}'), data=_data())
     lines = (tmp_path / f'{i}/metrics.jsonl').read_text().splitlines()
     losses.append([json.loads(line)['train/loss'] for line in lines])
   assert losses[0] == losses[1]
   assert len(set(losses[0])) > 1
+  assert unread.in_vain(own, registered=plugins.registered(own)) == []
+  assert plugins.registered(start) == frozenset()
+  (line,) = unread.in_vain(own)
+  assert line.startswith('server.momentum=0.5 has no effect here')
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,11 @@ def test_a_server_optimizer_of_your_own(tmp_path, module):
     ),
     (
       'import fedjax_tune as ft\nft.register_partition("a b", print)',
-      "partition='a b' must be an identifier",
+      "clients.partition='a b' must be an identifier",
+    ),
+    (
+      'import fedjax_tune as ft\nft.register_partition("natural", print)',
+      "clients.partition='natural' must be another name",
     ),
   ],
 )

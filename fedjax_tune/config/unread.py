@@ -1,6 +1,6 @@
 """Which options of an experiment nothing reads, so that none is set in vain."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import dataclasses
 import functools
 
@@ -249,7 +249,9 @@ OF_TEXTS = ('data.lengths',)
 
 
 def in_vain(
-  experiment: config.Experiment, images: bool | None = None
+  experiment: config.Experiment,
+  images: bool | None = None,
+  registered: Collection[str] = (),
 ) -> list[str]:
   """Returns a line for each option that is set but that nothing reads.
 
@@ -258,11 +260,17 @@ def in_vain(
   Args:
     experiment: A valid experiment.
     images: Whether its model reads images; None while that is not known.
+    registered: Fields that name something of the user's own, which may read
+      whatever depends on them.
   """
   other_kind = {True: OF_TEXTS, False: OF_IMAGES, None: ()}[images]
   lines = []
   for path, value in _set(experiment):
-    needs = [str(need) for need in READ[path] if not need.met(experiment)]
+    needs = [
+      str(need)
+      for need in READ[path]
+      if need.field not in registered and not need.met(experiment)
+    ]
     if not needs and path in other_kind:
       needs = ['texts' if images else 'images']
     if needs:

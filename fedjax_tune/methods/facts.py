@@ -70,6 +70,10 @@ def accept(
   del experiment, sizes, budgets
 
 
+# (experiment, size of each axis) -> what clients may hold along each that it cuts
+Menus = Callable[[config.Experiment, Mapping[str, int]], tuple[Menu, ...]]
+
+
 def uncut(
   experiment: config.Experiment, sizes: Mapping[str, int]
 ) -> tuple[Menu, ...]:
@@ -93,7 +97,5 @@ class Method:
 
   build: Callable[[Facts], Algorithm]
   check: Check = accept
-  menus: Callable[[config.Experiment, Mapping[str, int]], tuple[Menu, ...]] = (
-    uncut
-  )
+  menus: Menus = uncut
   several_models: bool = False

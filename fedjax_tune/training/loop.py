@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from fedjax_tune import config, endings
+from fedjax_tune import config, endings, plugins
 from fedjax_tune.config import unread
 from fedjax_tune.costs import table
 from fedjax_tune.data import arrays
@@ -199,7 +199,9 @@ def train_rounds(
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
   """Prints options set in vain, and what is odd about data and weights."""
   images = setup.train.lengths is None
-  lines = unread.in_vain(setup.experiment, images)
+  lines = unread.in_vain(
+    setup.experiment, images, plugins.registered(setup.experiment)
+  )
   notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
   for line in (*lines, *notes):
     console.print(line, markup=False, highlight=False, soft_wrap=True)
