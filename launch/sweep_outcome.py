@@ -23,6 +23,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+# The fields of every round that tables and plots need.
+_COSTS = ('cost/uplink_bytes', 'cost/downlink_bytes')
+
+
 class Outcome(NamedTuple):
   """What a run ended with.
 
@@ -57,6 +61,7 @@ def read(workdir: str | os.PathLike[str]) -> Outcome:
   try:
     rounds = [row['round'] for row in rows]
     last = rows[-1]['eval/accuracy']
+    _ = [row[name] for row in rows for name in _COSTS]
   except (LookupError, TypeError) as error:
     text = f'{folder / "metrics.jsonl"} is not what a run writes.'
     raise ValueError(text) from error

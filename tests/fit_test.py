@@ -264,6 +264,12 @@ def test_fitting_needs_devices_and_raffm_its_sampling(tmp_path):
   e.raffm.sampling = 'sandwich'
   with pytest.raises(ValueError, match=r"raffm\.sampling='sandwich' must be"):
     build.build(e, data=_data())
+  e.raffm = config.Raffm(mode='mask', space='paper_vit')
+  e.model.tune = 'full'
+  with pytest.raises(
+    ValueError, match=r"clients\.fit='memory' must be '' where"
+  ):
+    build.build(e, data=_data())
   e = _experiment('fedra', tmp_path)
   e.clients.devices = ''
   with pytest.raises(ValueError, match=r"clients\.fit='memory' must be ''"):

@@ -23,7 +23,8 @@ rounds = json.loads(sys.argv[4])['rounds']
 if label == 'broken':
   raise ValueError('out of luck')
 accuracy = 0.5 + 0.1 * seed
-rows = [{'round': r, 'eval/accuracy': accuracy} for r in range(rounds)]
+spent = {'cost/uplink_bytes': 5, 'cost/downlink_bytes': 7}
+rows = [{'round': r, 'eval/accuracy': accuracy, **spent} for r in range(rounds)]
 lines = [json.dumps(row) + '\\n' for row in rows]
 (out / 'metrics.jsonl').write_text(''.join(lines))
 (out / 'costs.json').write_text(json.dumps([{
@@ -168,6 +169,7 @@ def test_results(tmp_path):
   costs = [line for line in text.splitlines() if '128 MiB' in line]
   assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
+  assert (tmp_path / 'frontier.png').exists()
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path):
@@ -195,6 +197,11 @@ def test_started_again_it_skips_and_resumes(tmp_path):
     ('summary.json', '{"rounds": 2}'),
     ('summary.json', '{"method": "fedra", '),
     ('metrics.jsonl', '{"round": 0, "eval/accuracy": 0.5}\n'),
+    (
+      'metrics.jsonl',
+      '{"round": 0, "cost/uplink_bytes": 5, "eval/accuracy": 0.5}\n'
+      '{"round": 1, "cost/uplink_bytes": 5, "eval/accuracy": 0.5}\n',
+    ),
     ('metrics.jsonl', '{"eval/accuracy": 0.5}\n'),
     ('costs.json', '['),
     ('costs.json', '[{"a": 1}]'),

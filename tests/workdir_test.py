@@ -132,7 +132,7 @@ def test_checkpoints_without_a_config(tmp_path):
 
 _HOLD = """
 import sys, time
-from fedjax_tune import workdir
+from fedjax_tune.training import workdir
 with workdir.claim(sys.argv[1]):
   print('held', flush=True)
   time.sleep(600)

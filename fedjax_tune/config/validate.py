@@ -133,7 +133,7 @@ def _disagreements(
       f' local.steps={local.steps} must be 0.'
     )
   cfg = experiment.clients
-  if cfg.fit and not cfg.devices:
+  if cfg.fit and not cfg.devices and RULES['clients.fit'].holds(cfg.fit):
     yield (
       f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"
       ' hardware that clients have.'

@@ -33,7 +33,12 @@ def width(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
 
 
 def space(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
-  """Returns the subnetworks of `raffm.space`, by the weights of their blocks."""
+  """Returns the subnetworks of `raffm.space`, by the weights of their blocks.
+
+  None for masks, which make nobody's model smaller.
+  """
+  if experiment.raffm.mode == 'mask':
+    return ()
   found = spaces.make_space(experiment.raffm)
   whole = (1.0,) * len(spaces.AXES)
   total = _block_weights(sizes)

@@ -186,6 +186,11 @@ def check(
   refusals.decoder(
     sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"
   )
+  if experiment.clients.fit:
+    raise ValueError(
+      f"clients.fit={experiment.clients.fit!r} must be '' where raffm.mode="
+      "'mask': masks make nobody's model smaller."
+    )
   if experiment.raffm.sampling == 'resource':
     raise ValueError(
       "raffm.sampling='resource' must be 'random' or 'sandwich' where"
