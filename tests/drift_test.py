@@ -1,5 +1,6 @@
 """SCAFFOLD, FedDyn, and DepthFL with it, step by step in NumPy."""
 
+import re
 from typing import Any
 
 import jax
@@ -219,6 +220,18 @@ def test_refuses_what_it_would_misread(name, section, field, value):
   changes[section] = changes.get(section, {}) | {field: value}
   e = tiny.experiment(name, **changes)
   with pytest.raises(ValueError, match=rf'{section}\.{field}={value!r}'):
+    METHODS[name].check(e, {'layer': tiny.DEPTH}, tiny.BUDGETS)
+
+
+@pytest.mark.parametrize(
+  ('name', 'asked'),
+  [('feddyn', "method='feddyn'"), ('depthfl', f'depthfl.feddyn={_ALPHA}')],
+)
+def test_refuses_because_of_what_asks_for_feddyn(name, asked):
+  changes = {'depthfl': {'feddyn': _ALPHA}, 'local': {'momentum': 0.9}}
+  e = tiny.experiment(name, **changes)
+  begin = re.escape(f'local.momentum=0.9 must be 0.0 with {asked}: ')
+  with pytest.raises(ValueError, match=f'^{begin}'):
     METHODS[name].check(e, {'layer': tiny.DEPTH}, tiny.BUDGETS)
 
 

@@ -17,36 +17,48 @@ def decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
     raise ValueError(f'{field} does not serve a decoder: {why}.')
 
 
-def server_steps(experiment: config.Experiment, why: str) -> None:
+def method(experiment: config.Experiment) -> str:
+  """Returns the method as what refuses, for `by` below."""
+  return f'method={experiment.method!r}'
+
+
+def server_steps(experiment: config.Experiment, by: str, why: str) -> None:
   """Raises a ValueError where the server does not take the mean as it is.
 
   Args:
     experiment: The configuration.
+    by: The field that refuses, with its value.
     why: The reason.
   """
   server = experiment.server
   if (server.optimizer, server.lr) != ('fedavg', 1.0):
     raise ValueError(
       f'server.optimizer={server.optimizer!r} and server.lr={server.lr}'
-      f" must be 'fedavg' and 1.0 with method={experiment.method!r}: {why}."
+      f" must be 'fedavg' and 1.0 with {by}: {why}."
     )
 
 
-def weighted(experiment: config.Experiment) -> None:
-  """Raises a ValueError if clients count by their examples."""
+def weighted(experiment: config.Experiment, by: str) -> None:
+  """Raises a ValueError if clients count by their examples.
+
+  Args:
+    experiment: The configuration.
+    by: The field that refuses, with its value.
+  """
   weighting = experiment.server.weighting
   if weighting != 'uniform':
     raise ValueError(
-      f"server.weighting={weighting!r} must be 'uniform' with"
-      f' method={experiment.method!r}: it remembers a mean over all clients.'
+      f"server.weighting={weighting!r} must be 'uniform' with {by}: it"
+      ' remembers a mean over all clients.'
     )
 
 
-def momentum(experiment: config.Experiment, why: str) -> None:
+def momentum(experiment: config.Experiment, by: str, why: str) -> None:
   """Raises a ValueError if clients do not step by plain SGD.
 
   Args:
     experiment: The configuration.
+    by: The field that refuses, with its value.
     why: The reason.
   """
   local = experiment.local
@@ -56,22 +68,21 @@ def momentum(experiment: config.Experiment, why: str) -> None:
   ):
     if value != wanted:
       raise ValueError(
-        f'local.{field}={value!r} must be {wanted!r} with'
-        f' method={experiment.method!r}: {why}. Pass'
+        f'local.{field}={value!r} must be {wanted!r} with {by}: {why}. Pass'
         f' --config.local.{field}={wanted}.'
       )
 
 
-def falling_rate(experiment: config.Experiment, why: str) -> None:
+def falling_rate(experiment: config.Experiment, by: str, why: str) -> None:
   """Raises a ValueError if the rate falls within a client's round.
 
   Args:
     experiment: The configuration.
+    by: The field that refuses, with its value.
     why: The reason.
   """
   schedule = experiment.local.schedule
   if schedule != 'constant':
     raise ValueError(
-      f"local.schedule={schedule!r} must be 'constant' with"
-      f' method={experiment.method!r}: {why}.'
+      f"local.schedule={schedule!r} must be 'constant' with {by}: {why}."
     )

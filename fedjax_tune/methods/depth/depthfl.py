@@ -264,8 +264,6 @@ def check(
   Raises:
     ValueError: FedDyn refuses them.
   """
+  del sizes, budgets
   if alpha := experiment.depthfl.feddyn:
-    try:
-      feddyn.check(experiment, sizes, budgets)
-    except ValueError as error:
-      raise ValueError(f'depthfl.feddyn={alpha}: {error}') from None
+    feddyn.refuse(experiment, f'depthfl.feddyn={alpha}')

@@ -134,8 +134,23 @@ def check(
       does not take the mean as it is. With a momentum of 0.9 training diverges.
   """
   del sizes, budgets
+  refuse(experiment, refusals.method(experiment))
+
+
+def refuse(experiment: config.Experiment, by: str) -> None:
+  """Refuses what `check` does, for what trains by FedDyn.
+
+  Args:
+    experiment: The configuration.
+    by: The field that asks for FedDyn, with its value.
+
+  Raises:
+    ValueError: See `check`.
+  """
   refusals.momentum(
-    experiment, 'with momentum a client overshoots the minimum that it tracks'
+    experiment,
+    by,
+    'with momentum a client overshoots the minimum that it tracks',
   )
-  refusals.weighted(experiment)
-  refusals.server_steps(experiment, 'the correction is part of the mean')
+  refusals.weighted(experiment, by)
+  refusals.server_steps(experiment, by, 'the correction is part of the mean')

@@ -126,6 +126,7 @@ def check(
   """
   del sizes, budgets
   why = 'it recovers a mean gradient from how far a client has moved'
-  refusals.momentum(experiment, why)
-  refusals.falling_rate(experiment, why)
-  refusals.weighted(experiment)
+  by = refusals.method(experiment)
+  refusals.momentum(experiment, by, why)
+  refusals.falling_rate(experiment, by, why)
+  refusals.weighted(experiment, by)

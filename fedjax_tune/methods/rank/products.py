@@ -116,7 +116,11 @@ def check(
     ValueError: As the other ranks' methods, or the server does not take the
       mean as it is.
   """
-  refusals.server_steps(experiment, 'the mean is exact as it is, not as a step')
+  refusals.server_steps(
+    experiment,
+    refusals.method(experiment),
+    'the mean is exact as it is, not as a step',
+  )
   ranks.check(experiment, sizes, budgets)
 
 
