@@ -75,7 +75,8 @@ def register_partition(
   """
   if name == partitioners.NATURAL:
     raise ValueError(
-      f'clients.partition={name!r} must be another name: the set itself divides there.'
+      f'clients.partition={name!r} must be another name: the set itself divides'
+      ' there.'
     )
   there = partitioners.RULES.get(name)
   _check_name('clients.partition', name, there, rule)

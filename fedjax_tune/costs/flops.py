@@ -1,11 +1,11 @@
 """Counts the floating-point operations of a program exactly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import math
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from fedjax_tune.typing import Tree
@@ -40,16 +40,24 @@ def count(jaxpr: Jaxpr) -> int:
   """Counts the multiplications and additions of a traced program."""
   total = 0
   for eqn in jaxpr.eqns:
+    inner = map(count, programs(eqn))
     if eqn.primitive.name == 'dot_general':
       total += _product(eqn)
     elif eqn.primitive.name == 'scan':
-      total += eqn.params['length'] * count(eqn.params['jaxpr'].jaxpr)
+      total += eqn.params['length'] * sum(inner)
     elif eqn.primitive.name == 'cond':
-      total += max(count(b.jaxpr) for b in eqn.params['branches'])
+      total += max(inner)
     else:
-      inner = (getattr(p, 'jaxpr', p) for p in eqn.params.values())
-      total += sum(count(j) for j in inner if hasattr(j, 'eqns'))
+      total += sum(inner)
   return total
+
+
+def programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+  """Yields the programs inside an operation: of a loop, a branch, a call."""
+  for param in jax.tree.leaves(tuple(eqn.params.values())):
+    inner = getattr(param, 'jaxpr', param)
+    if hasattr(inner, 'eqns'):
+      yield inner
 
 
 # Any, since the type of an operand says nothing of its shape.

@@ -7,88 +7,33 @@ are fused into what reads them, and a loop takes the most that one turn takes.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple
 
-import jax
 from jax.extend import core
 
+from fedjax_tune.costs import flops
+
 # XLA writes none of these to memory: whoever reads them computes them.
-_FREE = frozenset(
-  [
-    'broadcast_in_dim',
-    'iota',
-    'convert_element_type',
-    'reshape',
-    'squeeze',
-    'expand_dims',
-    'eq',
-    'lt',
-    'gt',
-    'ge',
-    'le',
-    'and',
-    'or',
-    'not',
-    'ne',
-    'random_wrap',
-    'random_unwrap',
-    'shift_right_logical',
-    'shift_left',
-    'xor',
-  ]
-)
+_FREE = frozenset([
+  'broadcast_in_dim', 'iota', 'convert_element_type', 'reshape', 'squeeze',
+  'expand_dims', 'eq', 'lt', 'gt', 'ge', 'le', 'and', 'or', 'not', 'ne',
+  'random_wrap', 'random_unwrap', 'shift_right_logical', 'shift_left', 'xor',
+])  # fmt: skip
 # Nor these, where a single operation that can be fused reads them.
-_ELEMENTWISE = _FREE | frozenset(
-  [
-    'add',
-    'sub',
-    'mul',
-    'div',
-    'max',
-    'min',
-    'neg',
-    'exp',
-    'log',
-    'tanh',
-    'logistic',
-    'erf',
-    'erf_inv',
-    'rsqrt',
-    'sqrt',
-    'pow',
-    'integer_pow',
-    'select_n',
-    'square',
-    'sign',
-    'abs',
-    'add_any',
-    'stop_gradient',
-    'copy',
-    'cos',
-    'sin',
-    'log1p',
-    'expm1',
-    'clamp',
-    'is_finite',
-    'pad',
-    'slice',
-    'reduce_precision',
-  ]
-)
+_ELEMENTWISE = _FREE | frozenset([
+  'add', 'sub', 'mul', 'div', 'max', 'min', 'neg', 'exp', 'log', 'tanh',
+  'logistic', 'erf', 'erf_inv', 'rsqrt', 'sqrt', 'pow', 'integer_pow',
+  'select_n', 'square', 'sign', 'abs', 'add_any', 'stop_gradient', 'copy',
+  'cos', 'sin', 'log1p', 'expm1', 'clamp', 'is_finite', 'pad', 'slice',
+  'reduce_precision',
+])  # fmt: skip
 _FUSED = _ELEMENTWISE | {'reduce_sum', 'reduce_max', 'reduce_min', 'argmax'}
-_CALLS = frozenset(
-  [
-    'pjit',
-    'jit',
-    'closed_call',
-    'checkpoint',
-    'remat2',
-    'custom_jvp_call',
-    'custom_vjp_call',
-  ]
-)
+_CALLS = frozenset([
+  'pjit', 'jit', 'closed_call', 'checkpoint', 'remat2', 'custom_jvp_call',
+  'custom_vjp_call',
+])  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -136,7 +81,9 @@ def _peak(jaxpr: core.Jaxpr, fixed: Sequence[bool], *, in_loop: bool) -> int:
     known = [v is None or v in given for v in step.ins]
     if all(known) and not in_loop and not step.name.startswith('random'):
       given |= set(step.outs)
-    scratch = max((_inner(step, j, known) for j in _subs(step.eqn)), default=0)
+    scratch = max(
+      (_inner(step, j, known) for j in flops.programs(step.eqn)), default=0
+    )
     made = 0
     for value in step.outs:
       free = value in given or value.bytes == 0
@@ -203,7 +150,7 @@ def _inline(
   steps: list[_Step] = []
   find = lambda v: None if isinstance(v, core.Literal) else names[v]
   for eqn in jaxpr.eqns:
-    ins, inner = [find(v) for v in eqn.invars], list(_subs(eqn))
+    ins, inner = [find(v) for v in eqn.invars], list(flops.programs(eqn))
     is_call = eqn.primitive.name in _CALLS and len(inner) == 1
     if is_call and len(inner[0].invars) == len(ins):
       (called,) = inner
@@ -221,14 +168,6 @@ def _inline(
       steps.append(_Step(eqn, ins, outs))
     names.update(zip(eqn.outvars, outs, strict=True))
   return steps, [find(v) for v in jaxpr.outvars]
-
-
-def _subs(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-  """Yields the programs inside an operation."""
-  for param in jax.tree.leaves(tuple(eqn.params.values())):
-    inner = getattr(param, 'jaxpr', param)
-    if hasattr(inner, 'eqns'):
-      yield inner
 
 
 def _size(var: core.Var) -> int:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.engine.client import Batch
 
 
 def local_steps(cfg: config.Local, sizes: Sequence[int]) -> np.ndarray:
@@ -52,6 +55,20 @@ def draw_batches(
     rows[epoch, :taken] = rng.permutation(size)[:taken]
     valid[epoch, :taken] = True
   return rows.reshape(steps, batch), valid.reshape(steps, batch)
+
+
+def shapes(train: Corpus, length: int, lead: tuple[int, ...]) -> Batch:
+  """Returns the shapes of batches.
+
+  Args:
+    train: Examples of the kind.
+    length: To which texts are padded; 0 for pictures.
+    lead: Leading axes: [B], or [S, B].
+  """
+  one = np.zeros(1, int)
+  batch = Batch(train.read(one, length), train.labels[one], np.zeros(1, bool))
+  shape = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
+  return jax.tree.map(shape, batch)
 
 
 def bucket(lengths: Sequence[int], tokens: np.ndarray) -> int:

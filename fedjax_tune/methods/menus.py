@@ -4,7 +4,7 @@ The amounts are those that the method's own options list, from the most to the
 least, so that fitting picks among what a user could have written by hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fedjax_tune import config
 from fedjax_tune.costs.fit import Choice, Menu
@@ -18,10 +18,7 @@ def depth(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
   """Returns the numbers of blocks in `clients.budgets`, else all up to L."""
   whole = sizes['layer']
   listed = experiment.clients.budgets or range(1, whole + 1)
-  amounts = sorted({whole, *(n for n in listed if n <= whole)}, reverse=True)
-  return (
-    Menu('depth', tuple(Choice(n, n / whole, {'layer': n}) for n in amounts)),
-  )
+  return (_amounts('depth', 'layer', whole, (n for n in listed if n <= whole)),)
 
 
 def width(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
@@ -63,11 +60,8 @@ def _block_weights(sizes: Sizes) -> int:
 def rank(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
   """Returns the ranks in `rank.ranks`, the server's besides."""
   del sizes
-  whole = experiment.lora.rank
-  listed = sorted({whole, *experiment.rank.ranks}, reverse=True)
-  return (
-    Menu('rank', tuple(Choice(r, r / whole, {'rank': r}) for r in listed)),
-  )
+  ranks = experiment.rank.ranks
+  return (_amounts('rank', 'rank', experiment.lora.rank, ranks),)
 
 
 def composed(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
@@ -83,7 +77,11 @@ def composed(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
     menus += rank(experiment, sizes)
   if options.branches:
     whole = experiment.fedadapter.branches
-    listed = sorted({whole, *options.branches}, reverse=True)
-    choices = (Choice(n, n / whole, {'branch': n}) for n in listed)
-    menus += (Menu('branches', tuple(choices)),)
+    menus += (_amounts('branches', 'branch', whole, options.branches),)
   return menus
+
+
+def _amounts(name: str, axis: str, whole: int, listed: Iterable[int]) -> Menu:
+  """Returns the menu of one axis: amounts that are listed, and the whole."""
+  amounts = sorted({whole, *listed}, reverse=True)
+  return Menu(name, tuple(Choice(n, n / whole, {axis: n}) for n in amounts))

@@ -183,7 +183,9 @@ def build(
   fits = ()
   if find and experiment.clients.fit:
     fits = fitting.fit_all(experiment, find, agreed.devices, steps)
-    budgets = fitting.column(fits, 'depth') or budgets
+  fitted = fitting.by_menu(fits)
+  if 'depth' in fitted:
+    budgets = fitted['depth']
     METHODS[experiment.method].check(experiment, sizes, budgets)
   facts = Facts(
     experiment,
@@ -195,7 +197,7 @@ def build(
       tier.name: functools.partial(_build_tier, experiment, tier, train.task)
       for tier in found
     },
-    {name: fitting.column(fits, name) for name in fitting.names(fits)},
+    fitted,
   )
   algorithm = METHODS[experiment.method].build(facts)
   if experiment.local.prox:

@@ -10,9 +10,8 @@ from fedjax_tune import config
 from fedjax_tune.costs import cost, fit
 from fedjax_tune.costs.hardware import Device
 from fedjax_tune.data import corpus
-from fedjax_tune.engine import local_optimizer
+from fedjax_tune.engine import batches, local_optimizer
 from fedjax_tune.engine.algorithm import Algorithm
-from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.depth import uniform
@@ -45,7 +44,8 @@ def solver(
     return None
   depth = sizes['layer']
   optimizer = local_optimizer.build(experiment.local)
-  batch = _batch(experiment, train)
+  length = 0 if train.lengths is None else max(experiment.data.lengths)
+  batch = batches.shapes(train, length, (experiment.local.batch_size,))
 
   @functools.cache
   def whole() -> Algorithm:
@@ -90,19 +90,7 @@ def fit_all(
   return tuple(found[pair] for pair in pairs)
 
 
-def names(fits: Sequence[fit.Fit]) -> tuple[str, ...]:
-  """Names the menus that were chosen from."""
-  return tuple(fits[0].values) if fits else ()
-
-
-def column(fits: Sequence[fit.Fit], name: str) -> tuple[Any, ...]:
-  """Returns each client's choice from a menu; () if there is no such menu."""
-  return tuple(f.values[name] for f in fits if name in f.values)
-
-
-def _batch(experiment: config.Experiment, train: corpus.Corpus) -> Batch:
-  """Returns a batch of the longest examples; only its shapes count."""
-  first = np.zeros(experiment.local.batch_size, int)
-  length = 0 if train.lengths is None else max(experiment.data.lengths)
-  labels = train.labels[first]
-  return Batch(train.read(first, length), labels, np.ones(first.shape, bool))
+def by_menu(fits: Sequence[fit.Fit]) -> dict[str, tuple[Any, ...]]:
+  """Returns each client's choice from each menu."""
+  names = fits[0].values if fits else ()
+  return {name: tuple(f.values[name] for f in fits) for name in names}

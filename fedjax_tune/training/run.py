@@ -11,6 +11,7 @@ from fedjax_tune import endings, selection
 from fedjax_tune.costs import capacity, table
 from fedjax_tune.costs.cost import Cost, client_cost, held_shapes
 from fedjax_tune.engine import (
+  batches,
   local_optimizer,
   personal,
   server,
@@ -18,7 +19,6 @@ from fedjax_tune.engine import (
   store,
 )
 from fedjax_tune.engine.algorithm import Traffic
-from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.round import Engine
@@ -41,14 +41,19 @@ class Run:
     _check_axes(setup)
     e = setup.experiment
     self.setup = setup
+    optimizer = local_optimizer.build(e.local)
     self.engine = Engine(
       setup.algorithm,
-      local_optimizer.build(e.local),
+      optimizer,
       server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
     )
     self.widths = setup.planner.widths
-    self.batch_shapes = {sig: self._batch_shapes(sig) for sig in self.widths}
+    examples, steps = e.local.batch_size, int(setup.planner.steps.max())
+    self.batch_shapes = {
+      sig: batches.shapes(setup.train, sig.length, (steps, examples))
+      for sig in self.widths
+    }
     info = setup.planner.info_shapes
     self.engine.compile(
       self.widths,
@@ -64,14 +69,11 @@ class Run:
       sig: client_cost(
         setup.algorithm,
         sig,
-        jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-          shapes,
-        ),
+        batches.shapes(setup.train, sig.length, (examples,)),
         info,
-        local_optimizer.build(e.local),
+        optimizer,
       )
-      for sig, shapes in self.batch_shapes.items()
+      for sig in self.widths
     }
     tests = {
       name: setup.test.view(setup.readers.get(name, 0))
@@ -93,18 +95,6 @@ class Run:
       self._personal = personal.build(
         setup.algorithm, setup.test, own, e.data.lengths
       )
-
-  def _batch_shapes(self, sig: Signature) -> Batch:
-    cfg, train = self.setup.experiment.local, self.setup.train
-    lead = (int(self.setup.planner.steps.max()), cfg.batch_size)
-
-    def shape(x):
-      return jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
-
-    one = np.zeros(1, int)
-    inputs = train.read(one, sig.length)
-    batch = Batch(inputs, train.labels[one], np.zeros(1, bool))
-    return jax.tree.map(shape, batch)
 
   def start(
     self, kept: snapshot.Snapshot | None
