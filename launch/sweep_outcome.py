@@ -24,7 +24,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 # The fields of every round that tables and plots need.
-_COSTS = ('cost/uplink_bytes', 'cost/downlink_bytes')
+_COSTS = ('cost/uplink_bytes', 'cost/downlink_bytes', 'cost/train_flops')
 
 
 class Outcome(NamedTuple):

@@ -102,6 +102,7 @@ def _spent(rounds, timed=True):
       'time/simulated_s': 30.0 * rnd * timed,
       'cost/uplink_bytes': 10**9 * rnd,
       'cost/downlink_bytes': 10**9 * rnd,
+      'cost/train_flops': 10**9 * rnd,
     }
     for rnd in range(rounds)
   ]

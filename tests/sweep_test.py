@@ -24,6 +24,7 @@ if label == 'broken':
   raise ValueError('out of luck')
 accuracy = 0.5 + 0.1 * seed
 spent = {'cost/uplink_bytes': 5, 'cost/downlink_bytes': 7}
+spent['cost/train_flops'] = 3
 rows = [{'round': r, 'eval/accuracy': accuracy, **spent} for r in range(rounds)]
 lines = [json.dumps(row) + '\\n' for row in rows]
 (out / 'metrics.jsonl').write_text(''.join(lines))

@@ -6,7 +6,7 @@ import os
 import matplotlib as mpl
 import numpy as np
 
-from fedjax_tune.report import figure, tables
+from fedjax_tune.report import figure, plots, tables, targets
 from fedjax_tune.typing import Record
 
 _MOVED = 'GB moved, all clients, both ways'
@@ -25,7 +25,9 @@ def plot_frontier(
     path: The PNG to write.
   """
   timed = any(
-    row.get('time/simulated_s') for seeds in runs.values() for row in seeds[0]
+    targets.spent(row).simulated_s
+    for seeds in runs.values()
+    for row in seeds[0]
   )
   names = [_TIME, _MOVED] if timed else [_MOVED]
   with mpl.rc_context(figure.STYLE):
@@ -58,19 +60,20 @@ def _means(
   seeds: Sequence[Sequence[Record]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns accuracy in percent, minutes and GB at each evaluation."""
+
+  def point(row: Record) -> tuple[float, float, float]:
+    spent = targets.spent(row)
+    accuracy = 100 * row['eval/accuracy']
+    return accuracy, spent.simulated_s / 60, spent.moved_bytes / 1e9
+
   points = [
     {
-      row['round']: (
-        100 * row['eval/accuracy'],
-        (row.get('time/simulated_s') or 0) / 60,
-        (row['cost/uplink_bytes'] + row['cost/downlink_bytes']) / 1e9,
-      )
+      row['round']: point(row)
       for row in rows
       if row.get('eval/accuracy') is not None
     }
     for rows in seeds
   ]
-  common = sorted(set.intersection(*(set(own) for own in points)))
-  values = np.array([[own[rnd] for rnd in common] for own in points])
+  _, values = plots.at_common_rounds(points)
   accuracy, minutes, moved = values.reshape(len(seeds), -1, 3).mean(0).T
   return accuracy, minutes, moved

@@ -11,6 +11,7 @@ from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjax_tune.report import figure, tables, writer
 from fedjax_tune.typing import Record
@@ -241,14 +242,22 @@ def _mean_std(
   seeds: Sequence[Curve],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Rounds common to all seeds, mean and sample deviation in percent."""
-  tables = [dict(zip(*seed, strict=True)) for seed in seeds]
-  rounds = sorted(set.intersection(*(set(table) for table in tables)))
-  values = 100 * np.array(
-    [[table[rnd] for rnd in rounds] for table in tables], dtype=float
+  rounds, values = at_common_rounds(
+    [dict(zip(*seed, strict=True)) for seed in seeds]
   )
+  values = 100 * values
   ddof = 1 if len(seeds) > 1 else 0
-  return (
-    np.array(rounds, dtype=float),
-    values.mean(axis=0),
-    values.std(axis=0, ddof=ddof),
-  )
+  return rounds, values.mean(axis=0), values.std(axis=0, ddof=ddof)
+
+
+def at_common_rounds(
+  seeds: Sequence[Mapping[float, ArrayLike]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rounds that all seeds have, and their values [seeds, rounds, ...].
+
+  Args:
+    seeds: Of each seed the values by round, arrays of one shape.
+  """
+  rounds = sorted(set.intersection(*(set(own) for own in seeds)))
+  values = [[own[rnd] for rnd in rounds] for own in seeds]
+  return np.array(rounds, float), np.array(values, float)

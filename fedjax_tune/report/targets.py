@@ -14,7 +14,7 @@ SHARE = 0.98
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-  """What a run had spent when it first reached its target.
+  """What a run had spent after some round.
 
   Attributes:
     rounds: Rounds done.
@@ -33,18 +33,23 @@ def spent_until(rows: Sequence[Record], target: float) -> Spent | None:
   """Returns what a run spent to reach an accuracy; None if it never did.
 
   Args:
-    rows: The rounds of a run, from `metrics.read_metrics`.
+    rows: The rounds of a run, from `writer.read_metrics`.
     target: The accuracy to reach.
   """
   for row in rows:
     if (row.get('eval/accuracy') or 0) >= target:
-      return Spent(
-        row['round'] + 1,
-        row['cost/uplink_bytes'] + row['cost/downlink_bytes'],
-        row['cost/train_flops'],
-        row.get('time/simulated_s', 0.0),
-      )
+      return spent(row)
   return None
+
+
+def spent(row: Record) -> Spent:
+  """Returns what a run had spent after a round, a row of its metrics."""
+  return Spent(
+    row['round'] + 1,
+    row['cost/uplink_bytes'] + row['cost/downlink_bytes'],
+    row['cost/train_flops'],
+    row.get('time/simulated_s', 0.0),
+  )
 
 
 def target_markdown(
