@@ -140,6 +140,19 @@ def _pictures(method, weights, **sections):
     return build.build(e)
 
 
+def test_a_method_of_several_models_needs_one():
+  e = config.Experiment(method='heterotune')
+  message = r'tiers\.weights=\(\) must name the models of method=heterotune'
+  with tfds.testing.mock_data(num_examples=4):
+    e.data.name, e.data.image_size, e.data.domains = (
+      'domainnet',
+      56,
+      ('clipart',),
+    )
+    with pytest.raises(ValueError, match=message):
+      build.agree(e)
+
+
 def test_a_method_of_one_model_reads_no_tier():
   setup = _pictures('all_large', ('no such folder',))
   assert setup.algorithm.model.depth == 4

@@ -30,9 +30,13 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
   A tier listed twice, to give it more clients, counts once.
 
   Raises:
-    ValueError: A field has another number of values than `weights`, or two
-      tiers would have one name.
+    ValueError: There is none, a field has another number of values than
+      `weights`, or two tiers would have one name.
   """
+  if not cfg.weights:
+    raise ValueError(
+      'tiers.weights=() must name the models of method=heterotune.'
+    )
   for field in ('depth', 'width', 'joins'):
     values = getattr(cfg, field)
     if values and len(values) != len(cfg.weights):
@@ -65,8 +69,8 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
   """Loads each model of a federation once.
 
   Raises:
-    ValueError: A tier keeps more blocks than there are, or tiers read
-      different kinds of data.
+    ValueError: As `names`; or a tier keeps more blocks than there are, or tiers
+      read different kinds of data.
     FileNotFoundError, RuntimeError: As `pretrained.load_pretrained`.
   """
   cfg = experiment.tiers

@@ -286,10 +286,6 @@ def check(
 def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
   """Raises a ValueError for fields that contradict each other."""
   options = experiment.heterotune
-  if not each:
-    raise ValueError(
-      'tiers.weights=() must name the models of method=heterotune.'
-    )
   if experiment.model.tune != 'adapter':
     raise ValueError(
       f'model.tune={experiment.model.tune!r} must be '
