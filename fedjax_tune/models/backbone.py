@@ -18,15 +18,12 @@ from fedjax_tune.models import (
   vit,
 )
 from fedjax_tune.models.block import Adapters
-from fedjax_tune.models.sizes import Config, DecoderConfig, TextConfig
+from fedjax_tune.models.families import FAMILIES
+from fedjax_tune.models.sizes import Config, DecoderConfig
 from fedjax_tune.typing import Tree
 
 Tensors = Mapping[str, np.ndarray]
 _HEAD = 'lm_head.weight'
-
-# Channel means and standard deviations of ImageNet, in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +58,8 @@ def build_model(
   rngs: nnx.Rngs,
 ) -> vit.ViT | text.TextEncoder | decoder.Decoder:
   """Builds the model of a configuration, its pretrained part still zeros."""
-  if isinstance(config, TextConfig):
-    return text.TextEncoder(config, adapters, remat=remat, rngs=rngs)
-  if isinstance(config, DecoderConfig):
-    return decoder.Decoder(config, adapters, remat=remat, rngs=rngs)
-  return vit.ViT(config, adapters, remat=remat, rngs=rngs)
+  build = FAMILIES[config.family].kind.build
+  return build(config, adapters, remat=remat, rngs=rngs)
 
 
 def variables(

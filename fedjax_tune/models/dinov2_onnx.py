@@ -65,6 +65,6 @@ def _config(tensors: onnx_tensors.Tensors, export: str) -> vit.ViTConfig:
     image_size=grid * patch,
     layer_scale=True,
     eps=1e-6,
-    mean=backbone.IMAGENET_MEAN,
-    std=backbone.IMAGENET_STD,
+    mean=vit.IMAGENET_MEAN,
+    std=vit.IMAGENET_STD,
   )

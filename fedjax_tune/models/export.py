@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from fedjax_tune.data import tokenizer_export
 from fedjax_tune.models import backbone, hub_config, layouts, preprocessor
+from fedjax_tune.models.families import FAMILIES
 from fedjax_tune.models.sizes import Config, DecoderConfig, ViTConfig
 from fedjax_tune.typing import Json, Tree
 
@@ -255,7 +256,7 @@ def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
   for path, variable in backbone.variables(config).items():
     place = layouts.place(config, path, variable)
     is_head = layouts.is_head(config, path)
-    prefix = '' if is_head else layouts.PREFIXES[config.family]
+    prefix = '' if is_head else FAMILIES[config.family].prefix
     values = place.pack(flat[path])
     if config.family == 'dinov2' and path == ('head', 'kernel'):
       values = [np.concatenate([v, np.zeros_like(v)], axis=1) for v in values]

@@ -4,6 +4,7 @@ JSON has no types that a reader could rely on: a switch may be the word
 'false', a count 12.0 or true, a number NaN. Only what is meant is taken.
 """
 
+from collections.abc import Mapping
 import math
 import pathlib
 from typing import Any
@@ -94,6 +95,31 @@ def boolean(raw: Json, field: str, path: pathlib.Path, default: bool) -> bool:
 def epsilon(raw: Json, field: str, path: pathlib.Path, default: float) -> float:
   """Returns the epsilon of a norm; with 0 a constant row would give NaN."""
   return number({field: default} | raw, field, path, above=0, most=0.5)
+
+
+def block_sizes(
+  raw: Json, path: pathlib.Path, names: Mapping[str, str] | None = None
+) -> Json:
+  """Reads the sizes that every encoder has, under these names or BERT's."""
+  names = names or {}
+  width, count, blocks = (
+    names.get(name, name)
+    for name in ('hidden_size', 'num_attention_heads', 'num_hidden_layers')
+  )
+  embed = integer(raw, width, path)
+  heads = integer(raw, count, path)
+  if embed % heads:
+    raise ValueError(
+      f'{path}: {width}={embed} must be a multiple of {count}={heads}.'
+    )
+  wide = raw.get('head_dim', embed // heads)
+  if wide != embed // heads:
+    raise ValueError(
+      f'{path}: head_dim={wide} is not supported, only hidden_size // '
+      f'num_attention_heads = {embed // heads}.'
+    )
+  depth = integer(raw, blocks, path)
+  return {'depth': depth, 'embed': embed, 'heads': heads}
 
 
 def _short(value: object) -> str:

@@ -67,9 +67,9 @@ def _padding(raw: Json, path: pathlib.Path) -> int:
   )
 
 
-def render(config: DecoderConfig) -> Json:
-  """Returns what config.json has besides the fields of every family."""
-  fields = {
+def render(config: DecoderConfig, common: Json) -> Json:
+  """Adds to the fields of every family; see `hub_config.render`."""
+  fields = common | {
     'hidden_act': 'silu',
     'num_attention_heads': config.heads * config.group,
     'num_key_value_heads': config.heads,
@@ -81,6 +81,7 @@ def render(config: DecoderConfig) -> Json:
     'max_position_embeddings': config.positions,
     'pad_token_id': config.pad,
   }
+  del fields['layer_norm_eps']
   if not config.num_classes:
     fields['architectures'] = ['LlamaForCausalLM']
   return fields

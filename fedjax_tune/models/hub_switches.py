@@ -10,6 +10,7 @@ no list here are named.
 import pathlib
 import re
 
+from fedjax_tune.models.families import FAMILIES
 from fedjax_tune.typing import Json
 
 # Fields that must say nothing (null, false, 0, empty), or one of these values.
@@ -111,15 +112,8 @@ _KNOWN = frozenset(
   )
 )
 # What `transformers` calls the models of each family, and their relatives.
-_CLASSES = {
-  'Bert': 'bert',
-  'Roberta': 'roberta',
-  'DistilBert': 'distilbert',
-  'ViT': 'vit',
-  'DeiT': 'deit',
-  'Dinov2': 'dinov2',
+_CLASSES = {family.title: name for name, family in FAMILIES.items()} | {
   'Dinov2WithRegisters': 'dinov2_with_registers',
-  'Llama': 'llama',
   'XLMRoberta': 'xlm-roberta',
   'Camembert': 'camembert',
   'Electra': 'electra',

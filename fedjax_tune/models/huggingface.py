@@ -16,7 +16,7 @@ from fedjax_tune.models.sizes import ViTConfig
 
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
-  """Loads a model of one of `layouts.FAMILIES` as `save_pretrained` wrote it.
+  """Loads a model of one of `families.FAMILIES` as `save_pretrained` wrote it.
 
   Tensors may carry the names of transformers 4 or 5, with or without the
   prefix that a model with a head puts before them, in one file or in shards.

@@ -1,7 +1,7 @@
 """Where parameters lie in Hugging Face's files, for reading and for writing.
 
-One table of names serves both directions. A parameter that is stacked here, on
-'layer' or 'prefix', is one tensor a row there.
+One table of names, in `families`, serves both directions. A parameter that is
+stacked here, on 'layer' or 'prefix', is one tensor a row there.
 """
 
 import math
@@ -10,109 +10,12 @@ from typing import NamedTuple
 from flax import nnx
 import numpy as np
 
+from fedjax_tune.models.families import FAMILIES
 from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
 from fedjax_tune.typing import Path
 
-# Names of modules, and of parameters outside any: first those in the hub's
-# files, then those of the modules of transformers 5.
-_Names = dict[str, tuple[str, ...]]
-
-_IMAGE_ATTENTION: _Names = {
-  'attn.q': ('attention.attention.query', 'attention.q_proj'),
-  'attn.k': ('attention.attention.key', 'attention.k_proj'),
-  'attn.v': ('attention.attention.value', 'attention.v_proj'),
-  'attn.proj': ('attention.output.dense', 'attention.o_proj'),
-}
-_VIT: _Names = {
-  'norm1': ('layernorm_before',),
-  'norm2': ('layernorm_after',),
-  'mlp.fc1': ('intermediate.dense', 'mlp.fc1'),
-  'mlp.fc2': ('output.dense', 'mlp.fc2'),
-}
-_DINOV2: _Names = {
-  'norm1': ('norm1',),
-  'norm2': ('norm2',),
-  'mlp.fc1': ('mlp.fc1',),
-  'mlp.fc2': ('mlp.fc2',),
-  'scale1': ('layer_scale1.lambda1',),
-  'scale2': ('layer_scale2.lambda1',),
-}
-_BERT: _Names = {
-  'attn.q': ('attention.self.query',),
-  'attn.k': ('attention.self.key',),
-  'attn.v': ('attention.self.value',),
-  'attn.proj': ('attention.output.dense',),
-  'norm1': ('attention.output.LayerNorm',),
-  'mlp.fc1': ('intermediate.dense',),
-  'mlp.fc2': ('output.dense',),
-  'norm2': ('output.LayerNorm',),
-}
-_DISTILBERT: _Names = {
-  'attn.q': ('attention.q_lin',),
-  'attn.k': ('attention.k_lin',),
-  'attn.v': ('attention.v_lin',),
-  'attn.proj': ('attention.out_lin',),
-  'norm1': ('sa_layer_norm',),
-  'mlp.fc1': ('ffn.lin1',),
-  'mlp.fc2': ('ffn.lin2',),
-  'norm2': ('output_layer_norm',),
-}
-_LLAMA: _Names = {
-  'norm1': ('input_layernorm',),
-  'attn.q': ('self_attn.q_proj',),
-  'attn.k': ('self_attn.k_proj',),
-  'attn.v': ('self_attn.v_proj',),
-  'attn.proj': ('self_attn.o_proj',),
-  'norm2': ('post_attention_layernorm',),
-  'mlp.gate': ('mlp.gate_proj',),
-  'mlp.up': ('mlp.up_proj',),
-  'mlp.down': ('mlp.down_proj',),
-}
-# What the tensors of a block begin with, and its parts.
-_IMAGE_BLOCK = ('encoder.layer.{}', 'layers.{}')
-_BLOCKS: dict[str, tuple[tuple[str, ...], _Names]] = {
-  'vit': (_IMAGE_BLOCK, _IMAGE_ATTENTION | _VIT),
-  'deit': (_IMAGE_BLOCK, _IMAGE_ATTENTION | _VIT),
-  'dinov2': (_IMAGE_BLOCK, _IMAGE_ATTENTION | _DINOV2),
-  'bert': (('encoder.layer.{}',), _BERT),
-  'roberta': (('encoder.layer.{}',), _BERT),
-  'distilbert': (('transformer.layer.{}',), _DISTILBERT),
-  'llama': (('layers.{}',), _LLAMA),
-}
-_IMAGE: _Names = {
-  'embed.patch': ('embeddings.patch_embeddings.projection',),
-  'embed.position': ('embeddings.position_embeddings',),
-  'norm': ('layernorm',),
-  'head': ('classifier',),
-}
 _PREFIX = ('embeddings.cls_token', 'embeddings.distillation_token')
-_TEXT: _Names = {
-  'embed.word': ('embeddings.word_embeddings.weight',),
-  'embed.position': ('embeddings.position_embeddings.weight',),
-  'embed.type': ('embeddings.token_type_embeddings.weight',),
-  'embed.norm': ('embeddings.LayerNorm',),
-}
-_OTHERS: dict[str, _Names] = {
-  'vit': _IMAGE,
-  'deit': _IMAGE,
-  'dinov2': _IMAGE,
-  'bert': _TEXT | {'pooler': ('pooler.dense',), 'head': ('classifier',)},
-  'roberta': _TEXT
-  | {'pooler': ('classifier.dense',), 'head': ('classifier.out_proj',)},
-  'distilbert': _TEXT
-  | {'pooler': ('pre_classifier',), 'head': ('classifier',)},
-  'llama': {
-    'embed.word': ('embed_tokens.weight',),
-    'norm': ('norm',),
-    'head': ('score',),
-    'lm_head': ('lm_head',),
-  },
-}
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
-
-FAMILIES = tuple(_BLOCKS)
-# What a model with a head puts before the names of its family's base model.
-PREFIXES = {family: f'{family}.' for family in FAMILIES} | {'llama': 'model.'}
 
 
 class Place(NamedTuple):
@@ -182,12 +85,12 @@ def _find_names(config: Config, path: Path) -> tuple[str, ...]:
   """Returns a parameter's full names, with a field for the layer."""
   if path[-1] == 'prefix':
     return _PREFIX
-  blocks, parts = _BLOCKS[config.family]
-  others = _OTHERS[config.family]
+  family = FAMILIES[config.family]
+  others = family.others
   if isinstance(config, TextConfig) and config.span:
     others = others | {'head': ('qa_outputs',)}
   inside = path[0] == 'blocks'
-  table, own = (parts, path[1:]) if inside else (others, path)
+  table, own = (family.parts, path[1:]) if inside else (others, path)
   if '.'.join(own) in table:
     names = table['.'.join(own)]
   else:
@@ -195,7 +98,7 @@ def _find_names(config: Config, path: Path) -> tuple[str, ...]:
     names = tuple(f'{stem}.{_LEAVES[own[-1]]}' for stem in stems)
   if not inside:
     return names
-  return tuple(f'{block}.{name}' for name in names for block in blocks)
+  return tuple(f'{block}.{name}' for name in names for block in family.blocks)
 
 
 def _find_form(

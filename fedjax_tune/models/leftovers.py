@@ -7,7 +7,7 @@ or say that the model is another one than config.json describes.
 from collections.abc import Collection, Iterable
 import re
 
-from fedjax_tune.models import layouts
+from fedjax_tune.models.families import FAMILIES, SHARED_PREFIX
 
 # First parts of the names of heads, where they stand beside a base model.
 _HEADS = frozenset(
@@ -44,7 +44,7 @@ def rename(
 
   Args:
     names: Of a file.
-    family: One of `layouts.FAMILIES`.
+    family: One of `families.FAMILIES`.
     source: Begins every message.
 
   Returns:
@@ -58,10 +58,9 @@ def rename(
   found: dict[str, str] = {}
   outside = set()
   names = list(names)
-  prefix = layouts.PREFIXES[family]
-  others = tuple(
-    f'{other}.' for other in layouts.FAMILIES if other not in (family, 'llama')
-  )
+  prefix = FAMILIES[family].prefix
+  prefixes = {other.prefix for other in FAMILIES.values()}
+  others = tuple(prefixes - {prefix, SHARED_PREFIX})
   has_head = any(name.startswith(prefix) for name in names)
   for name in names:
     _check_plain(name, source)

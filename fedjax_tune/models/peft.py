@@ -16,13 +16,14 @@ from fedjax_tune.models import (
   foundation,
   pretrained,
   sizes,
+  vit,
 )
 from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens, Tree
 
 # Channel means and standard deviations, in [0, 1].
 NORMALIZATIONS = {
-  'imagenet': (backbone.IMAGENET_MEAN, backbone.IMAGENET_STD),
+  'imagenet': (vit.IMAGENET_MEAN, vit.IMAGENET_STD),
   'clip': ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
   'half': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }

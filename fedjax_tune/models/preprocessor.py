@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 from fedjax_tune.models import hub_fields
+from fedjax_tune.models.families import FAMILIES
 from fedjax_tune.models.sizes import ViTConfig
 from fedjax_tune.typing import Json
 
@@ -24,12 +25,6 @@ _STATISTICS = {
   'ViTImageProcessor': (_HALF, _HALF),
   'DeiTImageProcessor': (_HALF, _HALF),
   'BitImageProcessor': (_CLIP_MEAN, _CLIP_STD),
-}
-# Of a family, where the file names no type.
-_TYPES = {
-  'vit': 'ViTImageProcessor',
-  'deit': 'DeiTImageProcessor',
-  'dinov2': 'BitImageProcessor',
 }
 _SUPPORTED = {'do_pad': False, 'auto_map': None}
 _FACTOR = 1 / 255
@@ -124,7 +119,7 @@ def _find_type(raw: Json, config: ViTConfig, path: pathlib.Path) -> str:
   if given is None and raw.get(old) is not None:
     field, given = old, raw[old]
     name = str(given).replace('FeatureExtractor', 'ImageProcessor')
-  name = str(name or _TYPES[config.family]).removesuffix('Fast')
+  name = str(name or FAMILIES[config.family].processor).removesuffix('Fast')
   if name not in _STATISTICS:
     raise ValueError(
       f'{path}: {field}={given!r} is not supported, only '

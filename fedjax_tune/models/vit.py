@@ -16,6 +16,10 @@ from fedjax_tune.models.block import Adapters, Block, Keys
 from fedjax_tune.models.sizes import ViTConfig as ViTConfig
 from fedjax_tune.models.sizes import kind
 
+# Channel means and standard deviations of ImageNet, in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Embedding(nnx.Module):
   """Patches to tokens, prefix tokens in front, positions added."""
