@@ -104,6 +104,12 @@ def _extract(
     f' {record["full_accuracy"]:.1%}\n'
     f'{tables.human_bytes(record["file_bytes"])} in {out}',
   )
+  largest = deployment.largest_class(trained.setup.test)
+  if largest is not None and record['accuracy'] <= largest[1]:
+    console.print(
+      f'Always answering {largest[0]!r} gets {largest[1]:.1%}: the run trained'
+      ' nothing of this size, or not enough. Try a larger --budget.'
+    )
 
 
 def _compare(

@@ -45,7 +45,7 @@ _FETCH = flags.DEFINE_bool(
 )
 
 
-def train_command(run: sweep_plan.Run) -> list[str]:
+def train_command(run: sweep_plan.PlannedRun) -> list[str]:
   """The command of one run, going on where an earlier attempt stopped."""
   command = [sys.executable, '-m', 'launch.train', *run.flags]
   command.append(f'--workdir={run.workdir}')
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     sys.exit(status if status > 0 else 128 - status)
 
 
-def _check_models(runs: Sequence[sweep_plan.Run]) -> None:
+def _check_models(runs: Sequence[sweep_plan.PlannedRun]) -> None:
   """Checks each label's experiment as far as possible without its data.
 
   Raises:
@@ -99,7 +99,7 @@ def _check_models(runs: Sequence[sweep_plan.Run]) -> None:
 
 
 def _tell_unread(
-  runs: Sequence[sweep_plan.Run], console: rich_console.Console
+  runs: Sequence[sweep_plan.PlannedRun], console: rich_console.Console
 ) -> None:
   """Prints what no run reads, and what an entry sets in vain.
 

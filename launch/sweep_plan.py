@@ -18,7 +18,7 @@ Resolve = Callable[[Sequence[str]], config.Experiment]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
   """One method with one seed.
 
   Attributes:
@@ -112,7 +112,7 @@ def plan(
   common: Sequence[str],
   workdir: pathlib.Path,
   resolve: Resolve,
-) -> list[Run]:
+) -> list[PlannedRun]:
   """All runs, seeds outermost, so that one seed's table is complete early.
 
   Args:
@@ -152,7 +152,9 @@ def plan(
       )
       if (experiment := _resolve(resolve, label, line, problems)) is not None:
         folder = workdir / label / f'seed{seed}'
-        runs.append(Run(label, seed, line, folder, experiment, tuple(own)))
+        runs.append(
+          PlannedRun(label, seed, line, folder, experiment, tuple(own))
+        )
   _refuse(problems)
   _refuse(_alike(runs))
   return runs
@@ -191,7 +193,7 @@ def _resolve(
   return None
 
 
-def _alike(runs: Sequence[Run]) -> list[str]:
+def _alike(runs: Sequence[PlannedRun]) -> list[str]:
   """Names labels that are one experiment under two names."""
   lines = []
   for i, run in enumerate(runs):
@@ -238,7 +240,7 @@ def _distinct(
   return fields
 
 
-def provide(runs: Sequence[Run], fetch: bool) -> None:
+def provide(runs: Sequence[PlannedRun], fetch: bool) -> None:
   """Checks that the runs' data and weights are there; fetches them if asked.
 
   Raises:

@@ -11,7 +11,7 @@ from fedjax_tune.costs import table
 from fedjax_tune.report import frontier, plots, tables, targets, writer
 from fedjax_tune.typing import Record
 from launch import sweep_outcome
-from launch.sweep_plan import Run
+from launch.sweep_plan import PlannedRun
 
 # Full models on every client, which others are compared with.
 _BASELINE = 'all_large'
@@ -29,7 +29,9 @@ class Results(NamedTuple):
   notes: list[str]
 
 
-def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
+def write_results(
+  workdir: pathlib.Path, runs: Sequence[PlannedRun]
+) -> Results | None:
   """Writes results.jsonl, .csv and .md, and both plots, into `workdir`.
 
   They cover the finished runs that the sweep asks for, as it asks for them;
@@ -82,7 +84,7 @@ def write_results(workdir: pathlib.Path, runs: Sequence[Run]) -> Results | None:
 
 
 def _notes(
-  workdir: pathlib.Path, runs: Sequence[Run], done: Sequence[Run]
+  workdir: pathlib.Path, runs: Sequence[PlannedRun], done: Sequence[PlannedRun]
 ) -> list[str]:
   """Says what the tables leave out, and how runs in them differ."""
   notes = []

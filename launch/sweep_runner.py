@@ -14,7 +14,7 @@ from fedjax_tune import endings
 from fedjax_tune.report import tables
 from fedjax_tune.training import interrupts
 from launch import sweep_progress, sweep_results
-from launch.sweep_plan import Run
+from launch.sweep_plan import PlannedRun
 
 # Between looks at the running processes.
 _POLL_S = 0.2
@@ -27,13 +27,13 @@ _OTHER = 2
 class Failure(NamedTuple):
   """A run that ended early, and the exit status of its process."""
 
-  run: Run
+  run: PlannedRun
   status: int
 
 
 def run_sweep(
-  runs: Sequence[Run],
-  command_fn: Callable[[Run], list[str]],
+  runs: Sequence[PlannedRun],
+  command_fn: Callable[[PlannedRun], list[str]],
   workdir: pathlib.Path,
   jobs: int,
   console: rich_console.Console,
@@ -58,7 +58,7 @@ def run_sweep(
   cores = core_shares(jobs)
   check_folders(runs)
   waiting = [run for run in runs if not run.finished]
-  running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
+  running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
   failed: list[Failure] = []
   with (
     interrupts.Interrupts() as signals,
@@ -122,13 +122,15 @@ def run_sweep(
   return failed
 
 
-def _stop(running: Mapping[int, tuple[Run, subprocess.Popen[bytes]]]) -> None:
+def _stop(
+  running: Mapping[int, tuple[PlannedRun, subprocess.Popen[bytes]]],
+) -> None:
   """Asks the processes to end: the first time after their rounds."""
   for _, process in running.values():
     process.terminate()
 
 
-def check_folders(runs: Sequence[Run]) -> None:
+def check_folders(runs: Sequence[PlannedRun]) -> None:
   """Raises a ValueError where a folder holds a run of other settings."""
   problems = [problem for run in runs if (problem := run.problem())]
   if problems:
@@ -148,7 +150,7 @@ def core_shares(jobs: int) -> list[set[int] | None]:
 
 
 def _start(
-  run: Run, command: list[str], cores: set[int] | None
+  run: PlannedRun, command: list[str], cores: set[int] | None
 ) -> subprocess.Popen[bytes]:
   run.workdir.mkdir(parents=True, exist_ok=True)
   env = dict(os.environ, PYTHONUNBUFFERED='1')
@@ -172,5 +174,5 @@ def _start(
   return process
 
 
-def _log(run: Run) -> pathlib.Path:
+def _log(run: PlannedRun) -> pathlib.Path:
   return run.workdir / 'log.txt'

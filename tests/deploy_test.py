@@ -526,3 +526,23 @@ def test_a_config_of_another_run_is_refused(finished_copy):
   path.write_text(path.read_text().replace('"lr": 0.3', '"lr": 0.4'))
   with pytest.raises(ValueError, match=r'local\.lr: 0\.3 there, 0\.4 here'):
     finished.load(finished_copy)
+
+
+def test_what_the_largest_class_gets(run):
+  trained, _, _ = run
+  test = trained.setup.test
+  always = [
+    np.mean(
+      [
+        (test.labels[test.domains == d] == c).mean()
+        for d in np.unique(test.domains)
+      ]
+    )
+    for c in range(test.task.num_outputs)
+  ]
+  name, share = deployment.largest_class(test) or ('', 0)
+  assert share == pytest.approx(max(always))
+  assert name in (test.class_names or [f'LABEL_{i}' for i in range(9)])
+  scored = tasks.Task('regression', 1)
+  other = dataclasses.replace(test, task=scored)
+  assert deployment.largest_class(other) is None

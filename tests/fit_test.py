@@ -247,7 +247,7 @@ def test_inspect_tells_what_amounts_of_memory_allow(tmp_path):
   setup = build.build(e, data=_data())
   table = overview.fitted(setup, ['1GiB', '125000B'])
   found = [dict(zip(table.header, cells, strict=True)) for cells in table.cells]
-  assert [row['trains'] for row in found] == ['all', 'layer 2']
+  assert [row['trains'] for row in found] == ['all', '2 layers']
   # There is no time in which nothing is known but the memory.
   assert {row['s/round'] for row in found} == {'-'}
   with pytest.raises(ValueError, match="device '9B' must be able to train"):

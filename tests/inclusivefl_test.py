@@ -45,11 +45,15 @@ def test_allocation_is_a_prefix_with_an_own_top_and_head(budgets):
     np.testing.assert_array_equal(row['slot'][:-1], np.arange(c - 1))
     for axis, amount in tiny.signature(algorithm, k).amounts:
       assert len(row[axis]) == amount
-    tops.setdefault(c, set()).add((int(row['slot'][-1]), int(row['tier'][0])))
+    tops.setdefault(c, set()).add(
+      (int(row['slot'][-1]), int(row['classifier'][0]))
+    )
   assert all(len(own) == 1 for own in tops.values())
-  own_slots, own_tiers = zip(*(min(own) for own in tops.values()), strict=True)
+  own_slots, own_classifiers = zip(
+    *(min(own) for own in tops.values()), strict=True
+  )
   assert len(set(own_slots)) == len(own_slots)
-  assert sorted(own_tiers) == list(range(len(tops)))
+  assert sorted(own_classifiers) == list(range(len(tops)))
 
 
 def test_loss_is_the_plain_prefix_models():
@@ -142,7 +146,7 @@ def test_tops_and_heads_start_as_copies():
   np.testing.assert_array_equal(theta['blocks']['a'][:, 0], [0, 1, 2, 3, 1, 2])
   assert theta['head']['kernel'].shape == (3, 1, 1)
   assert axes['blocks']['a'] == ('slot', 'rank')
-  assert axes['head']['kernel'] == ('tier', 'embed', 'class')
+  assert axes['head']['kernel'] == ('classifier', 'embed', 'class')
   assert axes['embed']['b'] == ('rank',)
 
 

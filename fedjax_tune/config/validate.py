@@ -57,14 +57,14 @@ def _values(
   return [(path, value)]
 
 
-def _ill_formed(section: Any, prefix: str = '') -> Iterator[str]:
+def _ill_formed(section: Any, within: str = '') -> Iterator[str]:
   """Yields unknown fields and wrong types."""
   kinds = {f.name: f.type for f in dataclasses.fields(section)}
   for name, value in vars(section).items():
-    place = f'{prefix}{name}'
+    place = f'{within}{name}'
     if name not in kinds:
       nearest = difflib.get_close_matches(name, kinds, n=1)
-      hint = f'; did you mean {prefix}{nearest[0]}?' if nearest else '.'
+      hint = f'; did you mean {within}{nearest[0]}?' if nearest else '.'
       yield f'{place} is not a field{hint}'
     elif not _fits(value, kinds[name]):
       yield f'{place}={value!r} must be {_describe(kinds[name])}.'

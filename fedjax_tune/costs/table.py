@@ -94,7 +94,7 @@ def fit_table(
       [
         device.name,
         str(clients[device, key]),
-        _part(found.held, sizes),
+        ', '.join(amounts(_cut(found.held, sizes), sizes)) or 'all',
         tables.human_count(found.cost.base_params + found.cost.theta_params),
         tables.digits(found.seconds) if found.seconds else '-',
         tables.human_bytes(found.cost.memory),
@@ -105,12 +105,22 @@ def fit_table(
   )
 
 
-def _part(held: fit.Held, sizes: Mapping[str, int]) -> str:
-  """Names what is held of each axis that is cut; 'all' if none is."""
-  cut = [
-    f'{axis} {n}' for axis, n in held.items() if n < sizes.get(axis, n + 1)
+def amounts(held: Mapping[str, int], sizes: Mapping[str, int]) -> list[str]:
+  """Names what is held of the layers, and of each other axis that is cut.
+
+  >>> amounts({'layer': 1, 'ffn': 512, 'rank': 8}, {'ffn': 1536, 'rank': 8})
+  ['1 layer', 'ffn 512']
+  """
+  others = {axis: n for axis, n in held.items() if axis != 'layer'}
+  layers = held.get('layer')
+  named = [] if layers is None else [f'{layers} layer{"s"[: layers != 1]}']
+  return named + [
+    f'{axis} {n}' for axis, n in others.items() if n < sizes.get(axis, n)
   ]
-  return ', '.join(cut) or 'all'
+
+
+def _cut(held: fit.Held, sizes: Mapping[str, int]) -> fit.Held:
+  return {axis: n for axis, n in held.items() if n < sizes.get(axis, 0)}
 
 
 def _cells(rows: Sequence[ClassCost]) -> tables.Cells:

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 
 from fedjax_tune import selection
+from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.deploy import finished
 from fedjax_tune.engine import evaluate
 from fedjax_tune.engine.algorithm import Evaluation
@@ -53,6 +54,24 @@ def build_evaluate(
 def score(found: Mapping[str, np.ndarray]) -> float:
   """Returns the primary metric, mean over the domains, as runs report it."""
   return float(np.mean(next(iter(found.values()))))
+
+
+def largest_class(test: Corpus) -> tuple[str, float] | None:
+  """Returns the answer that is right most often, and how often it is.
+
+  As accuracy is reported, the mean over the domains. None where accuracy is not
+  what a run reports, or nothing is classified.
+  """
+  if (test.task.kind, test.task.primary) != ('classification', 'accuracy'):
+    return None
+  rows = [
+    np.bincount(test.labels[test.domains == d], minlength=test.task.num_outputs)
+    for d in range(len(test.domain_names))
+  ]
+  share = np.mean([row / max(1, row.sum()) for row in rows], axis=0)
+  label = int(share.argmax())
+  name = test.class_names[label] if test.class_names else f'LABEL_{label}'
+  return name, float(share[label])
 
 
 def check_folder(folder: pathlib.Path) -> None:

@@ -268,12 +268,9 @@ def _check_axes(setup: build.Setup) -> None:
 
 def _describe(sig: Signature, sizes: Mapping[str, int]) -> str:
   """Names what a class of clients holds: '6 layers, ffn 512'."""
-  parts = [f'{sig["layer"]} layers']
-  for axis, amount in sig.axes.items():
-    if amount and axis.startswith('tier:'):
-      parts = [axis.removeprefix('tier:'), *parts]
-    if axis != 'layer' and amount < sizes.get(axis, 0):
-      parts.append(f'{axis} {amount}')
+  tiers = [a for a, n in sig.axes.items() if n and a.startswith('tier:')]
+  parts = [tier.removeprefix('tier:') for tier in tiers]
+  parts += table.amounts({'layer': sig['layer'], **sig.axes}, sizes)
   if sig.length:
     parts.append(f'{sig.length} tok')
   return ', '.join(parts)

@@ -206,12 +206,12 @@ def _read(path: pathlib.Path) -> Json:
   return found
 
 
-def _fields(tree: Mapping[str, object], prefix: str = '') -> Json:
+def _fields(tree: Mapping[str, object], within: str = '') -> Json:
   """Flattens nested fields to `{'lora.rank': 8}`, as JSON reads them back."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, dict):
-      flat |= _fields(value, f'{prefix}{name}.')
+      flat |= _fields(value, f'{within}{name}.')
     else:
-      flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+      flat[within + name] = list(value) if isinstance(value, tuple) else value
   return flat

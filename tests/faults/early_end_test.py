@@ -93,7 +93,7 @@ def test_a_sweep_takes_an_early_end_for_an_end(tmp_path, monkeypatch):
 
   def finished(**fields):
     e = config.Experiment(**fields)
-    return sweep_plan.Run('a', 0, (), tmp_path, e).finished
+    return sweep_plan.PlannedRun('a', 0, (), tmp_path, e).finished
 
   assert finished(rounds=8, patience=2)
   assert not finished(rounds=8)

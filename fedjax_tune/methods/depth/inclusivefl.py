@@ -45,7 +45,7 @@ class Sizes:
   what lies below is shared with the larger sizes. All of it is a selection: the
   adapters' axis 'slot' has a row per block, then a row for the top of each
   smaller size (the largest size's top is the block's own row), and the head's
-  axis 'tier' a classifier per size.
+  axis 'classifier' a classifier per size.
 
   Attributes:
     depth: Blocks of the full model, L.
@@ -69,28 +69,28 @@ class Sizes:
 
   def held(self, size: int) -> Selection:
     """Returns the frozen blocks, adapter rows and classifier of a size."""
-    tier = np.array([self.all.index(size)])
+    own = np.array([self.all.index(size)])
     return Selection.of(
-      {'layer': np.arange(size), 'slot': self.slots(size), 'tier': tier}
+      {'layer': np.arange(size), 'slot': self.slots(size), 'classifier': own}
     )
 
   def grow(self, found: Foundation) -> Foundation:
     """Adds a top per smaller size and a head per size, as copies."""
     theta, axes = found.theta, found.axes
     tops = np.array(self.all[:-1], int) - 1
-    tiers = np.zeros(len(self.all), int)
+    zeros = np.zeros(len(self.all), int)
     blocks, head = theta['blocks'], theta['head']
     add = lambda x: jnp.concatenate([x, x[tops]])
-    copy = lambda x: x[None][tiers]
+    copy = lambda x: x[None][zeros]
     slot = lambda _, names: ('slot', *names[1:])
-    tier = lambda _, names: ('tier', *names)
+    classifier = lambda _, names: ('classifier', *names)
     grown = {
       'blocks': jax.tree.map(add, blocks),
       'head': jax.tree.map(copy, head),
     }
     renamed = {
       'blocks': jax.tree.map(slot, blocks, axes['blocks']),
-      'head': jax.tree.map(tier, head, axes['head']),
+      'head': jax.tree.map(classifier, head, axes['head']),
     }
     return dataclasses.replace(
       found, theta={**theta, **grown}, axes={**axes, **renamed}
