@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import optax
 
+from fedjax_tune.costs import products
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine import plan, slabs
 from fedjax_tune.engine.client import Batch
@@ -39,6 +40,9 @@ _WORKLOAD = flags.DEFINE_enum('workload', 'A', ['A', 'B'], 'What to run.')
 _INIT = flags.DEFINE_string('init', '', 'Initial weights, .npz.')
 _MODE = flags.DEFINE_enum(
   'mode', 'auto', ['auto', 'map', 'chunk', 'vmap'], 'engine.mode.'
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'model.dtype.'
 )
 _CHUNK = flags.DEFINE_integer('chunk', 2, 'engine.chunk.', lower_bound=1)
 _ROUNDS = flags.DEFINE_integer(
@@ -147,7 +151,8 @@ def build_foundation(
     rng = np.random.default_rng(_SEED)
     noise = lambda x: np.float32(0.02) * rng.normal(size=x.shape)
     frozen = jax.tree.map(lambda x: x + noise(x), split.base)
-    return dataclasses.replace(split, base=jax.device_put(frozen))
+    base = foundation.store(frozen, _DTYPE.value)
+    return dataclasses.replace(split, base=jax.device_put(base))
   plain = {
     name.removeprefix('base_model.model.vit.').replace('.base_layer', ''): x
     for name, x in tensors.items()
@@ -161,7 +166,7 @@ def build_foundation(
   frozen = backbone.assemble(own, work.model, 'init').params
   return dataclasses.replace(
     split,
-    base=jax.device_put(frozen),
+    base=jax.device_put(foundation.store(frozen, _DTYPE.value)),
     theta=jax.device_put(_theta(work.model, plain)),
   )
 
@@ -260,6 +265,8 @@ def main(argv: list[str]) -> None:
     'losses': losses,
     'round_s': seconds,
     'mode': _MODE.value,
+    'dtype': _DTYPE.value,
+    'products_gflops': {k: v / 1e9 for k, v in products.rates().items()},
     'init': source,
     'compiles': len(engine.programs.compiled),
     'peak_rss_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -11,7 +11,7 @@ train, and compiles nothing.
 
 from absl import flags
 
-from fedjax_tune.costs import table
+from fedjax_tune.costs import products, table
 from fedjax_tune.training import build, loop
 from fedjax_tune.training.run import Run
 from launch import experiment_file, overview, start
@@ -37,6 +37,10 @@ def main(argv: list[str]) -> None:
     run = Run(setup)
   loop.tell_unread(setup, console)
   console.print(overview.table(run))
+  if experiment.model.tune != 'full':
+    faster = products.advice(products.rates(), experiment.model.dtype)
+    if faster:
+      console.print(faster)
   if setup.fits:
     console.print(table.fit_table(setup.devices, setup.fits, setup.sizes))
   console.print(table.cost_table(run.class_costs()))

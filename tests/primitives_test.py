@@ -123,23 +123,38 @@ def test_layer_norm_keeps_the_type():
   np.testing.assert_allclose(np.mean(got.astype(np.float32), -1), 0, atol=0.01)
 
 
-def test_attention():
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+@pytest.mark.parametrize('masks', [False, True])
+def test_attention(rate, masks):
   q, k, v = (
     _normal(0, 2, 3, 2, 4),
     _normal(1, 2, 5, 2, 4),
-    _normal(2, 2, 5, 2, 4),
+    _normal(2, 2, 5, 2, 6),
   )
+  real = jnp.arange(5) < jnp.array([[5], [3]])
+  seen = jnp.tri(3, 5, 1, bool)
+  key = jax.random.key(1)
+  kept = 1.0
+  if rate:
+    words = jax.random.bits(key, (2,))
+    mask = primitives.keep_mask(words, (4, 3, 5), rate)
+    kept = mask.reshape(2, 2, 3, 5) / (1 - rate)
 
   def plain(q, k, v):
     scores = jnp.einsum('bthe,bshe->bhts', q, k) / 2
-    return jnp.einsum('bhts,bshe->bthe', jax.nn.softmax(scores), v)
+    if masks:
+      scores = jnp.where(real[:, None, None] & seen, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores) * kept
+    return jnp.einsum('bhts,bshe->bthe', weights, v)
+
+  def fast(q, k, v):
+    given = (real, seen) if masks else ()
+    return primitives.attention(q, k, v, *given, key=key, rate=rate)
 
   args = q, k, v
-  tiny.assert_close(
-    primitives.attention(*args), plain(*args), rtol=1e-4, atol=1e-5
-  )
+  tiny.assert_close(fast(*args), plain(*args), rtol=1e-4, atol=1e-5)
   grads = [
     jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2)))(*args)
-    for f in (primitives.attention, plain)
+    for f in (fast, plain)
   ]
   tiny.assert_close(*grads, rtol=1e-3, atol=1e-5)

@@ -25,8 +25,10 @@ class Model:
     weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
       'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
       Hugging Face folder.
-    dtype: Compute type of the frozen blocks, 'float32' or 'bfloat16';
-      adapters and sums stay float32.
+    dtype: Type of the factors in products with frozen weights, and of these
+      weights in memory: 'float32', or 'bfloat16', which is faster where the
+      hardware multiplies it. Their sums, and all else (adapters, norms,
+      attention, losses, optimizers), stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
     dropout: Rate of the backbone's own dropout while it trains: behind the
       embedding, of attention's weights, of what attention and the MLP add, and

@@ -165,7 +165,7 @@ class Block(nnx.Module):
 
   def _scaled(self, name: str, x: Array) -> Array:
     scale = getattr(self, name, None)
-    return x if scale is None else x * scale[...].astype(x.dtype)
+    return x if scale is None else x * scale[...]
 
 
 class PostNormBlock(nnx.Module):

@@ -96,19 +96,19 @@ class FedAdapter(nnx.Module):
       read: What the sublayer reads.
       out: What it puts out.
     """
-    cast = lambda p: p[...].astype(out.dtype)
     x = read if self.sizes.placement == 'parallel' else out
-    h = x @ cast(self.down)
+    h = x @ self.down[...]
     mixed = jnp.einsum('...br,...b->...r', self._branches(h), self._gates(h))
-    return out + self.sizes.scale * (mixed @ cast(self.up))
+    return out + self.sizes.scale * (mixed @ self.up[...])
 
   def _branches(self, h: Float[Array, '... R']) -> Float[Array, '... b R']:
     """Returns f_b(h) of every branch."""
-    z = jnp.einsum('...r,brs->...bs', h, self.core_in[...].astype(h.dtype))
+    z = jnp.einsum('...r,brs->...bs', h, self.core_in[...])
     if self.sizes.core == 'linear':
       return z
-    out = self.core_out[...].astype(h.dtype)
-    return jnp.einsum('...br,brs->...bs', primitives.gelu(z), out)
+    return jnp.einsum(
+      '...br,brs->...bs', primitives.gelu(z), self.core_out[...]
+    )
 
   def _gates(self, h: Float[Array, '... R']) -> Float[Array, '... b']:
     """Returns the branches' weights, which add up to 1."""
@@ -118,5 +118,5 @@ class FedAdapter(nnx.Module):
     if self.sizes.gating == 'static':
       logits = jnp.broadcast_to(self.gate[...], (*h.shape[:-1], held))
     else:
-      logits = h.astype(jnp.float32) @ self.gate[...]
-    return jax.nn.softmax(logits, -1).astype(h.dtype)
+      logits = h @ self.gate[...]
+    return jax.nn.softmax(logits, -1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear, stack
+from fedjax_tune.models import linear, primitives, stack
 from fedjax_tune.models.block import Adapters
 from fedjax_tune.models.decoder_block import DecoderBlock, norm
 from fedjax_tune.models.sizes import DecoderConfig, kind
@@ -45,7 +45,7 @@ class Embedding(nnx.Module):
         f'for {longest}.'
       )
     # A number beyond the table gives NaN, which no loss overlooks.
-    return jnp.take(self.word[...], ids_BxT, axis=0)
+    return jnp.take(self.word[...], ids_BxT, axis=0).astype(jnp.float32)
 
 
 class Decoder(nnx.Module):
@@ -121,10 +121,12 @@ class Decoder(nnx.Module):
     """Returns the logits of the classes, or for each token of the next one."""
     if self.config.num_classes:
       last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
-      return self.head(self.norm(last_Bx1xD[:, 0]).astype(jnp.float32))
-    x_BxTxD = self.tokens(inputs, layers_N, key=key).astype(jnp.float32)
+      return self.head(self.norm(last_Bx1xD[:, 0]))
+    x_BxTxD = self.tokens(inputs, layers_N, key=key)
     if self.config.tied:
-      return x_BxTxD @ self.embed.word[...].astype(jnp.float32).T
+      flat = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
+      logits = primitives.dense(flat, self.embed.word[...].T)
+      return logits.reshape(*x_BxTxD.shape[:-1], -1)
     return self.lm_head(x_BxTxD)
 
   def _backwards(self, inputs: Tokens) -> Int[Array, 'B T']:

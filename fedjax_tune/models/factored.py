@@ -45,5 +45,4 @@ class Factored(nnx.Module):
   def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
     """Maps [..., D] to [..., F]; there is no dropout."""
     del key
-    u, v, bias = (p[...].astype(x.dtype) for p in (self.u, self.v, self.bias))
-    return (x @ u) @ v + bias
+    return (x @ self.u[...]) @ self.v[...] + self.bias[...]

@@ -151,6 +151,23 @@ def _axes(state: nnx.State) -> Axes:
   return nnx.to_pure_dict(named)
 
 
+def store(base: Tree, dtype: str) -> Tree:
+  """Stores the frozen factors of products in a type.
+
+  The table of words is among them, as some decoders multiply by it. All that is
+  added or scales (biases, norms, positions) stays as it is.
+
+  Args:
+    base: The frozen parameters, float32.
+    dtype: 'float32' or 'bfloat16', `model.dtype` of the configuration.
+  """
+
+  def convert(path, x):
+    return x.astype(dtype) if path[-1].key in ('kernel', 'word') else x
+
+  return jax.tree_util.tree_map_with_path(convert, base)
+
+
 def add_frozen(base: Tree, added: Tree) -> Tree:
   """Adds to some of the frozen parameters.
 

@@ -85,14 +85,14 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
     """Maps [..., *ins] to [..., *outs]; `key` turns the adapter's dropout on."""
-    kernel = self.kernel[...].astype(x.dtype)
+    kernel = self.kernel[...]
     outs = kernel.shape[self.num_ins :]
     lead = x.shape[: x.ndim - self.num_ins]
     width = math.prod(kernel.shape[: self.num_ins])
     flat = x.reshape(-1, width)
     kernel = kernel.reshape(width, -1)
     if self.adapter is None:
-      y: Array = flat @ kernel
+      y: Array = primitives.dense(flat, kernel)
     else:
       rate, seed = 0.0, jnp.zeros(2, jnp.uint32)
       if key is not None and self.adapter.dropout:
@@ -100,14 +100,14 @@ class Linear(nnx.Module):
       y = primitives.lora_dense(
         flat,
         kernel,
-        self.lora_a[...].reshape(width, -1).astype(x.dtype),
-        self.lora_b[...].reshape(-1, kernel.shape[1]).astype(x.dtype),
+        self.lora_a[...].reshape(width, -1),
+        self.lora_b[...].reshape(-1, kernel.shape[1]),
         seed,
         self.adapter.scale_of(self.lora_a[...].shape[-1]),
         rate,
       )
     y = y.reshape(*lead, *outs)
-    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+    return y if self.bias is None else y + self.bias[...]
 
 
 class LayerNorm(nnx.Module):

@@ -114,12 +114,11 @@ def build(
   """Builds the model, with its adapters, around pretrained weights."""
   cfg = _set_task(with_trained(weights.config, experiment.model), task)
   split = foundation.split(_make(experiment, cfg), cfg.depth)
-  dtype = experiment.model.dtype
-  place = lambda x, dtype: jax.device_put(np.asarray(x, dtype))
+  base = _overlay(split.base, weights.params, np.asarray)
   return dataclasses.replace(
     split,
-    theta=_overlay(split.theta, weights.params, lambda x: place(x, 'float32')),
-    base=_overlay(split.base, weights.params, lambda x: place(x, dtype)),
+    theta=_overlay(split.theta, weights.params, jax.device_put),
+    base=jax.device_put(foundation.store(base, experiment.model.dtype)),
   )
 
 
@@ -132,8 +131,8 @@ def shapes(
   cfg = _set_task(with_trained(weights.config, experiment.model), task)
   model = nnx.eval_shape(lambda: _make(experiment, cfg))
   split = foundation.split(model, cfg.depth)
-  store = lambda x: jax.ShapeDtypeStruct(x.shape, experiment.model.dtype)
-  return dataclasses.replace(split, base=jax.tree.map(store, split.base))
+  store = lambda base: foundation.store(base, experiment.model.dtype)
+  return dataclasses.replace(split, base=jax.eval_shape(store, split.base))
 
 
 def _make(experiment: config.Experiment, cfg: sizes.Config) -> nnx.Module:

@@ -63,6 +63,46 @@ def dropout(
   return _drop(x, jax.random.bits(key, (2,)), rate)
 
 
+def _times(x: Array, kernel_IxO: Array, *, back: bool = False) -> Array:
+  """Computes x W, or x W^T, with factors of W's type, summed in that of x."""
+  if x.dtype == kernel_IxO.dtype:
+    return x @ (kernel_IxO.T if back else kernel_IxO)
+  # As one product: XLA's CPU library for bfloat16 takes no transposed factor.
+  return jax.lax.dot_general(
+    x.astype(kernel_IxO.dtype),
+    kernel_IxO,
+    (((1,), (int(back),)), ((), ())),
+    preferred_element_type=x.dtype,
+  )
+
+
+def dense(
+  x_NxI: Float[Array, 'N I'], kernel_IxO: Float[Array, 'I O']
+) -> Float[Array, 'N O']:
+  """Computes x W.
+
+  Where W is stored in bfloat16, the factors of this product and of the one
+  that gives dx are bfloat16, and what they are summed to stays float32; no
+  gradient reaches W then. A CPU with bfloat16 instructions has a fast library
+  for this form, and none for one with a bfloat16 result.
+  """
+  if x_NxI.dtype == kernel_IxO.dtype:
+    return x_NxI @ kernel_IxO
+  return _mixed(x_NxI, kernel_IxO)
+
+
+@jax.custom_vjp
+def _mixed(x_NxI: Array, kernel_IxO: Array) -> Array:
+  return _times(x_NxI, kernel_IxO)
+
+
+def _mixed_backward(kernel_IxO, dy_NxO):
+  return _times(dy_NxO, kernel_IxO, back=True), jnp.zeros_like(kernel_IxO)
+
+
+_mixed.defvjp(lambda x, kernel: (_times(x, kernel), kernel), _mixed_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def lora_dense(
   x_NxI: Float[Array, 'N I'],
@@ -80,7 +120,8 @@ def lora_dense(
 
   Args:
     x_NxI: Inputs.
-    kernel_IxO: Frozen or trainable weight.
+    kernel_IxO: Frozen or trainable weight; frozen alone if it is bfloat16, see
+      `dense`.
     a_IxR: Down projection.
     b_RxO: Up projection.
     seed_2: Seed of the dropout on the adapter's input.
@@ -92,7 +133,7 @@ def lora_dense(
 
 def _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, scale, rate):
   h_NxR = _drop(x_NxI, seed_2, rate) @ a_IxR
-  y_NxO = x_NxI @ kernel_IxO + scale * (h_NxR @ b_RxO)
+  y_NxO = _times(x_NxI, kernel_IxO) + scale * (h_NxR @ b_RxO)
   return y_NxO, (x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR)
 
 
@@ -100,11 +141,16 @@ def _lora_backward(scale, rate, saved, dy_NxO):
   x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR = saved
   g_NxR = scale * (dy_NxO @ b_RxO.T)
   dropped_NxI = _drop(x_NxI, seed_2, rate)
-  da_IxR = jnp.einsum('nr,ni->ri', g_NxR, dropped_NxI).T
+  # Behind the barrier, as XLA would make one slow product of this and `.T`.
+  da_RxI = jnp.einsum('nr,ni->ri', g_NxR, dropped_NxI)
+  da_IxR = jax.lax.optimization_barrier(da_RxI).T
   db_RxO = scale * jnp.einsum('nr,no->ro', h_NxR, dy_NxO)
-  dx_NxI = dy_NxO @ kernel_IxO.T + _drop(g_NxR @ a_IxR.T, seed_2, rate)
+  dx_NxI = _times(dy_NxO, kernel_IxO, back=True) + _drop(
+    g_NxR @ a_IxR.T, seed_2, rate
+  )
   # Dead code, and removed by XLA, where the kernel is frozen.
   dkernel_IxO = jnp.einsum('ni,no->io', x_NxI, dy_NxO)
+  dkernel_IxO = dkernel_IxO.astype(kernel_IxO.dtype)
   dseed = np.zeros((2,), jax.dtypes.float0)
   return dx_NxI, dkernel_IxO, da_IxR, db_RxO, dseed
 
@@ -184,21 +230,61 @@ def attention(
     key: Of the dropout of attention's weights.
     rate: Its rate.
   """
-  B, T, H, E = q_BxTxHxE.shape
+  B, T, H, _ = q_BxTxHxE.shape
 
   def pack(x):
     packed = jnp.moveaxis(x, 2, 1).reshape(B * H, x.shape[1], x.shape[3])
     return jax.lax.optimization_barrier(packed)
 
   q, k, v = pack(q_BxTxHxE), pack(k_BxSxHxE), pack(v_BxSxHxV)
-  scores = jnp.einsum('nte,nse->nts', q, k) * np.asarray(E**-0.5, q.dtype)
-  scores = scores.astype(jnp.float32)
+  bias = jnp.zeros((1, 1, 1))
   if real_BxS is not None:
     bias_BxS = jnp.where(real_BxS, 0.0, _HIDDEN)
-    scores = scores + jnp.repeat(bias_BxS, H, 0)[:, None]
+    bias = jnp.repeat(bias_BxS, H, 0)[:, None]
   if seen_TxS is not None:
-    scores = scores + jnp.where(seen_TxS, 0.0, _HIDDEN)
-  weights = dropout(jax.nn.softmax(scores, -1).astype(q.dtype), key, rate)
-  out = jnp.einsum('nts,nse->nte', weights, v)
+    bias = bias + jnp.where(seen_TxS, 0.0, _HIDDEN)
+  seed_2 = jnp.zeros(2, jnp.uint32)
+  if key is not None and rate:
+    seed_2 = jax.random.bits(key, (2,))
+  out = _attend(q, k, v, bias, seed_2, 0.0 if key is None else rate)
   out = jax.lax.optimization_barrier(out).reshape(B, H, T, -1)
   return jnp.moveaxis(out, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(
+  q_NxTxE: Array,
+  k_NxSxE: Array,
+  v_NxSxV: Array,
+  bias: Array,
+  seed_2: Array,
+  rate: float,
+) -> Array:
+  """Attends within N pairs of example and head; `bias` adds to the scores.
+
+  The backward pass transposes weights, and multiplies them then: a batched
+  product that sums over rows is three times as slow on a CPU.
+  """
+  return _attend_forward(q_NxTxE, k_NxSxE, v_NxSxV, bias, seed_2, rate)[0]
+
+
+def _attend_forward(q, k, v, bias, seed_2, rate):
+  scores = jnp.einsum('nte,nse->nts', q, k) * np.float32(q.shape[-1] ** -0.5)
+  weights = jax.nn.softmax(scores + bias, -1)
+  out = jnp.einsum('nts,nse->nte', _drop(weights, seed_2, rate), v)
+  return out, (q, k, v, bias, seed_2, weights)
+
+
+def _attend_backward(rate, saved, dout):
+  q, k, v, bias, seed_2, weights = saved
+  transpose = lambda x: jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
+  dv = transpose(_drop(weights, seed_2, rate)) @ dout
+  dweights = _drop(jnp.einsum('nte,nse->nts', dout, v), seed_2, rate)
+  mean = jnp.sum(dweights * weights, -1, keepdims=True)
+  dscores = weights * (dweights - mean) * np.float32(q.shape[-1] ** -0.5)
+  dq, dk = dscores @ k, transpose(dscores) @ q
+  dseed = np.zeros((2,), jax.dtypes.float0)
+  return dq, dk, dv, jnp.zeros_like(bias), dseed
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

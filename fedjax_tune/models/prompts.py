@@ -45,8 +45,8 @@ def text_bound() -> float:
 
 
 def repeat(trained: nnx.Variable, x: Array) -> Array:
-  """Returns a parameter once for each example of `x`, in its type."""
-  value = trained[...].astype(x.dtype)
+  """Returns a parameter once for each example of `x`."""
+  value = trained[...]
   return jnp.broadcast_to(value, (len(x), *value.shape))
 
 

@@ -60,7 +60,7 @@ class Embedding(nnx.Module):
         f'for {longest}.'
       )
     # A number beyond a table gives NaN, which no loss overlooks.
-    x_BxTxD = jnp.take(self.word[...], inputs.ids, axis=0)
+    x_BxTxD = jnp.take(self.word[...], inputs.ids, axis=0).astype(jnp.float32)
     if self.config.types:
       x_BxTxD += jnp.take(self.type[...], inputs.types, axis=0)
     x_BxTxD += self._positions(real_BxT)
@@ -149,7 +149,7 @@ class TextEncoder(nnx.Module):
     if self.config.family == 'distilbert':  # Alone among the three.
       rate, before = self.config.dropout, self._keys(key)('head.input')
       tokens_BxTxD = primitives.dropout(tokens_BxTxD, before, rate)
-    return self.head(tokens_BxTxD.astype(jnp.float32))
+    return self.head(tokens_BxTxD)
 
   def __call__(
     self,
@@ -163,7 +163,7 @@ class TextEncoder(nnx.Module):
       return self.spans(inputs, layers_N, key=key)
     last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
     pooled_BxD = self._pool(last_Bx1xD[:, 0], self._keys(key))
-    return self.head(pooled_BxD.astype(jnp.float32))
+    return self.head(pooled_BxD)
 
   def _pool(self, x: Array, keys: Keys) -> Array:
     """Returns what the head reads."""

@@ -59,13 +59,11 @@ class Embedding(nnx.Module):
     patches = patches.swapaxes(2, 3).reshape(-1, grid * grid, c.patch**2 * 3)
     # Layer id -1 would be negative; depth is free, since ids end below it.
     keys = Keys(key, c.depth)
-    tokens = self.patch(
-      patches.astype(self.patch.kernel.dtype), keys('embed.patch')
-    )
-    prefix = self.prefix[...].astype(tokens.dtype)
+    tokens = self.patch(patches, keys('embed.patch'))
+    prefix = self.prefix[...]
     prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape))
     tokens = jnp.concatenate([prefix, tokens], axis=1)
-    tokens = tokens + self.position[...].astype(tokens.dtype)
+    tokens = tokens + self.position[...]
     tokens = primitives.dropout(tokens, keys('embed.output'), c.dropout)
     if c.prompts:
       tokens = prompts.insert(tokens, self.prompt, c.num_prefix)
@@ -135,7 +133,7 @@ class ViT(nnx.Module):
   ) -> Float[Array, 'B K']:
     """Returns the logits after the selected blocks."""
     last_Bx1xD, _ = self._run(images, layers_N, key, pool=True)
-    return self.head(self.norm(last_Bx1xD[:, 0]).astype(jnp.float32))
+    return self.head(self.norm(last_Bx1xD[:, 0]))
 
   def _run(self, images, layers_N, key, pool):
     """Runs the blocks; returns the tokens and the earlier class tokens."""
