@@ -192,7 +192,7 @@ def _data():
   return arrays.from_arrays(images, labels, images, labels)
 
 
-def _experiment(method, path, memory=0.8 * _WHOLE):
+def _experiment(method, path, memory=0.75 * _WHOLE):
   e = config.Experiment(method=method, rounds=2, eval_every=1)
   e.model.weights, e.data.image_size = 'random:vit_test', 16
   e.clients.partition, e.clients.count = 'iid', 3
@@ -284,6 +284,6 @@ def test_a_run_ends_and_knows_its_devices_again(tmp_path):
   _devices(tmp_path / 'own.toml', 0.7 * _WHOLE)
   with pytest.raises(ValueError, match='devices: '):
     loop.train(e, str(tmp_path / 'run'), resume=True, data=_data())
-  _devices(tmp_path / 'own.toml', 0.8 * _WHOLE)
+  _devices(tmp_path / 'own.toml', 0.75 * _WHOLE)
   summary = loop.train(e, str(tmp_path / 'run'), resume=True, data=_data())
   assert summary['rounds'] == 3
