@@ -107,11 +107,22 @@ def test_slabs_by_hand():
     ('chunk', 4, 6, 3),
     ('chunk', 4, 5, 1),
     ('chunk', 9, 6, 6),
-    ('auto', 3, 6, 1),
   ],
 )
-def test_schedule(mode, chunk, width, want):
-  assert step.Schedule.choose(mode, chunk, width).chunk == want
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_schedule(mode, chunk, width, want, platform):
+  choose = step.Schedule.choose
+  assert choose(mode, chunk, width, platform=platform).chunk == want
+
+
+@pytest.mark.parametrize(
+  ('platform', 'devices', 'want'),
+  # One after another on a CPU; all of a device's at once on an accelerator.
+  [('cpu', 1, 1), ('cpu', 2, 1), ('gpu', 1, 6), ('tpu', 1, 6), ('tpu', 4, 3)],
+)
+def test_schedule_by_itself(platform, devices, want):
+  got = step.Schedule.choose('auto', 3, 6, devices, platform=platform)
+  assert got == step.Schedule(want, devices=min(devices, 2))
 
 
 # -- planning

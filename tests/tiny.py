@@ -138,7 +138,9 @@ class Stack(nnx.Module):
       x = x + branch
       return x, x
 
-    start = self.embed(pixels / 255 - 0.5, drop(DEPTH))
+    # The models compute in the type of what is frozen, too.
+    seen = (pixels / 255 - 0.5).astype(self.embed.kernel.dtype)
+    start = self.embed(seen, drop(DEPTH))
     return jax.lax.scan(body, start, (layers_N, local))[1]
 
   def __call__(self, images, layers_N, *, key=None):
@@ -235,16 +237,20 @@ def vit_foundation(
   return _draw(make) if shape.full else _split(make())
 
 
+def text_config(**changes: Any) -> text.TextConfig:
+  """Returns the sizes of a tiny BERT."""
+  shape = text.TextConfig(
+    DEPTH, 16, 2, 32, vocab=20, positions=12, num_classes=CLASSES
+  )
+  return dataclasses.replace(shape, **changes)
+
+
 @functools.cache
 def text_foundation(
   *, targets: tuple[str, ...] = (), **changes: Any
 ) -> foundation.Foundation:
   """Returns a noisy BERT."""
-  lora = Lora(rank=2, scale=2.0, dropout=0.0)
-  shape = text.TextConfig(
-    DEPTH, 16, 2, 32, vocab=20, positions=12, num_classes=CLASSES
-  )
-  shape = dataclasses.replace(shape, **changes)
+  lora, shape = Lora(rank=2, scale=2.0, dropout=0.0), text_config(**changes)
   adapters = dict.fromkeys(targets, lora)
   return _draw(lambda: text.TextEncoder(shape, adapters, rngs=nnx.Rngs(0)))
 

@@ -15,6 +15,8 @@ from fedjax_tune.typing import Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}
 Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
+# (evaluation, base, theta, batch) -> what the model says of each example
+Predict = Callable[[str, Tree, Tree, Batch], dict[str, jax.Array]]
 
 
 def build_evaluate(
@@ -44,14 +46,7 @@ def build_evaluate(
   if batch_size is None:
     batch_size = 16 if evaluation.task.kind == 'next_token' else 128
 
-  def predict(name, base, theta, batch):
-    held = evaluation.models[name]
-    local = selection.select_within(theta, whole.axes, held)
-    model = whole.assemble(base, local, held)
-    scores = evaluation.predict(name, model, held, batch.inputs)
-    return evaluation.task.predict(scores, batch)
-
-  predict = jax.jit(predict, static_argnums=0)
+  predict = jax.jit(build_predict(whole, evaluation), static_argnums=0)
 
   def run(names, corpus, base, theta):
     """Evaluates the models that read one corpus."""
@@ -84,6 +79,23 @@ def build_evaluate(
     return {name: found[name] for name in evaluation.models}
 
   return evaluate
+
+
+def build_predict(whole: Models, evaluation: Evaluation) -> Predict:
+  """Builds the program of a batch.
+
+  Returns:
+    predict(name, base, theta, batch), the name static.
+  """
+
+  def predict(name, base, theta, batch):
+    held = evaluation.models[name]
+    local = selection.select_within(theta, whole.axes, held)
+    model = whole.assemble(base, local, held)
+    scores = evaluation.predict(name, model, held, batch.inputs)
+    return evaluation.task.predict(scores, batch)
+
+  return predict
 
 
 def _check(

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from fedjax_tune import endings, selection
+from fedjax_tune import endings
 from fedjax_tune.data import metrics
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import store
 from fedjax_tune.engine.algorithm import Algorithm
-from fedjax_tune.engine.evaluate import batches
+from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.evaluate import batches, build_predict
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.typing import Tree
 
@@ -66,17 +67,8 @@ def build(
     `eval/worst_client/accuracy` the least of a client. It raises `Diverged`
     where outputs or metrics are not finite.
   """
-  evaluation, model = algorithm.evaluation, algorithm.model
-  assert evaluation.personal is not None
-  make, task = evaluation.personal, evaluation.task
-  name, held = next(iter(evaluation.models.items()))
-
-  @jax.jit
-  def predict(base, theta, remembered, batch):
-    local = selection.select_within(make(theta, remembered), model.axes, held)
-    whole = model.assemble(base, local, held)
-    outputs = evaluation.predict(name, whole, held, batch.inputs)
-    return task.predict(outputs, batch)
+  task = algorithm.evaluation.task
+  predict = jax.jit(build_own_predict(algorithm))
 
   def of_client(base, theta, remembered, rows):
     order, parts = [], []
@@ -114,6 +106,19 @@ def build(
     return _summarize(task.primary, by_client, by_domain)
 
   return evaluate
+
+
+def build_own_predict(
+  algorithm: Algorithm,
+) -> Callable[[Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
+  """Builds the program of a batch: predict(base, theta, remembered, batch)."""
+  evaluation = algorithm.evaluation
+  assert evaluation.personal is not None
+  make, name = evaluation.personal, next(iter(evaluation.models))
+  predict = build_predict(algorithm.model, evaluation)
+  return lambda base, theta, remembered, batch: predict(
+    name, base, make(theta, remembered), batch
+  )
 
 
 def _summarize(

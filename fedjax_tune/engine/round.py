@@ -60,7 +60,7 @@ class Engine:
     self._server_step = jax.jit(
       build_server_step(algorithm.aggregator, server_opt)
     )
-    self._finish = jax.jit(_build_finish(build_reorder(algorithm)))
+    self._finish = jax.jit(build_finish(build_reorder(algorithm)))
     self._anybody = jax.jit(anybody)
     self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     self._add_frozen = jax.jit(add_frozen)
@@ -103,7 +103,9 @@ class Engine:
     """
     model, aggregator = self.algorithm.model, self.algorithm.aggregator
     schedules = {
-      sig: Schedule.choose(mode, chunk, width, devices)
+      sig: Schedule.choose(
+        mode, chunk, width, devices, platform=jax.default_backend()
+      )
       for sig, width in widths.items()
     }
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
@@ -205,7 +207,7 @@ class Engine:
     return {place: jax.device_put(base, place) for place in places}
 
 
-def _build_finish(
+def build_finish(
   reorder: Callable[[ServerState], ServerState],
 ) -> Callable[[ServerState, jax.Array], tuple[ServerState, jax.Array]]:
   """Builds the end of a round: the next state, and whether it is finite.

@@ -42,16 +42,16 @@ class Schedule:
 
   @classmethod
   def choose(
-    cls, mode: str, chunk: int, width: int, devices: int = 1
+    cls, mode: str, chunk: int, width: int, devices: int = 1, *, platform: str
   ) -> 'Schedule':
     """Resolves `engine.mode` for slabs of one width.
 
-    'auto' maps on a CPU, where a vmap over clients was slower in every trial
-    (`launch/bench.py`), and vmaps on an accelerator. Of `devices` as many are
-    used as divide the width.
+    'auto' maps on the platform 'cpu', where a vmap over clients was slower in
+    every trial (`launch/bench.py`), and vmaps on accelerators. Of `devices` as
+    many are used as divide the width.
     """
     if mode == 'auto':
-      mode = 'map' if jax.default_backend() == 'cpu' else 'vmap'
+      mode = 'map' if platform == 'cpu' else 'vmap'
     devices = math.gcd(width, devices)
     part = width // devices
     wanted = min(part, {'map': 1, 'chunk': chunk, 'vmap': part}[mode])
