@@ -6,7 +6,7 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
 
 from absl import flags
 
-from fedjax_tune.training import loop
+from fedjax_tune.training import clock, loop
 from launch import experiment_file, second_signal, start
 
 _CONFIG = experiment_file.define()
@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
     f'results, accuracy.png and coverage.png in {workdir}',
     soft_wrap=True,
   )
+  if summary['time_shares']:
+    console.print(clock.describe(summary['time_shares']), soft_wrap=True)
   if summary['rejected']:
     clients = ', '.join(map(str, summary['rejected_clients']))
     console.print(

@@ -183,7 +183,8 @@ def _assert_resumes(folder, name, whole):
   state, summary = _train(folder, name, resume=True)
   jax.tree.map(np.testing.assert_array_equal, state, whole[0])
   assert _rows(folder, name) == _rows(folder, 'whole')
-  drop = lambda s: {k: v for k, v in s.items() if k != 'client_steps_per_s'}
+  clocks = {'client_steps_per_s', 'wall_s', 'time_shares'}
+  drop = lambda s: {k: v for k, v in s.items() if k not in clocks}
   assert drop(summary) == drop(whole[1])
 
 
@@ -193,7 +194,23 @@ def test_resumed_is_uninterrupted(folder, whole):
   assert [row['round'] for row in _rows(folder, 'stopped')] == [0, 1, 2]
   assert (folder / 'stopped/checkpoints/2').is_dir()
   assert not (folder / 'stopped/summary.json').exists()
+  before = writer.read_metrics(folder / 'stopped')
   _assert_resumes(folder, 'stopped', whole)
+  # What the first process spent counts, but for the round that was lost.
+  rows = writer.read_metrics(folder / 'stopped')
+  assert rows[:2] == before[:2]
+  assert all(rows[i]['time/compile_s'] > 0 for i in (0, 2))
+
+
+def test_where_the_time_went(folder, whole):
+  _, summary = whole
+  sections = ['training', 'evaluation', 'compile', 'data', 'checkpoint']
+  assert list(summary['time_shares']) == [*sections, 'other']
+  assert sum(summary['time_shares'].values()) == pytest.approx(1)
+  rows = writer.read_metrics(folder / 'whole')
+  trained = sum(row['time/training_s'] for row in rows)
+  share = summary['time_shares']['training']
+  assert trained == pytest.approx(share * summary['wall_s'])
 
 
 def test_resuming_a_finished_run_changes_nothing(folder, whole):

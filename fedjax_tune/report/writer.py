@@ -6,6 +6,9 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
 `eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
+Where the seconds since the row before went is told by `time/training_s`,
+`time/evaluation_s`, `time/compile_s`, `time/data_s` (waiting for it),
+`time/checkpoint_s` and `time/other_s`.
 `train/clients` is how many of a round's clients count. Those whose numbers are
 not finite enter no sum and no mean: `train/rejected` is their number, and
 `train/rejected_clients` their ids.

@@ -23,6 +23,7 @@ from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
 from fedjax_tune.training import (
   checkpoint,
+  clock,
   folders,
   health,
   identity,
@@ -84,7 +85,7 @@ def train(
     experiment = dataclasses.replace(experiment, data=own)
   fields = dataclasses.asdict(experiment)
   folder.check(workdir, fields, resume)
-  with interrupts.Interrupts() as signals:
+  with interrupts.Interrupts() as signals, clock.Clock() as watch:
     setup = building.build(experiment, fetch=fetch, data=data, parts=partition)
     with folder.claim(workdir) as claim:
       folder.check_begun(workdir, fields, resume)
@@ -94,7 +95,10 @@ def train(
         own = identity.follow(kept.run, own, kept.rounds)
       resuming.check_partition(workdir, setup)
       tell_unread(setup, console)
-      with console.status('Compiling a program for each class of clients'):
+      with (
+        watch.section('compile'),
+        console.status('Compiling a program for each class of clients'),
+      ):
         run = Run(setup)
       classes = run.class_costs()
       # Nothing is refused from here on: the folder is this experiment's.
@@ -104,7 +108,7 @@ def train(
         console.print(f'All {kept.rounds} rounds are done; none is left.')
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
-        train_rounds(run, kept, own, claim, signals, workdir, console)
+        train_rounds(run, kept, own, claim, signals, workdir, console, watch)
         return summary.write_results(run, workdir)
 
 
@@ -116,6 +120,7 @@ def train_rounds(
   signals: interrupts.Interrupts,
   workdir: str,
   console: rich_console.Console,
+  watch: clock.Clock,
 ) -> None:
   """Trains the rounds that are left, and writes each.
 
@@ -127,6 +132,7 @@ def train_rounds(
     signals: Those that ask to stop.
     workdir: The run's folder.
     console: Where the progress is shown.
+    watch: Tells what each round's row says of time.
 
   Raises:
     Interrupted: A signal came; the round under way was finished and saved.
@@ -150,19 +156,22 @@ def train_rounds(
     reporting.MetricsWriter(workdir, rows) as writer,
     RoundProgress(last, start, label, console) as progress,
   ):
-    for plan in prefetch(setup.planner.plan, range(start, last)):
+    for plan in watch.waits(prefetch(setup.planner.plan, range(start, last))):
       begin = time.perf_counter()
       lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
-      state, sums = run.engine.round(state, plan, key, lr)
-      sums = jax.device_get(sums)
+      with watch.section('training'):
+        state, sums = run.engine.round(state, plan, key, lr)
+        sums = jax.device_get(sums)
       if not sums['finite']:
         health.check_state(state, f'round {plan.rnd}')
       seconds = time.perf_counter() - begin
       meter = run.charge(meter, plan.members)
       record = round_record(plan, sums, meter, seconds)
-      record |= run.evaluate(state, plan.rnd)
+      with watch.section('evaluation'):
+        record |= run.evaluate(state, plan.rnd)
       done = plan.rnd + 1
       claim.check()
+      record |= watch.lap()
       writer.write(plan.rnd, record)
       now = now.after(plan.rnd, record.get('eval/accuracy'))
       best = state if now.rnd == plan.rnd else best
@@ -173,7 +182,8 @@ def train_rounds(
         eligible = np.flatnonzero(able).tolist()
         health.check_progress(writer.rows, eligible, over=done == last)
       memory = run.memory(state, meter, best)
-      saved.save(done, memory, writer.rows, force=bool(ends))
+      with watch.section('checkpoint'):
+        saved.save(done, memory, writer.rows, force=bool(ends))
       progress.advance(
         loss=record['train/loss'],
         client_steps_per_s=record['time/client_steps_per_s'],

@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_tune import endings
 from fedjax_tune.report import plots
 from fedjax_tune.report import writer as reporting
-from fedjax_tune.training import stopping
+from fedjax_tune.training import clock, stopping
 from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Json
 
@@ -35,6 +35,7 @@ def summarize(run: Run, workdir: str) -> Json:
     if re.fullmatch('eval/[^/]+/accuracy', name)
   }
   rates = [row['time/client_steps_per_s'] for row in rows]
+  wall, shares = clock.shares(rows)
   rejected = [k for row in rows for k in row.get('train/rejected_clients', ())]
   return {
     'method': e.method,
@@ -65,4 +66,6 @@ def summarize(run: Run, workdir: str) -> Json:
     'downlink_bytes': last['cost/downlink_bytes'],
     'train_flops': last['cost/train_flops'],
     'simulated_s': last['time/simulated_s'],
+    'wall_s': wall,
+    'time_shares': shares,
   }
