@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(start.folder(_OUT))
   with console.status('Reading the run and its data'):
     trained = finished.load(workdir, _TEST_EXAMPLES.value)
+  start.tell_devices(console)
   start.cache_programs(trained.setup.experiment)
   if _CURVE.value:
     _compare(trained, out, console)

@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
   """Prints the tables."""
   start.reject_arguments(argv)
   experiment, console = start.experiment(_CONFIG), start.console()
+  start.tell_devices(console)
   with console.status('Reading and dividing'):
     setup = build.build(experiment)
   if _BUDGETS.value:

@@ -100,6 +100,16 @@ def experiment(flag: flags.FlagHolder[Any]) -> config.Experiment:
   return flag.value
 
 
+def tell_devices(console: rich_console.Console) -> None:
+  """Prints on which devices a command runs."""
+  devices, hosts = jax.devices(), jax.process_count()
+  kind, ending = devices[0].device_kind, 's' if len(devices) > 1 else ''
+  kind = kind.upper() if kind == 'cpu' else kind
+  line = f'On {len(devices)} {kind} device{ending}'
+  line += f' of {hosts} hosts.' if hosts > 1 else '.'
+  console.print(line, soft_wrap=True)
+
+
 def cache_programs(experiment: config.Experiment) -> None:
   """Keeps compiled programs beside the data, for the next run."""
   if experiment.engine.compilation_cache:

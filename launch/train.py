@@ -32,8 +32,10 @@ def main(argv: list[str]) -> None:
   second_signal.watch(console)
   if _INEXACT.value and not _RESUME.value:
     raise ValueError('--inexact goes with --resume.')
+  experiment = start.experiment(_CONFIG)
+  start.tell_devices(console)
   summary = loop.train(
-    start.experiment(_CONFIG),
+    experiment,
     workdir,
     resume=_RESUME.value,
     fetch=_FETCH.value,

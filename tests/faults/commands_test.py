@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
 from fedjax_tune.training import folders
@@ -201,6 +203,22 @@ def test_an_error_of_the_system_names_its_file_and_no_number(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ('kind', 'devices', 'hosts', 'line'),
+  [
+    ('cpu', 1, 1, 'On 1 CPU device.\n'),
+    ('NVIDIA H100', 2, 1, 'On 2 NVIDIA H100 devices.\n'),
+    ('TPU v4', 8, 2, 'On 8 TPU v4 devices of 2 hosts.\n'),
+  ],
+)
+def test_devices_are_told(monkeypatch, capsys, kind, devices, hosts, line):
+  found = [types.SimpleNamespace(device_kind=kind)] * devices
+  monkeypatch.setattr(jax, 'devices', lambda: found)
+  monkeypatch.setattr(jax, 'process_count', lambda: hosts)
+  start.tell_devices(start.console())
+  assert capsys.readouterr().out == line
+
+
 def test_help_is_no_failure():
   done = _run('launch.train', '--help')
   assert done.returncode == 0
