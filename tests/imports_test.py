@@ -6,6 +6,7 @@ import functools
 from importlib import metadata
 import pathlib
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -113,6 +114,24 @@ def test_a_room_above_is_seen():
 
 def test_similar_name_is_no_breach():
   assert not _breaches('import torchish\nfrom a import torch', ('torch',))
+
+
+# -- what a run imports before its first round
+
+
+def test_a_command_starts_without_what_it_may_not_need():
+  """Seconds, and hundreds of megabytes; see the imports in functions."""
+  slow = {
+    'gguf', 'matplotlib', 'orbax', 'scipy', 'tensorflow_datasets', 'torch',
+    'transformers',
+  }  # fmt: skip
+  program = 'import sys, launch.train; print(*sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=_ROOT, capture_output=True, check=True
+  )
+  imported = set(done.stdout.decode().split())
+  assert 'fedjax_tune.training.loop' in imported
+  assert not slow & imported
 
 
 # -- what is imported is declared

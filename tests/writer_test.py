@@ -75,6 +75,21 @@ def test_scalars_reach_tensorboard(tmp_path):
   assert b'coverage' not in content
 
 
+def test_tensorboard_reads_what_was_written(tmp_path):
+  with writer.MetricsWriter(tmp_path) as made:
+    made.write(0, {'train/loss': 0.1, 'train/rejected_clients': [3]})
+    made.write(300, {'/eval/a b': np.int64(2**40), 'eval/none': None})
+    made.write(2**31, {'cost/flops': 1e300})
+  *found, (name, rnd, none), last = tiny_events.read(tmp_path)
+  assert found == [
+    ('train/loss', 0, float(np.float32(0.1))),
+    ('eval/a_b', 300, 2.0**40),
+  ]
+  assert (name, rnd) == ('eval/none', 300)
+  assert np.isnan(none)
+  assert last == ('cost/flops', 2**31, float('inf'))
+
+
 def test_read_names_a_broken_line(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"round": 0}\n{"rou\n{"round": 2}\n')
   with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2'):

@@ -91,7 +91,7 @@ class Engine:
     chunk: int = 1,
     devices: int = 1,
   ) -> None:
-    """Compiles the program of every signature, side by side.
+    """Compiles the program of every signature.
 
     Args:
       widths: Clients per slab of each signature.

@@ -1,13 +1,15 @@
 """One slab of clients on the device: train, weigh, sum.
 
 `build_slab_step` returns a pure function of arrays; `Programs` compiles it
-once per signature, ahead of time and side by side.
+once per signature, ahead of time.
 """
 
 from collections.abc import Callable, Collection, Mapping
 import concurrent.futures
+import ctypes
 import dataclasses
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -278,6 +280,16 @@ def _sum_over_chunks(
   return Result(total, *jax.tree.map(join, apart))
 
 
+def _trim() -> None:
+  """Hands freed memory back to the system, where the C library can.
+
+  glibc keeps what a compiler freed for good: 260 MB after six programs.
+  """
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
+
+
 class Programs:
   """The compiled slab programs of a run, one per signature.
 
@@ -294,7 +306,7 @@ class Programs:
     schedules: Mapping[Signature, Schedule],
     arguments: Callable[[Signature], tuple[Shared, Own]],
   ) -> None:
-    """Compiles every signature side by side.
+    """Compiles every signature, a few at a time.
 
     Args:
       schedules: How each signature's slabs share the devices.
@@ -305,9 +317,16 @@ class Programs:
     def build(item):
       sig, schedule = item
       lowered = self._jitted.lower(sig, schedule, *arguments(sig))
-      return sig, lowered.compile()
+      compiled = lowered.compile()
+      _trim()
+      return sig, compiled
 
-    pool = concurrent.futures.ThreadPoolExecutor()
+    # XLA's CPU compiler takes half a gigabyte for a program, and has threads of
+    # its own: on two cores, six programs side by side took 4.1 GB and 65
+    # seconds of CPU time, one after another 1.1 GB and 42.
+    pool = concurrent.futures.ThreadPoolExecutor(
+      (os.cpu_count() or 2) // 2 or 1
+    )
     try:
       self.compiled.update(pool.map(build, schedules.items()))
     finally:

@@ -6,7 +6,6 @@ import zlib
 
 from flax import nnx, traverse_util
 import numpy as np
-from scipy import special
 
 from fedjax_tune.models import (
   decoder,
@@ -104,6 +103,9 @@ def draw(path: layouts.Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.ones(shape, np.float32)
   if name.endswith('bias'):
     return np.zeros(shape, np.float32)
+  # Here and not above: only weights that are drawn need SciPy.
+  from scipy import special
+
   low, high = special.ndtr([-2.0, 2.0])
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   quantile = rng.uniform(low, high, shape)

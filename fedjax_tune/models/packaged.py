@@ -10,7 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 from fedjax_tune.data import fetch
-from fedjax_tune.models import bert_onnx, dinov2_onnx, huggingface, llama_gguf
+from fedjax_tune.models import bert_onnx, dinov2_onnx, huggingface
 from fedjax_tune.models.backbone import Pretrained
 
 
@@ -35,6 +35,13 @@ class Packaged(NamedTuple):
   megabytes: int
   load: Callable[[pathlib.Path], Pretrained]
   tokenizer: str = ''
+
+
+def _load_gguf(path: pathlib.Path) -> Pretrained:
+  # Here and not above: only these weights need the package `gguf`.
+  from fedjax_tune.models import llama_gguf
+
+  return llama_gguf.load_gguf(path)
 
 
 PACKAGED = {
@@ -110,9 +117,7 @@ PACKAGED = {
       )
     },
     93,
-    lambda folder: llama_gguf.load_gguf(
-      folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'
-    ),
+    lambda folder: _load_gguf(folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'),
   ),
 }
 

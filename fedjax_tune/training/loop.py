@@ -17,7 +17,6 @@ from fedjax_tune.costs import table
 from fedjax_tune.data import arrays
 from fedjax_tune.engine import local_optimizer
 from fedjax_tune.engine.plan import RoundPlan, prefetch
-from fedjax_tune.report import plots
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
@@ -250,6 +249,9 @@ def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
   if setup.train.class_names:
+    # Here and not above: Matplotlib and SciPy take half a second.
+    from fedjax_tune.report import plots
+
     with endings.storing(place / 'partition.png'):
       plots.plot_partition(
         setup.partition.histogram(setup.train),

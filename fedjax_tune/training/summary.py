@@ -6,7 +6,6 @@ import re
 import numpy as np
 
 from fedjax_tune import endings
-from fedjax_tune.report import plots
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.training import clock, stopping
 from fedjax_tune.training.run import Run
@@ -17,6 +16,9 @@ SUMMARY = 'summary.json'
 
 def write_results(run: Run, workdir: str) -> Json:
   """Writes the plots and `summary.json` of a finished run, and returns it."""
+  # Here and not above: Matplotlib and SciPy take half a second.
+  from fedjax_tune.report import plots
+
   with endings.storing(workdir):
     plots.plot_run(workdir, run.setup.test.domain_names)
   summary = summarize(run, workdir)

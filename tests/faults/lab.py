@@ -22,7 +22,7 @@ import tiny
 
 from fedjax_tune import config
 from fedjax_tune.data import corpus, partition
-from fedjax_tune.report import writer
+from fedjax_tune.report import plots, writer
 from fedjax_tune.training import build, checkpoint, loop
 
 ROUNDS = 6
@@ -117,7 +117,7 @@ def go(
     monkey.setattr(loop, 'Run', _run)
     # A second each, and tested elsewhere.
     for name in ('plot_run', 'plot_partition'):
-      monkey.setattr(loop.plots, name, lambda *_: None)
+      monkey.setattr(plots, name, lambda *_: None)
     loop.train(
       e or experiment(),
       str(workdir),
