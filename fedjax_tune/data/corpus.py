@@ -136,7 +136,8 @@ def load(
 
   A set of images under 4 GiB when decoded is decoded once, into memory; of a
   larger one only labels are kept, and each read decodes what it needs in a few
-  threads. Texts are tokenised here, once. The sets in `builders.PACKAGED` are
+  threads. Texts are tokenised here, once. Both are kept for the next run, in the
+  folder `arrays` beside the data; see `array_cache`. The sets in `builders.PACKAGED` are
   prepared here if they are missing.
 
   Args:

@@ -2,12 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 
 import numpy as np
+import PIL
 from tokenizers import Tokenizer
 
 from fedjax_tune import config
-from fedjax_tune.data import digest, labels, notes, pictures, rows, text
+from fedjax_tune.data import (
+  array_cache,
+  digest,
+  fetch,
+  images,
+  labels,
+  notes,
+  pictures,
+  pixels,
+  rows,
+  text,
+  tokens,
+)
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.prepared import Builder
@@ -16,6 +30,8 @@ from fedjax_tune.typing import Json, Record, Tokens
 
 # Sets that take less than this when decoded are decoded once, into memory.
 _IN_MEMORY_BYTES = 4 << 30
+# Pictures that are decoded in a fraction of a second.
+_FEW = 2000
 # What is kept of a row: label, group and hash.
 Picture = tuple[int, str | None, str]
 
@@ -65,14 +81,29 @@ def read_images(
     f'{cfg.name}, split {split}',
   )
   in_memory = len(kept) * cfg.image_size**2 * 3 < _IN_MEMORY_BYTES
+  cache = _cache(cfg)
   return Examples(
     labels=np.array(label_N, np.int32),
     domains=np.array([row.domain for row in kept], np.int32),
     groups=None if group_N[0] is None else np.array(group_N),
-    inputs=stored[np.arange(len(kept))] if in_memory else stored,
+    inputs=_decode(stored, cache) if in_memory else stored,
     contents=dict(zip(names, contents, strict=True)),
-    notes=lines,
+    notes=(*lines, *cache.notes),
   )
+
+
+def _cache(cfg: config.Data) -> array_cache.Cache:
+  return array_cache.Cache(fetch.data_dir(cfg.data_dir) / 'arrays')
+
+
+def _decode(stored: Stored, cache: array_cache.Cache) -> np.ndarray:
+  """Returns all pictures, from the cache unless they are few."""
+  count = len(stored.where)
+  decode = lambda: {'pixels': stored[np.arange(count)]}
+  if count < _FEW:
+    return decode()['pixels']
+  made_of = ('pictures', PIL.__version__, stored.contents, stored.size)
+  return cache.get(made_of, (images, pictures, pixels), decode)['pixels']
 
 
 def image_rows(
@@ -126,9 +157,14 @@ def read_texts(
   """
   entry = reader.entry
   kept, lines = text_rows(cfg, builders, split, classes, entry)
-  values = [row.values for row in kept]
+  values, cache = [row.values for row in kept], _cache(cfg)
   made = text.encode(
-    values, entry, reader.tokenizer, max(cfg.lengths), reader.pad
+    values,
+    entry,
+    reader.tokenizer,
+    max(cfg.lengths),
+    reader.pad,
+    functools.partial(tokens.kept, cache),
   )
   domain_N = np.array([row.domain for row in kept], np.int32)
   return Examples(
@@ -139,7 +175,7 @@ def read_texts(
     contents={
       row.name: digest.of([row.values[f] for f in entry.texts]) for row in kept
     },
-    notes=lines,
+    notes=(*lines, *cache.notes),
     lengths=made.encoded.lengths,
     questions=made.questions,
   )

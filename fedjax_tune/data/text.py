@@ -1,6 +1,6 @@
 """Rows of a text set as the arrays that a model and its task read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
@@ -45,6 +45,7 @@ def encode(
   tokenizer: tokenizers.Tokenizer,
   max_length: int,
   pad: int,
+  encoder: Callable[..., tokens.Encoded] = tokens.encode,
 ) -> TextExamples:
   """Encodes the rows of a set.
 
@@ -54,6 +55,7 @@ def encode(
     tokenizer: From `tokens.load`.
     max_length: Tokens at most; longer texts are cut, contexts windowed.
     pad: The model's padding token.
+    encoder: `tokens.encode`, or what returns the same; not used for spans.
 
   Raises:
     ValueError: `max_length` is too small, `pad` is a token of a text, or a
@@ -76,7 +78,7 @@ def encode(
     if groups is not None:
       groups = groups[questions.question]
     return TextExamples(encoded, labels, groups, questions.question, questions)
-  encoded = tokens.encode(tokenizer, first, second, max_length, pad)
+  encoded = encoder(tokenizer, first, second, max_length, pad)
   if entry.kind == 'next_token':
     labels = next_tokens(encoded)
   else:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tokenizers
 from tokenizers import processors
 
 from fedjax_tune.data import (
+  array_cache,
   token_types,
   tokenizer_checks,
   tokenizer_classes,
@@ -19,6 +21,8 @@ from fedjax_tune.data import (
 
 # Texts at a time, as the library returns a lot for each.
 _CHUNK = 4096
+# Characters that are tokenised in a fraction of a second.
+_FEW = 1_000_000
 _FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json')
 
 
@@ -171,6 +175,40 @@ def encode(
   # Without offsets, which is faster.
   encodings = batched(tokenizer.encode_batch_fast, texts)
   return pack([to_array(e) for e in encodings], max_length, pad)
+
+
+def kept(
+  cache: array_cache.Cache,
+  tokenizer: tokenizers.Tokenizer,
+  first: Sequence[str],
+  second: Sequence[str] | None,
+  max_length: int,
+  pad: int,
+) -> Encoded:
+  """Returns what `encode` does, from a cache unless the texts are few."""
+  make = lambda: encode(tokenizer, first, second, max_length, pad)
+  if sum(map(len, first)) + sum(map(len, second or ())) < _FEW:
+    return make()
+  made_of = (
+    'tokens',
+    tokenizers.__version__,
+    # All that its files say. What an earlier call set is left out.
+    _untruncated(tokenizer),
+    tokenizer.encode_special_tokens,
+    max_length,
+    pad,
+    first,
+    second,
+  )
+  found = cache.get(
+    made_of, (sys.modules[__name__],), lambda: dataclasses.asdict(make())
+  )
+  return Encoded(**found)
+
+
+def _untruncated(tokenizer: tokenizers.Tokenizer) -> str:
+  tokenizer.no_truncation()
+  return tokenizer.to_str()
 
 
 def batched(
