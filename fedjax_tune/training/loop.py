@@ -189,6 +189,8 @@ def train_rounds(
         accuracy=record.get('eval/accuracy'),
         rejected=record['train/rejected_clients'],
       )
+      if plan.rnd == start:
+        draw_setup(setup, workdir)
       if ends:
         break
   if over:
@@ -244,19 +246,25 @@ def round_record(
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   """Writes what is known before the first round: costs and partition."""
-  setup, place = run.setup, pathlib.Path(workdir)
+  place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
+  written = identity.partition(run.setup)
+  reporting.write_json(place / resuming.PARTITION, written)
+
+
+def draw_setup(setup: building.Setup, workdir: str) -> None:
+  """Draws the partition; a second, for which no first round should wait."""
+  path = pathlib.Path(workdir) / 'partition.png'
   if setup.train.class_names:
     # Here and not above: Matplotlib and SciPy take half a second.
     from fedjax_tune.report import plots
 
-    with endings.storing(place / 'partition.png'):
+    with endings.storing(path):
       plots.plot_partition(
         setup.partition.histogram(setup.train),
         [str(k) for k in range(len(setup.budgets))],
         setup.train.class_names,
-        place / 'partition.png',
+        path,
       )
-  reporting.write_json(place / resuming.PARTITION, identity.partition(setup))
