@@ -1,29 +1,37 @@
 """Tells what an experiment costs, before anything runs.
 
   python -m launch.inspect --config=experiments/NAME.py \
-    [--budgets=2GiB,512MiB] [--config.FIELD=VALUE ...]
+    [--budgets=2GiB,512MiB] [--time] [--config.FIELD=VALUE ...]
 
 Reads weights and data, divides the data, and compiles, which tells the memory;
-it trains nothing and writes nothing. With `clients.fit` it shows what each kind
-of device trains. With `--budgets` it shows what devices with so much memory can
-train, and compiles nothing.
+it trains nothing and writes no results. With `--time` it runs a slab of each
+class of clients and an evaluation, and says how long the run will take on this
+machine. With `clients.fit` it shows what each kind of device trains. With
+`--budgets` it shows what devices with so much memory can train, and compiles
+nothing.
 """
+
+import time
 
 from absl import flags
 
 from fedjax_tune.costs import products, table
 from fedjax_tune.training import build, loop
 from fedjax_tune.training.run import Run
-from launch import experiment_file, overview, start
+from launch import experiment_file, overview, start, timing
 
 _CONFIG = experiment_file.define()
 _BUDGETS = flags.DEFINE_list(
   'budgets', [], 'Memory of devices to fit the model to: 2GiB,512MiB.'
 )
+_TIME = flags.DEFINE_bool(
+  'time', False, 'Try each program, and tell how long the run will take here.'
+)
 
 
 def main(argv: list[str]) -> None:
   """Prints the tables."""
+  begin = time.perf_counter()
   start.reject_arguments(argv)
   experiment, console = start.experiment(_CONFIG), start.console()
   start.tell_devices(console)
@@ -36,12 +44,17 @@ def main(argv: list[str]) -> None:
     return
   with console.status('Compiling'):
     run = Run(setup)
+  ready = time.perf_counter() - begin
   loop.tell_unread(setup, console)
   console.print(overview.table(run))
   if experiment.model.tune != 'full':
     faster = products.advice(products.rates(), experiment.model.dtype)
     if faster:
       console.print(faster)
+  if _TIME.value:
+    with console.status('Trying each program'):
+      times = timing.measure(run)
+    console.print(f'time: {times.describe(ready)}', soft_wrap=True)
   if setup.fits:
     console.print(table.fit_table(setup.devices, setup.fits, setup.sizes))
   console.print(table.cost_table(run.class_costs()))

@@ -1,14 +1,18 @@
 """What `launch.inspect` announces is what a run then takes."""
 
+import itertools
+
+import numpy as np
 import pytest
 from rich import console as rich_console
 import tensorflow_datasets as tfds
 
 from fedjax_tune import config
+from fedjax_tune.costs import capacity
 from fedjax_tune.models.foundation import num_params
 from fedjax_tune.report import writer
 from fedjax_tune.training import build, loop
-from launch import overview
+from launch import overview, timing
 
 
 @pytest.fixture(scope='module')
@@ -79,3 +83,56 @@ def test_overview_fits_a_screen(run):
     'partition domain_dirichlet',
   ):
     assert part in text
+
+
+def test_the_process_holds_more_than_its_arrays(run, monkeypatch):
+  needed = overview.memory(run)
+  now = 3 << 30
+  monkeypatch.setattr(capacity, 'process_memory', lambda: (now, now))
+  found = overview.process(run)
+  assert found > now + needed['batches'] + needed['step']
+  # What a compiler took may have been the peak.
+  monkeypatch.setattr(capacity, 'process_memory', lambda: (now, 2 * now))
+  assert overview.process(run) == 2 * now
+
+
+def test_memory_of_this_process_is_read():
+  before, most = capacity.process_memory()
+  assert 0 < before <= most
+  held = np.ones(50 << 20, np.uint8)
+  after, _ = capacity.process_memory()
+  assert after - before > held.nbytes / 2
+
+
+def test_time_is_that_of_each_slab_and_evaluation(run, monkeypatch):
+  """With a clock that ticks once a reading, each trial takes a second."""
+  monkeypatch.setattr(timing.time, 'perf_counter', itertools.count().__next__)
+  calls = []
+  evaluate = run.evaluate
+  monkeypatch.setattr(
+    run, 'evaluate', lambda *args: calls.append(evaluate(*args))
+  )
+  times = timing.measure(run)
+  planner = run.setup.planner
+  slabs = [len(planner.plan(rnd).works) for rnd in range(2)]
+  assert times == timing.Times(1, sum(slabs), 2, 1, 1)
+  assert calls[0]['eval/accuracy'] == calls[1]['eval/accuracy']
+
+
+@pytest.mark.parametrize(
+  ('times', 'line'),
+  [
+    (
+      timing.Times(5, 600 * 1.4, 600, 3, 10),
+      'about 15 min on this machine, as busy as it was just now: 35 s to start,'
+      ' 1.4 s a round, evaluation 3 s x 10',
+    ),
+    (
+      timing.Times(0, 7200, 10, 0.25, 1),
+      'about 2.0 h on this machine, as busy as it was just now: 30 s to start,'
+      ' 12 min a round, evaluation 0.25 s x 1',
+    ),
+  ],
+)
+def test_time_is_said_in_a_line(times, line):
+  assert times.describe(30) == line

@@ -6,6 +6,9 @@ a run really takes, which is more.
 
 from collections.abc import Mapping
 import os
+import pathlib
+import resource
+import sys
 
 import jax
 
@@ -18,6 +21,17 @@ _FLOAT, _INT, _INDEX = 4, 4, 8
 def machine_memory() -> int:
   """Returns the bytes of this machine's memory."""
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def process_memory() -> tuple[int, int]:
+  """Returns the bytes that this process holds, and the most it has held."""
+  unit = 1 if sys.platform == 'darwin' else 1024
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  pages = pathlib.Path('/proc/self/statm')
+  if not pages.exists():
+    return most, most
+  now = int(pages.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  return now, max(now, most)
 
 
 def check_model(
