@@ -123,12 +123,16 @@ def build(
 
 
 def shapes(
-  experiment: config.Experiment,
-  weights: pretrained.Pretrained,
-  task: tasks.Task,
+  experiment: config.Experiment, cfg: sizes.Config, task: tasks.Task
 ) -> foundation.Foundation:
-  """Returns what `build` would, with shapes instead of arrays."""
-  cfg = _set_task(with_trained(weights.config, experiment.model), task)
+  """Returns what `build` would, with shapes instead of arrays.
+
+  Args:
+    experiment: The configuration.
+    cfg: Sizes of the pretrained model.
+    task: What is learned.
+  """
+  cfg = _set_task(with_trained(cfg, experiment.model), task)
   model = nnx.eval_shape(lambda: _make(experiment, cfg))
   split = foundation.split(model, cfg.depth)
   store = lambda base: foundation.store(base, experiment.model.dtype)

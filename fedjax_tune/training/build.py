@@ -176,7 +176,8 @@ def build(
   sizes = agreed.widths | agreed.depths
   find = fitting.solver(
     experiment,
-    lambda: peft.shapes(experiment, weights, train.task),
+    # Of the weights only their sizes: what holds them keeps them for the run.
+    functools.partial(peft.shapes, experiment, weights.config, train.task),
     train,
     sizes,
   )
