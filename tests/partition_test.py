@@ -1,12 +1,20 @@
 import dataclasses
 
+import hypothesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, partition, partitioners, tasks
+from fedjax_tune.data import (
+  corpus,
+  digest,
+  partition,
+  partitioners,
+  shares,
+  tasks,
+)
 
 _DOMAINS, _CLASSES = 3, 4
 
@@ -82,6 +90,49 @@ def test_seed_decides_everything(kind):
 
   assert draw(1) == draw(1)
   assert draw(1) != draw(2)
+
+
+# Hashes of what 5 clients (3 of 'natural') had while parts were lists.
+_DEALT = {
+  'dirichlet': '51ba4e22',
+  'domain': 'd0ae731a',
+  'domain_dirichlet': '84e608df',
+  'iid': '2d29a124',
+  'k_shot': 'c4d0b680',
+  'natural': 'bdcece75',
+  'pathological': '0d89a33c',
+  'quantity': '96eedb93',
+}
+
+
+@pytest.mark.parametrize('kind', _DEALT)
+def test_examples_are_dealt_as_before(kind):
+  data, natural = _corpus(objects=True), kind == 'natural'
+  if natural:
+    groups = np.array(['a'] * 50 + ['b'] * 10 + ['c'] * 40 + ['d'] * 20)
+    data = dataclasses.replace(data, groups=groups)
+  least = 1 if kind == 'pathological' else 5
+  cfg = _clients(
+    kind, count=3 if natural else 5, alpha=0.05, min_examples=least, seed=3
+  )
+  made = partition.partition(cfg, data)
+  assert digest.of(list(made.indices))[:8] == _DEALT[kind]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8),
+  least=st.integers(0, 5),
+)
+def test_repair_moves_one_by_one_from_the_largest(sizes, least):
+  hypothesis.assume(sum(sizes) >= least * len(sizes))
+  parts = shares.Shares.sized(np.arange(sum(sizes)), np.array(sizes))
+  pools = [part.tolist() for part in parts]
+  for pool in pools:
+    while len(pool) < least:
+      pool.append(max(pools, key=len).pop())
+  got = partitioners._repair(parts, least)
+  assert [sorted(part) for part in got] == [sorted(pool) for pool in pools]
 
 
 def test_k_shot_is_balanced_and_repeats_only_what_runs_out():
@@ -165,6 +216,14 @@ def test_quantity_sizes_differ_and_labels_do_not():
 def test_histogram_counts_labels():
   data = _corpus()
   made = partition.partition(_clients('dirichlet'), data)
+  own = [np.bincount(data.labels[rows], minlength=4) for rows in made.indices]
+  assert made.histogram(data).tolist() == np.array(own).tolist()
+  assert made.histogram(data, [2, 0]).tolist() == [*map(list, own[2::-2])]
+  present = made.present(data)
+  assert present is not None
+  assert [present(k).tolist() for k in range(3)] == [
+    (counts > 0).tolist() for counts in own
+  ]
   assert made.histogram(data).shape == (3, _CLASSES)
   np.testing.assert_array_equal(
     made.histogram(data).sum(axis=0), np.bincount(data.labels)

@@ -17,7 +17,7 @@ import optax
 
 from fedjax_tune import config
 from fedjax_tune.config.field_rules import RULES
-from fedjax_tune.data import corpus, tasks
+from fedjax_tune.data import corpus, shares, tasks
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine import (
   client,
@@ -443,7 +443,7 @@ def run(
   size = VIT_SIZE if _is_vit(found) else STACK_SIZE
   data = data or examples(12 * len(budgets), size)
   clients = len(budgets)
-  indices = tuple(np.array_split(np.arange(12 * clients), clients))
+  indices = shares.Shares.of(np.array_split(np.arange(12 * clients), clients))
   domains = np.sort(np.arange(clients) % 2)
   planner = plan.Planner(e, algorithm, data, indices, domains)
   return Run(e, algorithm, planner)
@@ -482,7 +482,7 @@ def build(
     widths | depths,
     budgets,
     Task('classification', CLASSES),
-    present,
+    None if present is None else lambda client: present[client],
     {name: lambda _, tier=tier: tier for name, tier in tiers.items()},
   )
   algorithm = method.build(facts)

@@ -84,9 +84,9 @@ def fit_table(
   header = [
     'device', 'clients', 'trains', 'params', 's/round', 'memory', 'of its',
   ]  # fmt: skip
-  pairs = list(zip(devices, fits, strict=True))
+  pairs = zip(devices, fits, strict=True)
   clients = collections.Counter((d, id(f)) for d, f in pairs)
-  rows = {(d, id(f)): f for d, f in pairs}
+  rows = {(d, id(f)): f for d, f in zip(devices, fits, strict=True)}
   return tables.Terminal(
     'What each device trains',
     header,

@@ -5,14 +5,15 @@ partitions have one pool; the domain partitions have one pool for each domain.
 All of it is NumPy and a function of the configuration's seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data import partitioners
+from fedjax_tune.data import partitioners, shares
 from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.data.shares import Shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Partition:
     domains: int32[C], each client's domain; -1 if it may hold several.
   """
 
-  indices: tuple[np.ndarray, ...]
+  indices: Shares
   domains: np.ndarray
 
   def __len__(self) -> int:
@@ -32,18 +33,31 @@ class Partition:
 
   def sizes(self) -> np.ndarray:
     """Returns the number of examples of each client, int64[C]."""
-    return np.array([len(i) for i in self.indices])
+    return self.indices.sizes
 
-  def histogram(self, corpus: Corpus) -> np.ndarray:
-    """Returns how often each client holds each label, int64[C, K]."""
+  def histogram(
+    self, corpus: Corpus, clients: Sequence[int] | None = None
+  ) -> np.ndarray:
+    """Returns how often clients hold each label, int64[C, K].
+
+    Args:
+      corpus: The examples.
+      clients: Which ones; None takes all.
+    """
     classes = len(corpus.class_names)
-    return np.stack(
-      [np.bincount(corpus.labels[i], minlength=classes) for i in self.indices]
-    )
+    held = self.indices
+    if clients is not None:
+      held = Shares.of([held[k] for k in clients])
+    at = held.owners * classes + corpus.labels[held.positions]
+    return np.bincount(at, minlength=len(held) * classes).reshape(-1, classes)
 
-  def present(self, corpus: Corpus) -> np.ndarray | None:
-    """Returns which labels each client has, bool[C, K]; None without classes."""
-    return self.histogram(corpus) > 0 if corpus.class_names else None
+  def present(self, corpus: Corpus) -> Callable[[int], np.ndarray] | None:
+    """Returns client -> which labels it has, bool[K]; None without classes."""
+    if not (classes := len(corpus.class_names)):
+      return None
+    return lambda client: (
+      np.bincount(corpus.labels[self.indices[client]], minlength=classes) > 0
+    )
 
 
 def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
@@ -71,17 +85,23 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     owners = _divide_objects(cfg, corpus)
   else:
     owners = corpus.domains
-  indices = []
+  parts = []
   for domain, name in enumerate(corpus.domain_names if by_domain else ('all',)):
     pool = np.arange(len(corpus))
     if by_domain:
       pool = np.flatnonzero((corpus.domains == domain) & (owners == domain))
     _check_pool(cfg, name, len(pool))
     rng = np.random.default_rng((cfg.seed, domain))
-    parts = rule(corpus.labels[pool], cfg, rng)
-    indices += [np.sort(pool[part]) for part in parts]
+    parts.append(_of_pool(pool, rule(corpus.labels[pool], cfg, rng)))
   domains = client_domains(cfg, len(corpus.domain_names))
-  return Partition(tuple(indices), domains)
+  return Partition(shares.join(parts), domains)
+
+
+def _of_pool(pool: np.ndarray, parts: Sequence[np.ndarray]) -> Shares:
+  """Returns positions in the corpus, sorted, for parts of a pool of it."""
+  if not isinstance(parts, Shares):  # A rule of the user's own.
+    return Shares.of([np.sort(pool[part]) for part in parts])
+  return dataclasses.replace(parts, positions=pool[parts.positions]).sorted()
 
 
 def of(
@@ -122,7 +142,7 @@ def of(
         " client's domain."
       )
     made.append(np.sort(at).astype(np.int64))
-  return Partition(tuple(made), domains)
+  return Partition(Shares.of(made), domains)
 
 
 def client_domains(cfg: config.Clients, num_domains: int) -> np.ndarray:
@@ -147,13 +167,15 @@ def expand_budgets(
     ValueError: A budget is not in 1..depth, or their number fits neither the
       clients nor the domains.
   """
-  for budget in budgets:
+  for budget in dict.fromkeys(budgets):
     if not 1 <= budget <= depth:
       raise ValueError(
         f'clients.budgets={budgets}: {budget} is not from 1 to {depth}, the'
         " model's depth"
       )
-  each = np.array(budgets or [depth] * len(domains), np.int32)
+  each = np.array(budgets or (depth,), np.int32)
+  if not budgets:
+    each = np.resize(each, len(domains))
   num_domains = int(domains.max()) + 1
   if len(each) == len(domains):
     return each
@@ -168,7 +190,7 @@ def expand_budgets(
   )
 
 
-def _natural(cfg: config.Clients, corpus: Corpus) -> tuple[np.ndarray, ...]:
+def _natural(cfg: config.Clients, corpus: Corpus) -> Shares:
   """Makes the `count` groups with most examples the clients, e.g. speakers."""
   if corpus.groups is None:
     raise ValueError(
@@ -184,7 +206,10 @@ def _natural(cfg: config.Clients, corpus: Corpus) -> tuple[np.ndarray, ...]:
       f'clients.count={cfg.count}: only {fit} groups have'
       f' clients.min_examples={cfg.min_examples} examples.'
     )
-  return tuple(np.flatnonzero(owner == group) for group in largest)
+  client = np.full(len(sizes), -1)
+  client[largest] = np.arange(cfg.count)
+  chosen = np.flatnonzero(client[owner] >= 0)
+  return Shares.owned(chosen, client[owner[chosen]], cfg.count)
 
 
 def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:

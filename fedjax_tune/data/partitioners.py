@@ -1,47 +1,56 @@
 """Rules that split one pool of labelled examples among clients, in NumPy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data.shares import Shares
 
 _DRAWS = 100  # Of the Dirichlet rule, before the best draw is repaired.
 
 # Takes labels [n] of a pool; returns one array of positions for each client.
-Parts = list[np.ndarray]
-Rule = Callable[[np.ndarray, config.Clients, np.random.Generator], Parts]
+Rule = Callable[
+  [np.ndarray, config.Clients, np.random.Generator], Sequence[np.ndarray]
+]
 
 
 def _iid(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  return np.array_split(rng.permutation(len(labels)), cfg.count)
+) -> Shares:
+  order = rng.permutation(len(labels))
+  return Shares.sized(order, _even(len(order), cfg.count))
+
+
+def _even(size: int, parts: int) -> np.ndarray:
+  """Returns sizes that differ by one at most, the larger ones first."""
+  return size // parts + (np.arange(parts) < size % parts)
 
 
 def _dirichlet(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
+) -> Shares:
   """Label skew as FedRA's authors draw it (datasets/DomainNet.py, partition).
 
   Each class is cut by proportions from Dir(alpha), where clients that already
   hold their even share get nothing. They draw until the smallest client has
   enough; here the best of a bounded number of draws is repaired instead.
   """
-  best: Parts = []
+  best = None
   for _ in range(_DRAWS):
-    parts = _draw_dirichlet(labels, cfg, rng)
-    if not best or min(map(len, parts)) > min(map(len, best)):
-      best = parts
-    if min(map(len, best)) >= cfg.min_examples:
+    drawn = _draw_dirichlet(labels, cfg, rng)
+    if best is None or drawn.sizes.min() > best.sizes.min():
+      best = drawn
+    if best.sizes.min() >= cfg.min_examples:
       return best
+  assert best is not None
   return _repair(best, cfg.min_examples)
 
 
 def _draw_dirichlet(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
-  parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
+) -> Shares:
+  dealt, owners = [], []
   sizes = np.zeros(cfg.count, int)
   for label in np.unique(labels):
     members = rng.permutation(np.flatnonzero(labels == label))
@@ -50,26 +59,36 @@ def _draw_dirichlet(
     if not share.sum() > 0:  # A tiny alpha left nothing to those still open.
       share[np.argmin(sizes)] = 1.0
     cuts = np.cumsum(share / share.sum()) * len(members)
-    for part, piece in zip(
-      parts, np.split(members, cuts.astype(int)[:-1]), strict=True
-    ):
-      part.append(piece)
-    sizes = np.array([sum(map(len, part)) for part in parts])
-  return [np.concatenate(part) for part in parts]
+    ends = np.append(cuts.astype(int)[:-1], len(members))
+    counts = np.diff(ends, prepend=0)
+    dealt.append(members)
+    owners.append(np.repeat(np.arange(cfg.count), counts))
+    sizes += counts
+  return Shares.owned(np.concatenate(dealt), np.concatenate(owners), cfg.count)
 
 
-def _repair(parts: Parts, least: int) -> Parts:
-  """Moves examples one by one from the largest client to those too small."""
-  pools = [part.tolist() for part in parts]
-  for pool in pools:
-    while len(pool) < least:
-      pool.append(max(pools, key=len).pop())
-  return [np.array(pool, int) for pool in pools]
+def _repair(parts: Shares, least: int) -> Shares:
+  """Moves examples one by one from the largest client to those too small.
+
+  A client gives away its last ones, the first of equally large ones first.
+  """
+  lacking = np.maximum(least - parts.sizes, 0)
+  spare = np.maximum(parts.sizes - least, 0)
+  donors = np.repeat(np.arange(len(parts)), spare)
+  # From the last example of each down to those that it keeps.
+  nth = np.arange(len(donors)) - np.repeat(np.cumsum(spare) - spare, spare)
+  left = parts.sizes[donors] - nth
+  first = np.lexsort((donors, -left))[: lacking.sum()]
+  owners = parts.owners
+  owners[parts.offsets[donors[first]] + left[first] - 1] = np.repeat(
+    np.arange(len(parts)), lacking
+  )
+  return Shares.owned(parts.positions, owners, len(parts))
 
 
 def _pathological(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
+) -> Shares:
   """Each client holds just k classes (after arXiv 1602.05629, section 3)."""
   classes = rng.permutation(np.unique(labels))
   slots, k = cfg.count * cfg.classes_per_client, len(classes)
@@ -81,27 +100,24 @@ def _pathological(
     )
   # Dealt out in turn: a client's slots are neighbours, so they never hold a
   # class twice, and each class has holders.
-  parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
-  clients = rng.permutation(cfg.count)
+  clients, dealt, owners = rng.permutation(cfg.count), [], []
   for i, label in enumerate(classes):
     holders = clients[np.arange(i, slots, k) // cfg.classes_per_client]
     members = rng.permutation(np.flatnonzero(labels == label))
-    for client, piece in zip(
-      holders, np.array_split(members, len(holders)), strict=True
-    ):
-      parts[client].append(piece)
-  smallest = min(sum(map(len, part)) for part in parts)
-  if smallest < cfg.min_examples:
+    dealt.append(members)
+    owners.append(np.repeat(holders, _even(len(members), len(holders))))
+  parts = Shares.owned(np.concatenate(dealt), np.concatenate(owners), cfg.count)
+  if (smallest := parts.sizes.min()) < cfg.min_examples:
     raise ValueError(
       f'clients.min_examples={cfg.min_examples}: a client whose'
       f' {cfg.classes_per_client} classes are small holds only {smallest}'
     )
-  return [np.concatenate(part) for part in parts]
+  return parts
 
 
 def _quantity(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
+) -> Shares:
   """Sizes by Dir(alpha) on top of the least size; labels iid."""
   share = rng.dirichlet(np.full(cfg.count, cfg.alpha))
   if not np.isfinite(share).all():
@@ -109,27 +125,26 @@ def _quantity(
   spare = len(labels) - cfg.count * cfg.min_examples
   ends = np.round(np.cumsum(share) * spare).astype(int)
   ends += cfg.min_examples * np.arange(1, cfg.count + 1)
-  return np.split(rng.permutation(len(labels)), ends[:-1])
+  ends[-1] = len(labels)
+  return Shares.sized(rng.permutation(len(labels)), np.diff(ends, prepend=0))
 
 
 def _k_shot(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Parts:
+) -> Shares:
   """The same number of examples of each class for everyone.
 
   Disjoint as long as a class lasts; then it is dealt out anew (RaFFM's
   authors draw with replacement where a set is small, fl_cv.py).
   """
-  parts: list[list[np.ndarray]] = [[] for _ in range(cfg.count)]
+  shots = []
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
     passes = -(-cfg.count * cfg.shots // len(members))
     dealt = np.concatenate([rng.permutation(members) for _ in range(passes)])
-    for part, start in zip(
-      parts, range(0, cfg.count * cfg.shots, cfg.shots), strict=True
-    ):
-      part.append(dealt[start : start + cfg.shots])
-  return [np.concatenate(part) for part in parts]
+    shots.append(dealt[: cfg.count * cfg.shots].reshape(cfg.count, cfg.shots))
+  each = np.concatenate(shots, axis=1)
+  return Shares.sized(each.reshape(-1), np.full(cfg.count, each.shape[1]))
 
 
 RULES: dict[str, Rule] = {

@@ -10,7 +10,9 @@ from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine.client import Batch
 
 
-def local_steps(cfg: config.Local, sizes: Sequence[int]) -> np.ndarray:
+def local_steps(
+  cfg: config.Local, sizes: Sequence[int] | np.ndarray
+) -> np.ndarray:
   """Returns each client's number of local steps, int [clients].
 
   With `steps` everyone takes that many. With `epochs`, a client takes one

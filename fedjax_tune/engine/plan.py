@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from fedjax_tune import config
+from fedjax_tune.data.shares import Shares
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
@@ -107,15 +108,14 @@ class Planner:
   experiment: config.Experiment
   algorithm: Algorithm
   examples: Examples
-  indices: tuple[np.ndarray, ...]
+  indices: Shares
   domains: np.ndarray
   readers: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def steps(self) -> np.ndarray:
     """Local steps of each client, int [clients]."""
-    sizes = [len(i) for i in self.indices]
-    return batching.local_steps(self.experiment.local, sizes)
+    return batching.local_steps(self.experiment.local, self.indices.sizes)
 
   @functools.cached_property
   def rounds(self) -> list[list[Member]]:

@@ -23,8 +23,8 @@ class Facts:
       `federation.tier_axis`, its number of blocks.
     budgets: For each client how many blocks it can hold.
     task: What is learned.
-    present: Which classes each client has, bool [clients, K]; None where there
-      are no classes.
+    present: client -> which classes it has, bool [K]; None where there are no
+      classes.
     tiers: By its name what builds each model, around the bottleneck adapters
       given, or the experiment's. Methods of one model have one.
     fitted: For each menu of amounts (`menus.py`) what each client's device can
@@ -35,7 +35,7 @@ class Facts:
   sizes: Mapping[str, int]
   budgets: tuple[int, ...]
   task: Task
-  present: np.ndarray | None
+  present: Callable[[int], np.ndarray] | None
   tiers: Mapping[str, Callable[[config.Fedadapter | None], Foundation]]
   fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict

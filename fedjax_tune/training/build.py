@@ -126,7 +126,7 @@ def agree(
   depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
   deepest = max(tier.kept['layer'] for tier in found)
   budgets = partition.expand_budgets(clients.budgets, domains, deepest)
-  budgets = tuple(int(b) for b in budgets)
+  budgets = tuple(budgets.tolist())
   devices = hardware.assign(clients.devices, len(domains))
   method.check(experiment, widths | depths, budgets)
   return Agreement(found, widths, depths, budgets, devices, cohort)
@@ -169,7 +169,7 @@ def build(
     owned = partition.partition(experiment.clients, train)
   else:
     owned = partition.of(parts, experiment.clients, train)
-  steps = batching.local_steps(experiment.local, owned.sizes().tolist())
+  steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
   )

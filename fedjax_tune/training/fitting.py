@@ -85,9 +85,9 @@ def fit_all(
     ValueError: A device cannot train the least that the method lists.
   """
   bounds = limits(experiment.clients)
-  pairs = list(zip(devices, steps.tolist(), strict=True))
-  found = {pair: find(*pair, bounds) for pair in dict.fromkeys(pairs)}
-  return tuple(found[pair] for pair in pairs)
+  find = functools.cache(find)
+  pairs = zip(devices, steps.tolist(), strict=True)
+  return tuple(find(device, taken, bounds) for device, taken in pairs)
 
 
 def by_menu(fits: Sequence[fit.Fit]) -> dict[str, tuple[Any, ...]]:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import tiny_events
 
+from fedjax_tune.data import shares
 from fedjax_tune.report import writer
 from fedjax_tune.training import identity
 
@@ -131,7 +132,8 @@ def _half_setup(make):
 
   def setup(e, examples, weights):
     made = make(e, lab.data(), weights)
-    indices = tuple(i[: len(i) // 2] // 2 for i in made.partition.indices)
+    halves = [i[: len(i) // 2] // 2 for i in made.partition.indices]
+    indices = shares.Shares.of(halves)
     owned = type(made.partition)(indices, made.partition.domains)
     return type(made)(**(vars(made) | {'train': examples, 'partition': owned}))
 

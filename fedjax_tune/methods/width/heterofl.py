@@ -65,7 +65,7 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
   def info(rnd: int, cohort: Sequence[int]) -> list[Info]:
     del rnd
     assert facts.present is not None
-    return [{_PRESENT: facts.present[k].astype(np.int32)} for k in cohort]
+    return [{_PRESENT: facts.present(k).astype(np.int32)} for k in cohort]
 
   told = facts.present is not None and (masked_loss or options.head_by_class)
   return Client(loss, info=info if told else None)
