@@ -58,13 +58,19 @@ def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
 
 
 def totals(run: Run) -> dict[str, int]:
-  """Returns what all rounds will move and compute, as summary.json has it."""
+  """Returns what all rounds will move and compute, as summary.json has it.
+
+  Of a run of which the planner knows some rounds, it is an estimate.
+  """
   meter: dict[str, Any] = dict.fromkeys(
     ('uplink', 'downlink', 'flops', 'simulated_us'), 0
   )
-  for members in run.setup.planner.rounds:
+  rounds, num = run.setup.planner.rounds, run.setup.experiment.rounds
+  for members in rounds:
     meter = run.charge(meter, members)
-  return {name: int(value) for name, value in meter.items()}
+  return {
+    name: int(value) * num // len(rounds) for name, value in meter.items()
+  }
 
 
 def memory(run: Run) -> dict[str, int]:

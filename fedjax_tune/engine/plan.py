@@ -26,6 +26,12 @@ from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs
 
+# How many clients are planned before the first round, to see what they hold.
+_FORESEEN = 100_000
+
+# client -> the positions of its examples in a round, and which are real [S, B].
+Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
 
 class Examples(Protocol):
   """What the planner needs of a data set."""
@@ -96,6 +102,9 @@ class RoundPlan(NamedTuple):
 class Planner:
   """Plans rounds.
 
+  What a round takes depends on its cohort, not on how many clients or rounds
+  there are, but for a few passes of NumPy over numbers of the clients.
+
   Attributes:
     experiment: The configuration.
     algorithm: Decides who takes part, who holds what, and is told what.
@@ -115,19 +124,38 @@ class Planner:
   @functools.cached_property
   def steps(self) -> np.ndarray:
     """Local steps of each client, int [clients]."""
-    return batching.local_steps(self.experiment.local, self.indices.sizes)
+    return batching.local_steps(self.experiment.local, self.sizes)
+
+  @functools.cached_property
+  def sizes(self) -> np.ndarray:
+    """The number of examples of each client, int [clients]."""
+    return self.indices.sizes
 
   @functools.cached_property
   def rounds(self) -> list[list[Member]]:
-    """The members of every round."""
-    return [self._cohort(rnd)[0] for rnd in range(self.experiment.rounds)]
+    """The members of every round.
+
+    Of a run in which more than 100,000 clients take part, those of rounds
+    spread evenly that have as many: who holds what in all of them would take
+    longer to draw than it is worth.
+    """
+    num, cfg = self.experiment.rounds, self.experiment.clients
+    cohort = cfg.cohort_size
+    if cfg.cohort != 'uniform':
+      cohort = len(np.unique(self.domains))
+    seen = min(num, max(1, _FORESEEN // min(cohort, len(self.domains))))
+    return [self._members(i * num // seen) for i in range(seen)]
+
+  def _members(self, rnd: int) -> list[Member]:
+    return self._cohort(rnd, functools.partial(self._draw, rnd))[0]
 
   @functools.cached_property
   def widths(self) -> dict[Signature, int]:
-    """For each signature that will occur the clients per slab.
+    """For each signature of `rounds` the clients per slab.
 
     `engine.slab`, or what a round brings on average: wider slabs would be
-    padded, narrower ones are more calls.
+    padded, narrower ones are more calls. A signature that `rounds` lack is
+    rare, and has slabs of `engine.slab` or one client, whenever it is met.
     """
     counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
     total: collections.Counter = sum(counts, collections.Counter())
@@ -137,18 +165,22 @@ class Planner:
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
-    members, held = self._cohort(rnd)
-    uniform = self.experiment.server.weighting == 'uniform'
-    weights = [1 if uniform else len(self.indices[m.client]) for m in members]
-    clients, sigs = zip(*members, strict=True)
+    draw = functools.cache(functools.partial(self._draw, rnd))
+    members, held = self._cohort(rnd, draw)
+    clients, sigs = map(list, zip(*members, strict=True))
+    weights = self.sizes[clients]
+    if self.experiment.server.weighting == 'uniform':
+      weights = np.ones_like(weights)
     infos = self.algorithm.client.tell(rnd, clients)
-    slabs = cut_slabs(clients, sigs, held, infos, weights, self.widths)
+    rare = self.experiment.engine.slab or 1
+    widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
+    slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
     layers = np.concatenate([layer_ids(row) for row in held])
     return RoundPlan(
       rnd,
       members,
-      [self._place(slab, rnd) for slab in slabs],
-      int(sum(self.steps[k] for k in clients)),
+      [self._place(slab, draw) for slab in slabs],
+      int(self.steps[clients].sum()),
       np.bincount(layers, minlength=self.algorithm.model.depth),
     )
 
@@ -158,46 +190,60 @@ class Planner:
     (info,) = self.algorithm.client.tell(0, [0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), info)
 
-  def _cohort(self, rnd: int) -> tuple[list[Member], list[Selection]]:
+  def _cohort(
+    self, rnd: int, draw: Draw
+  ) -> tuple[list[Member], list[Selection]]:
     """Returns who takes part in a round, and what each holds."""
-    e = self.experiment
-    cohort = sample_cohort(
-      e.clients,
-      self.domains,
-      self.algorithm.able(rnd, len(self.domains)),
-      e.seed,
-      rnd,
-    )
+    e, eligible = self.experiment, self.algorithm.eligible
+    able = None if eligible is None else eligible(rnd)
+    cohort = sample_cohort(e.clients, self.domains, able, e.seed, rnd)
     held = self.algorithm.rule.draw(rnd, cohort)
-    lengths = [self._length(k, rnd) for k in cohort]
+    lengths = [self._length(k, draw) for k in cohort]
     sigs = map(Signature.of, held, lengths)
+    # Thousands of equal ones would take room and time.
+    known: dict[Signature, Signature] = {}
+    sigs = [known.setdefault(sig, sig) for sig in sigs]
     return list(map(Member, cohort, sigs)), held
 
-  def _length(self, client: int, rnd: int) -> int:
+  def _length(self, client: int, draw: Draw) -> int:
     """Returns the least length that holds all that the client will read."""
     lengths = self._seen_by(client).lengths
     if lengths is None:
       return 0
-    drawn = lengths[self._draw(client, rnd)[0]]
+    drawn = lengths[draw(client)[0]]
     return batching.bucket(self.experiment.data.lengths, drawn)
 
-  def _place(self, slab: Slab, rnd: int) -> Work:
+  def _place(self, slab: Slab, draw: Draw) -> Work:
     examples = self._seen_by(int(slab.ids[0]))
-    read = functools.partial(self._batches, examples, rnd, slab.sig.length)
-    clients = [read(int(k)) for k in slab.ids]
-    batches = jax.tree.map(lambda *parts: np.stack(parts), *clients)
+    drawn = zip(*(draw(int(k)) for k in slab.ids), strict=True)
+    rows, valid = map(np.stack, drawn)
+    inputs = examples.read(rows.reshape(-1), slab.sig.length)
+    unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
+    batches = Batch(
+      jax.tree.map(unflatten, inputs), examples.labels[rows], valid
+    )
     own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches)
     return Work(slab, jax.device_put(own))
 
-  def _draw(self, client: int, rnd: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a client's examples: their positions and which are real [S, B]."""
+  @functools.cached_property
+  def most_steps(self) -> int:
+    """Local steps of the client that takes most."""
+    return int(self.steps.max())
+
+  def _draw(self, rnd: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a client's examples, for as many steps as the most of any client.
+
+    Args:
+      rnd: The round.
+      client: Its number; -1 draws none.
+    """
     cfg = self.experiment.local
-    shape = (int(self.steps.max()), cfg.batch_size)
+    shape = (self.most_steps, cfg.batch_size)
     rows, valid = np.zeros(shape, int), np.zeros(shape, bool)
     if client >= 0:
       rng = host_rng('batches', self.experiment.seed, rnd, client)
       steps = int(self.steps[client])
-      size = len(self.indices[client])
+      size = int(self.sizes[client])
       rows[:steps], valid[:steps] = batching.draw_batches(cfg, size, steps, rng)
     return self.indices[max(client, 0)][rows], valid
 
@@ -205,24 +251,21 @@ class Planner:
     """Returns the examples as the client's model reads them."""
     return self.examples.view(self.readers.get(self.algorithm.tier(client), 0))
 
-  def _batches(
-    self, examples: Examples, rnd: int, length: int, client: int
-  ) -> Batch:
-    """Reads a client's batches [S, B, ...], padded to the longest client's."""
-    rows, valid = self._draw(client, rnd)
-    inputs = examples.read(rows.reshape(-1), length)
-    unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
-    return Batch(jax.tree.map(unflatten, inputs), examples.labels[rows], valid)
-
 
 def prefetch(
   plan: Callable[[int], RoundPlan], rounds: range
-) -> Iterator[RoundPlan]:
-  """Yields the plans in order, each made while the one before is in use."""
+) -> Iterator[tuple[RoundPlan, Callable[[], None]]]:
+  """Yields the plans in order, each with what begins to make the next one.
+
+  Whoever calls it says when there is room for the arrays of one more round.
+  """
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    pending = [pool.submit(plan, rnd) for rnd in rounds[:1]]
+    pending: list[concurrent.futures.Future[RoundPlan]] = []
+
+    def begin(rnd: int) -> None:
+      if rnd in rounds and not pending:
+        pending.append(pool.submit(plan, rnd))
+
     for rnd in rounds:
-      ready = pending.pop().result()
-      if rnd + 1 in rounds:
-        pending.append(pool.submit(plan, rnd + 1))
-      yield ready
+      begin(rnd)
+      yield pending.pop().result(), functools.partial(begin, rnd + 1)

@@ -101,26 +101,41 @@ class Engine:
       chunk: `engine.chunk`.
       devices: Among how many devices a slab may be split.
     """
+    self._batches, self._info = batches, info
+    self._choose = lambda width: Schedule.choose(
+      mode, chunk, width, devices, platform=jax.default_backend()
+    )
+    self._widths: dict[Signature, int] = {}
+    self._selected: frozenset[str] | None = None
+    self.extend(widths)
+
+  def extend(self, widths: Mapping[Signature, int]) -> None:
+    """Compiles programs of more signatures, as those that there are.
+
+    Along an axis where nobody selected anything before, sums are of another
+    shape from now on, and every program is compiled anew.
+
+    Args:
+      widths: Clients per slab of each.
+    """
+    self._widths |= widths
     model, aggregator = self.algorithm.model, self.algorithm.aggregator
-    schedules = {
-      sig: Schedule.choose(
-        mode, chunk, width, devices, platform=jax.default_backend()
-      )
-      for sig, width in widths.items()
-    }
+    schedules = {sig: self._choose(n) for sig, n in self._widths.items()}
     self._shardings = {sig: s.shardings for sig, s in schedules.items()}
     self._copies = self._spread(model.base)
-    selected = {axis for sig in widths for axis in self._summed(sig, info)}
+    selected = frozenset(
+      axis for sig in schedules for axis in self._summed(sig, self._info)
+    )
     like, names = aggregator.spec(model.theta, model.axes)
     zero = jax.jit(lambda: selection.zero_sum(like, names, selected))()
     # The same zeros every round: sums are added to them, never into them.
-    self._zeros = {aggregator.group(sig): zero for sig in widths}
+    self._zeros = {aggregator.group(sig): zero for sig in schedules}
 
     memory = jax.eval_shape(aggregator.init, model.theta)
     start = self.algorithm.client.state
 
     def arguments(sig):
-      width = widths[sig]
+      width = self._widths[sig]
       lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
       shared = Shared(
         model.base,
@@ -132,22 +147,25 @@ class Engine:
       )
       own = Own(
         sig.shapes(width),
-        jax.tree.map(lead, info),
+        jax.tree.map(lead, self._info),
         jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
         np.zeros(width, np.float32),
         np.zeros(width, np.int32),
-        jax.tree.map(lead, batches(sig)),
+        jax.tree.map(lead, self._batches(sig)),
       )
       return jax.tree.map(_placed, self._shardings[sig], (shared, own))
 
-    step = build_slab_step(
-      self.algorithm,
-      self._local_opt,
-      schedule=self._schedule,
-      selected=selected,
-    )
-    self.programs = Programs(step)
-    self.programs.compile(schedules, arguments)
+    if selected != self._selected:
+      step = build_slab_step(
+        self.algorithm,
+        self._local_opt,
+        schedule=self._schedule,
+        selected=selected,
+      )
+      self.programs, self._selected = Programs(step), selected
+    there = self.programs.compiled
+    new = {sig: s for sig, s in schedules.items() if sig not in there}
+    self.programs.compile(new, arguments)
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
@@ -173,6 +191,7 @@ class Engine:
     if base is not self.algorithm.model.base:
       copies = self._spread(base)
     clients, start = state.clients, self.algorithm.client.state
+    renewed: store.States = {}
     state = state._replace(clients=())
     for work in plan.works:
       sig, ids = work.slab.sig, work.slab.ids
@@ -188,10 +207,12 @@ class Engine:
       totals[group] = self._add(totals[group], part)
       rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
-      clients = store.put(clients, ids, result.state)
+      renewed = store.put(renewed, ids, result.state)
     moved = self._server_step(state, totals)
     state, is_finite = self._finish(moved, self._anybody(totals))
     sums = jax.tree.map(lambda *xs: sum(xs), *reports)
+    if renewed:
+      clients = {**clients, **renewed}
     state = state._replace(clients=clients)
     return state, {**sums, 'rejected': rejected, 'finite': is_finite}
 

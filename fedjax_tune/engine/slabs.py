@@ -5,6 +5,7 @@ holds is an array. Clients of one signature are cut into slabs of one width,
 the last padded with clients of weight 0.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Self
@@ -99,9 +100,11 @@ def cut_slabs(
     weights: Aggregation weight of each.
     widths: Clients per slab for each signature.
   """
-  slabs = []
-  for sig in sorted(set(sigs), key=dataclasses.astuple):
-    members = [i for i, s in enumerate(sigs) if s == sig]
+  slabs, groups = [], collections.defaultdict(list)
+  for i, sig in enumerate(sigs):
+    groups[sig].append(i)
+  for sig in sorted(groups, key=dataclasses.astuple):
+    members = groups[sig]
     width = widths[sig]
     for begin in range(0, len(members), width):
       part = members[begin : begin + width]

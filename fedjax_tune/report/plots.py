@@ -45,11 +45,26 @@ def plot_run(
   return accuracy_path, coverage_path
 
 
+# Bars of more clients are too thin to see, and more pieces take minutes.
+_MOST_BARS, _MOST_PIECES = 400, 40_000
+
+
+def shown_clients(clients: int, classes: int) -> range:
+  """Returns which of so many clients have a bar in `plot_partition`.
+
+  >>> shown_clients(90, 10), shown_clients(10**6, 10), shown_clients(801, 10)
+  (range(0, 90), range(0, 1000000, 2500), range(0, 801, 3))
+  """
+  most = min(_MOST_BARS, max(1, _MOST_PIECES // max(1, classes)))
+  return range(0, clients, max(1, -(-clients // most)))
+
+
 def plot_partition(
   histogram: np.ndarray,
   client_names: Sequence[str],
   class_names: Sequence[str],
   path: str | os.PathLike[str],
+  sizes: np.ndarray | None = None,
 ) -> None:
   """Draws how many examples of which class each client has.
 
@@ -58,6 +73,8 @@ def plot_partition(
     client_names: Names of the C clients.
     class_names: Names of the K classes.
     path: The PNG to write.
+    sizes: How many examples every client has, where the C are some of them:
+      their distribution is drawn beside.
 
   Raises:
     ValueError: If the histogram's shape does not fit the names.
@@ -69,7 +86,9 @@ def plot_partition(
       f'{len(client_names)} client_names and {len(class_names)} class_names.'
     )
   with mpl.rc_context(figure.STYLE):
-    _partition_figure(counts_CxK, client_names, class_names).savefig(path)
+    own = counts_CxK.sum(axis=1) if sizes is None else sizes
+    fig = _partition_figure(counts_CxK, client_names, class_names, own)
+    fig.savefig(path)
 
 
 def plot_comparison(
@@ -185,10 +204,18 @@ def _partition_figure(
   counts_CxK: np.ndarray,
   client_names: Sequence[str],
   class_names: Sequence[str],
+  sizes: np.ndarray,
 ) -> mpl_figure.Figure:
   num_clients, num_classes = counts_CxK.shape
   fig = figure.new_figure(min(12.0, max(2.4, 1.1 + 0.26 * num_clients)))
-  ax = fig.subplots()
+  title = 'Examples of each client, by class'
+  if len(sizes) > num_clients:
+    title = f'Examples of {num_clients} clients of {len(sizes)}, by class'
+    ax, others = fig.subplots(1, 2, width_ratios=(2.2, 1))
+    others.hist(sizes, bins=min(50, int(np.ptp(sizes)) + 1), color=figure.INK)
+    others.set(title='All clients', xlabel='examples', ylabel='clients')
+  else:
+    ax = fig.subplots()
   few = num_classes <= 2 * len(figure.COLORS)
   ramp = mpl.colormaps['cividis'](np.linspace(0, 1, num_classes))
   ends_CxK, bars = counts_CxK.cumsum(axis=1), []
@@ -197,13 +224,15 @@ def _partition_figure(
     color = figure.COLORS[k % len(figure.COLORS)] if few else ramp[k]
     # The second round of colours is hatched.
     hatch = '////' if few and k >= len(figure.COLORS) else None
+    # Of many classes a client may have few.
+    at = np.arange(num_clients) if few else np.flatnonzero(width)
     bar = ax.barh(
-      range(num_clients), width, left=start, color=color, height=0.78,
+      at, width[at], left=start[at], color=color, height=0.78,
       edgecolor='white', linewidth=0.6 if few else 0.0, hatch=hatch,
     )  # fmt: skip
     bars.append(bar)
   ax.set(
-    title='Examples of each client, by class',
+    title=title,
     xlabel='examples',
     ylabel='client',
     ylim=(num_clients - 0.4, -0.6),

@@ -7,12 +7,15 @@ numbers that no single run produces.
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
+import numpy as np
 
 import fedjax_tune
 from fedjax_tune.data import digest
@@ -34,6 +37,9 @@ _SETTINGS = (
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'pillow')
 
 Identity = Record
+
+# How many clients `partition.json` lists.
+_LISTED = 10_000
 
 
 def of(setup: build.Setup) -> Identity:
@@ -118,14 +124,25 @@ def follow(there: Identity, here: Identity, rounds: int) -> Identity:
 
 
 def partition(setup: build.Setup) -> Json:
-  """Returns who holds what: the content of `partition.json`."""
-  indices = [[int(i) for i in held] for held in setup.partition.indices]
-  return {'indices': indices, 'budgets': list(setup.budgets)}
+  """Returns who holds what: the content of `partition.json`.
+
+  Of more clients than anyone would look at, how many they are and a hash.
+  """
+  owned, budgets = setup.partition.indices, list(setup.budgets)
+  if len(owned) > _LISTED:
+    found = digest.of(owned.positions, owned.offsets, np.array(budgets))
+    return {'clients': len(owned), 'sha256': found}
+  return {'indices': [held.tolist() for held in owned], 'budgets': budgets}
 
 
 def _hardware(setup: build.Setup) -> dict[str, str]:
   """Returns a hash of the clients' devices, if they have any: a file's change."""
-  devices = [dataclasses.asdict(device) for device in setup.devices]
+  fields = {device: dataclasses.asdict(device) for device in set(setup.devices)}
+  devices: list[Any] = [fields[device] for device in setup.devices]
+  if len(devices) > _LISTED:
+    # Neighbours have the same one, so that this is short.
+    runs = itertools.groupby(setup.devices)
+    devices = [[fields[device], len(list(run))] for device, run in runs]
   return {'devices': digest.of(devices)[:16]} if devices else {}
 
 

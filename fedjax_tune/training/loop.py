@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import math
 import pathlib
 import time
 from typing import Any
@@ -16,7 +15,8 @@ from fedjax_tune.config import unread
 from fedjax_tune.costs import table
 from fedjax_tune.data import arrays
 from fedjax_tune.engine import local_optimizer
-from fedjax_tune.engine.plan import RoundPlan, prefetch
+from fedjax_tune.engine.plan import prefetch
+from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
@@ -27,6 +27,7 @@ from fedjax_tune.training import (
   health,
   identity,
   interrupts,
+  ledger,
   resuming,
   snapshot,
   stopping,
@@ -138,73 +139,72 @@ def train_rounds(
     StorageError: The folder can no longer be written.
     Diverged: Something is not finite, see `health.py`.
   """
-  setup, experiment = run.setup, run.setup.experiment
+  experiment = run.setup.experiment
   state, meter, best = run.start(kept)
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
   health.check_state(state, f'after {start} rounds')
   now = stopping.standing(reporting.parse(rows))
-  over = now.over(experiment.patience)
-  done, last = start, start if over else experiment.rounds
+  last = start if now.over(experiment.patience) else experiment.rounds
   if start < last:
     # Its presence would say that the run is finished.
     (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
-  key = jax.random.key(experiment.seed)
   label = f'{experiment.method} seed {experiment.seed}'
   with (
     checkpoint.Checkpoints(workdir, experiment.checkpoint_every, own) as saved,
     reporting.MetricsWriter(workdir, rows) as writer,
     RoundProgress(last, start, label, console) as progress,
   ):
-    for plan in watch.waits(prefetch(setup.planner.plan, range(start, last))):
-      begin = time.perf_counter()
-      lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
-      with watch.section('training'):
-        state, sums = run.engine.round(state, plan, key, lr)
-        sums = jax.device_get(sums)
-      if not sums['finite']:
-        health.check_state(state, f'round {plan.rnd}')
-      seconds = time.perf_counter() - begin
-      meter = run.charge(meter, plan.members)
-      record = round_record(plan, sums, meter, seconds)
-      with watch.section('evaluation'):
-        record |= run.evaluate(state, plan.rnd)
-      done = plan.rnd + 1
-      claim.check()
-      record |= watch.lap()
-      writer.write(plan.rnd, record)
-      now = now.after(plan.rnd, record.get('eval/accuracy'))
-      best = state if now.rnd == plan.rnd else best
-      over = now.over(experiment.patience)
-      ends = signals.asked or over or done == last
-      if not record['train/clients']:
-        able = setup.algorithm.able(plan.rnd, len(setup.budgets))
-        eligible = np.flatnonzero(able).tolist()
-        health.check_progress(writer.rows, eligible, over=done == last)
-      memory = run.memory(state, meter, best)
-      with watch.section('checkpoint'):
-        saved.save(done, memory, writer.rows, force=bool(ends))
-      progress.advance(
-        loss=record['train/loss'],
-        client_steps_per_s=record['time/client_steps_per_s'],
-        accuracy=record.get('eval/accuracy'),
-        rejected=record['train/rejected_clients'],
-      )
-      if plan.rnd == start:
-        draw_setup(setup, workdir)
-      if ends:
-        break
-  if over:
+    outputs = ledger.Outputs(claim, saved, writer, progress, watch)
+    books = ledger.Ledger(run, signals, outputs, last, start, meter, now, best)
+    _compute(run, state, books, workdir)
+  if books.over:
+    now = books.now
     console.print(
-      f'Ended after round {done} of {experiment.rounds}: {now.since} evaluations'
-      f' in a row were below that of round {now.rnd + 1}.',
+      f'Ended after round {books.done} of {experiment.rounds}: {now.since}'
+      f' evaluations in a row were below that of round {now.rnd + 1}.',
       highlight=False,
       soft_wrap=True,
     )
-  elif done < last:
+  elif books.done < last:
     raise endings.Interrupted(
-      f'{signals.asked} after round {done} of {last}, which is saved in'
+      f'{signals.asked} after round {books.done} of {last}, which is saved in'
       f' {workdir}; --resume goes on from there.'
     )
+
+
+def _compute(
+  run: Run, state: ServerState, books: ledger.Ledger, workdir: str
+) -> None:
+  """Has the device compute rounds until the books say that the run ends.
+
+  A round is settled when the next one has begun, so that the device need not
+  wait. One with an evaluation is settled at once: that may end the run, and
+  would else have to wait for the next round's programs. Should the run end
+  with a round, nothing of the one begun after it is kept.
+  """
+  experiment, planner = run.setup.experiment, run.setup.planner
+  key, watch = jax.random.key(experiment.seed), books.outputs.watch
+  first, waiting = books.done, []
+
+  def settle() -> bool:
+    ends = books.settle(waiting.pop())
+    if books.done == first + 1:
+      draw_setup(run.setup, workdir)
+    return ends
+
+  plans = prefetch(planner.plan, range(books.done, books.last))
+  for plan, plan_next in watch.waits(plans):
+    run.prepare(plan)
+    begin = time.perf_counter()
+    lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
+    with watch.section('training'):
+      state, sums = run.engine.round(state, plan, key, lr)
+    if waiting and settle():
+      return
+    plan_next()
+    waiting.append(ledger.Begun(plan, state, sums, begin))
+    if run.is_due(plan.rnd) and settle():
+      return
 
 
 def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
@@ -216,32 +216,6 @@ def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
   notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
   for line in (*lines, *notes):
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def round_record(
-  plan: RoundPlan,
-  sums: dict[str, Any],
-  meter: dict[str, Any],
-  seconds: float,
-) -> dict[str, Any]:
-  """Returns what is written about a round."""
-  # Without examples there is no mean.
-  count = float(sums['count']) or math.nan
-  rejected, owners = health.rejected(plan, sums['rejected'])
-  return {
-    'train/loss': float(sums['loss']) / count,
-    'train/accuracy': float(sums['correct']) / count,
-    'train/clients': len(plan.members) - len(rejected),
-    'train/rejected': len(rejected),
-    'train/rejected_clients': rejected,
-    'time/round_s': seconds,
-    'time/client_steps_per_s': plan.client_steps / seconds,
-    'cost/uplink_bytes': int(meter['uplink']),
-    'cost/downlink_bytes': int(meter['downlink']),
-    'cost/train_flops': int(meter['flops']),
-    'time/simulated_s': int(meter['simulated_us']) / 1e6,
-    'coverage/layers': owners,
-  }
 
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
@@ -262,9 +236,12 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
     from fedjax_tune.report import plots
 
     with endings.storing(path):
+      owned = setup.partition
+      shown = plots.shown_clients(len(owned), len(setup.train.class_names))
       plots.plot_partition(
-        setup.partition.histogram(setup.train),
-        [str(k) for k in range(len(setup.budgets))],
+        owned.histogram(setup.train, shown),
+        [str(k) for k in shown],
         setup.train.class_names,
         path,
+        owned.sizes(),
       )

@@ -1,7 +1,7 @@
 """A setup with its engine: what it costs, how it starts, how good it is."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +19,13 @@ from fedjax_tune.engine import (
   store,
 )
 from fedjax_tune.engine.algorithm import Traffic
+from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import build_evaluate
-from fedjax_tune.engine.plan import Member
+from fedjax_tune.engine.plan import Member, RoundPlan
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.training import build, checkpoint, snapshot
+from fedjax_tune.typing import Tree
 
 
 class Run:
@@ -32,7 +34,8 @@ class Run:
   Attributes:
     setup: Everything that the run needs.
     engine: Its rounds, compiled.
-    widths: For each signature that will occur, the clients per slab.
+    widths: For each signature that has a program, the clients per slab. Those
+      of the planner; others are added when they are first met.
     batch_shapes: Likewise, the shapes of the batches [S, B, ...] of one client.
     costs: Likewise, what a client costs.
   """
@@ -41,50 +44,36 @@ class Run:
     _check_axes(setup)
     e = setup.experiment
     self.setup = setup
-    optimizer = local_optimizer.build(e.local)
     self.engine = Engine(
       setup.algorithm,
-      optimizer,
+      local_optimizer.build(e.local),
       server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
     )
-    self.widths = setup.planner.widths
-    examples, steps = e.local.batch_size, int(setup.planner.steps.max())
-    self.batch_shapes = {
-      sig: batches.shapes(setup.train, sig.length, (steps, examples))
-      for sig in self.widths
-    }
-    info = setup.planner.info_shapes
-    self.engine.compile(
-      self.widths,
-      self.batch_shapes.__getitem__,
-      info,
-      e.engine.mode,
-      e.engine.chunk,
-      e.engine.devices or jax.local_device_count(),
+    self.widths: dict[Signature, int] = {}
+    self.batch_shapes: dict[Signature, Batch] = {}
+    self.costs: dict[Signature, Cost] = {}
+    self._held: dict[Signature, Tree] = {}
+    self._add(
+      setup.planner.widths,
+      lambda widths: self.engine.compile(
+        widths,
+        self.batch_shapes.__getitem__,
+        setup.planner.info_shapes,
+        e.engine.mode,
+        e.engine.chunk,
+        e.engine.devices or jax.local_device_count(),
+      ),
     )
-    for sig, size in self.engine.programs.temp_bytes().items():
-      capacity.check_program(_describe(sig, setup.sizes), size)
-    self.costs: dict[Signature, Cost] = {
-      sig: client_cost(
-        setup.algorithm,
-        sig,
-        batches.shapes(setup.train, sig.length, (examples,)),
-        info,
-        optimizer,
-      )
-      for sig in self.widths
-    }
     tests = {
       name: setup.test.view(setup.readers.get(name, 0))
       for name in setup.algorithm.evaluation.models
     }
-    model = setup.algorithm.model
-    self._held = {
-      sig: held_shapes(model.theta, model.axes, sig) for sig in self.widths
-    }
     self._evaluate = build_evaluate(
-      model, setup.algorithm.evaluation, tests, e.data.lengths
+      setup.algorithm.model,
+      setup.algorithm.evaluation,
+      tests,
+      e.data.lengths,
     )
     self._personal = None
     if setup.algorithm.evaluation.personal:
@@ -95,6 +84,46 @@ class Run:
       self._personal = personal.build(
         setup.algorithm, setup.test, own, e.data.lengths
       )
+
+  def _add(
+    self,
+    widths: Mapping[Signature, int],
+    compile_programs: Callable[[Mapping[Signature, int]], None],
+  ) -> None:
+    """Compiles programs of more signatures, and counts what they cost.
+
+    Args:
+      widths: The clients per slab of each.
+      compile_programs: Does so, given these.
+
+    Raises:
+      ValueError: One does not fit this machine.
+    """
+    setup, e = self.setup, self.setup.experiment
+    planner, model = setup.planner, setup.algorithm.model
+    size, info = e.local.batch_size, planner.info_shapes
+    shapes = lambda sig, *lead: batches.shapes(setup.train, sig.length, lead)
+    self.widths |= widths
+    self.batch_shapes |= {
+      sig: shapes(sig, planner.most_steps, size) for sig in widths
+    }
+    compile_programs(widths)
+    scratch = self.engine.programs.temp_bytes()
+    for sig in widths:
+      capacity.check_program(_describe(sig, setup.sizes), scratch[sig])
+    optimizer = local_optimizer.build(e.local)
+    for sig in widths:
+      self.costs[sig] = client_cost(
+        setup.algorithm, sig, shapes(sig, size), info, optimizer
+      )
+      self._held[sig] = held_shapes(model.theta, model.axes, sig)
+
+  def prepare(self, plan: RoundPlan) -> None:
+    """Compiles what a round needs besides what the planner foresaw."""
+    slabs = [work.slab for work in plan.works]
+    new = {s.sig: len(s.ids) for s in slabs if s.sig not in self.widths}
+    if new:
+      self._add(new, self.engine.extend)
 
   def start(
     self, kept: snapshot.Snapshot | None
@@ -171,14 +200,18 @@ class Run:
       sig: count(sig, cohort, self._held.__getitem__) for sig in set(cohort)
     }
 
+  def is_due(self, rnd: int) -> bool:
+    """Says whether a round ends with an evaluation."""
+    e = self.setup.experiment
+    return (rnd + 1) % e.eval_every == 0 or rnd + 1 == e.rounds
+
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
     """Evaluates every model of the method, in rounds where that is due.
 
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
     """
-    e = self.setup.experiment
-    if (rnd + 1) % e.eval_every and rnd + 1 != e.rounds:
+    if not self.is_due(rnd):
       return {}
     try:
       if self._personal:
@@ -208,12 +241,22 @@ class Run:
     )
 
   def class_costs(self) -> list[table.ClassCost]:
-    """Returns what a client of each class costs, largest first."""
-    seen = {(m.sig, m.client) for r in self.setup.planner.rounds for m in r}
+    """Returns what a client of each class costs, largest first.
+
+    Of a run of which the planner knows some rounds, the numbers of clients are
+    estimates.
+    """
+    rounds, last = self.setup.planner.rounds, self.setup.experiment.rounds
+    seen = {(m.sig, m.client) for members in rounds for m in members}
     clients = collections.Counter(sig for sig, _ in seen)
-    ranked = sorted(self.costs.items(), key=lambda item: -item[1].flops)
+    if len(rounds) < last:
+      able = self.setup.algorithm.able(last - 1, len(self.setup.partition))
+      share = able.sum() / len({client for _, client in seen})
+      clients = {sig: round(n * share) for sig, n in clients.items()}
+    costs = {sig: self.costs[sig] for sig in self.setup.planner.widths}
+    ranked = sorted(costs.items(), key=lambda item: -item[1].flops)
     moved: dict[Signature, list[Traffic]] = collections.defaultdict(list)
-    for members in self.setup.planner.rounds:
+    for members in rounds:
       for sig, traffic in self.traffic(members).items():
         moved[sig].append(traffic)
     # Traffic may depend on what others hold, so take the mean over rounds.

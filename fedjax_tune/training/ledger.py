@@ -1,0 +1,170 @@
+"""The books of a run: what each round came to, read, judged, written, saved."""
+
+import dataclasses
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_tune.engine.plan import RoundPlan
+from fedjax_tune.engine.server import ServerState
+from fedjax_tune.report import writer as reporting
+from fedjax_tune.report.progress import RoundProgress
+from fedjax_tune.training import (
+  checkpoint,
+  clock,
+  health,
+  interrupts,
+  stopping,
+)
+from fedjax_tune.training import workdir as folder
+from fedjax_tune.training.run import Run
+from fedjax_tune.typing import Tree
+
+
+class Begun(NamedTuple):
+  """A round that the device may still be at.
+
+  Attributes:
+    plan: Its plan.
+    state: The server's state after it.
+    sums: The clients' metrics, as `Engine.round` returns them.
+    start: When it began, of `time.perf_counter`.
+  """
+
+  plan: RoundPlan
+  state: ServerState
+  sums: Tree
+  start: float
+
+
+class Outputs(NamedTuple):
+  """Where what is known of a round goes.
+
+  Attributes:
+    claim: The claim on the run's folder.
+    saved: The checkpoints.
+    writer: The metrics.
+    progress: What is shown.
+    watch: Tells what each round's row says of time.
+  """
+
+  claim: folder.Claim
+  saved: checkpoint.Checkpoints
+  writer: reporting.MetricsWriter
+  progress: RoundProgress
+  watch: clock.Clock
+
+
+@dataclasses.dataclass
+class Ledger:
+  """What a run has come to.
+
+  Rounds are settled in order, one by one. What is written and saved of one
+  depends on it and on those before it alone, while the device may be at the
+  next one already.
+
+  Attributes:
+    run: The run.
+    signals: Those that ask to stop.
+    outputs: Where it is written.
+    last: How many rounds there are.
+    done: How many are settled.
+    meter: What they moved and computed.
+    now: How the run stands among its evaluations.
+    best: The state of the best one.
+    settled: When the last one was known, of `time.perf_counter`.
+  """
+
+  run: Run
+  signals: interrupts.Interrupts
+  outputs: Outputs
+  last: int
+  done: int
+  meter: dict[str, Any]
+  now: stopping.Standing
+  best: ServerState
+  settled: float = -math.inf
+
+  @property
+  def over(self) -> bool:
+    """Whether the run ends early for want of better evaluations."""
+    return self.now.over(self.run.setup.experiment.patience)
+
+  def settle(self, begun: Begun) -> bool:
+    """Waits for a round, judges it, writes and saves it.
+
+    Returns:
+      Whether the run ends with it.
+
+    Raises:
+      StorageError: The folder can no longer be written.
+      Diverged: Something is not finite, see `health.py`.
+    """
+    plan, rnd, state, out = (
+      begun.plan,
+      begun.plan.rnd,
+      begun.state,
+      self.outputs,
+    )
+    with out.watch.section('training'):
+      sums = jax.device_get(begun.sums)
+    if not sums['finite']:
+      health.check_state(state, f'round {rnd}')
+    # It began when the device was done with the one before.
+    begin, self.settled = max(begun.start, self.settled), time.perf_counter()
+    self.meter = self.run.charge(self.meter, plan.members)
+    record = round_record(plan, sums, self.meter, self.settled - begin)
+    with out.watch.section('evaluation'):
+      record |= self.run.evaluate(state, rnd)
+    self.done = rnd + 1
+    out.claim.check()
+    record |= out.watch.lap()
+    out.writer.write(rnd, record)
+    self.now = self.now.after(rnd, record.get('eval/accuracy'))
+    self.best = state if self.now.rnd == rnd else self.best
+    ends = bool(self.signals.asked) or self.over or self.done == self.last
+    if not record['train/clients']:
+      setup = self.run.setup
+      able = setup.algorithm.able(rnd, len(setup.budgets))
+      health.check_progress(
+        out.writer.rows, np.flatnonzero(able), over=self.done == self.last
+      )
+    memory = self.run.memory(state, self.meter, self.best)
+    with out.watch.section('checkpoint'):
+      out.saved.save(self.done, memory, out.writer.rows, force=ends)
+    out.progress.advance(
+      loss=record['train/loss'],
+      client_steps_per_s=record['time/client_steps_per_s'],
+      accuracy=record.get('eval/accuracy'),
+      rejected=record['train/rejected_clients'],
+    )
+    return ends
+
+
+def round_record(
+  plan: RoundPlan,
+  sums: dict[str, Any],
+  meter: dict[str, Any],
+  seconds: float,
+) -> dict[str, Any]:
+  """Returns what is written about a round."""
+  # Without examples there is no mean.
+  count = float(sums['count']) or math.nan
+  rejected, owners = health.rejected(plan, sums['rejected'])
+  return {
+    'train/loss': float(sums['loss']) / count,
+    'train/accuracy': float(sums['correct']) / count,
+    'train/clients': len(plan.members) - len(rejected),
+    'train/rejected': len(rejected),
+    'train/rejected_clients': rejected,
+    'time/round_s': seconds,
+    'time/client_steps_per_s': plan.client_steps / seconds,
+    'cost/uplink_bytes': int(meter['uplink']),
+    'cost/downlink_bytes': int(meter['downlink']),
+    'cost/train_flops': int(meter['flops']),
+    'time/simulated_s': int(meter['simulated_us']) / 1e6,
+    'coverage/layers': owners,
+  }
