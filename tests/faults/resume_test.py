@@ -127,6 +127,24 @@ def test_half_of_the_data(begun):
     )
 
 
+def test_the_partition_of_many_clients_is_a_hash(monkeypatch):
+  made = lab.setup(lab.experiment(), lab.data())
+  owned = made.partition.indices
+  positions = owned.positions.copy()
+  positions[[0, -1]] = positions[[-1, 0]]
+  other = dataclasses.replace(
+    made.partition, indices=dataclasses.replace(owned, positions=positions)
+  )
+  swapped = dataclasses.replace(made, partition=other)
+  budgets = dataclasses.replace(made, budgets=made.budgets[::-1])
+  assert list(identity.partition(made)) == ['indices', 'budgets']
+  monkeypatch.setattr(identity, '_LISTED', 3)
+  listed = [identity.partition(each) for each in (made, swapped, budgets)]
+  assert all(row['clients'] == 4 for row in listed)
+  assert len({row['sha256'] for row in listed}) == 3
+  assert identity.partition(made) == listed[0]
+
+
 def _half_setup(make):
   """Gives each client its share of fewer examples."""
 
