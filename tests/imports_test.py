@@ -139,6 +139,8 @@ def test_a_command_starts_without_what_it_may_not_need():
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())
 _RUNTIME = (_ROOT / 'requirements.txt').read_text().splitlines()
 _TEST = _PROJECT['project']['optional-dependencies']['test']
+# `launch/peers/` has programs of these, which nothing here installs.
+_PEERS = ('fedjax', 'flwr', 'launch.peers.torch_model', 'pfl', 'ray', 'torch')
 
 
 def _normal(name: str) -> str:
@@ -202,7 +204,11 @@ _OWN = {'fedjax_tune', 'launch', 'experiments', 'tests'} | {
 def _all_undeclared(
   folder: str, declared: set[str], read: Callable[[str], str] = str
 ) -> dict[str, list[str]]:
-  files = sorted((_ROOT / folder).rglob('*.py'))
+  files = [
+    path
+    for path in sorted((_ROOT / folder).rglob('*.py'))
+    if path.parent.name != 'peers'
+  ]
   assert files
   sources = {str(path.relative_to(_ROOT)): path.read_text() for path in files}
   found = {
@@ -222,6 +228,18 @@ def test_imports_of_commands_are_declared():
   runtime = _declared(_RUNTIME)
   assert not _all_undeclared('launch', runtime, _at_import)
   assert not _all_undeclared('launch', runtime | _declared(_TEST))
+
+
+def test_only_peers_import_the_frameworks_of_peers():
+  """Each of them is a program of its own; the others need none of it."""
+  files = [p for place in ('launch', 'fedjax_tune') for p in _files(place)]
+  found = {
+    path.name: names
+    for path in files
+    if path.parent.name != 'peers'
+    and (names := _breaches(_at_import(path.read_text()), _PEERS))
+  }
+  assert not found
 
 
 def test_imports_of_tests_are_declared():

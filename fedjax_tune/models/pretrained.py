@@ -19,17 +19,21 @@ Pretrained = backbone.Pretrained
 _IMAGE = {
   'random:vit_test': (4, 16, 2, 32, 8),
   'random:vit_tiny': (12, 192, 3, 768, 16),
+  'random:vit_tiny4': (12, 192, 3, 768, 4),
   'random:vit_small': (12, 384, 6, 1536, 16),
   'random:vit_base': (12, 768, 12, 3072, 16),
 }
-# depth, embed, heads, ffn, vocab, positions; MiniLM-L6 as packaged.
+# depth, embed, heads, ffn, vocab, positions; MiniLM-L6 as packaged, BERT-mini
+# of arXiv 1908.08962.
 _TEXT = {
   'random:text_test': (4, 16, 2, 32, 64, 32),
+  'random:bert_mini': (4, 256, 4, 1024, 30522, 512),
   'random:minilm': (6, 384, 12, 1536, 30522, 512),
 }
-# depth, embed, heads, ffn, vocab, positions, group, head_dim.
+# depth, embed, heads, ffn, vocab, positions, group, head_dim; SmolLM2 as packaged.
 _DECODER = {
   'random:llama_test': (4, 16, 2, 32, 64, 32, 2, 4),
+  'random:smollm2_135m': (30, 576, 3, 1536, 49152, 8192, 3, 64),
 }
 RANDOM = (*_IMAGE, *_TEXT, *_DECODER)
 

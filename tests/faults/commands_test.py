@@ -148,6 +148,12 @@ def _run(*arguments, **options):
     ('bench', '--mode=xx'),
     ('bench', '--rounds=-1'),
     ('bench', '--init=README.md'),
+    ('bench', '--workload=L', '--init=weights.npz'),
+    ('bench', '--dtype=float16'),
+    ('bench', '--peers', '--workload=V'),
+    ('bench', '--peers', '--dtype=bfloat16'),
+    ('bench', '--peers', '--repeats=0'),
+    ('bench', '--peers', '--out='),
     ('bench_slices', '--repeats=0'),
   ],
 )

@@ -1,0 +1,1 @@
+"""The benchmark's workloads A and B in other frameworks, a program each."""
