@@ -68,7 +68,7 @@ def _arguments(algorithm, inputs, dtype):
 
 def _stored(base, dtype):
   """Stores frozen parameters as `model.dtype` says."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), base)
+  return jax.eval_shape(lambda base: foundation.store(base, dtype), base)
 
 
 def _batch(inputs, *lead):

@@ -138,9 +138,7 @@ class Stack(nnx.Module):
       x = x + branch
       return x, x
 
-    # The models compute in the type of what is frozen, too.
-    seen = (pixels / 255 - 0.5).astype(self.embed.kernel.dtype)
-    start = self.embed(seen, drop(DEPTH))
+    start = self.embed(pixels / 255 - 0.5, drop(DEPTH))
     return jax.lax.scan(body, start, (layers_N, local))[1]
 
   def __call__(self, images, layers_N, *, key=None):
