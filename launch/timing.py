@@ -73,6 +73,7 @@ def measure(run: Run) -> Times:
     for sig, count in collections.Counter(m.sig for m in members).items():
       slabs[sig] += -(-count // run.widths[sig])
   training = sum(seconds[sig] * count for sig, count in slabs.items())
+  training *= e.rounds / len(planner.rounds)  # It may know some of them.
   evaluations = e.rounds // e.eval_every + bool(e.rounds % e.eval_every)
   return Times(warm_up, training, e.rounds, evaluation, evaluations)
 
@@ -80,7 +81,9 @@ def measure(run: Run) -> Times:
 def _trials(run: Run) -> dict[Signature, RoundPlan]:
   """Returns for each class a round that has one slab, of its clients."""
   planner, found = run.setup.planner, {}
-  for rnd, members in enumerate(planner.rounds):
+  num = len(planner.rounds)
+  for i, members in enumerate(planner.rounds):
+    rnd = i * run.setup.experiment.rounds // num
     if found.keys() >= {m.sig for m in members}:
       continue
     plan = planner.plan(rnd)
