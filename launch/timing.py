@@ -81,9 +81,7 @@ def measure(run: Run) -> Times:
 def _trials(run: Run) -> dict[Signature, RoundPlan]:
   """Returns for each class a round that has one slab, of its clients."""
   planner, found = run.setup.planner, {}
-  num = len(planner.rounds)
-  for i, members in enumerate(planner.rounds):
-    rnd = i * run.setup.experiment.rounds // num
+  for rnd, members in zip(planner.foreseen, planner.rounds, strict=True):
     if found.keys() >= {m.sig for m in members}:
       continue
     plan = planner.plan(rnd)

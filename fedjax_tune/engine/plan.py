@@ -133,18 +133,23 @@ class Planner:
 
   @functools.cached_property
   def rounds(self) -> list[list[Member]]:
-    """The members of every round.
+    """The members of every round that is `foreseen`."""
+    return [self._members(rnd) for rnd in self.foreseen]
 
-    Of a run in which more than 100,000 clients take part, those of rounds
-    spread evenly that have as many: who holds what in all of them would take
-    longer to draw than it is worth.
+  @functools.cached_property
+  def foreseen(self) -> list[int]:
+    """The rounds whose members are drawn before the run: all of them.
+
+    Of a run in which more than 100,000 clients take part, rounds spread evenly
+    that have as many: who holds what in all of them would take longer to draw
+    than it is worth.
     """
     num, cfg = self.experiment.rounds, self.experiment.clients
     cohort = cfg.cohort_size
     if cfg.cohort != 'uniform':
       cohort = len(np.unique(self.domains))
     seen = min(num, max(1, _FORESEEN // min(cohort, len(self.domains))))
-    return [self._members(i * num // seen) for i in range(seen)]
+    return [i * num // seen for i in range(seen)]
 
   def _members(self, rnd: int) -> list[Member]:
     return self._cohort(rnd, functools.partial(self._draw, rnd))[0]
