@@ -22,9 +22,9 @@ def _keep_all(monkeypatch):
 @pytest.fixture
 def made(monkeypatch):
   """Counts how often texts were tokenised."""
-  calls, encode = [], tokens.encode
+  calls, pack = [], tokens.pack
   monkeypatch.setattr(
-    tokens, 'encode', lambda *args: (calls.append(1), encode(*args))[1]
+    tokens, 'pack', lambda *args: (calls.append(1), pack(*args))[1]
   )
   return calls
 
@@ -32,7 +32,8 @@ def made(monkeypatch):
 def _tokens(folder, tmp_path, first=_TEXTS, second=None, length=12):
   cache = array_cache.Cache(tmp_path / 'arrays')
   loaded = tokens.load(folder)
-  found = tokens.kept(cache, loaded, first, second, length, tiny_text.BERT_PAD)
+  pad = tiny_text.BERT_PAD
+  found = tokens.encode(loaded, first, second, length, pad, cache)
   return found, cache.notes
 
 
@@ -64,7 +65,7 @@ def test_a_call_before_changes_no_key(tmp_path, made):
   folder = tiny_text.write_bert(tmp_path / 'model')
   cache, loaded = array_cache.Cache(tmp_path / 'arrays'), tokens.load(folder)
   for length in (12, 5, 12):
-    found = tokens.kept(cache, loaded, _TEXTS, None, length, 0)
+    found = tokens.encode(loaded, _TEXTS, None, length, 0, cache)
     _check(found, folder, length=length)
   assert len(made) == 2 + 3  # `_check` makes them, too.
 
@@ -186,7 +187,7 @@ def test_a_folder_that_can_not_be_written_is_said_once(
   cache = array_cache.Cache(tmp_path / 'arrays')
   with monkeypatch.context() as patch:
     patch.setattr(pathlib.Path, name, _fail)
-    found = tokens.kept(cache, loaded, _TEXTS, None, 12, 0)
+    found = tokens.encode(loaded, _TEXTS, None, 12, 0, cache)
   (note,) = cache.notes
   assert note == (
     f'{tmp_path / "arrays"} can not be written (Permission denied): what it'

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 
 import numpy as np
 import PIL
@@ -20,7 +19,6 @@ from fedjax_tune.data import (
   pixels,
   rows,
   text,
-  tokens,
 )
 from fedjax_tune.data.images import Images, Stored
 from fedjax_tune.data.metrics import Questions
@@ -164,7 +162,7 @@ def read_texts(
     reader.tokenizer,
     max(cfg.lengths),
     reader.pad,
-    functools.partial(tokens.kept, cache),
+    cache,
   )
   domain_N = np.array([row.domain for row in kept], np.int32)
   return Examples(

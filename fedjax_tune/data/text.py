@@ -1,12 +1,12 @@
 """Rows of a text set as the arrays that a model and its task read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 import tokenizers
 
-from fedjax_tune.data import spans, tokens
+from fedjax_tune.data import array_cache, spans, tokens
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.data.text_sets import TextSet
@@ -45,7 +45,7 @@ def encode(
   tokenizer: tokenizers.Tokenizer,
   max_length: int,
   pad: int,
-  encoder: Callable[..., tokens.Encoded] = tokens.encode,
+  cache: array_cache.Cache | None = None,
 ) -> TextExamples:
   """Encodes the rows of a set.
 
@@ -55,7 +55,7 @@ def encode(
     tokenizer: From `tokens.load`.
     max_length: Tokens at most; longer texts are cut, contexts windowed.
     pad: The model's padding token.
-    encoder: `tokens.encode`, or what returns the same; not used for spans.
+    cache: As for `tokens.encode`; the windows of spans are not kept.
 
   Raises:
     ValueError: `max_length` is too small, `pad` is a token of a text, or a
@@ -78,7 +78,7 @@ def encode(
     if groups is not None:
       groups = groups[questions.question]
     return TextExamples(encoded, labels, groups, questions.question, questions)
-  encoded = encoder(tokenizer, first, second, max_length, pad)
+  encoded = tokens.encode(tokenizer, first, second, max_length, pad, cache)
   if entry.kind == 'next_token':
     labels = next_tokens(encoded)
   else:

@@ -155,6 +155,7 @@ def encode(
   second: Sequence[str] | None,
   max_length: int,
   pad: int,
+  cache: array_cache.Cache | None = None,
 ) -> Encoded:
   """Encodes texts, or pairs, with the special tokens of the model.
 
@@ -164,51 +165,37 @@ def encode(
     second: The pairs' second parts, or None.
     max_length: T; the longer part of a pair is cut first.
     pad: The model's padding token.
+    cache: Keeps the tokens of many texts for the next run; None keeps none.
 
   Raises:
     ValueError: `max_length` leaves no room, or `pad` is a token of a text.
   """
   reserved = tokenizer.num_special_tokens_to_add(second is not None)
   _check_length(max_length, reserved + 1 + (second is not None))
-  tokenizer.enable_truncation(max_length, strategy='longest_first')
-  texts = first if second is None else list(zip(first, second, strict=True))
-  # Without offsets, which is faster.
-  encodings = batched(tokenizer.encode_batch_fast, texts)
-  return pack([to_array(e) for e in encodings], max_length, pad)
 
+  def make() -> Encoded:
+    tokenizer.enable_truncation(max_length, strategy='longest_first')
+    texts = first if second is None else list(zip(first, second, strict=True))
+    # Without offsets, which is faster.
+    encodings = batched(tokenizer.encode_batch_fast, texts)
+    return pack([to_array(e) for e in encodings], max_length, pad)
 
-def kept(
-  cache: array_cache.Cache,
-  tokenizer: tokenizers.Tokenizer,
-  first: Sequence[str],
-  second: Sequence[str] | None,
-  max_length: int,
-  pad: int,
-) -> Encoded:
-  """Returns what `encode` does, from a cache unless the texts are few."""
-  make = lambda: encode(tokenizer, first, second, max_length, pad)
-  if sum(map(len, first)) + sum(map(len, second or ())) < _FEW:
+  if cache is None or sum(map(len, (*first, *(second or ())))) < _FEW:
     return make()
+  # What an earlier call set is no part of what the tokenizer's files say.
+  tokenizer.no_truncation()
   made_of = (
     'tokens',
     tokenizers.__version__,
-    # All that its files say. What an earlier call set is left out.
-    _untruncated(tokenizer),
+    tokenizer.to_str(),
     tokenizer.encode_special_tokens,
     max_length,
     pad,
     first,
     second,
   )
-  found = cache.get(
-    made_of, (sys.modules[__name__],), lambda: dataclasses.asdict(make())
-  )
-  return Encoded(**found)
-
-
-def _untruncated(tokenizer: tokenizers.Tokenizer) -> str:
-  tokenizer.no_truncation()
-  return tokenizer.to_str()
+  code = (sys.modules[__name__],)
+  return Encoded(**cache.get(made_of, code, lambda: dataclasses.asdict(make())))
 
 
 def batched(
