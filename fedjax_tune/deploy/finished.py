@@ -97,15 +97,18 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       f'model.tune={tune!r} does not end with one plain model (its trained'
       ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
     )
-  setup = build.build(experiment)
+  # One model, whole, on whatever this machine has.
+  engine = dataclasses.replace(experiment.engine, devices=0, fsdp=False)
+  here = dataclasses.replace(experiment, engine=engine)
+  setup = build.build(here)
   _check_plain(setup)
   kept = _last(workdir, experiment)
   identity.check_content(
     kept.run, identity.of(setup), f'The last checkpoint in {workdir}'
   )
   if test_examples:
-    experiment.data.test_examples = test_examples
-    setup = build.build(experiment)
+    here.data.test_examples = test_examples
+    setup = build.build(here)
   # Leaves out what only training reads: optimizer, most memory, the meter.
   aggregator, theta = setup.algorithm.aggregator, setup.algorithm.model.theta
   memory = aggregator.init(theta)
