@@ -38,7 +38,8 @@ class Model:
       behind sublayers, section `fedadapter`), 'bitfit' (every bias,
       arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
       2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
-      arXiv 2101.00190), or 'full' (every parameter).
+      arXiv 2101.00190), 'full' (every parameter), or 'head' (nothing else: a
+      linear probe of the frozen model).
     prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
       take 1 to 200.
   """
