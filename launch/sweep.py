@@ -2,8 +2,9 @@ r"""Runs one experiment with several methods and seeds, and compares them.
 
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
-    --seeds=0,1,2 [--jobs=2] [--set=rounds=50 --set=local.lr=0.02] [--fetch] \
-    [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 [--detach]]
+    --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
+    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
+    [--detach]]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
@@ -53,6 +54,12 @@ _WORKDIR = flags.DEFINE_string(
 _JOBS = flags.DEFINE_integer(
   'jobs', None, 'Runs at a time: 1, or on Slurm any number.', lower_bound=1
 )
+_LAST = flags.DEFINE_integer(
+  'last',
+  1,
+  "The tables' accuracy is the mean of each run's last evaluations, this many.",
+  lower_bound=1,
+)
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
@@ -101,7 +108,7 @@ def main(argv: list[str]) -> None:
   _tell_unread(runs, console)
   if slurm is None:
     failed = sweep_runner.run_sweep(
-      runs, resume_command, workdir, _JOBS.value or 1, console
+      runs, resume_command, workdir, _JOBS.value or 1, console, _LAST.value
     )
   else:
     failed = sweep_slurm.run_sweep(
@@ -111,6 +118,7 @@ def main(argv: list[str]) -> None:
       slurm,
       _JOBS.value,
       console,
+      _LAST.value,
       detach=_DETACH.value,
     )
   if failed:

@@ -94,6 +94,7 @@ def run_sweep(
   slurm: Settings,
   jobs: int | None,
   console: rich_console.Console,
+  last: int = 1,
   *,
   detach: bool = False,
 ) -> list[sweep_runner.Failure]:
@@ -106,6 +107,7 @@ def run_sweep(
     slurm: See `settings`.
     jobs: Jobs at a time; None is no limit.
     console: Shows how far things are.
+    last: Evaluations of a run over which the tables average.
     detach: Do not follow.
 
   Returns:
@@ -131,12 +133,12 @@ def run_sweep(
   if known:
     console.print(f'{len(known)} runs are in jobs from before.')
   if detach:
-    sweep_runner.tell_results(runs, workdir, console)
+    sweep_runner.tell_results(runs, workdir, console, last)
     if waiting:
       console.print('The same command follows them, and makes the table.')
     return []
-  failed = _follow(runs, waiting, workdir, console)
-  sweep_runner.tell_results(runs, workdir, console)
+  failed = _follow(runs, waiting, workdir, console, last)
+  sweep_runner.tell_results(runs, workdir, console, last)
   return failed
 
 
@@ -145,6 +147,7 @@ def _follow(
   waiting: dict[str, PlannedRun],
   workdir: pathlib.Path,
   console: rich_console.Console,
+  last: int,
 ) -> list[sweep_runner.Failure]:
   """Waits for jobs, and returns the runs that they left unfinished."""
   failed: list[sweep_runner.Failure] = []
@@ -164,7 +167,7 @@ def _follow(
         run = waiting[job]
         if run.finished and not run.problem():
           progress.finish(run.name)
-          sweep_results.write_results(workdir, runs)
+          sweep_results.write_results(workdir, runs, last)
         elif job not in gone:
           # What it wrote on its node may not be seen here yet.
           gone.add(job)
