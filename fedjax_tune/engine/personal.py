@@ -103,7 +103,7 @@ def build(
     return judge(order, predicted), by_domain
 
   def evaluate(base, state):
-    # Each host has every so manieth client.
+    # Of n hosts each judges every n-th client.
     mine = range(hosts.index(), len(own), hosts.count())
     given = hosts.exchange(
       {k: of_own(base, state, k, own[k]) for k in mine if own[k].size}

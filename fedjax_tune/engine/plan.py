@@ -174,8 +174,9 @@ class Planner:
     """For each signature of `rounds` the clients per slab.
 
     `engine.slab`, or a host's part of what a round brings on average: wider
-    slabs would be padded, narrower ones are more calls. A signature that `rounds` lack is
-    rare, and has slabs of `engine.slab` or one client, whenever it is met.
+    slabs would be padded, narrower ones are more calls. A signature that
+    `rounds` lack is rare, and has slabs of `engine.slab` or as few clients as
+    can be, whenever it is met.
     """
     counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
     total: collections.Counter = sum(counts, collections.Counter())
@@ -197,7 +198,8 @@ class Planner:
     rare = self.experiment.engine.slab or self.devices
     widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
     slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
-    slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
+    if self.hosts > 1:
+      slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
     layers = np.concatenate([layer_ids(row) for row in held])
     return RoundPlan(
       rnd,

@@ -26,6 +26,7 @@ from fedjax_tune.engine.step import (
   Schedule,
   Shared,
   build_slab_step,
+  shared_places,
 )
 from fedjax_tune.models.foundation import add_frozen
 from fedjax_tune.selection import Selection
@@ -244,7 +245,7 @@ class Engine:
       model = self.algorithm.model
       axes = divided.base_axes(model)
       base = divided.places(model.base, axes, schedule.mesh)
-    return Shared(base, *[whole] * 5), split
+    return shared_places(base, whole), split
 
   def _spread(self, base: Tree) -> dict[int, Tree]:
     """Copies the frozen weights to each set of devices, not once a call.

@@ -117,6 +117,11 @@ class Shared(NamedTuple):
   rnd: ArrayLike
 
 
+def shared_places(base: Tree, rest: Tree) -> Shared:
+  """Says where what clients share lies: the base, and all else."""
+  return Shared(base, *[rest] * 5)
+
+
 class Own(NamedTuple):
   """What is each client's own, for C clients of one signature.
 
@@ -268,7 +273,7 @@ def build_slab_step(
     spread = jax.shard_map(
       on_device,
       mesh=schedule.mesh,
-      in_specs=(Shared(base, *[whole] * 5), split),
+      in_specs=(shared_places(base, whole), split),
       out_specs=(whole, split, split),
       check_vma=False,
     )

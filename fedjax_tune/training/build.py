@@ -291,7 +291,10 @@ def _fsdp_devices(cfg: config.Engine) -> int:
 
 def _host_memory() -> contextlib.AbstractContextManager[None]:
   """Has arrays that are made inside lie in the host's memory."""
-  return jax.default_device(jax.local_devices(backend='cpu')[0])
+  try:
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
+  except RuntimeError:  # JAX_PLATFORMS leaves it out.
+    return contextlib.nullcontext()
 
 
 def data_dir(cfg: config.Data) -> str:
