@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.engine import finite, store
+from fedjax_tune.engine import finite, hosts, join, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
 from fedjax_tune.engine.plan import RoundPlan
@@ -186,12 +186,11 @@ class Engine:
     """
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
-    totals, reports, rejected = dict(self._zeros), [], []
+    totals, reports, rejected, renewed = dict(self._zeros), [], [], []
     base, copies = self.base(state), self._copies
     if base is not self.algorithm.model.base:
       copies = self._spread(base)
     clients, start = state.clients, self.algorithm.client.state
-    renewed: store.States = {}
     state = state._replace(clients=())
     for work in plan.works:
       sig, ids = work.slab.sig, work.slab.ids
@@ -207,14 +206,25 @@ class Engine:
       totals[group] = self._add(totals[group], part)
       rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
-      renewed = store.put(renewed, ids, result.state)
-    moved = self._server_step(state, totals)
-    state, is_finite = self._finish(moved, self._anybody(totals))
-    sums = jax.tree.map(lambda *xs: sum(xs), *reports)
-    if renewed:
-      clients = {**clients, **renewed}
+      renewed.append(jax.tree.map(np.asarray, result.state))
+    slabs = [work.slab for work in plan.works]
+    made = join.Made(totals, reports, rejected, renewed)
+    if hosts.count() > 1:
+      slabs, like = plan.slabs, self.programs.results[plan.slabs[0].sig]
+      made = join.of_hosts(slabs, made, like)
+    moved = self._server_step(state, made.totals)
+    state, is_finite = self._finish(moved, self._anybody(made.totals))
+    if hosts.count() > 1:
+      # Hosts may compute matrix products by other programs.
+      state, is_finite = hosts.of_first((state, is_finite))
+    sums = jax.tree.map(lambda *xs: sum(xs), *made.reports)
+    after: store.States = {}
+    for slab, rows in zip(slabs, made.renewed, strict=True):
+      after = store.put(after, slab.ids, rows)
+    if after:
+      clients = {**clients, **after}
     state = state._replace(clients=clients)
-    return state, {**sums, 'rejected': rejected, 'finite': is_finite}
+    return state, {**sums, 'rejected': made.rejected, 'finite': is_finite}
 
   def _summed(self, sig: Signature, info: InfoShapes) -> Selection:
     """Returns the axes along which what a client sends is selected."""

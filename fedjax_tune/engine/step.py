@@ -295,11 +295,13 @@ class Programs:
 
   Attributes:
     compiled: The programs by signature; its length is the compile count.
+    results: The shapes of what each gives.
   """
 
   def __init__(self, step: SlabStep) -> None:
     self._jitted = jax.jit(step, static_argnums=(0, 1))
     self.compiled: dict[Signature, jax.stages.Compiled] = {}
+    self.results: dict[Signature, Result] = {}
 
   def compile(
     self,
@@ -319,7 +321,7 @@ class Programs:
       lowered = self._jitted.lower(sig, schedule, *arguments(sig))
       compiled = lowered.compile()
       _trim()
-      return sig, compiled
+      return sig, compiled, lowered.out_info
 
     # XLA's CPU compiler takes half a gigabyte for a program, and has threads of
     # its own: on two cores, six programs side by side took 4.1 GB and 65
@@ -328,7 +330,8 @@ class Programs:
       (os.cpu_count() or 2) // 2 or 1
     )
     try:
-      self.compiled.update(pool.map(build, schedules.items()))
+      for sig, compiled, result in pool.map(build, schedules.items()):
+        self.compiled[sig], self.results[sig] = compiled, result
     finally:
       # Whoever interrupts does not wait for programs that nobody needs.
       pool.shutdown(wait=False, cancel_futures=True)

@@ -12,6 +12,7 @@ from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine import hosts
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, proximal
@@ -204,7 +205,14 @@ def build(
   if experiment.local.prox:
     algorithm = proximal.add(algorithm, experiment.local.prox)
   planner = Planner(
-    experiment, algorithm, train, owned.indices, owned.domains, readers
+    experiment,
+    algorithm,
+    train,
+    owned.indices,
+    owned.domains,
+    readers,
+    hosts.index(),
+    hosts.count(),
   )
   return Setup(
     experiment=experiment,
