@@ -28,6 +28,7 @@ from fedjax_tune.training import (
   health,
   identity,
   interrupts,
+  learned,
   ledger,
   resuming,
   snapshot,
@@ -241,13 +242,15 @@ def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
 
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs and partition."""
+  """Writes what is known before the first round: costs, partition, task."""
   place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
   written = identity.partition(run.setup)
   reporting.write_json(place / resuming.PARTITION, written)
+  known = dataclasses.asdict(learned.of(run.setup))
+  reporting.write_json(place / learned.FILE, known)
 
 
 def draw_setup(setup: building.Setup, workdir: str) -> None:
