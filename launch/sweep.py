@@ -3,7 +3,8 @@ r"""Runs one experiment with several methods and seeds, and compares them.
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
     --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
-    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 [--detach]]
+    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
+    [--detach]]
 
   python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
 
@@ -129,7 +130,7 @@ def main(argv: list[str]) -> None:
       slurm,
       _JOBS.value,
       console,
-      last=_LAST.value,
+      _LAST.value,
       detach=_DETACH.value,
     )
   if failed:

@@ -121,11 +121,15 @@ def tell_results(
   runs: Sequence[PlannedRun],
   workdir: pathlib.Path,
   console: rich_console.Console,
-  last: int = 1,
+  last: int,
 ) -> None:
   """Writes the tables and plots of what is finished, and shows the first.
 
-  They average over the `last` evaluations of each run.
+  Args:
+    runs: All of the sweep.
+    workdir: Gets them.
+    console: Shows the first table.
+    last: Evaluations of a run over which the tables average.
   """
   if results := sweep_results.write_results(workdir, runs, last):
     console.print(tables.comparison_table(results.summaries))

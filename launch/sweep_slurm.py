@@ -94,6 +94,7 @@ def run_sweep(
   slurm: Settings,
   jobs: int | None,
   console: rich_console.Console,
+  last: int = 1,
   *,
   last: int = 1,
   detach: bool = False,

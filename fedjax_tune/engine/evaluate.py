@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_tune import endings, selection
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine import hosts
+from fedjax_tune.engine import divided, hosts
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
@@ -58,7 +58,7 @@ def build_evaluate(
     part = part[:: hosts.count()] % len(corpus)
     for index, batch in batches(corpus, part, lengths, batch_size):
       order.append(index)
-      arrays = jax.device_put(batch)
+      arrays = divided.beside(base, batch, split=True)
       for name in names:
         parts[name].append(predict(name, base, theta, arrays))
 
@@ -78,6 +78,7 @@ def build_evaluate(
     return found
 
   def evaluate(base, theta):
+    theta = divided.beside(base, theta)
     found = {}
     for corpus in {id(c): c for c in examples.values()}.values():
       names = [n for n in evaluation.models if examples[n] is corpus]

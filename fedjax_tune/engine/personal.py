@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_tune import endings
 from fedjax_tune.data import metrics
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine import hosts, store
+from fedjax_tune.engine import divided, hosts, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import batches, build_predict
@@ -73,7 +73,8 @@ def build(
   def of_client(base, theta, remembered, rows):
     order, parts = [], []
     for index, batch in batches(test, rows, lengths, _BATCH):
-      found = jax.device_get(predict(base, theta, remembered, batch))
+      arrays = divided.beside(base, batch, split=True)
+      found = jax.device_get(predict(base, theta, remembered, arrays))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
@@ -91,7 +92,8 @@ def build(
       state.clients, np.array([client]), algorithm.client.state
     )
     remembered = jax.tree.map(lambda x: x[0], states)
-    order, predicted = of_client(base, state.theta, remembered, rows)
+    theta = divided.beside(base, state.theta)
+    order, predicted = of_client(base, theta, remembered, rows)
     by_domain = {}
     for domain, domain_name in enumerate(test.domain_names):
       at = test.domains[order] == domain

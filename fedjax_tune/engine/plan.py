@@ -123,6 +123,7 @@ class Planner:
     readers: For each tier which view of the examples it reads.
     host: The number of this host; it reads the examples of its slabs alone.
     hosts: How many there are.
+    devices: Of a host, if slabs must occupy all; else 1.
   """
 
   experiment: config.Experiment
@@ -133,6 +134,7 @@ class Planner:
   readers: Mapping[str, int] = dataclasses.field(default_factory=dict)
   host: int = 0
   hosts: int = 1
+  devices: int = 1
 
   @functools.cached_property
   def steps(self) -> np.ndarray:
@@ -180,7 +182,8 @@ class Planner:
     present = collections.Counter(sig for count in counts for sig in count)
     fixed = self.experiment.engine.slab
     mean = {sig: round(n / present[sig]) for sig, n in total.items()}
-    return {sig: fixed or math.ceil(n / self.hosts) for sig, n in mean.items()}
+    part = lambda n: math.ceil(n / self.hosts / self.devices) * self.devices
+    return {sig: fixed or part(n) for sig, n in mean.items()}
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
@@ -191,7 +194,7 @@ class Planner:
     if self.experiment.server.weighting == 'uniform':
       weights = np.ones_like(weights)
     infos = self.algorithm.client.tell(rnd, clients)
-    rare = self.experiment.engine.slab or 1
+    rare = self.experiment.engine.slab or self.devices
     widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
     slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
     slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.engine import finite, hosts, join, store
+from fedjax_tune.engine import divided, finite, hosts, join, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
 from fedjax_tune.engine.plan import RoundPlan
@@ -80,7 +81,9 @@ class Engine:
     """Returns the frozen parameters, with what the server added to them."""
     added = self.algorithm.aggregator.frozen_delta(state.memory)
     frozen = self.algorithm.model.base
-    return self._add_frozen(frozen, added) if added else frozen
+    if not added:
+      return frozen
+    return self._add_frozen(frozen, divided.beside(frozen, added))
 
   def compile(
     self,
@@ -90,6 +93,7 @@ class Engine:
     mode: str = 'auto',
     chunk: int = 1,
     devices: int = 1,
+    fsdp: bool = False,
   ) -> None:
     """Compiles the program of every signature.
 
@@ -100,10 +104,11 @@ class Engine:
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
       devices: Among how many devices a slab may be split.
+      fsdp: `engine.fsdp`.
     """
     self._batches, self._info = batches, info
     self._choose = lambda width: Schedule.choose(
-      mode, chunk, width, devices, platform=jax.default_backend()
+      mode, chunk, width, devices, fsdp, platform=jax.default_backend()
     )
     self._widths: dict[Signature, int] = {}
     self._selected: frozenset[str] | None = None
@@ -121,7 +126,8 @@ class Engine:
     self._widths |= widths
     model, aggregator = self.algorithm.model, self.algorithm.aggregator
     schedules = {sig: self._choose(n) for sig, n in self._widths.items()}
-    self._shardings = {sig: s.shardings for sig, s in schedules.items()}
+    self._schedules = schedules
+    self._places = {sig: self._place(s) for sig, s in schedules.items()}
     self._copies = self._spread(model.base)
     selected = frozenset(
       axis for sig in schedules for axis in self._summed(sig, self._info)
@@ -153,7 +159,7 @@ class Engine:
         np.zeros(width, np.int32),
         jax.tree.map(lead, self._batches(sig)),
       )
-      return jax.tree.map(_placed, self._shardings[sig], (shared, own))
+      return jax.tree.map(_placed, self._places[sig], (shared, own))
 
     if selected != self._selected:
       step = build_slab_step(
@@ -194,10 +200,8 @@ class Engine:
     state = state._replace(clients=())
     for work in plan.works:
       sig, ids = work.slab.sig, work.slab.ids
-      places = self._shardings[sig]
-      shared = Shared(
-        copies[places[0]], state.theta, state.memory, round_key, *scalars
-      )
+      places, copy = self._places[sig], copies[self._schedules[sig].devices]
+      shared = Shared(copy, state.theta, state.memory, round_key, *scalars)
       own = work.own._replace(state=store.gather(clients, ids, start))
       result = self.programs(sig, *jax.device_put((shared, own), places))
       # Slabs of other widths may lie on other sets of devices.
@@ -232,10 +236,27 @@ class Engine:
     of = lambda held, info: Selection.of(where(held, info))
     return jax.eval_shape(of, sig.shapes(), info)
 
-  def _spread(self, base: Tree) -> dict[jax.sharding.Sharding, Tree]:
-    """Copies the frozen weights to each set of devices, not once a call."""
-    places = {places[0] for places in self._shardings.values()}
-    return {place: jax.device_put(base, place) for place in places}
+  def _place(self, schedule: Schedule) -> tuple[Shared, NamedSharding]:
+    """Says where what all clients share lies, and what is each one's own."""
+    whole, split = schedule.shardings
+    base = whole
+    if schedule.fsdp:
+      model = self.algorithm.model
+      axes = divided.base_axes(model)
+      base = divided.places(model.base, axes, schedule.mesh)
+    return Shared(base, *[whole] * 5), split
+
+  def _spread(self, base: Tree) -> dict[int, Tree]:
+    """Copies the frozen weights to each set of devices, not once a call.
+
+    Returns:
+      The copies by the number of devices.
+    """
+    places = {
+      schedule.devices: self._places[sig][0].base
+      for sig, schedule in self._schedules.items()
+    }
+    return {n: jax.device_put(base, place) for n, place in places.items()}
 
 
 def build_finish(

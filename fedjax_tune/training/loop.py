@@ -222,6 +222,8 @@ def _compute(
     lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
     with watch.section('training'):
       state, sums = run.engine.round(state, plan, key, lr)
+    if hosts.count() > 1:
+      plan_next()  # Settling waits for the other hosts, so for this round.
     if waiting and settle():
       return
     plan_next()

@@ -63,6 +63,7 @@ class Run:
         e.engine.mode,
         e.engine.chunk,
         e.engine.devices or jax.local_device_count(),
+        e.engine.fsdp,
       ),
     )
     tests = {

@@ -37,7 +37,7 @@ def _begin(folder, *cases, hosts=2):
 def _end(folder, processes):
   """Waits for them; returns their statuses, and all that they wrote."""
   try:
-    statuses = [process.wait(500) for process in processes]
+    statuses = [process.wait(900) for process in processes]
   finally:
     for process in processes:
       process.kill()
