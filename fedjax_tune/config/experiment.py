@@ -93,9 +93,26 @@ class Data:
 
   Attributes:
     name: A set of the package ('emoji_styles', 'movie_reviews', 'newsgroups',
-      'friends', 'nico'), 'domainnet', or any other prepared TFDS set.
+      'friends', 'nico'), 'domainnet', any other prepared TFDS set, or your own
+      files: 'folder:PATH' (CLASS/FILE, train/CLASS/FILE and test/CLASS/FILE, or
+      DOMAIN/CLASS/FILE), 'csv:PATH', 'jsonl:PATH', 'parquet:PATH' or
+      'npz:PATH'; a PATH may be a folder of such files.
     task: '' learns the set's labels; 'next_token' (decoders only) learns to
-      predict each token of its texts.
+      predict each token of its texts; 'regression' has numbers as labels.
+    label_column: Of a table of your own, as are the next four; '' takes one
+      that is called as labels are: 'label', 'class', 'category', ...
+    text_column: Of the text: 'text', 'review', ...; two with a comma between
+      them are a pair, as 'premise,hypothesis'.
+    image_column: Of the picture, or the path of its file from the table's
+      folder: 'image', 'file', ...
+    domain_column: Of its domain's name: 'domain'.
+    client_column: Whose it is, for clients.partition='natural': 'client',
+      'user', ...
+    test_share: Of your own files without a split, how much of each class is
+      held out to evaluate on.
+    split_seed: Which examples that is.
+    bad_rows: 'refuse' ends a run over a row or file that cannot be used;
+      'leave_out' counts such ones, and goes on.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size. Other
       pictures are resized to that square, bicubically, whatever the weights'
@@ -112,6 +129,14 @@ class Data:
 
   name: str = 'emoji_styles'
   task: str = ''
+  label_column: str = ''
+  text_column: str = ''
+  image_column: str = ''
+  domain_column: str = ''
+  client_column: str = ''
+  test_share: float = 0.2
+  split_seed: int = 0
+  bad_rows: str = 'refuse'
   data_dir: str = ''
   image_size: int = 56
   domains: tuple[str, ...] = ()

@@ -120,7 +120,15 @@ RULES = {
   'tiers.width': _DECAY,
   'tiers.joins': at_least(0),
   'data.name': _NAMED,
-  'data.task': one_of('', 'next_token'),
+  'data.task': one_of('', 'next_token', 'regression'),
+  'data.label_column': _ANY,
+  'data.text_column': _ANY,
+  'data.image_column': _ANY,
+  'data.domain_column': _ANY,
+  'data.client_column': _ANY,
+  'data.test_share': _rule(lambda x: 0 < x < 1, 'must lie in (0, 1)'),
+  'data.split_seed': _SEED,
+  'data.bad_rows': one_of('refuse', 'leave_out'),
   'data.data_dir': _ANY,
   'data.image_size': within(
     1, 4096, 'every patch of a picture attends to every other'

@@ -52,7 +52,7 @@ class Stored:
       source, record = self.where[indices[row]]
       image = self.sources[source][record]['image']
       try:
-        images[row] = pictures.to_rgb(image, self.size)
+        images[row] = pictures.to_rgb(pictures.read(image), self.size)
       except pictures.PictureError as error:
         return error
 

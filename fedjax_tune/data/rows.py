@@ -43,13 +43,18 @@ class Faults:
     self._count = 0
 
   @contextlib.contextmanager
-  def gather(self, name: str) -> Iterator[None]:
-    """Keeps a ValueError about the part `name` for later."""
+  def gather(
+    self, name: str, left_out: notes.Notes | None = None
+  ) -> Iterator[None]:
+    """Keeps a ValueError about the part `name` for later, or counts it."""
     self._count += 1
     try:
       yield
     except ValueError as error:
-      self._found.append(f'{name}: {error}')
+      if left_out is not None:
+        left_out.add(f'rows left out ({error})', name)
+      else:
+        self._found.append(f'{name}: {error}')
 
   def check(self) -> None:
     """Raises a ValueError if there was one, with the first few of them."""
@@ -65,6 +70,7 @@ def read(
   builders: Mapping[str, Builder],
   split: str,
   take: Callable[[int, Record, str], V | None],
+  found: notes.Notes,
   encoded: str = '',
 ) -> tuple[list[Row[V]], list[Sequence]]:
   """Returns the rows of a split, domain by domain, and its data sources.
@@ -75,6 +81,7 @@ def read(
     split: Its name.
     take: Returns what to keep of a row, given its domain, the row and its name;
       None leaves the row out. Raises a ValueError if something is wrong.
+    found: Counts such rows where `data.bad_rows` leaves them out.
     encoded: A feature to leave as it is stored.
 
   Raises:
@@ -82,14 +89,15 @@ def read(
     ValueError: A row or a file is wrong, or nothing was kept of a domain.
   """
   rows, opened = [], []
+  leave_out = cfg.bad_rows == 'leave_out'
   for domain, (domain_name, builder) in enumerate(builders.items()):
     faults = Faults(f'{builder.info.full_name}, split {split}', 'rows')
     source = sources.open_split(cfg, builder, split, encoded)
     prefix = f'{domain_name} ' * (len(builders) > 1)
     kept = []
     for record, row in enumerate(sources.iterate(cfg, builder, source)):
-      name = prefix + _name(record, row)
-      with faults.gather(name):
+      name = _name(record, row, prefix)
+      with faults.gather(name, found if leave_out else None):
         values = take(domain, row, name)
         if values is not None:
           kept.append(Row(domain, record, name, values))
@@ -111,7 +119,9 @@ def spread(rows: list[V], count: int) -> list[V]:
   return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _name(record: int, row: Record) -> str:
+def _name(record: int, row: Record, prefix: str) -> str:
+  if place := row.get('place'):  # Of files of the user's own.
+    return place
   made_of = next((row[n] for n in _NAMES if isinstance(row.get(n), bytes)), b'')
   file = f' ({made_of.decode(errors="replace")})' * bool(made_of)
-  return f'row {record}{file}'
+  return f'{prefix}row {record}{file}'
