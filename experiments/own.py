@@ -34,7 +34,6 @@ def get_config(kind: str = 'pictures') -> config.Experiment:
     clients=config.Clients(
       partition='dirichlet',
       count=5,
-      alpha=1.0,
       min_examples=1,
       budgets=_TEXTS if texts else _PICTURES,
       cohort='uniform',
@@ -44,5 +43,4 @@ def get_config(kind: str = 'pictures') -> config.Experiment:
   )
   if texts:
     experiment.model.weights = 'minilm_l6'
-    experiment.lora.patch_embed = False
   return experiment

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+import dataclasses
 import pathlib
+import shlex
 
 import matplotlib as mpl
 import numpy as np
@@ -59,14 +61,31 @@ def show(
       f'{f" ({more} of them are not listed)" if more > 0 else ""}; a run refuses'
       ' them, or leaves them out with --config.data.bad_rows=leave_out'
     )
-  tell(f'Train on it with --config.data.name={cfg.name}')
+  tell(f'Train on it:\n{_command(cfg, own)}')
+
+
+def _command(cfg: config.Data, own: Own) -> str:
+  """Returns the command that trains on files, as they are read here."""
+  default = config.Data(name=cfg.name)
+  set_ = [
+    f' --config.data.{field.name}={shlex.quote(str(value))}'
+    for field in dataclasses.fields(cfg)
+    if (value := getattr(cfg, field.name)) != getattr(default, field.name)
+  ]
+  kind = ':texts' if own.texts else ''
+  return (
+    f'python -m launch.train --config=experiments/own.py{kind}'
+    f' --config.data.name={shlex.quote(cfg.name)}{"".join(set_)}'
+    ' --workdir=runs/own'
+  )
 
 
 def _summary(own: Own) -> str:
   parts = [part for splits in own.examples.values() for part in splits.values()]
   return (
     f'{own.name}: {sum(map(len, parts))} {"texts" if own.texts else "pictures"},'
-    f' {len(own.classes) or "no"} classes, {len(own.examples)} domains'
+    f' {len(own.classes) or "no"} classes, {len(own.examples)} domain'
+    f'{"s" * (len(own.examples) > 1)}'
   )
 
 

@@ -130,7 +130,7 @@ def test_texts_are_shown(tmp_path):
     tiny_own.data(tiny_own.write(tmp_path, 'csv', tiny_own.rows())), tmp_path
   )
   assert not error
-  assert '20 texts, 2 classes, 1 domains' in text
+  assert '20 texts, 2 classes, 1 domain' in text
   assert '3 natural clients of' in text
   assert 'columns: text text, label label, client user' in text
   assert len(re.findall(r'rows.csv:\d+ ', text)) == 10

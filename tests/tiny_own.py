@@ -56,5 +56,6 @@ def write(folder, kind, rows, stem='rows'):
   elif kind == 'parquet':
     parquet.write_table(pa.table(columns), path)
   else:
-    np.savez(path, **{name: np.array(v) for name, v in columns.items()})
+    arrays = {name: np.array(v) for name, v in columns.items()}
+    np.savez(path, allow_pickle=False, **arrays)
   return f'{kind}:{path}'
