@@ -151,13 +151,29 @@ class Clients:
   """Who the clients are: their data, their budgets, who takes part.
 
   Attributes:
-    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'k_shot' (`shots`
-      examples of each class, with replacement where they run out), 'domain',
-      'domain_dirichlet' (Dirichlet over labels inside each domain), or
-      'natural' (each of the largest groups that the set names, such as
+    partition: How examples are divided. By classes: 'dirichlet', 'pathological',
+      'shard' (runs of the examples sorted by class), 'inner_dirichlet' (each
+      client's own Dirichlet shares, in sizes that are given), 'distribution'
+      (shares that a file lists), 'k_shot' (`shots` examples of each class, with
+      replacement where they run out). By size, classes by chance: 'iid',
+      'quantity' (Dirichlet), 'linear', 'square', 'exponential' (growing with the
+      client's number), 'sizes' (listed). By a number: 'continuous' (of a
+      regression, the label; of texts, the length). By domain: 'domain',
+      'domain_dirichlet' (Dirichlet over labels inside each domain). By what
+      the set says: 'natural' (each of the largest groups that it names, such as
       speakers, is a client).
     count: Number of clients; with a domain partition, clients per domain.
     alpha: Concentration of the Dirichlet and quantity partitions.
+    shards: Runs that a client of the shard partition has.
+    sizes: Examples of each client, or of clients in turn, for 'sizes' and
+      'inner_dirichlet'; there () gives everyone equally many.
+    replace: Let clients of these two draw from all examples, so that there may
+      be more clients than examples.
+    distribution: File of the distribution partition: a row for each client, or
+      for kinds of clients in turn, and in it the weight of each class, with
+      commas between them.
+    strictness: Of the continuous partition: 1 sorts, 0 leaves it to chance.
+    group_size: How many groups of the set each natural client is.
     classes_per_client: Of the pathological partition.
     shots: Examples of each class that a client of the k_shot partition has.
     min_examples: Least number of examples of any client.
@@ -185,6 +201,12 @@ class Clients:
   count: int = 1
   alpha: float = 0.5
   classes_per_client: int = 2
+  shards: int = 2
+  sizes: tuple[int, ...] = ()
+  replace: bool = False
+  distribution: str = ''
+  strictness: float = 0.9
+  group_size: int = 1
   shots: int = 12
   min_examples: int = 10
   divide_objects: bool = False
