@@ -1,8 +1,10 @@
 """Folders of pictures or texts of the user's own."""
 
+import numpy as np
 import pytest
 import tiny_own
 
+from fedjax_tune.data import examples, images
 from fedjax_tune.data.own import sets
 
 # -- folders
@@ -49,6 +51,20 @@ def test_layouts_of_folders(tmp_path, folders, domains, sizes):
     int(x[0, 0, 0]) for x in found.read(range(len(found)))
   }
   assert shades(train).isdisjoint(shades(test))
+
+
+def test_pictures_that_stay_on_disk(tmp_path, monkeypatch):
+  root = tiny_own.pictures(tmp_path, 'cat', 'dog')
+  decoded, _ = tiny_own.load(f'folder:{root}')
+  monkeypatch.setattr(examples, '_IN_MEMORY_BYTES', 0)
+  read, _ = tiny_own.load(f'folder:{root}')
+  assert isinstance(read.inputs, images.Stored)
+  every = np.arange(len(read))
+  np.testing.assert_array_equal(read.read(every), decoded.read(every))
+  (root / 'cat' / '0.png').unlink()
+  (root / 'cat' / '1.png').unlink()
+  with pytest.raises(ValueError, match=r'cat/\d.png: cannot be read: No such'):
+    read.read(every)
 
 
 def test_text_files_in_folders(tmp_path):

@@ -74,7 +74,7 @@ def _read_own(cfg: config.Data) -> Outline:
     raise ValueError(
       f'data.task={cfg.task!r}: {cfg.name} has pictures; must be texts'
     )
-  classes = None if cfg.task else found.align(domains)
+  classes = None if cfg.task == 'next_token' else found.align(domains)
   return Outline(parts, ('train', 'test'), entry, classes, found.notes)
 
 

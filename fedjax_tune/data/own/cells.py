@@ -24,7 +24,7 @@ def take(cfg: config.Data, table: Table, columns: Columns) -> Found:
   """Returns the examples of a table, and what is wrong with other rows."""
   names = table.class_names.get(columns.label, ())
   found = Found(columns.texts, faults=list(table.faults), class_names=names)
-  found.notes.append(f'columns: {columns}')
+  found.notes += [*table.notes, f'columns: {columns}']
   unlabelled = _unlabelled(table, columns)
   for split in sorted(unlabelled):
     count = table.splits.count(split)

@@ -11,6 +11,7 @@ from fedjax_tune.config.field_rules import one_of
 from fedjax_tune.data.own.class_folders import PICTURES
 from fedjax_tune.data.own.found import is_blank, split_name
 from fedjax_tune.data.own.table import Table
+from fedjax_tune.data.text_sets import TextSet
 
 # What a column may be called for it to be guessed, whatever its case.
 _GUESSED = {
@@ -32,6 +33,11 @@ _GUESSED = {
   ),
   'split': ('split',),
 }  # fmt: skip
+_PAIRS = (
+  ('sentence1', 'sentence2'),
+  ('question1', 'question2'),
+  ('premise', 'hypothesis'),
+)
 _LOOKED_AT = 20  # Rows, to see what a column holds.
 _MOST_DOMAINS = 64  # Of a column that was not named by the user.
 
@@ -98,6 +104,11 @@ def find(cfg: config.Data, table: Table) -> Columns:
   )
 
 
+def of_known(known: TextSet) -> Columns:
+  """Returns the columns of a set whose layout is known."""
+  return Columns(known.texts, texts=True, label=known.label)
+
+
 def _inputs(
   cfg: config.Data, table: Table, label: str
 ) -> tuple[tuple[str, ...], str]:
@@ -110,6 +121,9 @@ def _inputs(
     )
   if texts or image:
     return texts, image
+  for pair in _PAIRS:
+    if all(name in table.columns for name in pair):
+      return pair, ''
   # A column may be called as either.
   text = _guess(table, 'text', _is_text, label)
   image = _guess(table, 'image', _is_picture, label)

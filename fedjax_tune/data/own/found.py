@@ -51,6 +51,7 @@ class Found:
     faults: The places of others, each with what is wrong there.
     notes: What a user should be told, a line each.
     class_names: By label, where files list them; () takes the labels' own.
+    metrics: Of a set that is known, the primary one first; () takes the task's.
   """
 
   texts: bool
@@ -58,6 +59,7 @@ class Found:
   faults: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
   class_names: tuple[str, ...] = ()
+  metrics: tuple[str, ...] = ()
 
   def fault(self, place: str, reason: str) -> None:
     """Notes what is wrong with an example."""

@@ -23,6 +23,7 @@ class Own:
     texts: Whether it has texts.
     examples: By domain and split, 'train' and 'test'.
     classes: The names of classes by label; () where there are none.
+    metrics: By which predictions are judged; () takes the task's.
     faults: What cannot be used: its place, and why.
     notes: What a user should be told, a line each.
   """
@@ -31,6 +32,7 @@ class Own:
   texts: bool
   examples: Mapping[str, Mapping[str, Sequence[Example]]]
   classes: tuple[str, ...]
+  metrics: tuple[str, ...]
   faults: tuple[tuple[str, str], ...]
   notes: tuple[str, ...]
 
@@ -53,7 +55,8 @@ class Own:
     found = TextSet(
       ('text',),
       'second' if self._has_pairs else '',
-      kind='regression' if task == 'regression' else 'classification',
+      kind='classification' if self.classes else 'regression',
+      metrics=self.metrics,
       group='group' if self.has_clients else '',
     )
     return found.as_language() if task == 'next_token' else found

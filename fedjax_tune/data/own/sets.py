@@ -1,20 +1,30 @@
 """Data sets of the user's own: folders and tables, read where they lie.
 
-`folder:PATH` has classes by the names of folders (`class_folders.py`); `csv:PATH`,
+`folder:PATH` has classes by the names of folders (`class_folders.py`), by lists
+(`lists.py`), or is CIFAR (`cifar.py`); `csv:PATH`,
 `jsonl:PATH`, `parquet:PATH` and `npz:PATH` have rows (`tables.py`), in one
 file or in a folder of them. Nothing is copied. Where files name no split, a
 seeded part of each class is held out (`splits.hold_out`).
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import difflib
 import functools
 import os
 import pathlib
 
 from fedjax_tune import config
-from fedjax_tune.data import digest, fetch, notes
-from fedjax_tune.data.own import cells, class_folders, columns, divide, tables
+from fedjax_tune.data import digest, fetch, notes, text_sets
+from fedjax_tune.data.own import (
+  cells,
+  cifar,
+  class_folders,
+  columns,
+  divide,
+  lists,
+  tables,
+)
 from fedjax_tune.data.own.found import Example, Found
 from fedjax_tune.data.own.opened import Own
 
@@ -107,13 +117,23 @@ def check_splits(own: Own) -> None:
 
 
 def _state(kind: str, place: pathlib.Path) -> str:
-  """Returns a hash of names, sizes and times, to see whether files changed."""
+  """Returns a hash of what is understood of files, to see whether they changed.
+
+  Of pictures that is their names, which are told quickly.
+  """
   if kind == 'folder':
     files = list(class_folders.walk(place))
   else:
     files = tables.find(kind, place)
-  stats = [(str(f), f.stat()) for f in files if f.exists()]
-  return digest.of([[name, s.st_size, s.st_mtime_ns] for name, s in stats])
+  stats = [
+    (f, f.stat())
+    for f in files
+    if f.suffix.lower() not in class_folders.PICTURES and f.exists()
+  ]
+  return digest.of(
+    '\n'.join(map(str, files)),
+    [[str(f), s.st_size, s.st_mtime_ns] for f, s in stats],
+  )
 
 
 # The last one is kept: a run asks for it several times before it reads rows.
@@ -124,11 +144,14 @@ def _read(key: tuple[object, ...], state: str) -> Own:
   cfg = config.Data(**fields)  # pyright: ignore[reportArgumentType]
   kind, _, path = cfg.name.partition(':')
   place = pathlib.Path(path).expanduser()
-  if kind == 'folder':
+  if kind == 'folder' and cifar.find(place):
+    found = cifar.read(place)
+  elif kind == 'folder' and (files := lists.find(place)):
+    found = lists.read(place, files)
+  elif kind == 'folder':
     found = class_folders.read(place)
   else:
-    table = tables.read(kind, tables.find(kind, place))
-    found = cells.take(cfg, table, columns.find(cfg, table))
+    found = _read_table(cfg, kind, place)
   _check(cfg, found)
   try:
     train, test = divide.divide(cfg, found)
@@ -142,9 +165,27 @@ def _read(key: tuple[object, ...], state: str) -> Own:
     found.texts,
     _by_domain(place, train, test),
     found.class_names or _classes([*train, *test]),
+    found.metrics,
     tuple(found.faults),
     (*found.notes, *left.lines()),
   )
+
+
+def _read_table(cfg: config.Data, kind: str, place: pathlib.Path) -> Found:
+  """Reads a table; one in a folder called as a set of GLUE is that set."""
+  table = tables.read(kind, tables.find(kind, place))
+  name = f'glue/{place.name}'
+  known = text_sets.TEXT_SETS.get(name)
+  if known is None or not all(f in table.columns for f in known.features):
+    return cells.take(cfg, table, columns.find(cfg, table))
+  if cfg.task == 'next_token':
+    known = known.as_language()
+  elif known.kind == 'regression':
+    cfg = dataclasses.replace(cfg, task=known.kind)
+  found = cells.take(cfg, table, columns.of_known(known))
+  found.notes.append(f'read as {name}, by the names of its folder and columns')
+  found.metrics = known.metrics
+  return found
 
 
 def _check(cfg: config.Data, found: Found) -> None:

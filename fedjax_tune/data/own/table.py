@@ -20,6 +20,7 @@ class Table:
     class_names: Of columns for which a file lists them.
     faults: The places of lines that are no rows, each with what is wrong.
     folder: Where paths in it begin.
+    notes: What a user should be told, a line each.
   """
 
   folder: pathlib.Path
@@ -30,6 +31,7 @@ class Table:
     default_factory=dict
   )
   faults: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
 
   def add(
     self, columns: Mapping[str, Sequence[Any]], places: list[str], split: str

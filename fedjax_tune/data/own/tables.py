@@ -46,6 +46,13 @@ def read(kind: str, files: Sequence[pathlib.Path]) -> Table:
       others do.
   """
   table = Table(files[0].parent)
+  # MNLI has two validation splits; the first is that of its table.
+  passed = [f for f in files if 'mismatched' in f.stem]
+  if passed and len(passed) < len(files):
+    files = [f for f in files if f not in passed]
+    table.notes.append(
+      f'{passed[0].name} is not read: GLUE judges by the others'
+    )
   named = {file: split_of(file.stem) for file in files}
   unnamed = [file.name for file, split in named.items() if not split]
   if unnamed and len(unnamed) < len(files):
