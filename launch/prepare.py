@@ -47,19 +47,12 @@ _SOURCE = flags.DEFINE_string(
   f' through: {", ".join(f"{kind}:PATH" for kind in sets.KINDS)}.',
 )
 # Fields of the section `data` that say how to read them.
-_FIELDS = [
+_TASK = flags.DEFINE_enum(
+  'task', '', RULES['data.task'].choices, 'As --config.data.task.'
+)
+_COLUMNS = [
   flags.DEFINE_string(name, '', f'As --config.data.{name}.')
-  for name in (
-    'label_column',
-    'text_column',
-    'image_column',
-    'domain_column',
-    'client_column',
-  )
-] + [
-  flags.DEFINE_enum(
-    'task', '', RULES['data.task'].choices, 'As --config.data.task.'
-  )
+  for name in sets.COLUMNS
 ]
 _WEIGHTS = flags.DEFINE_list(
   'weights',
@@ -98,7 +91,7 @@ def main(argv: list[str]) -> None:
     from launch import survey
 
     cfg = config.Data(name=own)
-    for flag in _FIELDS:
+    for flag in (_TASK, *_COLUMNS):
       setattr(cfg, flag.name, flag.value)
     survey.show(console, cfg, folder)
 

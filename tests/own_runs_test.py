@@ -15,6 +15,7 @@ from fedjax_tune import config
 from fedjax_tune.config import unread
 from fedjax_tune.data import outlines, sources
 from fedjax_tune.deploy import finished
+from fedjax_tune.training import build
 from launch import survey as shown
 
 # -- names
@@ -88,12 +89,15 @@ def test_a_run_on_a_folder(tmp_path):
   assert ft.train(longer, workdir, resume=True)['rounds'] == 3
 
 
-def test_a_run_on_natural_clients_of_a_table(tmp_path):
+def test_natural_clients_of_a_table(tmp_path):
   e = _experiment(tiny_own.write(tmp_path, 'csv', tiny_own.rows(30)))
   e.model.weights = tiny_folders.write_bert(tmp_path)
   e.clients.partition, e.clients.budgets = 'natural', ()
   e.lora.targets, e.data.lengths = ('attn.q',), (8, 16)
-  assert ft.train(e, str(tmp_path / 'run'))['rounds'] == 2
+  setup = build.build(e)
+  assert setup.train.groups is not None
+  owners = [set(setup.train.groups[rows]) for rows in setup.partition.indices]
+  assert sorted(owners, key=str) == [{'u0'}, {'u1'}, {'u2'}]
 
 
 # -- what `launch.prepare --source` shows

@@ -149,12 +149,12 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
   (tmp_path / 'rows.csv').write_text(_FAULTS)
   name = f'csv:{tmp_path}/rows.csv'
   found = survey.look(tiny_own.data(name))
-  assert dict(found.faults) == {
-    'rows.csv:5': 'label is empty',
-    'rows.csv:6': 'has 3 fields; must have 2',
-    'rows.csv:7': 'text is empty',
-    'rows.csv:10': "is no row: ',' expected after '\"'",
-  }
+  assert found.faults == (
+    ('rows.csv:5', 'label is empty'),
+    ('rows.csv:6', 'has 3 fields; must have 2'),
+    ('rows.csv:7', 'text is empty'),
+    ('rows.csv:10', "is no row: ',' expected after '\"'"),
+  )
   with pytest.raises(ValueError, match=r'4 rows .*rows.csv:6: has 3 fields'):
     outlines.domain_names(tiny_own.data(name))
   left = sets.read(tiny_own.data(name, bad_rows='leave_out'))

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from fedjax_tune import config
 from fedjax_tune.data import notes, sources
+from fedjax_tune.data.own.opened import Rows
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.typing import Record
 
@@ -96,7 +97,9 @@ def read(
     prefix = f'{domain_name} ' * (len(builders) > 1)
     kept = []
     for record, row in enumerate(sources.iterate(cfg, builder, source)):
-      name = _name(record, row, prefix)
+      name = prefix + _name(record, row)
+      if isinstance(source, Rows):
+        name = source.examples[record].place
       with faults.gather(name, found if leave_out else None):
         values = take(domain, row, name)
         if values is not None:
@@ -119,9 +122,7 @@ def spread(rows: list[V], count: int) -> list[V]:
   return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _name(record: int, row: Record, prefix: str) -> str:
-  if place := row.get('place'):  # Of files of the user's own.
-    return place
+def _name(record: int, row: Record) -> str:
   made_of = next((row[n] for n in _NAMES if isinstance(row.get(n), bytes)), b'')
   file = f' ({made_of.decode(errors="replace")})' * bool(made_of)
-  return f'{prefix}row {record}{file}'
+  return f'row {record}{file}'

@@ -177,4 +177,4 @@ def _name(column: str, value: Any) -> str:
 
 def is_numeric(labels: Iterable[str]) -> bool:
   """Whether all labels are whole numbers, written out."""
-  return all(label.lstrip('-').isdecimal() for label in labels)
+  return all(re.fullmatch(r'-?\d+', label) for label in labels)

@@ -19,28 +19,10 @@ import pathlib
 from fedjax_tune.data import notes
 from fedjax_tune.data.own.found import Example, Found, split_name
 
-PICTURES = frozenset(
-  [
-    '.jpg',
-    '.jpeg',
-    '.jpe',
-    '.jfif',
-    '.png',
-    '.gif',
-    '.bmp',
-    '.dib',
-    '.tif',
-    '.tiff',
-    '.webp',
-    '.ppm',
-    '.pgm',
-    '.pbm',
-    '.pnm',
-    '.jp2',
-    '.j2k',
-    '.avif',
-  ]
-)
+PICTURES = frozenset({
+  '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.dib', '.tif',
+  '.tiff', '.webp', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.avif',
+})  # fmt: skip
 _TEXTS = frozenset({'.txt'})
 LAYOUTS = (
   'CLASS/FILE, train/CLASS/FILE and test/CLASS/FILE, or DOMAIN/CLASS/FILE'
@@ -65,7 +47,8 @@ def read(root: pathlib.Path) -> Found:
       f' must have {LAYOUTS}'
     )
   found = Found(texts=texts)
-  passed = [str(f.relative_to(root)) for f in files if f not in set(taken)]
+  used = set(taken)
+  passed = [str(f.relative_to(root)) for f in files if f not in used]
   if passed:
     kind = 'texts' if texts else 'pictures'
     found.notes.append(
@@ -80,11 +63,22 @@ def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields the files below a folder in order; hidden ones are none of it."""
   for place, folders, files in os.walk(root, followlinks=True):
     folders[:] = sorted(
-      f for f in folders if not f.startswith('.') and f != '__MACOSX'
+      f
+      for f in folders
+      if not f.startswith('.') and f != '__MACOSX' and not _is_loop(place, f)
     )
     for file in sorted(files):
       if not file.startswith('.') and file not in ('Thumbs.db', 'desktop.ini'):
         yield pathlib.Path(place, file)
+
+
+def _is_loop(place: str, folder: str) -> bool:
+  """Whether a folder is a link to one that it lies in."""
+  path = os.path.join(place, folder)
+  if not os.path.islink(path):
+    return False
+  there, here = os.path.realpath(path), os.path.realpath(place)
+  return os.path.commonpath([there, here]) == there
 
 
 def _arrange(

@@ -126,7 +126,7 @@ class Rows(Sequence[Json]):
 
   def __getitem__(self, index: Any) -> Any:
     example = self.examples[index]
-    row: Json = {'place': example.place, 'label': example.label}
+    row: Json = {'label': example.label}
     if isinstance(example.label, str):
       row['label'] = self.own.labels[example.label]
     if not self.own.texts:

@@ -13,6 +13,7 @@ import difflib
 import functools
 import os
 import pathlib
+import re
 
 from fedjax_tune import config
 from fedjax_tune.data import digest, fetch, notes, text_sets
@@ -35,13 +36,15 @@ _MEANT = {
   'text': 'csv', 'dir': 'folder', 'images': 'folder', 'imagefolder': 'folder',
   'path': 'folder', 'npy': 'npz', 'numpy': 'npz', 'arrow': 'parquet',
 }  # fmt: skip
+# Fields of the section `data` that name columns.
+COLUMNS = (
+  'label_column', 'text_column', 'image_column', 'domain_column',
+  'client_column',
+)  # fmt: skip
 # What two runs of one configuration may understand differently.
 _READ_BY = (
-  'name', 'task', 'label_column', 'text_column', 'image_column',
-  'domain_column', 'client_column', 'test_share', 'split_seed', 'bad_rows',
+  'name', 'task', *COLUMNS, 'test_share', 'split_seed', 'bad_rows',
 )  # fmt: skip
-
-
 # More than as many labels of their own are no classes.
 _FEW = 10
 
@@ -152,6 +155,7 @@ def _read(key: tuple[object, ...], state: str) -> Own:
     found = class_folders.read(place)
   else:
     found = _read_table(cfg, kind, place)
+  found.faults.sort(key=lambda fault: _in_order(fault[0]))
   _check(cfg, found)
   try:
     train, test = divide.divide(cfg, found)
@@ -171,16 +175,20 @@ def _read(key: tuple[object, ...], state: str) -> Own:
   )
 
 
+def _in_order(place: str) -> list[str | int]:
+  """Returns what sorts places with line 9 before line 10."""
+  parts = re.split(r'(\d+)', place)
+  return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
 def _read_table(cfg: config.Data, kind: str, place: pathlib.Path) -> Found:
   """Reads a table; one in a folder called as a set of GLUE is that set."""
   table = tables.read(kind, tables.find(kind, place))
   name = f'glue/{place.name}'
-  known = text_sets.TEXT_SETS.get(name)
+  known = None if cfg.task else text_sets.TEXT_SETS.get(name)
   if known is None or not all(f in table.columns for f in known.features):
     return cells.take(cfg, table, columns.find(cfg, table))
-  if cfg.task == 'next_token':
-    known = known.as_language()
-  elif known.kind == 'regression':
+  if known.kind == 'regression':
     cfg = dataclasses.replace(cfg, task=known.kind)
   found = cells.take(cfg, table, columns.of_known(known))
   found.notes.append(f'read as {name}, by the names of its folder and columns')
@@ -192,7 +200,8 @@ def _check(cfg: config.Data, found: Found) -> None:
   """Raises a ValueError unless there is something to use, and all of it is."""
   said = f'data.name={cfg.name!r}'
   if found.faults and cfg.bad_rows == 'refuse':
-    command = fetch.command(source=cfg.name)
+    fields = {name: getattr(cfg, name) for name in ('task', *COLUMNS)}
+    command = fetch.command(source=cfg.name, **fields)
     raise ValueError(
       f'{said}: {_faults(found)}. `{command}` lists all;'
       " data.bad_rows='leave_out' goes on without them"
