@@ -56,7 +56,7 @@ class Stored:
       except pictures.PictureError as error:
         return error
 
-    faults = rows.Faults(self.place, 'pictures')
+    faults = rows.Faults(self.place, 'pictures', rows.HINT)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       found = pool.map(read, range(len(indices)))
       for index, error in zip(indices, found, strict=True):

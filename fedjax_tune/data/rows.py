@@ -34,12 +34,15 @@ class Row(Generic[V]):
   values: V
 
 
+HINT = " data.bad_rows='leave_out' goes on without them."
+
+
 class Faults:
   """Gathers what is wrong with the parts of a whole, to report all at once."""
 
-  def __init__(self, whole: str, parts: str) -> None:
-    """Takes the name of the whole, and that of its parts: 'rows'."""
-    self._whole, self._parts = whole, parts
+  def __init__(self, whole: str, parts: str, hint: str = '') -> None:
+    """Takes the name of the whole, that of its parts, 'rows', and a remedy."""
+    self._whole, self._parts, self._hint = whole, parts, hint
     self._found: list[str] = []
     self._count = 0
 
@@ -62,7 +65,7 @@ class Faults:
     if self._found:
       raise ValueError(
         f'{self._whole}: {len(self._found)} of {self._count} {self._parts}'
-        f" can't be used. {notes.join_first(self._found, '; ')}."
+        f" can't be used. {notes.join_first(self._found, '; ')}.{self._hint}"
       )
 
 
@@ -92,7 +95,7 @@ def read(
   rows, opened = [], []
   leave_out = cfg.bad_rows == 'leave_out'
   for domain, (domain_name, builder) in enumerate(builders.items()):
-    faults = Faults(f'{builder.info.full_name}, split {split}', 'rows')
+    faults = Faults(f'{builder.info.full_name}, split {split}', 'rows', HINT)
     source = sources.open_split(cfg, builder, split, encoded)
     prefix = f'{domain_name} ' * (len(builders) > 1)
     kept = []
