@@ -19,7 +19,7 @@ from fedjax_tune.data.own.opened import Own
 from fedjax_tune.report import figure, tables
 
 _EXAMPLES = 10
-_CLASSES, _FAULTS = 40, 200  # That are listed.
+_CLASSES, _DOMAINS, _FAULTS = 40, 8, 200  # That are listed.
 _PIXELS = 160
 _CHARACTERS = 120
 
@@ -37,7 +37,8 @@ def show(
   Raises:
     ValueError: They cannot be understood, or some of them cannot be used.
   """
-  tell = lambda line: console.print(line, soft_wrap=True)
+  # Names and rows are somebody's words, which must not steer a terminal.
+  tell = lambda line: console.print(tables.plain(line), soft_wrap=True)
   with console.status('Reading'):
     found = survey.look(cfg)
   own = found.own
@@ -48,7 +49,7 @@ def show(
   some = found.some(_EXAMPLES)
   if own.texts:
     console.print(_listed(some))
-  else:
+  elif some:
     path = folder / 'examples' / f'{digest.of(cfg.name)[:8]}.png'
     _draw(some, path)
     tell(f'{len(some)} examples: {path}')
@@ -61,7 +62,8 @@ def show(
       f'{f" ({more} of them are not listed)" if more > 0 else ""}; a run refuses'
       ' them, or leaves them out with --config.data.bad_rows=leave_out'
     )
-  tell(f'Train on it:\n{_command(cfg, own)}')
+  tell('Train on it:')
+  tell(_command(cfg, own))
 
 
 def _command(cfg: config.Data, own: Own) -> str:
@@ -92,12 +94,15 @@ def _summary(own: Own) -> str:
 def _counts(own: Own) -> rich.table.Table:
   """Returns a table of examples by class and domain: those of train, of test."""
   domains = list(own.examples)
-  table = rich.table.Table('class', *domains)
-  counts = {
-    (domain, split): Counter(e.label for e in part)
-    for domain, splits in own.examples.items()
-    for split, part in splits.items()
-  }
+  counts: dict[tuple[str, str], Counter[object]] = {}
+  for domain, splits in own.examples.items():
+    # More columns than fit are one.
+    column = domain if len(domains) <= _DOMAINS else 'all domains'
+    for split, part in splits.items():
+      counted = counts.setdefault((column, split), Counter())
+      counted.update(e.label for e in part)
+  domains = list(dict.fromkeys(domain for domain, _ in counts))
+  table = rich.table.Table('class', *map(tables.plain, domains))
   for name in own.classes[:_CLASSES]:
     table.add_row(
       tables.plain(name),
@@ -137,7 +142,8 @@ def _listed(some: Sequence[Example]) -> rich.table.Table:
     pair = e.content if isinstance(e.content, tuple) else (e.content,)
     text = ' | '.join(' '.join(str(part).split()) for part in pair)
     text = text if len(text) <= _CHARACTERS else f'{text[:_CHARACTERS]}...'
-    table.add_row(e.place, str(e.label), e.domain, e.client, text)
+    cells = (e.place, str(e.label), e.domain, e.client, text)
+    table.add_row(*map(tables.plain, cells))
   return table
 
 
@@ -155,5 +161,5 @@ def _draw(some: Sequence[Example], path: pathlib.Path) -> None:
       assert not isinstance(data, str | tuple)
       ax.imshow(pictures.to_rgb(pictures.read(data), _PIXELS))
       said = ', '.join(filter(None, (str(example.label), example.domain)))
-      ax.set_title(said, fontsize=8)
+      ax.set_title(tables.plain(said), fontsize=8)
     fig.savefig(path)

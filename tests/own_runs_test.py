@@ -129,6 +129,21 @@ def test_pictures_are_shown(tmp_path):
   assert '1 rows or files cannot be used' in error
 
 
+def test_many_domains_and_no_usable_picture_are_shown(tmp_path):
+  folders = [f'd{i}/{name}' for i in range(9) for name in 'ab']
+  root = tiny_own.pictures(tmp_path / 'own', *folders, count=2)
+  text, error = _shown(tiny_own.data(f'folder:{root}'), tmp_path)
+  assert not error
+  assert '9 domains' in text
+  assert re.search(r'all domains', text)
+  assert re.search(r'a +│? *9 \+ 9', text)
+  for file in root.rglob('*.png'):
+    file.write_bytes(b'\x1b[2J')
+  text, error = _shown(tiny_own.data(f'folder:{root}'), tmp_path)
+  assert 'd0/a/0.png: is no picture' in text
+  assert '36 rows or files cannot be used' in error
+
+
 def test_texts_are_shown(tmp_path):
   text, error = _shown(
     tiny_own.data(tiny_own.write(tmp_path, 'csv', tiny_own.rows())), tmp_path

@@ -124,6 +124,7 @@ def _bars(
     ylabel='client',
     ylim=(num_clients - 0.4, -0.6),
   )
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   ax.set_yticks(range(num_clients), map(clients.describe, range(num_clients)))
   ax.grid(visible=True, axis='x')
   ax.grid(visible=False, axis='y')
