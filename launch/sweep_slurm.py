@@ -96,7 +96,6 @@ def run_sweep(
   console: rich_console.Console,
   last: int = 1,
   *,
-  last: int = 1,
   detach: bool = False,
 ) -> list[sweep_runner.Failure]:
   """Submits what is not finished and in no job, and follows until all ended.

@@ -260,15 +260,17 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
   path = pathlib.Path(workdir) / 'partition.png'
   if setup.train.class_names:
     # Here and not above: Matplotlib and SciPy take half a second.
-    from fedjax_tune.report import plots
+    from fedjax_tune.report import partition_plot
 
+    owned = setup.partition
+    clients = partition_plot.Clients(
+      owned.sizes(),
+      np.array(setup.budgets),
+      owned.domains,
+      setup.train.domain_names,
+    )
     with endings.storing(path):
-      owned = setup.partition
-      shown = plots.shown_clients(len(owned), len(setup.train.class_names))
-      plots.plot_partition(
-        owned.histogram(setup.train, shown),
-        [str(k) for k in shown],
-        setup.train.class_names,
-        path,
-        owned.sizes(),
+      counts = owned.histogram(setup.train, clients.shown)
+      partition_plot.plot_partition(
+        counts, clients, setup.train.class_names, path
       )
