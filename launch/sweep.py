@@ -99,13 +99,11 @@ def main(argv: list[str]) -> None:
   if _MERGE.value:
     _merge(workdir, console)
     return
-  for flag in (_CONFIG, _METHODS):
-    if not flag.value:
-      raise ValueError(f'flag --{flag.name}: must be given, or --merge.')
+  file, methods = _needed(_CONFIG), _needed(_METHODS)
   slurm = _slurm()
   runs = sweep_plan.plan(
-    _CONFIG.value,
-    _METHODS.value,
+    file,
+    methods,
     _SEEDS.value,
     _SET.value,
     workdir,
@@ -139,6 +137,12 @@ def main(argv: list[str]) -> None:
     status = failed[0].status
     # Below zero it is the signal that ended the process.
     sys.exit(status if status > 0 else 128 - status)
+
+
+def _needed(flag: flags.FlagHolder[str | None]) -> str:
+  if not flag.value:
+    raise ValueError(f'flag --{flag.name}: must be given, or --merge.')
+  return flag.value
 
 
 def _merge(workdir: pathlib.Path, console: rich_console.Console) -> None:

@@ -208,7 +208,7 @@ def build(
     readers,
     hosts.index(),
     hosts.count(),
-    mesh.size,
+    _fsdp_devices(experiment.engine),
   )
   return Setup(
     experiment=experiment,
