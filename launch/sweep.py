@@ -6,6 +6,8 @@ r"""Runs one experiment with several methods and seeds, and compares them.
     [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
     [--detach]]
 
+  python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
+
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
 all methods comes first. Started again, a sweep leaves finished runs alone and
@@ -21,6 +23,8 @@ cpus_per_task, nodes...); `time` must be given.
 Everything is checked before anything runs: every run's whole configuration
 with its model, and all folders. If a run fails, the others go on; the sweep
 then ends with its exit status.
+
+With --merge it runs nothing: finished runs of other sweeps get one table and plot.
 """
 
 from collections.abc import Sequence
@@ -36,16 +40,15 @@ from fedjax_tune.training import build
 from launch import (
   experiment_file,
   start,
+  sweep_merge,
   sweep_plan,
   sweep_runner,
   sweep_slurm,
 )
 
-_CONFIG = flags.DEFINE_string(
-  'config', None, 'The experiment file.', required=True
-)
+_CONFIG = flags.DEFINE_string('config', None, 'The experiment file.')
 _METHODS = flags.DEFINE_string(
-  'methods', None, '[LABEL=]NAME[:FIELD=VALUE]...,...', required=True
+  'methods', None, '[LABEL=]NAME[:FIELD=VALUE]...,...'
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
 _WORKDIR = flags.DEFINE_string(
@@ -59,6 +62,9 @@ _LAST = flags.DEFINE_integer(
   1,
   "The tables' accuracy is the mean of each run's last evaluations, this many.",
   lower_bound=1,
+)
+_MERGE = flags.DEFINE_list(
+  'merge', [], 'Instead: folders of sweeps, or of runs, to put in one table.'
 )
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
@@ -89,11 +95,15 @@ def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
 def main(argv: list[str]) -> None:
   """Plans the runs, runs them, and prints the table."""
   start.reject_arguments(argv)
-  slurm = _slurm()
   workdir, console = pathlib.Path(start.folder(_WORKDIR)), start.console()
+  if _MERGE.value:
+    _merge(workdir, console)
+    return
+  file, methods = _needed(_CONFIG), _needed(_METHODS)
+  slurm = _slurm()
   runs = sweep_plan.plan(
-    _CONFIG.value,
-    _METHODS.value,
+    file,
+    methods,
     _SEEDS.value,
     _SET.value,
     workdir,
@@ -127,6 +137,24 @@ def main(argv: list[str]) -> None:
     status = failed[0].status
     # Below zero it is the signal that ended the process.
     sys.exit(status if status > 0 else 128 - status)
+
+
+def _needed(flag: flags.FlagHolder[str | None]) -> str:
+  if not flag.value:
+    raise ValueError(f'flag --{flag.name}: must be given, or --merge.')
+  return flag.value
+
+
+def _merge(workdir: pathlib.Path, console: rich_console.Console) -> None:
+  """Puts finished runs of other sweeps in one table and plot."""
+  for flag in (_CONFIG, _METHODS):
+    if flag.value:
+      raise ValueError(f'--{flag.name} and --merge exclude each other.')
+  found = sweep_merge.gather(_MERGE.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  sweep_runner.tell_results(found.runs, workdir, console, _LAST.value)
+  for line in found.left_out:
+    console.print(f'Left out: {line}', soft_wrap=True)
 
 
 def _slurm() -> sweep_slurm.Settings | None:

@@ -12,7 +12,13 @@ from rich import console as rich_console
 import tiny_sweep
 
 from fedjax_tune.typing import Record
-from launch import sweep_outcome, sweep_plan, sweep_runner
+from launch import (
+  sweep_merge,
+  sweep_outcome,
+  sweep_plan,
+  sweep_results,
+  sweep_runner,
+)
 
 
 def fake_command(run):
@@ -173,6 +179,37 @@ def test_a_mean_with_a_value_that_is_not_finite_is_null():
   assert sweep_outcome.Outcome(summary, rows, []).over_last(2)['accuracy'] is (
     None
   )
+
+
+def test_merged_sweeps_have_one_table(tmp_path):
+  sweep(tmp_path / 'one', 'a,b')
+  sweep(tmp_path / 'two', 'a,broken')
+  found = sweep_merge.gather([str(tmp_path / 'two'), str(tmp_path / 'one')])
+  assert [run.name for run in found.runs] == [
+    'two_a seed 0',
+    'one_a seed 0',
+    'b seed 0',
+  ]
+  (left_out,) = found.left_out
+  assert 'broken/seed0 is not a finished run' in left_out
+  written = sweep_results.write_results(tmp_path, found.runs)
+  assert written is not None
+  assert [s['label'] for s in written.summaries] == ['two_a', 'one_a', 'b']
+  assert (tmp_path / 'comparison.png').exists()
+
+
+def test_single_runs_are_merged(tmp_path):
+  sweep(tmp_path, 'a')
+  (run,) = sweep_merge.gather([str(tmp_path / 'a' / 'seed0')]).runs
+  assert run.name == 'a seed 0'
+
+
+def test_only_folders_of_runs_are_merged(tmp_path):
+  with pytest.raises(ValueError, match=f'merge={tmp_path} must be the folder'):
+    sweep_merge.gather([str(tmp_path)])
+  sweep(tmp_path, 'a')
+  with pytest.raises(ValueError, match='a seed 0 must occur only once'):
+    sweep_merge.gather([str(tmp_path), str(tmp_path)])
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path):

@@ -28,6 +28,7 @@ from fedjax_tune.training import (
   health,
   identity,
   interrupts,
+  learned,
   ledger,
   resuming,
   snapshot,
@@ -243,13 +244,15 @@ def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
 
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs and partition."""
+  """Writes what is known before the first round: costs, partition, task."""
   place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
   written = identity.partition(run.setup)
   reporting.write_json(place / resuming.PARTITION, written)
+  known = dataclasses.asdict(learned.of(run.setup))
+  reporting.write_json(place / learned.FILE, known)
 
 
 def draw_setup(setup: building.Setup, workdir: str) -> None:
@@ -257,15 +260,17 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
   path = pathlib.Path(workdir) / 'partition.png'
   if setup.train.class_names:
     # Here and not above: Matplotlib and SciPy take half a second.
-    from fedjax_tune.report import plots
+    from fedjax_tune.report import partition_plot
 
+    owned = setup.partition
+    clients = partition_plot.Clients(
+      owned.sizes(),
+      np.array(setup.budgets),
+      owned.domains,
+      setup.train.domain_names,
+    )
     with endings.storing(path):
-      owned = setup.partition
-      shown = plots.shown_clients(len(owned), len(setup.train.class_names))
-      plots.plot_partition(
-        owned.histogram(setup.train, shown),
-        [str(k) for k in shown],
-        setup.train.class_names,
-        path,
-        owned.sizes(),
+      counts = owned.histogram(setup.train, clients.shown)
+      partition_plot.plot_partition(
+        counts, clients, setup.train.class_names, path
       )

@@ -22,7 +22,7 @@ import tiny
 
 from fedjax_tune import config
 from fedjax_tune.data import corpus, partition
-from fedjax_tune.report import plots, writer
+from fedjax_tune.report import partition_plot, plots, writer
 from fedjax_tune.training import build, checkpoint, loop
 
 ROUNDS = 6
@@ -116,8 +116,11 @@ def go(
     monkey.setattr(build, 'build', lambda e, **_: made(e))
     monkey.setattr(loop, 'Run', shared_run)
     # A second each, and tested elsewhere.
-    for name in ('plot_run', 'plot_partition'):
-      monkey.setattr(plots, name, lambda *_: None)
+    for place, name in (
+      (plots, 'plot_run'),
+      (partition_plot, 'plot_partition'),
+    ):
+      monkey.setattr(place, name, lambda *_: None)
     loop.train(
       e or experiment(),
       str(workdir),
