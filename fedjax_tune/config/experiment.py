@@ -105,7 +105,9 @@ class Data:
     test_examples: How many test examples of each domain to evaluate, evenly
       spread over it; 0 takes all.
     lengths: Lengths in tokens to which texts are padded, ascending; longer
-      texts are cut to the last. Each compiles a program of its own.
+      texts are cut to the last. Each compiles a program of its own, or a branch
+      of one: without dropout, where clients run one by one, a batch runs in
+      parts of like length, which pays the more the finer the lengths are.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """

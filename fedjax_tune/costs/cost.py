@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from jax.extend.core import Jaxpr
 import jax.numpy as jnp
 import optax
 
@@ -23,7 +24,7 @@ class Cost:
     base_params: Frozen parameters on the device.
     theta_params: Trainable parameters, which it receives and sends.
     theta_bytes: Their bytes, one way.
-    flops: Floating-point operations of one local step.
+    flops: Floating-point operations of one local step, of a whole batch.
     memory: Bytes at the peak of a local step, on a device that holds its part
       alone: weights, gradients, the optimizer's state, activations and a
       batch. An estimate (`memory.py`), within 10% of the compiler's figure.
@@ -53,10 +54,47 @@ def client_cost(
     info: Shapes of what it is told; None tells it nothing.
     optimizer: The client's; None counts no memory for its state.
   """
+  model = algorithm.model
+  local = held_shapes(model.theta, model.axes, sig)
+  held = jax.eval_shape(model.held, model.base, sig.shapes())
+  program, fixed = _program(algorithm, sig, batch, info)
+  moments = jax.eval_shape(optimizer.init, local) if optimizer else ()
+  # What it started from stays, since a client sends what it changed.
+  lasting = (held, local, local, moments, batch)
+  return Cost(
+    num_params(held),
+    num_bytes(held),
+    num_params(local),
+    num_bytes(local),
+    flops.count(program),
+    num_bytes(lasting) + memory.peak(program, fixed),
+  )
+
+
+def step_flops(
+  algorithm: Algorithm,
+  sig: Signature,
+  batch: Batch,
+  info: InfoShapes | None = None,
+) -> int:
+  """Counts the operations of one local step alone; see `client_cost`."""
+  return flops.count(_program(algorithm, sig, batch, info)[0])
+
+
+def _program(
+  algorithm: Algorithm,
+  sig: Signature,
+  batch: Batch,
+  info: InfoShapes | None,
+) -> tuple[Jaxpr, list[bool]]:
+  """Traces the gradient of a step.
+
+  Returns:
+    The program, and which of its inputs are at hand as they are.
+  """
   model, client = algorithm.model, algorithm.client
   own = sig.shapes()
   local = held_shapes(model.theta, model.axes, sig)
-  held = jax.eval_shape(model.held, model.base, own)
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   state = client.state(0) if client.state else ()
@@ -78,18 +116,7 @@ def client_cost(
   weights = (local, model.base, own, info or {}, server)
   program = flops.trace(gradient, *weights, batch, key)
   given = len(jax.tree.leaves(weights))
-  fixed = [i < given for i in range(len(program.invars))]
-  moments = jax.eval_shape(optimizer.init, local) if optimizer else ()
-  # What it started from stays, since a client sends what it changed.
-  lasting = (held, local, local, moments, batch)
-  return Cost(
-    num_params(held),
-    num_bytes(held),
-    num_params(local),
-    num_bytes(local),
-    flops.count(program),
-    num_bytes(lasting) + memory.peak(program, fixed),
-  )
+  return program, [i < given for i in range(len(program.invars))]
 
 
 def held_shapes(tree: Tree, axes: Axes, sig: Signature) -> Tree:

@@ -154,6 +154,9 @@ class Client:
       name, of the same shapes for all; on the host.
     state: client -> what it remembers before it first takes part, arrays of the
       same shapes for all; on the host. None remembers nothing.
+    by_example: Whether the loss is a mean over what its metric `count` counts,
+      and nothing besides. Then a batch may run in parts, each with the key of the
+      step; see `gradient.in_parts`.
   """
 
   loss: Callable[[Model, Batch, Context, jax.Array], LossAndSums]
@@ -163,6 +166,7 @@ class Client:
   finish: Callable[[Tree, Tree, jax.Array, Context], Sent] = send_change
   info: Callable[[int, Sequence[int]], list[Info]] | None = None
   state: Callable[[int], Tree] | None = None
+  by_example: bool = False
 
   def tell(self, rnd: int, cohort: Sequence[int]) -> list[Info]:
     """Returns what each client of a cohort is told."""
@@ -179,7 +183,7 @@ def fedavg_client(task: Task) -> Client:
   ) -> LossAndSums:
     return task.loss(outputs(model, batch.inputs, context.held, key), batch)
 
-  return Client(loss)
+  return Client(loss, by_example=True)
 
 
 def remember_nothing(theta: Tree) -> Tree:

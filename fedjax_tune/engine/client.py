@@ -1,32 +1,16 @@
 """The client update: local steps of any optax optimizer, as a pure function."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_tune.data.tasks import LossAndSums, Sums
-from fedjax_tune.typing import AnyArray, Inputs, Tree
-
-
-class Batch(NamedTuple):
-  """Examples, with any number of leading axes.
-
-  Attributes:
-    inputs: What the model reads.
-    label: int32 [..., B].
-    valid: bool [..., B]; False marks padding.
-  """
-
-  inputs: Inputs
-  label: AnyArray
-  valid: AnyArray
-
-
-# (local, batch, key) -> loss and metrics
-Objective = Callable[[Tree, Batch, jax.Array], LossAndSums]
+from fedjax_tune.data.tasks import Sums
+from fedjax_tune.engine import gradient
+from fedjax_tune.engine.gradient import Batch as Batch
+from fedjax_tune.engine.gradient import Objective, Parts
+from fedjax_tune.typing import Tree
 
 # (step, steps) -> factor of the learning rate at a local step of the client's.
 RateSchedule = Callable[[jax.Array, jax.Array], jax.Array]
@@ -40,6 +24,8 @@ def client_update(
   key: jax.Array,
   lr: jax.Array,
   schedule: RateSchedule | None = None,
+  lengths: Sequence[int] = (),
+  parts: Parts | None = None,
 ) -> tuple[Tree, Sums]:
   """Trains one client's selection on its batches.
 
@@ -53,6 +39,8 @@ def client_update(
     lr: Learning rate of this round.
     schedule: How it falls from step to step; None keeps it. The steps of a
       client are those with examples, the first of S.
+    lengths: Tokens to which parts of batches are padded, ascending.
+    parts: Those of each batch, with an axis of steps; None runs batches whole.
 
   Returns:
     delta = end - start, and the metrics summed over steps.
@@ -60,9 +48,12 @@ def client_update(
 
   def step(carry, inputs):
     local, state = carry
-    index, batch = inputs
-    grad = jax.value_and_grad(objective, has_aux=True)
-    (_, metrics), grads = grad(local, batch, jax.random.fold_in(key, index))
+    index, batch, own = inputs
+    given = (local, batch, jax.random.fold_in(key, index))
+    if own is None:
+      metrics, grads = gradient.whole(objective, *given)
+    else:
+      metrics, grads = gradient.in_parts(objective, lengths, own, *given)
     updates, new_state = optimizer.update(grads, state, local)
     rate = lr if schedule is None else lr * schedule(index, total)
     new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)
@@ -75,6 +66,6 @@ def client_update(
   # Padding is a client, too, of no steps.
   total = jnp.maximum(jnp.sum(jnp.any(batches.valid, -1)), 1)
   carry = (start, optimizer.init(start))
-  (end, _), metrics = jax.lax.scan(step, carry, (steps, batches))
+  (end, _), metrics = jax.lax.scan(step, carry, (steps, batches, parts))
   delta = jax.tree.map(jnp.subtract, end, start)
   return delta, jax.tree.map(lambda m: jnp.sum(m, 0), metrics)
