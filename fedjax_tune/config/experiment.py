@@ -247,6 +247,10 @@ class Engine:
     slab: Clients in one call; 0 derives it from the cohort.
     devices: Devices among which the clients of a slab are split; 0 is all.
     compilation_cache: Keep compiled programs in the data folder.
+    cache_frozen: Where the head alone trains, run the frozen model once over
+      all examples and keep what the head reads of each, 4 bytes times the
+      model's width; results are the same but for rounding. FLOPs are then those
+      of the head.
   """
 
   mode: str = 'auto'
@@ -254,6 +258,7 @@ class Engine:
   slab: int = 0
   devices: int = 0
   compilation_cache: bool = True
+  cache_frozen: bool = False
 
 
 @dataclasses.dataclass

@@ -188,6 +188,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'engine.slab': (),
   'engine.devices': (),
   'engine.compilation_cache': (),
+  'engine.cache_frozen': (),
   'fedra.coverage_repair': (_method('fedra'),),
   'inclusivefl.variant': (_method('inclusivefl'),),
   'inclusivefl.beta': (

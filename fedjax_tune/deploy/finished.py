@@ -97,6 +97,8 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       f'model.tune={tune!r} does not end with one plain model (its trained'
       ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
     )
+  # Nothing trains here, and what is deployed is the whole model.
+  experiment.engine.cache_frozen = False
   setup = build.build(experiment)
   _check_plain(setup)
   kept = _last(workdir, experiment)

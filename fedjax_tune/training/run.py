@@ -71,8 +71,9 @@ class Run:
         e.engine.devices or jax.local_device_count(),
       ),
     )
+    _, test = setup.inputs
     tests = {
-      name: setup.test.view(setup.readers.get(name, 0))
+      name: test.view(setup.readers.get(name, 0))
       for name in setup.algorithm.evaluation.models
     }
     self._evaluate = build_evaluate(
@@ -85,10 +86,10 @@ class Run:
     if setup.algorithm.evaluation.personal:
       parts = setup.partition
       own = personal.own_examples(
-        setup.train.labels, parts.indices, parts.domains, setup.test
+        setup.train.labels, parts.indices, parts.domains, test
       )
       self._personal = personal.build(
-        setup.algorithm, setup.test, own, e.data.lengths
+        setup.algorithm, test, own, e.data.lengths
       )
 
   def _add(
@@ -108,7 +109,7 @@ class Run:
     setup, e = self.setup, self.setup.experiment
     planner, model = setup.planner, setup.algorithm.model
     size, info = e.local.batch_size, planner.info_shapes
-    shapes = functools.partial(batches.shapes, setup.train)
+    shapes = functools.partial(batches.shapes, setup.inputs[0])
     self.widths |= widths
     self.batch_shapes |= {
       sig: shapes(sig.length, (planner.most_steps, size)) for sig in widths
