@@ -93,8 +93,8 @@ def test_a_batch_has_the_gradient_of_its_texts(kind):
   parts = batches.parts(_LENGTHS, _TOKENS[None], _VALID[None])
   parts = jax.tree.map(lambda x: jnp.asarray(x[0]), parts)
   given = (found.theta, _batch(kind), jax.random.key(0))
-  metrics, want = jax.jit(functools.partial(gradient.whole, objective))(*given)
-  run = functools.partial(gradient.in_parts, objective, _LENGTHS)
+  metrics, want = jax.jit(gradient.of(objective))(*given)
+  run = functools.partial(gradient.in_parts, gradient.of(objective), _LENGTHS)
   sums, got = jax.jit(run)(parts, *given)
   tiny.assert_close(sums, metrics, rtol=1e-5)
   tiny.assert_close(got, want, rtol=1e-4, atol=1e-6)
@@ -117,7 +117,12 @@ def test_a_batch_that_pads_has_no_gradient():
   parts = jax.tree.map(lambda x: jnp.asarray(x[0]), parts)
   batch = jax.tree.map(jnp.asarray, batch)
   metrics, grads = gradient.in_parts(
-    objective, (4,), parts, jnp.float32(2), batch, jax.random.key(0)
+    gradient.of(objective),
+    (4,),
+    parts,
+    jnp.float32(2),
+    batch,
+    jax.random.key(0),
   )
   assert metrics['count'] == 0
   assert grads == 0

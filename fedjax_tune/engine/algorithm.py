@@ -11,6 +11,7 @@ optax's transformations. What a part leaves out is FedAvg:
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,8 +20,9 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.data.tasks import LossAndSums, Task
+from fedjax_tune.data.tasks import LossAndSums, Sums, Task
 from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.gradient import of
 from fedjax_tune.engine.slabs import Info, Signature
 from fedjax_tune.models.foundation import Model, Models, num_bytes
 from fedjax_tune.selection import GroupSum, Selection
@@ -333,6 +335,12 @@ def one_model(client: int) -> str:
   return ''
 
 
+# (signature, base, context, local, batch, key) -> metrics, and the gradient
+StepGradient = Callable[
+  [Signature, Tree, Context, Tree, Batch, jax.Array], tuple[Sums, Tree]
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
   """A federated method on a model.
@@ -363,6 +371,29 @@ class Algorithm:
   tier: Callable[[int], str] = one_model
   traffic: CountTraffic = theta_both_ways
   plain: bool = True
+
+  @functools.cached_property
+  def gradient(self) -> StepGradient:
+    """The gradient of a local step.
+
+    It takes a signature (static), the frozen parameters, a context without the
+    signature, what trains, a batch and the step's key. It is traced once for
+    each signature and shape of a batch, whoever asks: the program of a slab, and
+    the count of its cost.
+    """
+    model, client = self.model, self.client
+
+    def gradient(sig, base, context, local, batch, key):
+      context = context._replace(sig=sig)
+
+      def objective(local, batch, key):
+        seen = client.params(local, context)
+        assembled = model.assemble(base, seen, context.held)
+        return client.loss(assembled, batch, context, key)
+
+      return of(objective)(local, batch, key)
+
+    return jax.jit(gradient, static_argnums=0, inline=True)
 
   def able(self, rnd: int, clients: int) -> np.ndarray:
     """Says which of so many clients may take part, bool [clients]."""

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_tune.data.tasks import Sums
-from fedjax_tune.engine import gradient
 from fedjax_tune.engine.gradient import Batch as Batch
-from fedjax_tune.engine.gradient import Objective, Parts
+from fedjax_tune.engine.gradient import Gradient, Objective, Parts, in_parts, of
 from fedjax_tune.typing import Tree
 
 # (step, steps) -> factor of the learning rate at a local step of the client's.
@@ -24,8 +23,6 @@ def client_update(
   key: jax.Array,
   lr: jax.Array,
   schedule: RateSchedule | None = None,
-  lengths: Sequence[int] = (),
-  parts: Parts | None = None,
 ) -> tuple[Tree, Sums]:
   """Trains one client's selection on its batches.
 
@@ -39,11 +36,37 @@ def client_update(
     lr: Learning rate of this round.
     schedule: How it falls from step to step; None keeps it. The steps of a
       client are those with examples, the first of S.
-    lengths: Tokens to which parts of batches are padded, ascending.
-    parts: Those of each batch, with an axis of steps; None runs batches whole.
 
   Returns:
     delta = end - start, and the metrics summed over steps.
+  """
+  gradient = of(objective)
+  return take_steps(gradient, optimizer, start, batches, key, lr, schedule)
+
+
+def take_steps(
+  gradient: Gradient,
+  optimizer: optax.GradientTransformation,
+  start: Tree,
+  batches: Batch,
+  key: jax.Array,
+  lr: jax.Array,
+  schedule: RateSchedule | None = None,
+  lengths: Sequence[int] = (),
+  parts: Parts | None = None,
+) -> tuple[Tree, Sums]:
+  """Does what `client_update` does, given the gradient of the loss.
+
+  Args:
+    gradient: Of a batch.
+    optimizer: As there, and so is all that is not named here.
+    start: The client's part of theta.
+    batches: Its batches.
+    key: Its key.
+    lr: The learning rate.
+    schedule: How it falls.
+    lengths: Tokens to which parts of batches are padded, ascending.
+    parts: Those of each batch, with an axis of steps; None runs batches whole.
   """
 
   def step(carry, inputs):
@@ -51,9 +74,9 @@ def client_update(
     index, batch, own = inputs
     given = (local, batch, jax.random.fold_in(key, index))
     if own is None:
-      metrics, grads = gradient.whole(objective, *given)
+      metrics, grads = gradient(*given)
     else:
-      metrics, grads = gradient.in_parts(objective, lengths, own, *given)
+      metrics, grads = in_parts(gradient, lengths, own, *given)
     updates, new_state = optimizer.update(grads, state, local)
     rate = lr if schedule is None else lr * schedule(index, total)
     new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)

@@ -50,6 +50,8 @@ class Parts(NamedTuple):
 
 # (local, batch, key) -> loss and metrics
 Objective = Callable[[Tree, Batch, jax.Array], LossAndSums]
+# (local, batch, key) -> metrics, and the gradient of the loss
+Gradient = Callable[[Tree, Batch, jax.Array], tuple[Sums, Tree]]
 
 
 def together(length: int, batch: int) -> int:
@@ -57,31 +59,33 @@ def together(length: int, batch: int) -> int:
   return min(batch, max(1, _TOKENS // length))
 
 
-def whole(
-  objective: Objective, local: Tree, batch: Batch, key: jax.Array
-) -> tuple[Sums, Tree]:
-  """Returns the metrics of a batch, and the gradient of its loss."""
+def of(objective: Objective) -> Gradient:
+  """Differentiates the loss of a batch."""
   grad = jax.value_and_grad(objective, has_aux=True)
-  (_, metrics), grads = grad(local, batch, key)
-  return metrics, grads
+
+  def gradient(local: Tree, batch: Batch, key: jax.Array) -> tuple[Sums, Tree]:
+    (_, metrics), grads = grad(local, batch, key)
+    return metrics, grads
+
+  return gradient
 
 
 def in_parts(
-  objective: Objective,
+  gradient: Gradient,
   lengths: Sequence[int],
   parts: Parts,
   local: Tree,
   batch: Batch,
   key: jax.Array,
 ) -> tuple[Sums, Tree]:
-  """Returns the same, computed part by part.
+  """Returns what `gradient` does of a batch, computed part by part.
 
   For clients that run one at a time: under a `vmap` each part would be run in
   every length. And for losses without dropout, whose masks depend on how far a
   text is padded.
 
   Args:
-    objective: A mean over what its metric `count` counts.
+    gradient: Of a mean over what the metric `count` counts.
     lengths: Tokens to which texts are padded, ascending; there is a branch of
       the program for each.
     parts: Those of the batch.
@@ -90,7 +94,7 @@ def in_parts(
     key: The step's.
 
   Guarantees:
-    - It equals `whole` but for rounding.
+    - It equals the gradient of the whole batch but for rounding.
     - Rows of the batch that pad cost nothing.
   """
 
@@ -102,7 +106,7 @@ def in_parts(
       text, label, valid = jax.tree.map(lambda x: x[rows], batch)
       text = jax.tree.map(lambda x: x[:, :length], text)
       part = Batch(text, label, valid & (rows >= 0))
-      metrics, grads = whole(objective, local, part, key)
+      metrics, grads = gradient(local, part, key)
       return metrics, jax.tree.map(lambda g: metrics['count'] * g, grads)
 
     # Traced once, though its shapes are asked for before it is put in place.

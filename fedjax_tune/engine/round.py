@@ -182,6 +182,10 @@ class Engine:
     new = {sig: s for sig, s in schedules.items() if sig not in there}
     self.programs.compile(new, arguments)
 
+  def place(self, sig: Signature) -> jax.sharding.Sharding:
+    """Returns where what the clients of a signature share lies."""
+    return self._shardings[sig][0]
+
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
   ) -> tuple[ServerState, Tree]:

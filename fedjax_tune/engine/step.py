@@ -23,7 +23,7 @@ from fedjax_tune import selection
 from fedjax_tune.data.tasks import Sums
 from fedjax_tune.engine import finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
-from fedjax_tune.engine.client import Batch, RateSchedule, client_update
+from fedjax_tune.engine.client import Batch, RateSchedule, take_steps
 from fedjax_tune.engine.gradient import Parts
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.selection import GroupSum, Selection
@@ -197,10 +197,9 @@ def build_slab_step(
       shared.rnd,
     )
 
-    def objective(local, batch, step_key):
-      seen = client.params(local, context)
-      assembled = model.assemble(shared.base, seen, own.held)
-      return client.loss(assembled, batch, context, step_key)
+    def gradient(local, batch, step_key):
+      known = context._replace(sig=None)
+      return algorithm.gradient(sig, shared.base, known, local, batch, step_key)
 
     key = jax.random.fold_in(shared.key, own.ids)
     start = client.init(
@@ -211,8 +210,8 @@ def build_slab_step(
     steps = optimizer
     if client.transform is not None:
       steps = optax.chain(client.transform(context), optimizer)
-    delta, metrics = client_update(
-      objective,
+    delta, metrics = take_steps(
+      gradient,
       steps,
       start,
       own.batches,

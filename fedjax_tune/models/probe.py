@@ -61,7 +61,12 @@ def probe(whole: Foundation) -> Probe:
     )
   model = whole.merge(whole.base, whole.theta)
   graph, _ = nnx.split(Head(model.head))
-  fields = {
-    f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)
-  } | {'graph': graph}
-  return Probe(**fields, whole=whole)
+  return Probe(
+    graph,
+    whole.theta,
+    whole.base,
+    whole.axes,
+    whole.base_axes,
+    whole.depth,
+    whole,
+  )

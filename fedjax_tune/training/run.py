@@ -120,13 +120,17 @@ class Run:
       capacity.check_program(_describe(sig, setup.sizes), scratch[sig])
     optimizer = local_optimizer.build(e.local)
     for sig in widths:
-      batch = shapes(sig.length, (size,))
+      batch, place = shapes(sig.length, (size,)), self.engine.place(sig)
       self.costs[sig] = client_cost(
-        setup.algorithm, sig, batch, info, optimizer
+        setup.algorithm, sig, batch, info, optimizer, place
       )
       self._part_flops[sig] = [
         step_flops(
-          setup.algorithm, sig, shapes(n, (gradient.together(n, size),)), info
+          setup.algorithm,
+          sig,
+          shapes(n, (gradient.together(n, size),)),
+          info,
+          place,
         )
         for n in planner.lengths
         if n <= sig.length
