@@ -61,7 +61,7 @@ _DATA = ft.from_arrays(*_images(48, 0), *_images(21, 1))
 def _experiment(cached, method='all_large'):
   e = ft.Experiment(method=method, rounds=2, eval_every=1)
   e.model.weights, e.data.image_size = 'random:vit_test', _SIDE
-  e.lora.targets, e.lora.patch_embed = (), False
+  e.model.tune = 'head'
   e.clients.partition, e.clients.count, e.clients.budgets = 'iid', 3, ()
   e.clients.cohort, e.clients.cohort_size = 'uniform', 3
   e.local.batch_size, e.local.steps, e.local.lr = 4, 2, 0.1
@@ -107,7 +107,7 @@ def _trained(run):
   ('change', 'message'),
   [
     (
-      lambda e: setattr(e.lora, 'targets', ('attn.q',)),
+      lambda e: setattr(e.model, 'tune', 'lora'),
       'head alone must train',
     ),
     (lambda e: setattr(e.model, 'dropout', 0.1), 'model.dropout=0.1 must be 0'),

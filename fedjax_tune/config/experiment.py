@@ -262,10 +262,10 @@ class Engine:
     slab: Clients in one call; 0 derives it from the cohort.
     devices: Devices among which the clients of a slab are split; 0 is all.
     compilation_cache: Keep compiled programs in the data folder.
-    cache_frozen: Where the head alone trains, run the frozen model once over
-      all examples and keep what the head reads of each, 4 bytes times the
-      model's width; results are the same but for rounding. FLOPs are then those
-      of the head.
+    cache_frozen: Where the head alone trains (`model.tune` 'head'), run the
+      frozen model once over all examples and keep what the head reads of each,
+      4 bytes times the model's width; results are the same but for rounding.
+      FLOPs are then those of the head.
   """
 
   mode: str = 'auto'

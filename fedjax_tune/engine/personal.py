@@ -77,9 +77,9 @@ def build(
 
   def read(base, theta):
     """Returns the test data as the clients' models read them."""
-    if not of_head:
-      return test
     rows = np.unique(np.concatenate(own))
+    if not of_head or not rows.size:
+      return test
     made = extract(base, theta, test, rows, lengths)
     inputs = np.zeros((len(test), made.shape[1]), made.dtype)
     inputs[rows] = made

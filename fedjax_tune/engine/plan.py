@@ -237,7 +237,9 @@ class Planner:
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
     sigs = [known.setdefault(sig, sig) for sig in sigs]
-    counts = self._count_parts(texts, [draw(k)[1] for k in cohort])
+    counts = [()] * len(cohort)
+    if self.lengths:
+      counts = self._count_parts(texts, [draw(k)[1] for k in cohort])
     return list(map(Member, cohort, sigs, counts)), held
 
   def _tokens(self, client: int, draw: Draw) -> np.ndarray | None:
@@ -260,10 +262,8 @@ class Planner:
   def _count_parts(
     self, texts: Sequence[np.ndarray | None], valid: Sequence[np.ndarray]
   ) -> list[tuple[int, ...]]:
-    """Returns `Member.parts` of some clients."""
+    """Returns `Member.parts` of clients, whose batches run in parts."""
     known = [tokens for tokens in texts if tokens is not None]
-    if not self.lengths or len(known) < len(texts):
-      return [()] * len(texts)
     found = batching.parts(
       self.lengths, np.concatenate(known), np.concatenate(valid)
     )

@@ -56,8 +56,8 @@ def probe(whole: Foundation) -> Probe:
   """
   if set(whole.theta) != {'head'}:
     raise ValueError(
-      'engine.cache_frozen=True: the head alone must train, with lora.targets=()'
-      f' and lora.patch_embed=False; here trains {", ".join(whole.theta)}.'
+      "engine.cache_frozen=True: the head alone must train, as model.tune='head'"
+      f' has it; here trains {", ".join(whole.theta)}.'
     )
   model = whole.merge(whole.base, whole.theta)
   graph, _ = nnx.split(Head(model.head))
