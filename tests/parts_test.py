@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from fedjax_tune import selection
 from fedjax_tune.costs import cost
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine import batches, gradient
@@ -78,7 +79,9 @@ def _batch(kind):
 
 
 @pytest.mark.usefixtures('short')
-@pytest.mark.parametrize('kind', ['classification', 'span'])
+@pytest.mark.parametrize(
+  'kind', ['classification', pytest.param('span', marks=pytest.mark.slow)]
+)
 def test_a_batch_has_the_gradient_of_its_texts(kind):
   span = kind == 'span'
   task = Task(kind, 2 if span else 3)
@@ -249,3 +252,26 @@ def test_a_loss_may_be_more_than_a_mean(work):
     e.method, e.rank.ranks = 'hetlora', (8, 4)
 
   assert _parts(work, change) == ()
+
+
+@pytest.mark.parametrize(
+  'case', ['depthfl:published', 'inclusivefl:published', 'fjord', 'heterofl']
+)
+def test_losses_are_means_over_examples(case):
+  """Those of methods that say so, besides the task's own."""
+  algorithm = tiny.run(tiny.experiment(case, lora={'dropout': 0.0})).algorithm
+  model, client = algorithm.model, algorithm.client
+  context = tiny.context(algorithm, 1)
+  theta = selection.select_within(model.theta, model.axes, context.held)
+  assembled = model.assemble(model.base, theta, context.held)
+
+  @jax.jit
+  def loss(batch):
+    return client.loss(assembled, batch, context, jax.random.key(0))[0]
+
+  assert client.by_example
+  batch = tiny.batch(tiny.STACK_SIZE, 4)
+  single = lambda i: jax.tree.map(lambda x: x[i : i + 1], batch)
+  each = [loss(single(i)) for i in range(4)]
+  np.testing.assert_allclose(loss(batch), np.mean(each[:3]), rtol=1e-5)
+  assert each[3] == 0
