@@ -398,19 +398,26 @@ class Algorithm:
     each signature and shape of a batch, whoever asks: the program of a slab, and
     the count of its cost.
     """
-    model, client = self.model, self.client
+    return jax.jit(self.differentiate, static_argnums=0, inline=True)
 
-    def gradient(sig, base, context, local, batch, key):
-      context = context._replace(sig=sig)
+  def differentiate(
+    self,
+    sig: Signature,
+    base: Tree,
+    context: Context,
+    local: Tree,
+    batch: Batch,
+    key: jax.Array,
+  ) -> tuple[Sums, Tree]:
+    """Is what `gradient` traces, for frozen parameters that are no arrays."""
+    context = context._replace(sig=sig)
 
-      def objective(local, batch, key):
-        seen = client.params(local, context)
-        assembled = model.assemble(base, seen, context.held)
-        return client.loss(assembled, batch, context, key)
+    def objective(local, batch, key):
+      seen = self.client.params(local, context)
+      assembled = self.model.assemble(base, seen, context.held)
+      return self.client.loss(assembled, batch, context, key)
 
-      return of(objective)(local, batch, key)
-
-    return jax.jit(gradient, static_argnums=0, inline=True)
+    return of(objective)(local, batch, key)
 
   def able(self, rnd: int, clients: int) -> np.ndarray:
     """Says which of so many clients may take part, bool [clients]."""

@@ -119,6 +119,11 @@ class Stack:
     return found[0]
 
 
+def is_opened(base: Tree) -> bool:
+  """Says whether any leaf is put together block by block; see `opened`."""
+  return any(isinstance(leaf, Stack) for leaf in jax.tree.leaves(base))
+
+
 def opened(base: Tree, axes: Axes, like: Tree, held: Allocation) -> Tree:
   """Makes of a device's parts what models read.
 

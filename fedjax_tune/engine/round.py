@@ -190,8 +190,8 @@ class Engine:
     self.programs.compile(new, arguments)
 
   def place(self, sig: Signature) -> jax.sharding.Sharding:
-    """Returns where what the clients of a signature share lies."""
-    return self._shardings[sig][0]
+    """Returns where what the clients of a signature share lies, whole."""
+    return self._places[sig][0].rnd
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float

@@ -216,9 +216,13 @@ def build_slab_step(
       shared.rnd,
     )
 
+    of = algorithm.gradient
+    if divided.is_opened(shared.base):
+      of = algorithm.differentiate
+
     def gradient(local, batch, step_key):
       known = context._replace(sig=None)
-      return algorithm.gradient(sig, shared.base, known, local, batch, step_key)
+      return of(sig, shared.base, known, local, batch, step_key)
 
     key = jax.random.fold_in(shared.key, own.ids)
     start = client.init(
