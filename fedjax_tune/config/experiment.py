@@ -305,7 +305,10 @@ class Engine:
       measured best of the device.
     chunk: Clients at a time in mode 'chunk'.
     slab: Clients in one call; 0 derives it from the cohort.
-    devices: Devices among which the clients of a slab are split; 0 is all.
+    devices: Devices among which the clients of a slab are split; 0 is all those
+      of a host.
+    fsdp: Divide the frozen weights among these devices, each block whole only
+      while it runs: for models that no device holds whole.
     compilation_cache: Keep compiled programs in the data folder.
   """
 
@@ -313,6 +316,7 @@ class Engine:
   chunk: int = 2
   slab: int = 0
   devices: int = 0
+  fsdp: bool = False
   compilation_cache: bool = True
 
 

@@ -188,6 +188,7 @@ RULES = {
   'engine.chunk': at_least(1),
   'engine.slab': at_least(0),
   'engine.devices': at_least(0),
+  'engine.fsdp': _ANY,
   'engine.compilation_cache': _ANY,
   'fedra.coverage_repair': _ANY,
   'inclusivefl.variant': one_of('published', 'fedra_port'),

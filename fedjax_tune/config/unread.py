@@ -217,6 +217,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'engine.chunk': (Need('engine.mode', ('chunk',)),),
   'engine.slab': (),
   'engine.devices': (),
+  'engine.fsdp': (),
   'engine.compilation_cache': (),
   'fedra.coverage_repair': (_method('fedra'),),
   'inclusivefl.variant': (_method('inclusivefl'),),

@@ -73,7 +73,7 @@ def setup(
 _compiled: dict[str, Any] = {}
 
 
-def _run(made: build.Setup) -> loop.Run:
+def shared_run(made: build.Setup) -> loop.Run:
   """Returns a run that shares the programs of others."""
   e = dataclasses.asdict(made.experiment)
   # What no program depends on.
@@ -114,7 +114,7 @@ def go(
   made = functools.partial(setup, examples=examples or data(), weights=weights)
   with pytest.MonkeyPatch.context() as monkey, patch or _NOTHING:
     monkey.setattr(build, 'build', lambda e, **_: made(e))
-    monkey.setattr(loop, 'Run', _run)
+    monkey.setattr(loop, 'Run', shared_run)
     # A second each, and tested elsewhere.
     for place, name in (
       (plots, 'plot_run'),
