@@ -255,3 +255,8 @@ def test_unknown_models_are_refused(finished, tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(FileExistsError, match='of something else'):
     exported.write(ended, 'hf', tmp_path)
+
+
+def test_a_frozen_a_leaves_too(root, tmp_path):
+  case = tiny_leaving.make(tiny_leaving.base(root, 'vit'), method='ffa_lora')
+  assert tiny_leaving.difference(case, 'peft', tmp_path / 'out') < _NEAR

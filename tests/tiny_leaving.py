@@ -15,6 +15,7 @@ import tiny_text
 import torch
 import transformers
 
+from fedjax_tune import config
 from fedjax_tune.data import tasks
 from fedjax_tune.deploy import formats, models
 from fedjax_tune.engine import server
@@ -74,12 +75,14 @@ class Case:
 
   Attributes:
     model: It.
+    experiment: What made it.
     algorithm: The method.
     state: What the run ended with.
     context: What a folder says besides.
   """
 
   model: models.Model
+  experiment: config.Experiment
   algorithm: Any
   state: server.ServerState
   context: formats.Context
@@ -142,7 +145,7 @@ def make(
   )
   context = formats.Context(known, loaded.tokenizer, 8, loaded)
   ends = models.take_apart(algorithm, state)
-  return Case(next(iter(ends.values())), algorithm, state, context)
+  return Case(next(iter(ends.values())), e, algorithm, state, context)
 
 
 def inputs(config: Any) -> Any:
@@ -182,7 +185,7 @@ def outside(
     base = auto.from_pretrained(place, ignore_mismatched_sizes=True, **labels)
     model = peft.PeftModel.from_pretrained(base, folder)
   with torch.no_grad():
-    out = model.eval()(**_torch_inputs(folder, config))
+    out = model.eval()(**torch_inputs(folder, config))
   if 'start_logits' in out:
     return np.stack([out.start_logits, out.end_logits], -1)
   return out.logits.numpy()
@@ -197,7 +200,8 @@ def _auto(config: Any, kind: str) -> Any:
   }.get(kind, transformers.AutoModelForSequenceClassification)
 
 
-def _torch_inputs(folder: pathlib.Path, config: Any) -> dict[str, Any]:
+def torch_inputs(folder: pathlib.Path, config: Any) -> dict[str, Any]:
+  """Returns what torch reads of the same examples."""
   found = inputs(config)
   if isinstance(config, sizes.ViTConfig):
     auto = transformers.AutoImageProcessor.from_pretrained(folder)

@@ -24,7 +24,8 @@ class Model:
   Attributes:
     weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
       'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
-      Hugging Face folder.
+      Hugging Face folder. One that launch.export wrote brings its head along,
+      where that is of the data's classes.
     dtype: Type of the factors in products with frozen weights, and of these
       weights in memory: 'float32', or 'bfloat16', which is faster where the
       hardware multiplies it. Their sums, and all else (adapters, norms,
@@ -53,13 +54,24 @@ class Model:
 
 @dataclasses.dataclass
 class Lora:
-  """Low-rank adapters; the defaults are those of FedRA's authors."""
+  """Low-rank adapters; the defaults are those of FedRA's authors.
+
+  Attributes:
+    rank: Of every adapter; a client may hold less.
+    alpha: What they add is times alpha / rank.
+    dropout: On what an adapter reads.
+    targets: Which linear maps of a block have one.
+    patch_embed: Whether a picture's patches have one.
+    init: Where they start: a folder of Hugging Face's peft, such as
+      launch.export writes, of the same rank, alpha and targets; '' starts anew.
+  """
 
   rank: int = 8
   alpha: float = 8.0
   dropout: float = 0.1
   targets: tuple[str, ...] = ('attn.proj', 'mlp.fc2')
   patch_embed: bool = True
+  init: str = ''
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from fedjax_tune.models.huggingface import EXPORTED as EXPORTED
+from fedjax_tune.models.heads import EXPORTED as EXPORTED
 
 DEPLOYED = 'deploy.json'
 _OURS = {DEPLOYED, EXPORTED, 'curve.json', 'box.json'}

@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
   'ffa_lora': Method(ranks.build_ffa_lora, ranks.check, menus=menus.rank),
   'hetlora': Method(hetlora.build, ranks.check, menus=menus.rank),
   'flexlora': Method(products.build_flexlora, products.check, menus=menus.rank),
-  'flora': Method(products.build_flora, products.check, menus=menus.rank),
+  'flora': Method(products.build_flora, products.check_flora, menus=menus.rank),
   'fedex_lora': Method(
     products.build_fedex_lora, products.check, menus=menus.rank
   ),
