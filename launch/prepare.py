@@ -18,7 +18,8 @@ import rich.table
 from fedjax_tune import config
 from fedjax_tune.data import fetch
 from fedjax_tune.models import packaged
-from launch import start
+
+from . import start
 
 _DATASET = flags.DEFINE_string(
   'dataset',

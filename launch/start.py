@@ -16,7 +16,8 @@ from rich import console as rich_console
 
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.training import build, folders
-from launch import end_at_once, experiment_file
+
+from . import end_at_once, experiment_file
 
 # Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
 _STATUS = {

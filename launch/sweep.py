@@ -26,7 +26,8 @@ from rich import console as rich_console
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.training import build
-from launch import experiment_file, start, sweep_plan, sweep_runner
+
+from . import experiment_file, start, sweep_plan, sweep_runner
 
 _CONFIG = flags.DEFINE_string(
   'config', None, 'The experiment file.', required=True
@@ -47,7 +48,7 @@ _FETCH = flags.DEFINE_bool(
 
 def train_command(run: sweep_plan.PlannedRun) -> list[str]:
   """The command of one run, going on where an earlier attempt stopped."""
-  command = [sys.executable, '-m', 'launch.train', *run.flags]
+  command = [sys.executable, '-m', f'{__package__}.train', *run.flags]
   command.append(f'--workdir={run.workdir}')
   return [*command, '--resume'] if run.begun else command
 
