@@ -100,9 +100,9 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
 def _check_plain(setup: build.Setup) -> None:
   """Refuses what no Hugging Face folder can hold."""
   method, tune = setup.experiment.method, setup.experiment.model.tune
-  if tune not in ('lora', 'full'):
+  if tune not in ('lora', 'full', 'head'):
     raise ValueError(
-      f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
+      f"model.tune={tune!r} must be 'lora', 'full' or 'head' to deploy a run: what it"
       ' adds has no place in a Hugging Face folder.'
     )
   if setup.algorithm.ending is not None:

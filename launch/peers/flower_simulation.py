@@ -103,4 +103,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   # Workers import what they run, and know no __main__ of ours.
-  importlib.import_module('launch.peers.flower_simulation').main()
+  importlib.import_module(f'{__package__}.flower_simulation').main()
