@@ -46,7 +46,7 @@ CONFIGS: dict[str, Any] = {
     DEPTH, 16, 2, 24, vocab=270, positions=16, group=2, head_dim=4, pad=1
   ),
 }
-TUNES = ('lora', 'bitfit', 'prompt', 'prefix', 'adapter', 'full')
+TUNES = ('head', 'lora', 'bitfit', 'prompt', 'prefix', 'adapter', 'full')
 _IMAGE_TARGETS = ('attn.q', 'attn.proj', 'mlp.fc2')
 _LLAMA_TARGETS = ('attn.k', 'attn.proj', 'mlp.gate')
 
@@ -164,8 +164,10 @@ def run(model: models.Model) -> np.ndarray:
   """Returns our logits, from the parameters apart as they trained."""
   found = flax_folder.build(model.config, model.adapters)
   whole = found.merge(*jax.device_put((model.frozen, model.theta)))
-  layers = np.arange(model.config.depth)
-  return np.asarray(jax.jit(lambda x: whole(x, layers))(inputs(model.config)))
+  with jax.disable_jit():  # Its operations are compiled once, for all models.
+    return np.asarray(
+      whole(inputs(model.config), np.arange(model.config.depth))
+    )
 
 
 def outside(
@@ -173,7 +175,8 @@ def outside(
 ) -> np.ndarray:
   """Returns the logits of what others load."""
   if form == 'flax':
-    return np.asarray(flax_folder.load_model(folder)(inputs(config)))
+    with jax.disable_jit():
+      return np.asarray(flax_folder.load_model(folder)(inputs(config)))
   auto = _auto(config, kind)
   if form == 'hf':
     model, info = auto.from_pretrained(folder, output_loading_info=True)
