@@ -86,13 +86,14 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       f'model.tune={tune!r} does not end with one plain model (its trained'
       ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
     )
-  setup = build.build(experiment)
+  here = found.here
+  setup = build.build(here)
   _check_plain(setup)
   kept = found.last()
   identity.check_content(kept.run, identity.of(setup), found.where)
   if test_examples:
-    experiment.data.test_examples = test_examples
-    setup = build.build(experiment)
+    here.data.test_examples = test_examples
+    setup = build.build(here)
   state = results.restore(found, kept, setup.algorithm)
   return _assemble(setup, state)
 

@@ -123,8 +123,8 @@ def load(workdir: str | os.PathLike[str]) -> Ended:
   experiment, kept = found.experiment, found.last()
   known = learned.read(found.workdir)
   if known is None:
-    known = learned.of(build.build(experiment))
-  rebuilt = learned.rebuild(experiment, known)
+    known = learned.of(build.build(found.here))
+  rebuilt = learned.rebuild(found.here, known)
   there = {'content': {'weights': kept.run['content']['weights']}}
   here = {'content': {'weights': rebuilt.weights}}
   identity.check_content(there, here, found.where)

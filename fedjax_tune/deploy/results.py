@@ -37,6 +37,12 @@ class Results:
   experiment: config.Experiment
   summary: Record
 
+  @property
+  def here(self) -> config.Experiment:
+    """Its experiment with one whole model, on whatever this machine has."""
+    engine = dataclasses.replace(self.experiment.engine, devices=0, fsdp=False)
+    return dataclasses.replace(self.experiment, engine=engine)
+
   def last(self) -> snapshot.Snapshot:
     """Reads the checkpoint after the last round.
 

@@ -1,6 +1,7 @@
 """Turns an experiment's names into objects; the only place that does."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -13,6 +14,7 @@ from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine import divided, hosts, step
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, proximal
@@ -201,7 +203,15 @@ def build(
     fitted,
   )
   planner = Planner(
-    experiment, algorithm, train, owned.indices, owned.domains, readers
+    experiment,
+    algorithm,
+    train,
+    owned.indices,
+    owned.domains,
+    readers,
+    hosts.index(),
+    hosts.count(),
+    _fsdp_devices(experiment.engine),
   )
   return Setup(
     experiment=experiment,
@@ -262,7 +272,13 @@ def build_method(
     {tier.name: build_of(tier) for tier in found},
     fitted or {},
   )
-  algorithm = METHODS[experiment.method].build(facts)
+  mesh = step.clients_mesh(_fsdp_devices(experiment.engine))
+  # A model that one accelerator can't hold must not begin there.
+  with _host_memory() if mesh.size > 1 else contextlib.nullcontext():
+    algorithm = METHODS[experiment.method].build(facts)
+  if mesh.size > 1:
+    model = divided.divide(algorithm.model, mesh)
+    algorithm = dataclasses.replace(algorithm, model=model)
   if experiment.local.prox:
     algorithm = proximal.add(algorithm, experiment.local.prox)
   return algorithm
@@ -301,6 +317,22 @@ def _check_engine(cfg: config.Engine, cohort: int) -> None:
       f'engine.devices={cfg.devices} must be at most {here}, the devices of'
       ' this machine.'
     )
+  devices = _fsdp_devices(cfg)
+  if cfg.slab % devices:
+    raise ValueError(
+      f'engine.slab={cfg.slab} must be a multiple of {devices}, the devices,'
+      ' with engine.fsdp.'
+    )
+
+
+def _fsdp_devices(cfg: config.Engine) -> int:
+  """Returns among how many devices the frozen parameters are divided."""
+  return (cfg.devices or jax.local_device_count()) if cfg.fsdp else 1
+
+
+def _host_memory() -> contextlib.AbstractContextManager[None]:
+  """Has arrays that are made inside lie in the host's memory."""
+  return jax.default_device(jax.local_devices(backend='cpu')[0])
 
 
 def data_dir(cfg: config.Data) -> str:
