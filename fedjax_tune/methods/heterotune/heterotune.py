@@ -42,7 +42,7 @@ from fedjax_tune.methods.heterotune import cmga
 from fedjax_tune.models import bottleneck, tiers
 from fedjax_tune.models.federation import federate, tier_axis
 from fedjax_tune.models.foundation import num_bytes
-from fedjax_tune.selection import GroupSum, Selection, select
+from fedjax_tune.selection import GroupSum, Selection, select_within
 from fedjax_tune.typing import Tree
 
 T = TypeVar('T')
@@ -187,7 +187,7 @@ def build(facts: Facts) -> Algorithm:
     del clients
     return {
       name: Alone(
-        model.own(select(theta, model.axes, held), name),
+        model.own(select_within(theta, model.axes, held), name),
         {'layer': models[name].depth},
         name,
       )
