@@ -191,7 +191,9 @@ class Engine:
 
   def place(self, sig: Signature) -> jax.sharding.Sharding:
     """Returns where what the clients of a signature share lies, whole."""
-    return self._places[sig][0].rnd
+    place = self._places[sig][0].rnd
+    assert isinstance(place, jax.sharding.Sharding)
+    return place
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
