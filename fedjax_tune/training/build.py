@@ -25,10 +25,11 @@ from fedjax_tune.models import (
   heads,
   peft,
   pretrained,
+  probe,
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, provisions
+from fedjax_tune.training import fitting, frozen, provisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Setup:
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
+    features: Both splits as models read them, if that is what the frozen model
+      has made of them (`frozen.py`); else ().
   """
 
   experiment: config.Experiment
@@ -68,6 +71,12 @@ class Setup:
   readers: dict[str, int]
   weights: str
   notes: tuple[str, ...]
+  features: tuple[corpus.Corpus, ...] = ()
+
+  @property
+  def inputs(self) -> tuple[corpus.Corpus, ...]:
+    """Training and test data as models read them."""
+    return self.features or (self.train, self.test)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,7 @@ def agree(
   domains = partition.client_domains(clients, len(names))
   _check_cohort(clients, len(domains))
   capacity.check_shots(clients)
+  frozen.check(experiment)
   cohort = clients.cohort_size
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
@@ -202,10 +212,18 @@ def build(
     owned.present(train),
     fitted,
   )
+  notes = [note for tier in found for note in tier.weights.notes]
+  features = ()
+  if experiment.engine.cache_frozen:
+    features, told = frozen.compute(
+      experiment, algorithm, len(owned), (train, test)
+    )
+    notes.append(told)
+  read, _ = features or (train, test)
   planner = Planner(
     experiment,
     algorithm,
-    train,
+    read,
     owned.indices,
     owned.domains,
     readers,
@@ -228,7 +246,8 @@ def build(
     tokenizer=weights.tokenizer,
     readers=readers,
     weights=hash_weights(found),
-    notes=tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
+    notes=tuple(dict.fromkeys(notes)),
+    features=features,
   )
 
 
@@ -292,7 +311,8 @@ def _build_tier(
 ) -> foundation.Foundation:
   """Builds a tier's model, around other bottleneck adapters if given."""
   if adapter is None:
-    return peft.build(experiment, tier.weights, task)
+    built = peft.build(experiment, tier.weights, task)
+    return probe.probe(built) if experiment.engine.cache_frozen else built
   own = dataclasses.replace(experiment, fedadapter=adapter)
   return foundation.cut(peft.build(own, tier.weights, task), tier.kept)
 
@@ -332,7 +352,10 @@ def _fsdp_devices(cfg: config.Engine) -> int:
 
 def _host_memory() -> contextlib.AbstractContextManager[None]:
   """Has arrays that are made inside lie in the host's memory."""
-  return jax.default_device(jax.local_devices(backend='cpu')[0])
+  try:
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
+  except RuntimeError:  # JAX_PLATFORMS leaves it out.
+    return contextlib.nullcontext()
 
 
 def data_dir(cfg: config.Data) -> str:
