@@ -5,7 +5,7 @@ while the device computes the round before.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -21,7 +21,13 @@ from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
 from fedjax_tune.engine.randomness import host_rng
-from fedjax_tune.engine.slabs import InfoShapes, Signature, Slab, cut_slabs
+from fedjax_tune.engine.slabs import (
+  Info,
+  InfoShapes,
+  Signature,
+  Slab,
+  cut_slabs,
+)
 from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs
@@ -65,6 +71,36 @@ class Member(NamedTuple):
 
   client: int
   sig: Signature
+
+
+class Cohort(NamedTuple):
+  """Clients of a round, one after another.
+
+  Attributes:
+    clients: Their ids.
+    sigs: How much each holds.
+    held: What each holds.
+    infos: What each is told besides.
+  """
+
+  clients: list[int]
+  sigs: list[Signature]
+  held: list[Selection]
+  infos: list[Info]
+
+  @property
+  def members(self) -> list[Member]:
+    """Who is in it, and how much each holds."""
+    return list(map(Member, self.clients, self.sigs))
+
+  def take(self, some: Sequence[int]) -> 'Cohort':
+    """Returns the clients at some positions, with what they hold here."""
+    return Cohort(
+      [self.clients[i] for i in some],
+      [self.sigs[i] for i in some],
+      [self.held[i] for i in some],
+      [self.infos[i] for i in some],
+    )
 
 
 class Work(NamedTuple):
@@ -152,7 +188,15 @@ class Planner:
     return [i * num // seen for i in range(seen)]
 
   def _members(self, rnd: int) -> list[Member]:
-    return self._cohort(rnd, functools.partial(self._draw, rnd))[0]
+    cohort = self._sample(rnd)
+    sigs, _ = self._hold(rnd, cohort, functools.partial(self._draw, rnd))
+    return list(map(Member, cohort, sigs))
+
+  def _sample(self, rnd: int) -> list[int]:
+    """Returns who takes part in a round."""
+    e, eligible = self.experiment, self.algorithm.eligible
+    able = None if eligible is None else eligible(rnd)
+    return sample_cohort(e.clients, self.domains, able, e.seed, rnd)
 
   @functools.cached_property
   def widths(self) -> dict[Signature, int]:
@@ -171,23 +215,27 @@ class Planner:
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
     draw = functools.cache(functools.partial(self._draw, rnd))
-    members, held = self._cohort(rnd, draw)
-    clients, sigs = map(list, zip(*members, strict=True))
-    weights = self.sizes[clients]
-    if self.experiment.server.weighting == 'uniform':
-      weights = np.ones_like(weights)
-    infos = self.algorithm.client.tell(rnd, clients)
+    cohort = self._gather(rnd, self._sample(rnd), draw)
     rare = self.experiment.engine.slab or 1
-    widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
-    slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
-    layers = np.concatenate([layer_ids(row) for row in held])
+    widths = {sig: self.widths.get(sig, rare) for sig in set(cohort.sigs)}
+    layers = np.concatenate([layer_ids(row) for row in cohort.held])
     return RoundPlan(
       rnd,
-      members,
-      [self._place(slab, draw) for slab in slabs],
-      int(self.steps[clients].sum()),
+      cohort.members,
+      [self._place(slab, draw) for slab in self._cut(cohort, widths)],
+      int(self.steps[cohort.clients].sum()),
       np.bincount(layers, minlength=self.algorithm.model.depth),
     )
+
+  def gather(self, rnd: int, clients: Sequence[int]) -> Cohort:
+    """Returns what these clients would hold and be told in a round."""
+    return self._gather(rnd, clients, functools.partial(self._draw, rnd))
+
+  def works(self, rnd: int, cohort: Cohort, width: int) -> Iterator[Work]:
+    """Yields slabs of a cohort, each on the device when it is asked for."""
+    draw = functools.partial(self._draw, rnd)
+    for slab in self._cut(cohort, dict.fromkeys(cohort.sigs, width)):
+      yield self._place(slab, draw)
 
   @functools.cached_property
   def info_shapes(self) -> InfoShapes:
@@ -195,20 +243,27 @@ class Planner:
     (info,) = self.algorithm.client.tell(0, [0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), info)
 
-  def _cohort(
-    self, rnd: int, draw: Draw
-  ) -> tuple[list[Member], list[Selection]]:
-    """Returns who takes part in a round, and what each holds."""
-    e, eligible = self.experiment, self.algorithm.eligible
-    able = None if eligible is None else eligible(rnd)
-    cohort = sample_cohort(e.clients, self.domains, able, e.seed, rnd)
-    held = self.algorithm.rule.draw(rnd, cohort)
-    lengths = [self._length(k, draw) for k in cohort]
+  def _gather(self, rnd: int, clients: Sequence[int], draw: Draw) -> Cohort:
+    sigs, held = self._hold(rnd, clients, draw)
+    infos = self.algorithm.client.tell(rnd, clients)
+    return Cohort(list(clients), sigs, held, infos)
+
+  def _hold(
+    self, rnd: int, clients: Sequence[int], draw: Draw
+  ) -> tuple[list[Signature], list[Selection]]:
+    """Returns how much each client holds, and what."""
+    held = self.algorithm.rule.draw(rnd, clients)
+    lengths = [self._length(k, draw) for k in clients]
     sigs = map(Signature.of, held, lengths)
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
-    sigs = [known.setdefault(sig, sig) for sig in sigs]
-    return list(map(Member, cohort, sigs)), held
+    return [known.setdefault(sig, sig) for sig in sigs], held
+
+  def _cut(self, cohort: Cohort, widths: Mapping[Signature, int]) -> list[Slab]:
+    weights = self.sizes[cohort.clients]
+    if self.experiment.server.weighting == 'uniform':
+      weights = np.ones_like(weights)
+    return cut_slabs(*cohort, weights.tolist(), widths)
 
   def _length(self, client: int, draw: Draw) -> int:
     """Returns the least length that holds all that the client will read."""
