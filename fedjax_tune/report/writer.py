@@ -29,6 +29,8 @@ from fedjax_tune.report import tensorboard
 from fedjax_tune.typing import Record
 
 _FILE = 'metrics.jsonl'
+# What an evaluation before the first round found.
+START = 'start.json'
 
 
 class MetricsWriter:
@@ -124,6 +126,17 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[Record]:
   if not path.exists():
     raise FileNotFoundError(f'workdir={str(workdir)!r} holds no {_FILE}.')
   return _read(path)
+
+
+def read_start(workdir: str | os.PathLike[str]) -> list[Record]:
+  """Reads how good a run was before its first round, as a row of round -1.
+
+  [] where that was not evaluated.
+  """
+  path = pathlib.Path(workdir) / START
+  if not path.exists():
+    return []
+  return [{'round': -1, **json.loads(path.read_text(encoding='utf-8'))}]
 
 
 def read_text(workdir: str | os.PathLike[str]) -> str:
