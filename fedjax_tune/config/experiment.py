@@ -106,6 +106,9 @@ class Data:
       spread over it; 0 takes all.
     lengths: Lengths in tokens to which texts are padded, ascending; longer
       texts are cut to the last. Each compiles a program of its own.
+    validation: Share of each client's examples that nobody trains on, but which
+      together are the validation split: `patience` and `keep_best` judge by it.
+      0 has none.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -118,6 +121,7 @@ class Data:
   num_classes: int = 0
   test_examples: int = 0
   lengths: tuple[int, ...] = (32, 64, 128)
+  validation: float = 0.0
   normalization: str = ''
 
 
@@ -154,6 +158,13 @@ class Clients:
     cut_first: What a composed client that does not fit gives up first: 'depth',
       'width', 'rank' or 'branches'; '' cuts evenly, what most is left of.
     seed: Seed of the partition, apart from the run's seed.
+    held_out: Share of each client's examples that it does not train on, but is
+      judged by (`report`). With 0 it is judged by the test examples that are
+      like its own: of its domain, if it has one, and of its classes.
+    report: For how many clients, drawn at random, the end of a run tells how
+      good models are on their own data; 0 tells it of none.
+    report_steps: Of the report: local steps that a client takes from what the
+      server sends it, at `local.lr`; 0 takes those of a round.
   """
 
   partition: str = 'domain'
@@ -171,6 +182,9 @@ class Clients:
   deadline_s: float = 60.0
   cut_first: str = ''
   seed: int = 0
+  held_out: float = 0.0
+  report: int = 0
+  report_steps: int = 0
 
 
 @dataclasses.dataclass
@@ -265,13 +279,14 @@ class Experiment:
     rounds: How many; with `patience`, at most.
     seed: Of all draws except the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.
+    eval_start: Evaluate before the first round, too; pictures begin there.
     checkpoint_every: Rounds from one checkpoint to the next.
     patience: End the run after this many evaluations in a row below the best so
-      far; 0 runs all rounds. The score is the headline metric on the test data,
-      as there is no validation split: a run that ends this way has chosen its
-      end by the data that judge it.
+      far; 0 runs all rounds. The score is the headline metric on the validation
+      split. Without one (`data.validation`) it is that on the test data: such a
+      run has chosen its end by the data that judge it.
     keep_best: Keep the server's state of the best evaluation, and deploy that
-      one; like `patience`, this chooses by test data.
+      one; it is judged as for `patience`.
   """
 
   method: str = 'fedra'
@@ -279,6 +294,7 @@ class Experiment:
   rounds: int = 100
   seed: int = 0
   eval_every: int = 5
+  eval_start: bool = False
   checkpoint_every: int = 10
   patience: int = 0
   keep_best: bool = False

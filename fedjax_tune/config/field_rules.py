@@ -83,6 +83,7 @@ RULES = {
   'rounds': _ROUNDS,
   'seed': _SEED,
   'eval_every': at_least(1),
+  'eval_start': _ANY,
   'checkpoint_every': at_least(1),
   'imports': _MODULE,
   'patience': at_least(0),
@@ -129,6 +130,7 @@ RULES = {
   'data.num_classes': at_least(0),
   'data.normalization': one_of('', 'imagenet', 'clip', 'half'),
   'data.test_examples': at_least(0),
+  'data.validation': _FRACTION,
   'data.lengths': within(
     8, 2**17, 'every token of a text attends to every other'
   ),
@@ -147,6 +149,9 @@ RULES = {
   'clients.deadline_s': _POSITIVE,
   'clients.cut_first': one_of('', 'depth', 'width', 'rank', 'branches'),
   'clients.seed': _SEED,
+  'clients.held_out': _FRACTION,
+  'clients.report': within(0, _MOST, 'there are at most as many clients'),
+  'clients.report_steps': _STEPS,
   'local.optimizer': REGISTERED,
   'local.lr': _POSITIVE,
   'local.momentum': _FRACTION,

@@ -92,12 +92,12 @@ _OF_RANK = (
 _WIDTH, _RANK = _method(*_OF_WIDTH), _method(*_OF_RANK)
 _BUDGETS = _method(
   'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune',
-  _PREFIX,
+  'local_only', _PREFIX,
 )  # fmt: skip
 # Those that cut the model, so that its parts can be fitted to devices.
 _FITTED = _method(
   *_OF_WIDTH, *_OF_RANK, 'raffm', 'fedra', 'all_small', 'exclusivefl',
-  'inclusivefl', 'depthfl', 'composed',
+  'inclusivefl', 'depthfl', 'composed', 'local_only',
 )  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 
@@ -108,6 +108,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'rounds': (),
   'seed': (),
   'eval_every': (),
+  'eval_start': (),
   'checkpoint_every': (),
   'patience': (),
   'keep_best': (),
@@ -141,6 +142,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'data.num_classes': (),
   'data.normalization': (),
   'data.test_examples': (),
+  'data.validation': (),
   'data.lengths': (),
   'clients.partition': (),
   'clients.count': (),
@@ -159,7 +161,10 @@ READ: dict[str, tuple[Need, ...]] = {
     _method('composed'),
     Need('clients.fit', ('',), but=True),
   ),
-  'clients.seed': (Need('clients.partition', ('natural',), but=True),),
+  'clients.seed': (),
+  'clients.held_out': (),
+  'clients.report': (),
+  'clients.report_steps': (Need('clients.report', (0,), but=True),),
   'local.optimizer': (),
   'local.lr': (),
   'local.momentum': (Need('local.optimizer', ('sgd',)),),

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from fedjax_tune import endings
-from fedjax_tune.data import metrics
+from fedjax_tune import endings, selection
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.evaluate import batches, build_predict
+from fedjax_tune.engine.evaluate import batches
 from fedjax_tune.engine.server import ServerState
+from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tree
 
 # (base, state) -> metrics by name, as rows of a run have them
@@ -29,7 +29,8 @@ def own_examples(
 ) -> list[np.ndarray]:
   """Returns which test examples are like each client's own.
 
-  Those of its domain, if it has one, and of the classes that it trains on.
+  Those of its domain, if it has one, and of the classes that it trains on, if
+  there are any.
 
   Args:
     labels: Of the training data, int [N].
@@ -39,7 +40,9 @@ def own_examples(
   """
   found = []
   for held, domain in zip(indices, domains, strict=True):
-    own = np.isin(test.labels, np.unique(labels[held]))
+    own = np.ones(len(test), bool)
+    if test.class_names:
+      own = np.isin(test.labels, np.unique(labels[held]))
     if domain >= 0:
       own &= test.domains == domain
     found.append(np.flatnonzero(own))
@@ -70,20 +73,15 @@ def build(
   task = algorithm.evaluation.task
   predict = jax.jit(build_own_predict(algorithm))
 
-  def of_client(base, theta, remembered, rows):
+  def of_client(base, theta, remembered, held, rows):
     order, parts = [], []
     for index, batch in batches(test, rows, lengths, _BATCH):
-      found = jax.device_get(predict(base, theta, remembered, batch))
+      found = jax.device_get(predict(base, theta, remembered, held, batch))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
     joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     return np.concatenate(order), joined
-
-  def judge(rows, predicted):
-    return metrics.evaluate(
-      task.kind, task.metrics, predicted, test.labels[rows]
-    )
 
   def evaluate(base, state):
     start = algorithm.client.state
@@ -94,14 +92,16 @@ def build(
         continue
       states = store.gather(state.clients, np.array([client]), start)
       remembered = jax.tree.map(lambda x: x[0], states)
-      order, predicted = of_client(base, state.theta, remembered, rows)
-      for metric, value in judge(order, predicted).items():
+      # The same in every round, or it could not be a model of the client's own.
+      (held,) = algorithm.rule.draw(0, [client])
+      order, predicted = of_client(base, state.theta, remembered, held, rows)
+      for metric, value in test.judge(order, predicted).items():
         by_client[metric].append(value)
       for domain, domain_name in enumerate(test.domain_names):
         at = test.domains[order] == domain
         if at.any():
           part = {k: v[at] for k, v in predicted.items()}
-          value = judge(order[at], part)[task.primary]
+          value = test.judge(order[at], part)[task.primary]
           by_domain[domain_name].append(value)
     return _summarize(task.primary, by_client, by_domain)
 
@@ -110,15 +110,45 @@ def build(
 
 def build_own_predict(
   algorithm: Algorithm,
-) -> Callable[[Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
-  """Builds the program of a batch: predict(base, theta, remembered, batch)."""
-  evaluation = algorithm.evaluation
-  assert evaluation.personal is not None
+) -> Callable[[Tree, Tree, Tree, Selection, Batch], dict[str, jax.Array]]:
+  """Builds the program of a batch.
+
+  Returns:
+    predict(base, theta, remembered, held, batch).
+  """
+  evaluation, model = algorithm.evaluation, algorithm.model
   make, name = evaluation.personal, next(iter(evaluation.models))
-  predict = build_predict(algorithm.model, evaluation)
-  return lambda base, theta, remembered, batch: predict(
-    name, base, make(theta, remembered), batch
-  )
+  assert make is not None
+
+  def predict(base, theta, remembered, held, batch):
+    own = selection.select_within(make(theta, remembered), model.axes, held)
+    return predict_held(algorithm, name, base, own, held, batch)
+
+  return predict
+
+
+def predict_held(
+  algorithm: Algorithm,
+  name: str,
+  base: Tree,
+  local: Tree,
+  held: Selection,
+  batch: Batch,
+) -> dict[str, jax.Array]:
+  """Returns what a client's model says of a batch.
+
+  Args:
+    algorithm: The method.
+    name: Of the evaluation in whose way outputs are read.
+    base: Frozen parameters.
+    local: The client's part of theta, as its model sees it.
+    held: What the client holds.
+    batch: The batch.
+  """
+  assembled = algorithm.model.assemble(base, local, held)
+  evaluation = algorithm.evaluation
+  scores = evaluation.predict(name, assembled, held, batch.inputs)
+  return evaluation.task.predict(scores, batch)
 
 
 def _summarize(

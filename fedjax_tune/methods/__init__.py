@@ -5,7 +5,7 @@ from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
 from fedjax_tune.methods.heterotune import heterotune
-from fedjax_tune.methods.personal import fedper
+from fedjax_tune.methods.personal import fedper, local_only
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
 from fedjax_tune.methods.width import (
@@ -47,6 +47,7 @@ METHODS: dict[str, Method] = {
   ),
   'composed': Method(composed.build, composed.check, menus=menus.composed),
   'fedper': Method(fedper.build),
+  'local_only': Method(local_only.build, menus=menus.depth),
   'scaffold': Method(scaffold.build, scaffold.check),
   'feddyn': Method(feddyn.build, feddyn.check),
   'heterotune': Method(heterotune.build, heterotune.check, several_models=True),

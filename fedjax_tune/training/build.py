@@ -9,9 +9,19 @@ import numpy as np
 
 from fedjax_tune import config, plugins
 from fedjax_tune.costs import capacity, fit, hardware
-from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
+from fedjax_tune.data import (
+  arrays,
+  corpus,
+  digest,
+  outlines,
+  partition,
+  shares,
+  tasks,
+)
 from fedjax_tune.data import fetch as fetching
+from fedjax_tune.data import held_out as holding
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine import personal
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, proximal
@@ -47,6 +57,9 @@ class Setup:
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
+    validation: For each client the positions of its part of the validation
+      split, in the training data; None without one.
+    held_out: Likewise of what it is judged by.
   """
 
   experiment: config.Experiment
@@ -64,6 +77,26 @@ class Setup:
   readers: dict[str, int]
   weights: str
   notes: tuple[str, ...]
+  validation: shares.Shares | None = None
+  held_out: shares.Shares | None = None
+
+  def own_data(
+    self, clients: Sequence[int]
+  ) -> tuple[corpus.Corpus, list[np.ndarray]]:
+    """Returns examples, and for each client the positions of those like its own.
+
+    What was held out of its training, or test examples.
+    """
+    if self.held_out is not None:
+      return self.train, [self.held_out[k] for k in clients]
+    parts = self.partition
+    rows = personal.own_examples(
+      self.train.labels,
+      [parts.indices[k] for k in clients],
+      parts.domains[list(clients)],
+      self.test,
+    )
+    return self.test, rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +202,14 @@ def build(
     owned = partition.partition(experiment.clients, train)
   else:
     owned = partition.of(parts, experiment.clients, train)
+  apart: dict[str, shares.Shares] = {}
+  for field, share in (
+    ('data.validation', experiment.data.validation),
+    ('clients.held_out', experiment.clients.held_out),
+  ):
+    if share:
+      seed = experiment.clients.seed
+      owned, apart[field] = holding.hold_out(owned, train, share, seed, field)
   steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
@@ -224,6 +265,8 @@ def build(
       :16
     ],
     notes=tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
+    validation=apart.get('data.validation'),
+    held_out=apart.get('clients.held_out'),
   )
 
 

@@ -75,6 +75,7 @@ class Ledger:
     meter: What they moved and computed.
     now: How the run stands among its evaluations.
     best: The state of the best one.
+    state: The state after the last round that is settled.
     settled: When the last one was known, of `time.perf_counter`.
   """
 
@@ -86,7 +87,15 @@ class Ledger:
   meter: dict[str, Any]
   now: stopping.Standing
   best: ServerState
+  state: ServerState
   settled: float = -math.inf
+
+  @property
+  def kept(self) -> tuple[ServerState, int]:
+    """The state that the run is judged by in the end, and the round after it."""
+    if self.run.setup.experiment.keep_best and self.now.rnd >= 0:
+      return self.best, self.now.rnd + 1
+    return self.state, self.done
 
   @property
   def over(self) -> bool:
@@ -119,11 +128,11 @@ class Ledger:
     record = round_record(plan, sums, self.meter, self.settled - begin)
     with out.watch.section('evaluation'):
       record |= self.run.evaluate(state, rnd)
-    self.done = rnd + 1
+    self.done, self.state = rnd + 1, state
     out.claim.check()
     record |= out.watch.lap()
     out.writer.write(rnd, record)
-    self.now = self.now.after(rnd, record.get('eval/accuracy'))
+    self.now = self.now.after(rnd, stopping.score(record))
     self.best = state if self.now.rnd == rnd else self.best
     ends = bool(self.signals.asked) or self.over or self.done == self.last
     if not record['train/clients']:

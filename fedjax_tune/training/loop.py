@@ -17,11 +17,13 @@ from fedjax_tune.data import arrays
 from fedjax_tune.engine import local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
+from fedjax_tune.report import clients as reporting_clients
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
 from fedjax_tune.training import (
   checkpoint,
+  client_report,
   clock,
   folders,
   health,
@@ -108,8 +110,11 @@ def train(
         console.print(f'All {kept.rounds} rounds are done; none is left.')
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
-        train_rounds(run, kept, own, claim, signals, workdir, console, watch)
-        return summary.write_results(run, workdir)
+        books = train_rounds(
+          run, kept, own, claim, signals, workdir, console, watch
+        )
+        clients = _report_clients(books, workdir, console)
+        return summary.write_results(run, workdir, clients)
 
 
 def train_rounds(
@@ -121,7 +126,7 @@ def train_rounds(
   workdir: str,
   console: rich_console.Console,
   watch: clock.Clock,
-) -> None:
+) -> ledger.Ledger:
   """Trains the rounds that are left, and writes each.
 
   Args:
@@ -134,6 +139,9 @@ def train_rounds(
     console: Where the progress is shown.
     watch: Tells what each round's row says of time.
 
+  Returns:
+    The books, of all rounds.
+
   Raises:
     Interrupted: A signal came; the round under way was finished and saved.
     StorageError: The folder can no longer be written.
@@ -143,6 +151,8 @@ def train_rounds(
   state, meter, best = run.start(kept)
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
   health.check_state(state, f'after {start} rounds')
+  if experiment.eval_start:
+    _judge_start(run, workdir, anew=kept is None)
   now = stopping.standing(reporting.parse(rows))
   last = start if now.over(experiment.patience) else experiment.rounds
   if start < last:
@@ -155,7 +165,9 @@ def train_rounds(
     RoundProgress(last, start, label, console) as progress,
   ):
     outputs = ledger.Outputs(claim, saved, writer, progress, watch)
-    books = ledger.Ledger(run, signals, outputs, last, start, meter, now, best)
+    books = ledger.Ledger(
+      run, signals, outputs, last, start, meter, now, best, state
+    )
     _compute(run, state, books, workdir)
   if books.over:
     now = books.now
@@ -170,6 +182,36 @@ def train_rounds(
       f'{signals.asked} after round {books.done} of {last}, which is saved in'
       f' {workdir}; --resume goes on from there.'
     )
+  return books
+
+
+def _judge_start(run: Run, workdir: str, *, anew: bool) -> None:
+  """Writes how good a run is before its first round, if it is not there."""
+  path = pathlib.Path(workdir) / reporting.START
+  if anew or not path.exists():
+    found = run.judge(run.engine.init(), 'before the first round')
+    reporting.write_json(path, found)
+
+
+def _report_clients(
+  books: ledger.Ledger, workdir: str, console: rich_console.Console
+) -> dict[str, Any]:
+  """Tells how each client fares, where that is asked for; else {}."""
+  if not books.run.setup.experiment.clients.report:
+    return {}
+
+  def check() -> None:
+    if asked := books.signals.asked:
+      raise endings.Interrupted(
+        f'{asked} after the last round, which is saved in {workdir}; --resume'
+        ' judges the clients, and ends the run.'
+      )
+
+  with console.status('Judging models for each client'):
+    state, rnd = books.kept
+    found = client_report.write(books.run, state, rnd, workdir, check)
+  console.print(reporting_clients.class_table(found))
+  return found
 
 
 def _compute(

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,18 +14,16 @@ from fedjax_tune.costs.cost import Cost, client_cost, held_shapes
 from fedjax_tune.engine import (
   batches,
   local_optimizer,
-  personal,
   server,
   server_optimizer,
   store,
 )
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.plan import Member, RoundPlan
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.slabs import Signature
-from fedjax_tune.training import build, checkpoint, snapshot
+from fedjax_tune.training import build, checkpoint, evaluation, snapshot
 from fedjax_tune.typing import Tree
 
 
@@ -65,25 +64,7 @@ class Run:
         e.engine.devices or jax.local_device_count(),
       ),
     )
-    tests = {
-      name: setup.test.view(setup.readers.get(name, 0))
-      for name in setup.algorithm.evaluation.models
-    }
-    self._evaluate = build_evaluate(
-      setup.algorithm.model,
-      setup.algorithm.evaluation,
-      tests,
-      e.data.lengths,
-    )
-    self._personal = None
-    if setup.algorithm.evaluation.personal:
-      parts = setup.partition
-      own = personal.own_examples(
-        setup.train.labels, parts.indices, parts.domains, setup.test
-      )
-      self._personal = personal.build(
-        setup.algorithm, setup.test, own, e.data.lengths
-      )
+    self._evaluate = evaluation.build(setup, self.engine.base)
 
   def _add(
     self,
@@ -99,24 +80,37 @@ class Run:
     Raises:
       ValueError: One does not fit this machine.
     """
-    setup, e = self.setup, self.setup.experiment
-    planner, model = setup.planner, setup.algorithm.model
-    size, info = e.local.batch_size, planner.info_shapes
-    shapes = lambda sig, *lead: batches.shapes(setup.train, sig.length, lead)
+    setup, planner = self.setup, self.setup.planner
+    lead = planner.most_steps, setup.experiment.local.batch_size
     self.widths |= widths
     self.batch_shapes |= {
-      sig: shapes(sig, planner.most_steps, size) for sig in widths
+      sig: batches.shapes(setup.train, sig.length, lead) for sig in widths
     }
     compile_programs(widths)
     scratch = self.engine.programs.temp_bytes()
     for sig in widths:
       capacity.check_program(_describe(sig, setup.sizes), scratch[sig])
-    optimizer = local_optimizer.build(e.local)
     for sig in widths:
+      self.cost(sig)
+
+  def cost(self, sig: Signature) -> Cost:
+    """Returns what a client of a class costs, whether the run has one or not."""
+    if sig not in self.costs:
+      setup, e = self.setup, self.setup.experiment
+      model, lead = setup.algorithm.model, (e.local.batch_size,)
       self.costs[sig] = client_cost(
-        setup.algorithm, sig, shapes(sig, size), info, optimizer
+        setup.algorithm,
+        sig,
+        batches.shapes(setup.train, sig.length, lead),
+        setup.planner.info_shapes,
+        local_optimizer.build(e.local),
       )
       self._held[sig] = held_shapes(model.theta, model.axes, sig)
+    return self.costs[sig]
+
+  def class_name(self, sig: Signature) -> str:
+    """Names what a client holds, however long its texts are."""
+    return _describe(dataclasses.replace(sig, length=0), self.setup.sizes)
 
   def prepare(self, plan: RoundPlan) -> None:
     """Compiles what a round needs besides what the planner foresaw."""
@@ -211,34 +205,22 @@ class Run:
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
     """
-    if not self.is_due(rnd):
-      return {}
+    return self.judge(state, f'round {rnd}') if self.is_due(rnd) else {}
+
+  def judge(self, state: server.ServerState, when: str) -> dict[str, float]:
+    """Evaluates every model of the method.
+
+    Args:
+      state: The server's state.
+      when: Which state it is, for messages.
+
+    Raises:
+      Diverged: Outputs or metrics of a model are not finite.
+    """
     try:
-      if self._personal:
-        return self._personal(self.engine.base(state), state)
-      results = self._evaluate(self.engine.base(state), state.theta)
+      return self._evaluate(state)
     except endings.Diverged as error:
-      raise endings.Diverged(f'round {rnd}: {error}') from error
-    weights = self.setup.algorithm.evaluation.weights
-    mean = lambda x: float(np.mean(x))
-    primary, *others = self.setup.test.task.metrics
-    # Values by domain of the models that count together.
-    main = {
-      metric: np.add.reduce(
-        [w * results[n][metric] for n, w in weights.items()]
-      )
-      for metric in (primary, *others)
-    }
-    domains = zip(self.setup.test.domain_names, main[primary], strict=True)
-    apart = [name for name in results if weights != {name: 1.0}]
-    return (
-      {'eval/accuracy': mean(main[primary])}
-      | {f'metric/{m}': mean(main[m]) for m in others}
-      | {f'eval/accuracy/{domain}': float(x) for domain, x in domains}
-      | {
-        f'eval/{name}/accuracy': mean(results[name][primary]) for name in apart
-      }
-    )
+      raise endings.Diverged(f'{when}: {error}') from error
 
   def class_costs(self) -> list[table.ClassCost]:
     """Returns what a client of each class costs, largest first.
