@@ -1,6 +1,8 @@
 """A run tells how each client fares, the same after a kill, and only if asked."""
 
 import json
+import types
+from typing import Any
 
 import matplotlib.image as mpl_image
 import numpy as np
@@ -10,6 +12,7 @@ import fedjax_tune as ft
 from fedjax_tune import config, endings
 from fedjax_tune.report import client_plots, clients, writer
 from fedjax_tune.training import client_report, ledger
+from launch import sweep_results
 
 
 def _data():
@@ -38,11 +41,11 @@ def _experiment(method='fedra', **options):
 _ASKED = {'report': 9, 'held_out': 0.25, 'report_steps': 3}
 
 
-def _train(path, *, resume=False, validation=0.2, **options):
+def _train(path, *, resume=False, validation=0.2, writers=(), **options):
   e = _experiment(**options)
   e.data.validation, e.keep_best, e.eval_start = validation, True, True
   e.eval_every = 1
-  return ft.train(e, str(path), data=_data(), resume=resume)
+  return ft.train(e, str(path), data=_data(), resume=resume, writers=writers)
 
 
 @pytest.fixture(scope='module')
@@ -122,13 +125,29 @@ def test_a_run_that_was_stopped_there_writes_the_same(
   assert (tmp_path / name).read_bytes() == (path / name).read_bytes()
 
 
+class _Kept:
+  """A user's writer."""
+
+  def __init__(self):
+    self.told = []
+
+  def write(self, rnd, metrics):
+    self.told.append((rnd, metrics))
+
+  def close(self):
+    self.told.append(('closed', {}))
+
+
 def test_alone_clients_have_no_model_of_the_server(tmp_path, monkeypatch):
   """And a run that is not asked tells nothing."""
   with monkeypatch.context() as patch:
     patch.setattr(client_report, 'write', None)
     assert 'clients' not in _train(tmp_path / 'b', method='local_only')
   assert not (tmp_path / 'b' / 'clients.csv').exists()
-  summary = _train(tmp_path, method='local_only', report=2)
+  kept = _Kept()
+  summary = _train(tmp_path, method='local_only', report=2, writers=[kept])
+  assert [rnd for rnd, _ in kept.told] == [0, 1, 2, 'closed']
+  assert kept.told[-2][1]['eval/accuracy'] == summary['accuracy']
   found = summary['clients']
   assert (found['reported'], found['of']) == (2, 4)
   assert 'server' not in found
@@ -192,3 +211,29 @@ def test_clients_without_a_metric_do_not_count():
 def test_any_number_of_clients_is_drawn(tmp_path, num):
   client_plots.plot_run(_rows(0, num), tmp_path / 'clients.png')
   assert mpl_image.imread(tmp_path / 'clients.png')[..., :3].std() > 0.01
+
+
+def test_a_sweep_compares_its_clients(tmp_path):
+  runs: list[Any] = []
+  for seed, method in enumerate(('fedra', 'local_only', 'fedra', 'raffm')):
+    place, e = tmp_path / str(seed), config.Experiment(method=method)
+    place.mkdir()
+    if method != 'raffm':  # It was not asked.
+      (place / clients.FILE).write_text(clients.to_csv(_rows(seed)))
+    runs.append(
+      types.SimpleNamespace(
+        label=method, seed=seed // 2, workdir=place, experiment=e
+      )
+    )
+  text = sweep_results._compare_clients(tmp_path, runs)
+  cells = [
+    [cell.strip() for cell in line.strip('|').split('|')][:2]
+    for line in text.splitlines()
+    if ' own ' in line
+  ]
+  assert cells == [['fedra', 'own'], ['local_only', 'own']]
+  assert 'gain over alone' in text
+  together = clients.read(tmp_path)
+  assert len(together) == 120
+  assert (tmp_path / 'clients.png').exists()
+  assert sweep_results._compare_clients(tmp_path, runs[3:]) == ''

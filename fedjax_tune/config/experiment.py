@@ -109,6 +109,9 @@ class Data:
     validation: Share of each client's examples that nobody trains on, but which
       together are the validation split: `patience` and `keep_best` judge by it.
       0 has none.
+    flip: Mirror pictures left to right in half of the local steps.
+    crop: Shift pictures in local steps by up to so many pixels each way; what
+      comes in at a border repeats the border.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -122,6 +125,8 @@ class Data:
   test_examples: int = 0
   lengths: tuple[int, ...] = (32, 64, 128)
   validation: float = 0.0
+  flip: bool = False
+  crop: int = 0
   normalization: str = ''
 
 
@@ -199,8 +204,12 @@ class Local:
       of batches plus one, as FedRA's authors do (main.py, client.py).
     clip_norm: Largest global gradient norm; 0 turns clipping off.
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
-    decay: The learning rate of round t is lr * decay**(t // decay_every).
-    decay_every: Rounds from one decay to the next.
+    over_rounds: How the learning rate falls over rounds: 'decay' makes it
+      lr * decay**(t // decay_every) in round t, 'cosine' lets it fall to 0,
+      which it would reach one round after the last.
+    decay: Of 'decay'.
+    decay_every: Of 'decay': rounds from one to the next.
+    warmup: Rounds in which the rate rises, in equal steps, to what it would be.
     schedule: How the rate changes within a client's round, over its own steps:
       'constant', 'linear' or 'cosine' (towards 0), or 'exponential' (times
       `gamma` after each local epoch).
@@ -219,8 +228,10 @@ class Local:
   epochs: int = 1
   equal_steps: bool = True
   prox: float = 0.0
+  over_rounds: str = 'decay'
   decay: float = 1.0
   decay_every: int = 1
+  warmup: int = 0
   schedule: str = 'constant'
   gamma: float = 0.95
   decay_mask: str = 'all'
@@ -276,6 +287,8 @@ class Experiment:
     method: A key of `methods.METHODS`, or one that a module registers.
     imports: Modules to import first, which register methods or partitions, or
       have TFDS builders (`plugins.py`).
+    writers: Where metrics go besides the run's folder: 'wandb', 'mlflow' (whose
+      packages are installed apart), or what a module registers.
     rounds: How many; with `patience`, at most.
     seed: Of all draws except the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.
@@ -291,6 +304,7 @@ class Experiment:
 
   method: str = 'fedra'
   imports: tuple[str, ...] = ()
+  writers: tuple[str, ...] = ()
   rounds: int = 100
   seed: int = 0
   eval_every: int = 5

@@ -86,6 +86,7 @@ RULES = {
   'eval_start': _ANY,
   'checkpoint_every': at_least(1),
   'imports': _MODULE,
+  'writers': REGISTERED,
   'patience': at_least(0),
   'keep_best': _ANY,
   'model.weights': _NAMED,
@@ -131,6 +132,8 @@ RULES = {
   'data.normalization': one_of('', 'imagenet', 'clip', 'half'),
   'data.test_examples': at_least(0),
   'data.validation': _FRACTION,
+  'data.flip': _ANY,
+  'data.crop': within(0, 4096, 'a picture has no more pixels'),
   'data.lengths': within(
     8, 2**17, 'every token of a text attends to every other'
   ),
@@ -162,8 +165,10 @@ RULES = {
   'local.epochs': _EXAMPLES,
   'local.equal_steps': _ANY,
   'local.prox': at_least(0),
+  'local.over_rounds': one_of('decay', 'cosine'),
   'local.decay': _DECAY,
   'local.decay_every': at_least(1),
+  'local.warmup': _RAMP,
   'local.schedule': REGISTERED,
   'local.gamma': _DECAY,
   'local.decay_mask': one_of('all', 'no_bias_norm'),

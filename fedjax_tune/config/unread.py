@@ -105,6 +105,7 @@ _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 READ: dict[str, tuple[Need, ...]] = {
   'method': (),
   'imports': (),
+  'writers': (),
   'rounds': (),
   'seed': (),
   'eval_every': (),
@@ -143,6 +144,8 @@ READ: dict[str, tuple[Need, ...]] = {
   'data.normalization': (),
   'data.test_examples': (),
   'data.validation': (),
+  'data.flip': (),
+  'data.crop': (),
   'data.lengths': (),
   'clients.partition': (),
   'clients.count': (),
@@ -175,8 +178,13 @@ READ: dict[str, tuple[Need, ...]] = {
   'local.epochs': (Need('local.steps', (0,)),),
   'local.equal_steps': (Need('local.steps', (0,)),),
   'local.prox': (),
-  'local.decay': (),
-  'local.decay_every': (Need('local.decay', (1,), but=True),),
+  'local.over_rounds': (),
+  'local.decay': (Need('local.over_rounds', ('decay',)),),
+  'local.decay_every': (
+    Need('local.over_rounds', ('decay',)),
+    Need('local.decay', (1,), but=True),
+  ),
+  'local.warmup': (),
   'local.schedule': (),
   'local.gamma': (Need('local.schedule', ('exponential',)),),
   'local.decay_mask': (Need('local.weight_decay', (0,), but=True),),
@@ -249,7 +257,13 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.cmga': (_HETEROTUNE,),
 }
 # Read for one kind of data only; the model decides which.
-OF_IMAGES = ('data.image_size', 'data.normalization', 'lora.patch_embed')
+OF_IMAGES = (
+  'data.image_size',
+  'data.flip',
+  'data.crop',
+  'data.normalization',
+  'lora.patch_embed',
+)
 OF_TEXTS = ('data.lengths',)
 
 

@@ -127,6 +127,10 @@ def _disagreements(
       f'{experiment.rounds}.'
     )
   local = experiment.local
+  if local.warmup and local.warmup >= experiment.rounds:
+    yield (
+      f'local.warmup={local.warmup} must lie below rounds={experiment.rounds}.'
+    )
   if local.schedule == 'exponential' and local.steps:
     yield (
       f"local.schedule='exponential' falls with each local epoch, so that"

@@ -20,7 +20,7 @@ MODELS = {
   'own': 'what the client holds',
   'tuned': 'that after local steps',
 }
-_TEXTS = ('class', 'domain')
+_TEXTS = ('label', 'class', 'domain')
 
 
 def to_csv(rows: Sequence[Record]) -> str:

@@ -98,7 +98,11 @@ def of(methods: Mapping[str, str]) -> dict[str, Style]:
       it takes the next.
     - No two of a picture are alike, up to fifteen variants of a method.
   """
-  found = {label: METHODS[label] for label in methods if label in METHODS}
+  found = {
+    label: METHODS.get(label) or _of_users(label)
+    for label, method in methods.items()
+    if label == method
+  }
   for label in sorted(methods):
     if label not in found:
       found[label] = _variant(label, methods[label], set(found.values()))
@@ -131,6 +135,8 @@ def _number(name: str) -> int:
 
 def _shaded(color: str, shade: float) -> str:
   """Mixes a colour with white above 0, with black below."""
+  if not shade:
+    return color
   other = 1.0 if shade > 0 else 0.0
   mix = lambda part: (1 - abs(shade)) * part + abs(shade) * other
   red, green, blue = mpl_colors.to_rgb(color)

@@ -24,7 +24,7 @@ from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine import personal
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
-from fedjax_tune.methods import METHODS, proximal
+from fedjax_tune.methods import METHODS, augment, proximal
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import (
   federation,
@@ -244,6 +244,9 @@ def build(
   algorithm = METHODS[experiment.method].build(facts)
   if experiment.local.prox:
     algorithm = proximal.add(algorithm, experiment.local.prox)
+  changes = experiment.data
+  if train.lengths is None and (changes.flip or changes.crop):
+    algorithm = augment.add(algorithm, flips=changes.flip, shift=changes.crop)
   planner = Planner(
     experiment, algorithm, train, owned.indices, owned.domains, readers
   )

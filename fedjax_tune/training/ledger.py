@@ -1,5 +1,6 @@
 """The books of a run: what each round came to, read, judged, written, saved."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import time
@@ -11,6 +12,7 @@ import numpy as np
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import writer as reporting
+from fedjax_tune.report import writers
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import (
   checkpoint,
@@ -49,6 +51,7 @@ class Outputs(NamedTuple):
     writer: The metrics.
     progress: What is shown.
     watch: Tells what each round's row says of time.
+    others: Are told of each round, once the run's own metrics are written.
   """
 
   claim: folder.Claim
@@ -56,6 +59,7 @@ class Outputs(NamedTuple):
   writer: reporting.MetricsWriter
   progress: RoundProgress
   watch: clock.Clock
+  others: Sequence[writers.Writer] = ()
 
 
 @dataclasses.dataclass
@@ -132,6 +136,8 @@ class Ledger:
     out.claim.check()
     record |= out.watch.lap()
     out.writer.write(rnd, record)
+    for other in out.others:
+      other.write(rnd, record)
     self.now = self.now.after(rnd, stopping.score(record))
     self.best = state if self.now.rnd == rnd else self.best
     ends = bool(self.signals.asked) or self.over or self.done == self.last

@@ -19,6 +19,7 @@ from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import clients as reporting_clients
 from fedjax_tune.report import writer as reporting
+from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
 from fedjax_tune.training import (
@@ -49,6 +50,7 @@ def train(
   console: rich_console.Console | None = None,
   data: arrays.Arrays | None = None,
   partition: Sequence[np.ndarray] | None = None,
+  writers: Sequence[writing.Writer] = (),
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
 
@@ -65,6 +67,8 @@ def train(
     data: From `from_arrays`, in place of the data set that `data.name` names.
     partition: For each client the positions of its training examples; None
       divides them as `clients.partition` says.
+    writers: Objects with `write(round, metrics)`, which are told of each round;
+      what has a `close` is closed at the end.
 
   Returns:
     What `summary.json` holds.
@@ -110,9 +114,12 @@ def train(
         console.print(f'All {kept.rounds} rounds are done; none is left.')
       with signals.patient(), endings.storing(workdir, only_full=True):
         write_setup(run, classes, workdir)
-        books = train_rounds(
-          run, kept, own, claim, signals, workdir, console, watch
-        )
+        with writing.opened(
+          experiment.writers, writers, workdir, fields
+        ) as others:
+          books = train_rounds(
+            run, kept, own, claim, signals, workdir, console, watch, others
+          )
         clients = _report_clients(books, workdir, console)
         return summary.write_results(run, workdir, clients)
 
@@ -126,6 +133,7 @@ def train_rounds(
   workdir: str,
   console: rich_console.Console,
   watch: clock.Clock,
+  others: Sequence[writing.Writer] = (),
 ) -> ledger.Ledger:
   """Trains the rounds that are left, and writes each.
 
@@ -138,6 +146,7 @@ def train_rounds(
     workdir: The run's folder.
     console: Where the progress is shown.
     watch: Tells what each round's row says of time.
+    others: Are told of each round, too.
 
   Returns:
     The books, of all rounds.
@@ -164,7 +173,7 @@ def train_rounds(
     reporting.MetricsWriter(workdir, rows) as writer,
     RoundProgress(last, start, label, console) as progress,
   ):
-    outputs = ledger.Outputs(claim, saved, writer, progress, watch)
+    outputs = ledger.Outputs(claim, saved, writer, progress, watch, others)
     books = ledger.Ledger(
       run, signals, outputs, last, start, meter, now, best, state
     )
@@ -238,7 +247,9 @@ def _compute(
   for plan, plan_next in watch.waits(plans):
     run.prepare(plan)
     begin = time.perf_counter()
-    lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
+    lr = local_optimizer.learning_rate(
+      experiment.local, plan.rnd, experiment.rounds
+    )
     with watch.section('training'):
       state, sums = run.engine.round(state, plan, key, lr)
     if waiting and settle():
