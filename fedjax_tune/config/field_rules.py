@@ -90,7 +90,9 @@ RULES = {
   'patience': at_least(0),
   'keep_best': _ANY,
   'model.weights': _NAMED,
-  'model.tune': one_of('lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'),
+  'model.tune': one_of(
+    'lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full', 'head'
+  ),
   'model.prompt_tokens': _PARAMETERS,
   'model.dtype': one_of('float32', 'bfloat16'),
   'model.remat': _ANY,

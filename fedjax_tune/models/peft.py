@@ -161,8 +161,8 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   if isinstance(cfg, sizes.DecoderConfig):
     if model.tune in ('bitfit', 'prompt', 'prefix'):
       raise ValueError(
-        f"model.tune={model.tune!r} must be 'lora', 'adapter' or 'full' for a"
-        ' decoder: it has no biases, and takes no trained tokens here.'
+        f"model.tune={model.tune!r} must be 'lora', 'adapter', 'full' or 'head'"
+        ' for a decoder: it has no biases, and takes no trained tokens here.'
       )
     if model.dropout:
       raise ValueError(
