@@ -5,7 +5,8 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `cost/uplink_bytes`, `cost/downlink_bytes`, `cost/train_flops` and
 `time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
-`eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
+`eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`, and
+`validation/accuracy` (likewise) where there is a validation split.
 Where the seconds since the row before went is told by `time/training_s`,
 `time/evaluation_s`, `time/compile_s`, `time/data_s` (waiting for it),
 `time/checkpoint_s` and `time/other_s`.
