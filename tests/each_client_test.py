@@ -11,6 +11,7 @@ import tiny
 from fedjax_tune.data import metrics
 from fedjax_tune.engine import each_client, local_optimizer, step
 from fedjax_tune.engine.algorithm import Context
+from fedjax_tune.typing import Tokens
 
 _TEST = tiny.examples(41, tiny.STACK_SIZE, seed=5)
 _ROWS = [
@@ -175,3 +176,35 @@ def test_work_can_be_ended():
   with pytest.raises(KeyboardInterrupt):
     judge.judge(_shared(run, state, 0), state, subjects)
   assert dataclasses.is_dataclass(judge)
+
+
+@pytest.mark.slow
+def test_texts_are_padded_to_few_lengths():
+  """What a model says of a text does not depend on how far it is padded."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 13, 48).astype(np.int32)
+  ids = rng.integers(1, 20, (48, 12)).astype(np.int32)
+  ids[np.arange(12) >= tokens[:, None]] = 0
+  texts = dataclasses.replace(
+    tiny.examples(48, tiny.STACK_SIZE),
+    inputs=Tokens(ids, np.zeros_like(ids)),
+    lengths=tokens,
+  )
+  e = tiny.experiment('fedra', data={'lengths': (8, 12)}, engine={'slab': 4})
+  run = tiny.run(e, tiny.text_foundation(targets=('mlp.fc2',)), texts)
+  judge = each_client.EachClient(
+    run.algorithm, run.planner, run.local_opt, None, lambda _: texts, (8, 12), 1
+  )  # fmt: skip
+  state = run.engine.init()
+  rows = [np.arange(40), np.array([3]), np.arange(20, 48), np.arange(5)]
+  subjects = each_client.Subjects(0, run.planner.gather(0, range(4)), rows)
+  scores = judge.judge(_shared(run, state, 0), state, subjects)
+  for client, at in enumerate(rows):
+    seen, held = _own(run, state, 0, client)
+    model = run.foundation.assemble(run.foundation.base, seen, held)
+    outputs = run.algorithm.evaluation.predict(
+      'full', model, held, texts.read(at)
+    )
+    hits = np.argmax(outputs, -1) == texts.labels[at]
+    np.testing.assert_allclose(scores.own[client], hits.mean())
+  assert np.isfinite(scores.tuned).all()
