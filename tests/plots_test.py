@@ -136,6 +136,11 @@ def test_chance_is_a_line_or_a_word(tmp_path, monkeypatch):
   high = {'fedra': [([5, 10], [0.93, 0.95])]}
   plots.plot_comparison(high, tmp_path / 'high.png', None, chance)
   assert len(lines) == 2
+  near = {'1 of 5 classes': 0.2, 'largest class': 0.201}
+  plots.plot_comparison(low, tmp_path / 'near.png', None, near)
+  assert len(lines) == 4
+  joined = '1 of 5 classes 20.0, largest class 20.1'
+  assert joined in [args[0] for args, _ in told]
   text = 'far below: 1 of 5 classes 20.0, largest class 30.0'
   assert text in [args[0] for args, _ in told]
 

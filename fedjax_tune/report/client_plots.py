@@ -6,6 +6,7 @@ import os
 
 import matplotlib as mpl
 from matplotlib import axes as mpl_axes
+from matplotlib import ticker
 import numpy as np
 
 from fedjax_tune.report import clients, figure, styles, tables
@@ -15,7 +16,7 @@ _COLORS = dict(zip(clients.MODELS, figure.COLORS, strict=False))
 _MARKERS = dict(zip(clients.MODELS, 'os^', strict=True))
 # More dots of a class would hide each other.
 _MOST_DOTS = 300
-_COST = 'GFLOP of a local step'
+_COST = 'a local step of a client'
 
 
 def plot_run(rows: Sequence[Record], path: str | os.PathLike[str]) -> None:
@@ -83,8 +84,8 @@ def plot_methods(
       ylabel='accuracy of what each holds (%)',
       xlim=(0, 100),
     )
-    right.set(title='Means of classes, by cost', xlabel=_COST)
-    right.set_xlim(left=0)
+    right.set_title('Means of classes, by cost')
+    _finish_cost(right)
     fig.legend(loc='outside lower center', ncols=4, frameon=False)
     fig.savefig(path)
 
@@ -145,9 +146,16 @@ def _by_cost(
       x, mean, deviation, color=_COLORS[model], marker=_MARKERS[model], ms=4,
       capsize=2, elinewidth=0.8, label=f'{model}: {clients.MODELS[model]}',
     )  # fmt: skip
-  ax.set(title='Means of classes, by cost', xlabel=_COST, ylabel='accuracy (%)')
+  ax.set(title='Means of classes, by cost', ylabel='accuracy (%)')
+  _finish_cost(ax)
+
+
+def _finish_cost(ax: mpl_axes.Axes) -> None:
+  ax.set_xlabel(_COST)
   ax.set_xlim(left=0)
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
+  ax.xaxis.set_major_formatter(lambda x, _: tables.human_flops(x))
 
 
 def _cost(rows: Sequence[Record]) -> float:
-  return float(np.mean([row['flops_per_step'] for row in rows])) / 1e9
+  return float(np.mean([row['flops_per_step'] for row in rows]))

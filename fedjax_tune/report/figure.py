@@ -158,18 +158,25 @@ def mark_chance(ax: mpl_axes.Axes, chance: Mapping[str, float]) -> None:
     chance: By what it is called, in percent.
   """
   low, high = ax.get_ylim()
-  told = []
-  for name, value in sorted(chance.items(), key=lambda item: item[1]):
+  told, names = [], []
+  ranked = sorted(chance.items(), key=lambda item: item[1])
+  for i, (name, value) in enumerate(ranked):
     text = f'{name} {value:.1f}'
     if value < low - 0.6 * (high - low):
       told.append(text)
       continue
     ax.axhline(value, color='#999999', lw=0.9, ls=(0, (1, 2)), zorder=0)
-    ax.annotate(
-      text, (1, value), (-3, 2), xycoords=('axes fraction', 'data'),
-      textcoords='offset points', fontsize=7.5, color='#777777', ha='right',
-    )  # fmt: skip
     low, high = min(low, value), max(high, value)
+    names.append(text)
+    # Lines that all but touch share a label.
+    if i + 1 < len(ranked) and ranked[i + 1][1] - value < 0.05 * (high - low):
+      continue
+    ax.annotate(
+      ', '.join(names), (1, value), (-3, 2), fontsize=7.5, color='#777777',
+      xycoords=('axes fraction', 'data'), textcoords='offset points',
+      ha='right',
+    )  # fmt: skip
+    names = []
   margin = 0.04 * (high - low)
   ax.set_ylim(low - margin, high + margin)
   if told:

@@ -203,6 +203,8 @@ def _lines(
   rows: Sequence[Record], domain_names: Sequence[str]
 ) -> Iterator[_Line]:
   """Yields the lines of a run: domains, models besides, and the mean."""
+  if len(domain_names) == 1:  # It is the mean.
+    domain_names = ()
   names, looks = _names(domain_names), figure.line_styles()
   for domain, name, (color, dash) in zip(
     domain_names, names, looks, strict=False
