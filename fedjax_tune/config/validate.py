@@ -141,6 +141,11 @@ def _disagreements(
       f' local.steps={local.steps} must be 0.'
     )
   cfg = experiment.clients
+  if cfg.report and experiment.engine.fsdp:
+    yield (
+      f'clients.report={cfg.report} must be 0 with engine.fsdp=True: clients'
+      ' are judged on one device, which holds the whole model.'
+    )
   if cfg.fit and not cfg.devices and RULES['clients.fit'].holds(cfg.fit):
     yield (
       f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"

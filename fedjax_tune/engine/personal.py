@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_tune import endings, selection
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine import store
+from fedjax_tune.engine import divided, hosts, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import batches
@@ -76,33 +76,47 @@ def build(
   def of_client(base, theta, remembered, held, rows):
     order, parts = [], []
     for index, batch in batches(test, rows, lengths, _BATCH):
-      found = jax.device_get(predict(base, theta, remembered, held, batch))
+      arrays = divided.beside(base, batch, split=True)
+      found = jax.device_get(predict(base, theta, remembered, held, arrays))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
     joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     return np.concatenate(order), joined
 
+  def of_own(base, state, client, rows):
+    """Returns a client's metrics, and the primary one by domain."""
+    states = store.gather(
+      state.clients, np.array([client]), algorithm.client.state
+    )
+    remembered = jax.tree.map(lambda x: x[0], states)
+    theta = divided.beside(base, state.theta)
+    # The same in every round, or it could not be a model of the client's own.
+    (held,) = algorithm.rule.draw(0, [client])
+    order, predicted = of_client(base, theta, remembered, held, rows)
+    by_domain = {}
+    for domain, domain_name in enumerate(test.domain_names):
+      at = test.domains[order] == domain
+      if at.any():
+        part = {k: v[at] for k, v in predicted.items()}
+        by_domain[domain_name] = test.judge(order[at], part)[task.primary]
+    return test.judge(order, predicted), by_domain
+
   def evaluate(base, state):
-    start = algorithm.client.state
+    # Each host has every so manieth client.
+    mine = range(hosts.index(), len(own), hosts.count())
+    given = hosts.exchange(
+      {k: of_own(base, state, k, own[k]) for k in mine if own[k].size}
+    )
+    found = {k: v for part in given for k, v in part.items()}
     by_client = {metric: [] for metric in task.metrics}
     by_domain = {domain: [] for domain in test.domain_names}
-    for client, rows in enumerate(own):
-      if not rows.size:
-        continue
-      states = store.gather(state.clients, np.array([client]), start)
-      remembered = jax.tree.map(lambda x: x[0], states)
-      # The same in every round, or it could not be a model of the client's own.
-      (held,) = algorithm.rule.draw(0, [client])
-      order, predicted = of_client(base, state.theta, remembered, held, rows)
-      for metric, value in test.judge(order, predicted).items():
-        by_client[metric].append(value)
-      for domain, domain_name in enumerate(test.domain_names):
-        at = test.domains[order] == domain
-        if at.any():
-          part = {k: v[at] for k, v in predicted.items()}
-          value = test.judge(order[at], part)[task.primary]
-          by_domain[domain_name].append(value)
+    for client in sorted(found):
+      for values, into in zip(
+        found[client], (by_client, by_domain), strict=True
+      ):
+        for name, value in values.items():
+          into[name].append(value)
     return _summarize(task.primary, by_client, by_domain)
 
   return evaluate

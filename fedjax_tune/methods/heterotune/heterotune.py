@@ -24,6 +24,7 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Client,
   Context,
   Evaluation,
@@ -41,7 +42,7 @@ from fedjax_tune.methods.heterotune import cmga
 from fedjax_tune.models import bottleneck, tiers
 from fedjax_tune.models.federation import federate, tier_axis
 from fedjax_tune.models.foundation import num_bytes
-from fedjax_tune.selection import GroupSum, Selection
+from fedjax_tune.selection import GroupSum, Selection, select
 from fedjax_tune.typing import Tree
 
 T = TypeVar('T')
@@ -177,10 +178,24 @@ def build(facts: Facts) -> Algorithm:
     cores = num_bytes(held(sig)['shared'])
     return both._replace(uplink=both.uplink - cores + cores // len(each.held))
 
+  model = federate(
+    models, shared, options.sites, every_block=options.every_block
+  )
+
+  def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    """Returns the model of each tier."""
+    del clients
+    return {
+      name: Alone(
+        model.own(select(theta, model.axes, held), name),
+        {'layer': models[name].depth},
+        name,
+      )
+      for name, held in each.held.items()
+    }
+
   return Algorithm(
-    model=federate(
-      models, shared, options.sites, every_block=options.every_block
-    ),
+    model=model,
     rule=each,
     client=client(facts.task, each, own_branches=own_branches),
     aggregator=aggregator(
@@ -194,7 +209,7 @@ def build(facts: Facts) -> Algorithm:
     eligible=lambda rnd: rnd >= joins,
     tier=lambda k: each.of_client[k],
     traffic=traffic,
-    plain=False,
+    ending=ending,
   )
 
 
