@@ -1,5 +1,6 @@
 """Every client trains alone: what all others are compared with."""
 
+from collections.abc import Mapping
 import dataclasses
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from fedjax_tune import selection
 from fedjax_tune.engine.algorithm import (
   Algorithm,
+  Alone,
   Client,
   Context,
   Sent,
@@ -75,6 +77,14 @@ def build(facts: Facts) -> Algorithm:
   (`engine/personal.py`); a client that never took part still has the first one.
   The host keeps a copy of all that trains for each client that took part.
   """
+
+  def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    del theta
+    return {
+      f'client{k}': Alone(own, {'layer': facts.budgets[k]})
+      for k, own in sorted(clients.items())
+    }
+
   fedavg = uniform.fedavg(
     facts.foundation(), facts.task, facts.budgets, facts.depth
   )
@@ -84,5 +94,5 @@ def build(facts: Facts) -> Algorithm:
     aggregator=dataclasses.replace(compose.PRIVATE, spec=_send_nothing),
     evaluation=dataclasses.replace(fedavg.evaluation, personal=_own),
     traffic=lambda *_: Traffic(0, 0),
-    plain=False,
+    ending=ending,
   )
