@@ -11,5 +11,5 @@ from fedjax_tune import config
 def get_config() -> config.Experiment:
   """Returns the experiment."""
   experiment = fedra_emoji.get_config('feature')
-  experiment.rounds = 30
+  experiment.rounds, experiment.eval_start = 30, True
   return experiment

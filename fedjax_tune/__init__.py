@@ -19,8 +19,8 @@ data set that it names or on arrays in memory:
 What a client holds is a `Selection`; `select`, `group_sum` and `coverage_mean`
 dispatch and aggregate. A method is an `Algorithm`: a rule (who holds what), a
 `Client` (how one trains), an `Aggregator` (what the server makes of it) and an
-`Evaluation`. `register_method`, `register_partition` and
-`register_server_optimizer` add your own.
+`Evaluation`. `register_method`, `register_partition`,
+`register_server_optimizer` and `register_writer` add your own.
 `client_update` trains one client on its own arrays, with its own loss.
 """
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     register_method,
     register_partition,
     register_server_optimizer,
+    register_writer,
   )
   from fedjax_tune.selection import Selection, coverage_mean, group_sum, select
   from fedjax_tune.training.loop import train
@@ -67,6 +68,7 @@ __all__ = [
   'register_method',
   'register_partition',
   'register_server_optimizer',
+  'register_writer',
   'select',
   'train',
 ]
@@ -83,6 +85,7 @@ _HOMES = {
     'register_method',
     'register_partition',
     'register_server_optimizer',
+    'register_writer',
   ],
   'engine.randomness': ['host_rng'],
   'selection': ['Selection', 'coverage_mean', 'group_sum', 'select'],

@@ -1,4 +1,4 @@
-"""What users add: methods, ways to divide data, server optimizers.
+"""What users add: methods, ways to divide data, server optimizers, writers.
 
 A module that registers something is named in an experiment's `imports`, so
 that every command, `--resume` and `launch.deploy` find it again: it must lie
@@ -28,6 +28,7 @@ from fedjax_tune.methods.facts import (
   uncut,
 )
 from fedjax_tune.methods.raffm import masks, spaces
+from fedjax_tune.report import writers
 
 # Field -> names that users have registered for it.
 _OWN: dict[str, set[str]] = {}
@@ -103,6 +104,21 @@ def register_server_optimizer(
   server_optimizer.OPTIMIZERS[name] = build
 
 
+def register_writer(name: str, build: writers.Build) -> None:
+  """Makes a writer of metrics known, as `--config.writers="('name',)"`.
+
+  Args:
+    name: What to call it.
+    build: (folder of the run, the experiment's fields) -> an object with
+      `write(round, metrics)`; if it has a `close`, that ends it.
+
+  Raises:
+    ValueError: There is another one of that name.
+  """
+  _check_name('writers', name, writers.WRITERS.get(name), build)
+  writers.WRITERS[name] = build
+
+
 def registered(experiment: config.Experiment) -> frozenset[str]:
   """Returns the fields that name something which a user has registered.
 
@@ -142,6 +158,7 @@ def choices() -> dict[str, Collection[str]]:
     'local.optimizer': tuple(local_optimizer.OPTIMIZERS),
     'local.schedule': tuple(local_optimizer.SCHEDULES),
     'server.optimizer': tuple(server_optimizer.OPTIMIZERS),
+    'writers': tuple(writers.WRITERS),
     'raffm.space': (*spaces.SPACES, *masks.PRESETS, 'custom'),
   }
 
@@ -160,6 +177,7 @@ def check(experiment: config.Experiment) -> None:
   for i, name in enumerate(names) if well_formed else ():
     _import(f'imports[{i}]={name!r}', name)
   validate.validate(experiment, choices())
+  writers.check(experiment.writers)
 
 
 def _import(place: str, name: str) -> None:

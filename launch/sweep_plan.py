@@ -56,13 +56,15 @@ class PlannedRun:
   def finished(self) -> bool:
     """Whether its results are whole, for as many rounds as are asked for.
 
-    Or for fewer, if `patience` ended it. If a file is lost or damaged,
-    `launch.train --resume` writes it anew.
+    Or for fewer, if `patience` ended it. If a file is lost or damaged, or the
+    report of its clients is asked for later, `launch.train --resume` writes it.
     """
     e = self.experiment
     try:
       summary = sweep_outcome.read(self.workdir).summary
     except (OSError, ValueError):
+      return False
+    if e.clients.report and 'clients' not in summary:
       return False
     return summary['rounds'] == e.rounds or (
       e.patience > 0 and summary.get('ended_early') is True

@@ -8,7 +8,15 @@ import pathlib
 from typing import Any, NamedTuple
 
 from fedjax_tune.costs import table
-from fedjax_tune.report import frontier, plots, tables, targets, writer
+from fedjax_tune.report import (
+  client_plots,
+  clients,
+  frontier,
+  plots,
+  tables,
+  targets,
+  writer,
+)
 from fedjax_tune.typing import Record
 
 from . import sweep_outcome
@@ -16,6 +24,8 @@ from .sweep_plan import PlannedRun
 
 # Full models on every client, which others are compared with.
 _BASELINE = 'all_large'
+# Clients that never average, which those of other methods are compared with.
+_ALONE = 'local_only'
 
 
 class Results(NamedTuple):
@@ -79,15 +89,38 @@ def write_results(
   classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
+  text += _compare_clients(workdir, done)
   writer.write_text(workdir / 'results.md', text)
-  curves = {
-    label: [_curve(run) for run in by_seed.values()]
-    for label, by_seed in rows.items()
-  }
-  plots.plot_comparison(curves, workdir / 'comparison.png')
+  curves: dict[str, list[plots.Curve]] = {}
+  for run, own in found:
+    curves.setdefault(run.label, []).append(_curve(run, own.rows))
+  methods = {run.label: run.experiment.method for run, _ in found}
+  plots.plot_comparison(
+    curves, workdir / 'comparison.png', methods, _chance(summaries)
+  )
   seeds = {label: list(by_seed.values()) for label, by_seed in rows.items()}
-  frontier.plot_frontier(seeds, workdir / 'frontier.png')
+  frontier.plot_frontier(seeds, workdir / 'frontier.png', methods)
   return Results(summaries, notes)
+
+
+def _compare_clients(workdir: pathlib.Path, done: Sequence[PlannedRun]) -> str:
+  """Writes what runs tell of their clients, if any do; returns a table of it."""
+  runs: dict[str, dict[int, list[Record]]] = {}
+  lines, alone = [], ''
+  for run in done:
+    if rows := clients.read(run.workdir):
+      runs.setdefault(run.label, {})[run.seed] = list(rows)
+      lines += [{'label': run.label, 'seed': run.seed, **row} for row in rows]
+      if run.experiment.method == _ALONE:
+        alone = alone or run.label
+  if not runs:
+    return ''
+  writer.write_text(workdir / clients.FILE, clients.to_csv(lines))
+  methods = {run.label: run.experiment.method for run in done}
+  client_plots.plot_methods(runs, methods, workdir / 'clients.png')
+  return '\nHow clients fare, means over seeds:\n\n' + (
+    clients.comparison_markdown(runs, alone)
+  )
 
 
 def _notes(
@@ -131,18 +164,28 @@ def _flatten(summary: dict[str, Any]) -> dict[str, Any]:
   flat = {}
   for name, value in summary.items():
     if isinstance(value, dict):
-      flat |= {f'{name}/{key}': part for key, part in value.items()}
+      inside = _flatten(value)
+      flat |= {f'{name}/{key}': part for key, part in inside.items()}
     else:
       flat[name] = value
   return flat
 
 
-def _curve(rows: Sequence[Record]) -> plots.Curve:
-  """Accuracy against rounds done; a null reads as NaN."""
+def _curve(
+  run: PlannedRun, rows: Sequence[Record]
+) -> tuple[list[int], list[float]]:
+  """Accuracy against rounds done, 0 too where that is known."""
   pairs = [
     (row['round'] + 1, row['eval/accuracy'])
-    for row in rows
+    for row in (*writer.read_start(run.workdir), *rows)
     if 'eval/accuracy' in row
   ]
   rounds = [rnd for rnd, _ in pairs]
+  # A null reads as NaN.
   return rounds, [float('nan') if a is None else a for _, a in pairs]
+
+
+def _chance(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
+  """Returns what has learned nothing, where all runs agree on that."""
+  found = [summary.get('chance', {}) for summary in summaries]
+  return found[0] if all(own == found[0] for own in found) else {}

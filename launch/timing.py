@@ -92,7 +92,7 @@ def _trials(run: Run) -> dict[Signature, RoundPlan]:
 
 def _round(run: Run, state: ServerState, plan: RoundPlan) -> None:
   e = run.setup.experiment
-  lr = local_optimizer.learning_rate(e.local, plan.rnd)
+  lr = local_optimizer.learning_rate(e.local, plan.rnd, e.rounds)
   key = jax.random.key(e.seed)
   jax.block_until_ready(run.engine.round(state, plan, key, lr))
 

@@ -16,7 +16,7 @@ _WHOLE = {
 }
 # The port of DepthFL trains more classifiers than the model has, HeteroTune
 # has several models, PriSM trains factors, SCAFFOLD and FedDyn correct drift,
-# FedPer's heads are the clients',
+# FedPer's heads are the clients', and alone nobody averages,
 # and of these methods of ranks the point is to be no plain mean.
 _OTHERS = (
   'all_large',
@@ -25,6 +25,7 @@ _OTHERS = (
   'scaffold',
   'feddyn',
   'fedper',
+  'local_only',
   'depthfl:fedra_port',
   'ffa_lora',
   'hetlora',

@@ -202,6 +202,8 @@ def test_a_round_is_its_slow_twin(case):
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), got.theta, run.theta)
   if case.name == 'fedper':  # Heads are the clients'.
     del moved['head']
+  if case.name == 'local_only':  # All is.
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0], run.theta)
   if case.name == 'flora':  # Its kernels move instead.
     moved = adapters.change(lambda x: x + np.inf, {**moved, 'base': got.memory})
     moved['base'] = jax.tree.map(lambda x: np.abs(x).max(), moved['base'])
@@ -447,6 +449,8 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
     jax.tree.map(lambda c, at: c.__setitem__(at, True), covered, index)
   if case.name == 'fedper':
     covered['head'] = jax.tree.map(np.zeros_like, covered['head'])
+  if case.name == 'local_only':
+    covered = jax.tree.map(np.zeros_like, covered)
   if case.name in _WHOLE_LORA:
     whole = lambda c: np.full_like(c, _WHOLE_LORA[case.name])
     covered = adapters.change(whole, covered)

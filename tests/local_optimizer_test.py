@@ -45,7 +45,7 @@ def _ours(cfg, steps=_STEPS, padded=_STEPS + 4):
     start,
     batches,
     jax.random.key(0),
-    jnp.float32(local_optimizer.learning_rate(cfg, 0)),
+    jnp.float32(local_optimizer.learning_rate(cfg, 0, 1)),
     schedule=local_optimizer.schedule(cfg),
   )
   return jax.tree.map(jnp.add, start, delta)
@@ -156,8 +156,48 @@ def test_a_client_counts_its_own_steps(name):
 def test_without_a_schedule_nothing_changes():
   assert local_optimizer.schedule(config.Local()) is None
   assert local_optimizer.learning_rate(
-    config.Local(lr=1.0, decay=0.5, decay_every=5), 14
+    config.Local(lr=1.0, decay=0.5, decay_every=5), 14, 20
   ) == pytest.approx(0.25)
+
+
+def _rates(rounds, **options):
+  cfg = config.Local(lr=_LR, **options)
+  return [
+    local_optimizer.learning_rate(cfg, rnd, rounds) for rnd in range(rounds)
+  ]
+
+
+@pytest.mark.parametrize('warmup', [0, 3])
+def test_cosine_over_rounds_is_that_of_transformers(warmup):
+  """But for the first round, which there has a rate of 0 while it warms up."""
+  optimizer = torch.optim.SGD([torch.zeros(1)], lr=_LR)
+  schedule = transformers.get_cosine_schedule_with_warmup(
+    optimizer, warmup, _STEPS
+  )
+  want = []
+  for _ in range(_STEPS):
+    want.append(optimizer.param_groups[0]['lr'])
+    optimizer.step()
+    schedule.step()
+  got = _rates(_STEPS, over_rounds='cosine', warmup=warmup)
+  np.testing.assert_allclose(got[warmup:], want[warmup:], rtol=1e-6)
+  rising = [_LR * (i + 1) / 3 for i in range(warmup)]
+  np.testing.assert_allclose(got[:warmup], rising)
+  assert min(got) > 0
+
+
+def test_decay_can_be_warmed_up():
+  got = _rates(6, decay=0.5, decay_every=2, warmup=4)
+  factors = [1 / 4, 2 / 4, 3 / 8, 4 / 8, 1 / 4, 1 / 4]
+  np.testing.assert_allclose(got, [_LR * f for f in factors])
+
+
+def test_a_warmup_as_long_as_the_run_is_refused():
+  e = config.Experiment(rounds=5, local=config.Local(warmup=5))
+  with pytest.raises(
+    ValueError, match=r'local\.warmup=5 must lie below rounds'
+  ):
+    validate.validate(e, plugins.choices())
 
 
 def test_the_exponential_schedule_needs_epochs():

@@ -4,7 +4,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from fedjax_tune.report import figure, frontier, plots, writer
+from fedjax_tune.report import figure, frontier, plots, styles, writer
 
 
 def write_run(workdir, rounds, eval_every=1):
@@ -51,6 +51,79 @@ def test_comparison(tmp_path):
   a = [([5, 10, 15], [0.1, 0.2, 0.3]), ([5, 10], [0.2, 0.3])]
   plots.plot_comparison({'a': a, 'b': [([5], [float('nan')])]}, path)
   assert inked(path)
+
+
+def _drawn(monkeypatch, name):
+  """Notes what is drawn by a method of axes."""
+  drawn, draw = [], getattr(mpl_axes.Axes, name)
+
+  def note(self, *args, **options):
+    drawn.append((args, options))
+    return draw(self, *args, **options)
+
+  monkeypatch.setattr(mpl_axes.Axes, name, note)
+  return drawn
+
+
+def test_one_evaluation_makes_bars(tmp_path, monkeypatch):
+  bars, lines = (_drawn(monkeypatch, name) for name in ('barh', 'plot'))
+  one = {'fedra': [([5], [0.2]), ([5], [0.4])], 'raffm': [([5], [0.5])]}
+  plots.plot_comparison(one, tmp_path / 'comparison.png')
+  assert [args[1] for args, _ in bars] == pytest.approx([30, 50])
+  assert [options['color'] for _, options in bars] == [
+    styles.METHODS[name].color for name in one
+  ]
+  assert not lines
+  plots.plot_comparison(
+    {'fedra': [([5, 10], [0.2, 0.4])]}, tmp_path / 'two.png'
+  )
+  assert len(bars) == 2
+  assert lines
+
+
+def test_each_label_leads_to_the_end_of_its_own_line(tmp_path, monkeypatch):
+  told = _drawn(monkeypatch, 'annotate')
+  curves = {
+    'fedra': [([5, 10, 20], [0.1, 0.2, 0.3])],
+    'raffm': [([5, 10], [0.2, 0.3])],
+  }
+  plots.plot_comparison(curves, tmp_path / 'comparison.png')
+  ends = {args[0].split()[0]: args[1] for args, _ in told}
+  assert ends == {'fedra': (20, 30), 'raffm': (10, 30)}
+  places = {args[0].split()[0]: args[2] for args, _ in told}
+  assert {x for x, _ in places.values()} == {20}
+  assert abs(places['fedra'][1] - places['raffm'][1]) > 0.3
+  arrows = {args[0].split()[0]: o['arrowprops'] for args, o in told}
+  assert arrows['raffm']
+
+
+def test_chance_is_a_line_or_a_word(tmp_path, monkeypatch):
+  lines, told = (_drawn(monkeypatch, name) for name in ('axhline', 'annotate'))
+  chance = {'1 of 5 classes': 0.2, 'largest class': 0.3}
+  low = {'fedra': [([5, 10], [0.2, 0.4])]}
+  plots.plot_comparison(low, tmp_path / 'low.png', None, chance)
+  assert [args[0] for args, _ in lines] == pytest.approx([20, 30])
+  high = {'fedra': [([5, 10], [0.93, 0.95])]}
+  plots.plot_comparison(high, tmp_path / 'high.png', None, chance)
+  assert len(lines) == 2
+  near = {'1 of 5 classes': 0.2, 'largest class': 0.201}
+  plots.plot_comparison(low, tmp_path / 'near.png', None, near)
+  assert len(lines) == 4
+  joined = '1 of 5 classes 20.0, largest class 20.1'
+  assert joined in [args[0] for args, _ in told]
+  text = 'far below: 1 of 5 classes 20.0, largest class 30.0'
+  assert text in [args[0] for args, _ in told]
+
+
+def test_pictures_begin_before_the_first_round(tmp_path, monkeypatch):
+  write_run(tmp_path, 4)
+  writer.write_json(tmp_path / 'start.json', {'eval/accuracy': 0.125})
+  lines = _drawn(monkeypatch, 'plot')
+  plots.plot_run(tmp_path, ['noto'])
+  mean = [args for args, options in lines if options.get('lw') == 2.6]
+  ((rounds, values),) = mean
+  assert list(rounds) == [0, 1, 2, 3, 4]
+  assert values[0] == 12.5
 
 
 @settings(max_examples=50, deadline=None)

@@ -55,3 +55,12 @@ def test_rounds_without_an_evaluation_do_not_count():
   assert stopping.standing(rows).over(2)
   assert not stopping.standing(rows).over(3)
   assert not stopping.standing(rows).over(0)
+
+
+def test_a_validation_split_decides_where_there_is_one():
+  scores = [(0.9, 0.1), (0.2, 0.5), (0.8, 0.4)]
+  rows = [
+    {'round': n, 'eval/accuracy': test, 'validation/accuracy': judged}
+    for n, (test, judged) in enumerate(scores)
+  ]
+  assert stopping.standing(rows) == stopping.Standing(1, 0.5, 1)

@@ -183,3 +183,26 @@ def test_a_folder_that_goes_away(tmp_path):
     (folder / '.lock').touch()
     with pytest.raises(endings.StorageError, match='replaced by another'):
       claim.check()
+
+
+def _check_same(changes, *, resume, **options):
+  there = config.Experiment(**options)
+  here = dataclasses.replace(there, **changes)
+  both = dataclasses.asdict(there), dataclasses.asdict(here)
+  workdir.check_same(*both, resume, 'here')
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_what_trains_nothing_may_change(resume):
+  clients = config.Clients(report=5, report_steps=2)
+  free = {'writers': ('wandb',), 'eval_start': True, 'clients': clients}
+  _check_same(free, resume=resume)
+  with pytest.raises(ValueError, match='held_out'):
+    _check_same({'clients': config.Clients(held_out=0.1)}, resume=resume)
+
+
+def test_rounds_grow_but_where_the_rate_depends_on_them():
+  _check_same({'rounds': 7}, resume=True, rounds=5)
+  local = config.Local(over_rounds='cosine')
+  with pytest.raises(ValueError, match='rounds: 5 there, 7 here'):
+    _check_same({'rounds': 7}, resume=True, rounds=5, local=local)

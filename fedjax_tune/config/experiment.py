@@ -138,6 +138,12 @@ class Data:
       texts are cut to the last. Each compiles a program of its own, or a branch
       of one: without dropout, where clients run one by one, a batch runs in
       parts of like length, which pays the more the finer the lengths are.
+    validation: Share of each client's examples that nobody trains on, but which
+      together are the validation split: `patience` and `keep_best` judge by it.
+      0 has none.
+    flip: Mirror pictures left to right in half of the local steps.
+    crop: Shift pictures in local steps by up to so many pixels each way; what
+      comes in at a border repeats the border.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -158,6 +164,9 @@ class Data:
   num_classes: int = 0
   test_examples: int = 0
   lengths: tuple[int, ...] = (32, 64, 128)
+  validation: float = 0.0
+  flip: bool = False
+  crop: int = 0
   normalization: str = ''
 
 
@@ -210,6 +219,13 @@ class Clients:
     cut_first: What a composed client that does not fit gives up first: 'depth',
       'width', 'rank' or 'branches'; '' cuts evenly, what most is left of.
     seed: Seed of the partition, apart from the run's seed.
+    held_out: Share of each client's examples that it does not train on, but is
+      judged by (`report`). With 0 it is judged by the test examples that are
+      like its own: of its domain, if it has one, and of its classes.
+    report: For how many clients, drawn at random, the end of a run tells how
+      good models are on their own data; 0 tells it of none.
+    report_steps: Of the report: local steps that a client takes from what the
+      server sends it, at `local.lr`; 0 takes those of a round.
   """
 
   partition: str = 'domain'
@@ -233,6 +249,9 @@ class Clients:
   deadline_s: float = 60.0
   cut_first: str = ''
   seed: int = 0
+  held_out: float = 0.0
+  report: int = 0
+  report_steps: int = 0
 
 
 @dataclasses.dataclass
@@ -251,8 +270,12 @@ class Local:
       of batches plus one, as FedRA's authors do (main.py, client.py).
     clip_norm: Largest global gradient norm; 0 turns clipping off.
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
-    decay: The learning rate of round t is lr * decay**(t // decay_every).
-    decay_every: Rounds from one decay to the next.
+    over_rounds: How the learning rate falls over rounds: 'decay' makes it
+      lr * decay**(t // decay_every) in round t, 'cosine' lets it fall to 0,
+      which it would reach one round after the last.
+    decay: Of 'decay'.
+    decay_every: Of 'decay': rounds from one to the next.
+    warmup: Rounds in which the rate rises, in equal steps, to what it would be.
     schedule: How the rate changes within a client's round, over its own steps:
       'constant', 'linear' or 'cosine' (towards 0), or 'exponential' (times
       `gamma` after each local epoch).
@@ -271,8 +294,10 @@ class Local:
   epochs: int = 1
   equal_steps: bool = True
   prox: float = 0.0
+  over_rounds: str = 'decay'
   decay: float = 1.0
   decay_every: int = 1
+  warmup: int = 0
   schedule: str = 'constant'
   gamma: float = 0.95
   decay_mask: str = 'all'
@@ -339,23 +364,28 @@ class Experiment:
     method: The name of a method of the package, or one that a module registers.
     imports: Modules to import first, which register methods or partitions, or
       have TFDS builders (`plugins.py`).
+    writers: Where metrics go besides the run's folder: 'wandb', 'mlflow' (whose
+      packages are installed apart), or what a module registers.
     rounds: How many; with `patience`, at most.
     seed: Of all draws except the partition.
     eval_every: Rounds from one evaluation to the next; the last has one.
+    eval_start: Evaluate before the first round, too; pictures begin there.
     checkpoint_every: Rounds from one checkpoint to the next.
     patience: End the run after this many evaluations in a row below the best so
-      far; 0 runs all rounds. The score is the headline metric on the test data,
-      as there is no validation split: a run that ends this way has chosen its
-      end by the data that judge it.
+      far; 0 runs all rounds. The score is the headline metric on the validation
+      split. Without one (`data.validation`) it is that on the test data: such a
+      run has chosen its end by the data that judge it.
     keep_best: Keep the server's state of the best evaluation, and deploy that
-      one; like `patience`, this chooses by test data.
+      one; it is judged as for `patience`.
   """
 
   method: str = 'fedra'
   imports: tuple[str, ...] = ()
+  writers: tuple[str, ...] = ()
   rounds: int = 100
   seed: int = 0
   eval_every: int = 5
+  eval_start: bool = False
   checkpoint_every: int = 10
   patience: int = 0
   keep_best: bool = False

@@ -106,12 +106,12 @@ _OF_RANK = (
 _WIDTH, _RANK = _method(*_OF_WIDTH), _method(*_OF_RANK)
 _BUDGETS = _method(
   'fedra', 'all_small', 'exclusivefl', 'inclusivefl', 'depthfl', 'heterotune',
-  _PREFIX,
+  'local_only', _PREFIX,
 )  # fmt: skip
 # Those that cut the model, so that its parts can be fitted to devices.
 _FITTED = _method(
   *_OF_WIDTH, *_OF_RANK, 'raffm', 'fedra', 'all_small', 'exclusivefl',
-  'inclusivefl', 'depthfl', 'composed',
+  'inclusivefl', 'depthfl', 'composed', 'local_only',
 )  # fmt: skip
 _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 
@@ -119,9 +119,11 @@ _CUSTOM = (_RAFFM, Need('raffm.space', ('custom',)))
 READ: dict[str, tuple[Need, ...]] = {
   'method': (),
   'imports': (),
+  'writers': (),
   'rounds': (),
   'seed': (),
   'eval_every': (),
+  'eval_start': (),
   'checkpoint_every': (),
   'patience': (),
   'keep_best': (),
@@ -164,6 +166,9 @@ READ: dict[str, tuple[Need, ...]] = {
   'data.num_classes': (),
   'data.normalization': (),
   'data.test_examples': (),
+  'data.validation': (),
+  'data.flip': (),
+  'data.crop': (),
   'data.lengths': (),
   'clients.partition': (),
   'clients.count': (),
@@ -190,7 +195,10 @@ READ: dict[str, tuple[Need, ...]] = {
     _method('composed'),
     Need('clients.fit', ('',), but=True),
   ),
-  'clients.seed': (Need('clients.partition', ('natural',), but=True),),
+  'clients.seed': (),
+  'clients.held_out': (),
+  'clients.report': (),
+  'clients.report_steps': (Need('clients.report', (0,), but=True),),
   'local.optimizer': (),
   'local.lr': (),
   'local.momentum': (Need('local.optimizer', ('sgd',)),),
@@ -201,8 +209,13 @@ READ: dict[str, tuple[Need, ...]] = {
   'local.epochs': (Need('local.steps', (0,)),),
   'local.equal_steps': (Need('local.steps', (0,)),),
   'local.prox': (),
-  'local.decay': (),
-  'local.decay_every': (Need('local.decay', (1,), but=True),),
+  'local.over_rounds': (),
+  'local.decay': (Need('local.over_rounds', ('decay',)),),
+  'local.decay_every': (
+    Need('local.over_rounds', ('decay',)),
+    Need('local.decay', (1,), but=True),
+  ),
+  'local.warmup': (),
   'local.schedule': (),
   'local.gamma': (Need('local.schedule', ('exponential',)),),
   'local.decay_mask': (Need('local.weight_decay', (0,), but=True),),
@@ -277,7 +290,13 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.cmga': (_HETEROTUNE,),
 }
 # Read for one kind of data only; the model decides which.
-OF_IMAGES = ('data.image_size', 'data.normalization', 'lora.patch_embed')
+OF_IMAGES = (
+  'data.image_size',
+  'data.flip',
+  'data.crop',
+  'data.normalization',
+  'lora.patch_embed',
+)
 OF_TEXTS = ('data.lengths',)
 
 

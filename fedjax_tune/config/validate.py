@@ -131,12 +131,21 @@ def _disagreements(
       f'{experiment.rounds}.'
     )
   local = experiment.local
+  if local.warmup and local.warmup >= experiment.rounds:
+    yield (
+      f'local.warmup={local.warmup} must lie below rounds={experiment.rounds}.'
+    )
   if local.schedule == 'exponential' and local.steps:
     yield (
       f"local.schedule='exponential' falls with each local epoch, so that"
       f' local.steps={local.steps} must be 0.'
     )
   cfg = experiment.clients
+  if cfg.report and experiment.engine.fsdp:
+    yield (
+      f'clients.report={cfg.report} must be 0 with engine.fsdp=True: clients'
+      ' are judged on one device, which holds the whole model.'
+    )
   if cfg.fit and not cfg.devices and RULES['clients.fit'].holds(cfg.fit):
     yield (
       f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"

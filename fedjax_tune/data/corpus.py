@@ -23,7 +23,7 @@ from fedjax_tune.data import (
   text_sets,
   tokens,
 )
-from fedjax_tune.data.images import Images, Stored
+from fedjax_tune.data.images import Images, Some, Stored
 from fedjax_tune.data.metrics import Questions
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.typing import Inputs, Tokens
@@ -78,6 +78,31 @@ class Corpus:
     """Returns the examples as one of the tokenizers encodes them."""
     return (self, *self.others)[reader]
 
+  def take(self, rows: np.ndarray) -> 'Corpus':
+    """Returns some of the examples, and the domains that these have.
+
+    Args:
+      rows: Their positions, int [n].
+    """
+    present, domains = np.unique(self.domains[rows], return_inverse=True)
+    pick = lambda array: None if array is None else array[rows]
+    inputs = self.inputs
+    if isinstance(inputs, Tokens):
+      inputs = Tokens(inputs.ids[rows], inputs.types[rows])
+    else:
+      inputs = Some(inputs, rows)
+    return dataclasses.replace(
+      self,
+      labels=self.labels[rows],
+      domains=domains.astype(self.domains.dtype),
+      groups=pick(self.groups),
+      domain_names=tuple(self.domain_names[d] for d in present),
+      inputs=inputs,
+      lengths=pick(self.lengths),
+      questions=self.questions and self.questions.take(rows),
+      others=tuple(other.take(rows) for other in self.others),
+    )
+
   def fingerprint(self) -> str:
     """Returns a hash of all that the corpus holds, hex.
 
@@ -127,6 +152,23 @@ class Corpus:
       part = {name: values[at] for name, values in predicted.items()}
       by_domain.append(metrics.evaluate(kind, names, part, self.labels[at]))
     return {m: np.array([found[m] for found in by_domain]) for m in names}
+
+  def judge(
+    self, rows: np.ndarray, predicted: Mapping[str, np.ndarray]
+  ) -> dict[str, float]:
+    """Judges predictions of some examples, whatever their domains.
+
+    Args:
+      rows: Their positions, int [n], n at least 1.
+      predicted: Arrays [n] of `Task.predict`, in the order of `rows`.
+
+    Returns:
+      Each metric of the task; NaN where an output is not finite.
+    """
+    right = self.labels[rows]
+    if self.questions is not None:
+      right = self.questions.take(rows)
+    return metrics.evaluate(self.task.kind, self.task.metrics, predicted, right)
 
 
 def load(

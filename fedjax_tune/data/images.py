@@ -71,6 +71,23 @@ class Stored:
     return digest.of(self.contents, self.size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Some:
+  """Some of many images.
+
+  Attributes:
+    images: All of them.
+    rows: Which ones, int [n].
+  """
+
+  images: Images
+  rows: np.ndarray
+
+  def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+    """Reads some of these."""
+    return self.images[self.rows[indices]]
+
+
 def check_features(builders: Sequence[Builder]) -> None:
   """Checks what `image` is, in each domain.
 

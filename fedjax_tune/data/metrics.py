@@ -148,6 +148,21 @@ class Questions:
   references: Sequence[tuple[str, ...]]
   unanswerable: bool
 
+  def take(self, windows: np.ndarray) -> 'Questions':
+    """Returns the questions of some windows, and of these alone.
+
+    Args:
+      windows: Their positions, int [n].
+    """
+    asked, question = np.unique(self.question[windows], return_inverse=True)
+    return dataclasses.replace(
+      self,
+      question=question.astype(self.question.dtype),
+      offsets=self.offsets[windows],
+      contexts=[self.contexts[q] for q in asked],
+      references=[self.references[q] for q in asked],
+    )
+
   def answers(self, predicted: Mapping[str, np.ndarray]) -> list[str]:
     """Returns one answer a question, from the window that scores highest.
 

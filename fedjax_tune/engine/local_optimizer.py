@@ -1,6 +1,7 @@
 """How a client steps: its optimizer, its learning rate, step by step."""
 
 from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +69,22 @@ def decays(params: Tree) -> Tree:
   return jax.tree.map_with_path(of, params)
 
 
-def learning_rate(cfg: config.Local, rnd: int) -> float:
-  """Returns the clients' learning rate in a round, at its first step."""
-  return cfg.lr * cfg.decay ** (rnd // cfg.decay_every)
+def learning_rate(cfg: config.Local, rnd: int, rounds: int) -> float:
+  """Returns the clients' learning rate in a round, at its first step.
+
+  Args:
+    cfg: The options.
+    rnd: The round.
+    rounds: How many there are.
+  """
+  if cfg.over_rounds == 'cosine':
+    gone = max(0, rnd - cfg.warmup) / (rounds - cfg.warmup)
+    rate = cfg.lr * (1 + math.cos(math.pi * gone)) / 2
+  else:
+    rate = cfg.lr * cfg.decay ** (rnd // cfg.decay_every)
+  if rnd < cfg.warmup:
+    rate *= (rnd + 1) / cfg.warmup
+  return rate
 
 
 def _by_epoch(cfg: config.Local) -> RateSchedule:

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from fedjax_tune import endings, selection
-from fedjax_tune.data import metrics
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import divided, features, hosts, store
 from fedjax_tune.engine.algorithm import Algorithm, predict_outputs
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.evaluate import batches, build_predict
+from fedjax_tune.engine.evaluate import batches
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.models.probe import Probe
+from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tree
 
 # (base, state) -> metrics by name, as rows of a run have them
@@ -31,7 +31,8 @@ def own_examples(
 ) -> list[np.ndarray]:
   """Returns which test examples are like each client's own.
 
-  Those of its domain, if it has one, and of the classes that it trains on.
+  Those of its domain, if it has one, and of the classes that it trains on, if
+  there are any.
 
   Args:
     labels: Of the training data, int [N].
@@ -41,7 +42,9 @@ def own_examples(
   """
   found = []
   for held, domain in zip(indices, domains, strict=True):
-    own = np.isin(test.labels, np.unique(labels[held]))
+    own = np.ones(len(test), bool)
+    if test.class_names:
+      own = np.isin(test.labels, np.unique(labels[held]))
     if domain >= 0:
       own &= test.domains == domain
     found.append(np.flatnonzero(own))
@@ -85,21 +88,16 @@ def build(
     inputs[rows] = made
     return dataclasses.replace(test, inputs=inputs, lengths=None)
 
-  def of_client(base, theta, remembered, seen, rows):
+  def of_client(base, theta, remembered, held, seen, rows):
     order, parts = [], []
     for index, batch in batches(seen, rows, lengths, _BATCH):
       arrays = divided.beside(base, batch, split=True)
-      found = jax.device_get(predict(base, theta, remembered, arrays))
+      found = jax.device_get(predict(base, theta, remembered, held, arrays))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
     joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     return np.concatenate(order), joined
-
-  def judge(rows, predicted):
-    return metrics.evaluate(
-      task.kind, task.metrics, predicted, test.labels[rows]
-    )
 
   def of_own(base, state, seen, client, rows):
     """Returns a client's metrics, and the primary one by domain."""
@@ -108,14 +106,16 @@ def build(
     )
     remembered = jax.tree.map(lambda x: x[0], states)
     theta = divided.beside(base, state.theta)
-    order, predicted = of_client(base, theta, remembered, seen, rows)
+    # The same in every round, or it could not be a model of the client's own.
+    (held,) = algorithm.rule.draw(0, [client])
+    order, predicted = of_client(base, theta, remembered, held, seen, rows)
     by_domain = {}
     for domain, domain_name in enumerate(test.domain_names):
       at = test.domains[order] == domain
       if at.any():
         part = {k: v[at] for k, v in predicted.items()}
-        by_domain[domain_name] = judge(order[at], part)[task.primary]
-    return judge(order, predicted), by_domain
+        by_domain[domain_name] = test.judge(order[at], part)[task.primary]
+    return test.judge(order, predicted), by_domain
 
   def evaluate(base, state):
     # Of n hosts each judges every n-th client.
@@ -140,29 +140,28 @@ def build(
 
 def build_own_predict(
   algorithm: Algorithm, *, of_head: bool = False
-) -> Callable[[Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
-  """Builds the program of a batch: predict(base, theta, remembered, batch).
+) -> Callable[[Tree, Tree, Tree, Selection, Batch], dict[str, jax.Array]]:
+  """Builds the program of a batch.
 
   Args:
     algorithm: The method.
     of_head: Whether batches have what the head reads, instead of examples.
+
+  Returns:
+    predict(base, theta, remembered, held, batch).
   """
   evaluation, model = algorithm.evaluation, algorithm.model
-  assert evaluation.personal is not None
   make, name = evaluation.personal, next(iter(evaluation.models))
-  if not of_head:
-    predict = build_predict(model, evaluation)
-    return lambda base, theta, remembered, batch: predict(
-      (name,), base, make(theta, remembered), batch
-    )[name]
-  held = evaluation.models[name]
+  assert make is not None
 
-  def predict_head(base, theta, remembered, batch):
+  def predict(base, theta, remembered, held, batch):
     own = selection.select_within(make(theta, remembered), model.axes, held)
+    if not of_head:
+      return predict_held(algorithm, name, base, own, held, batch)
     scores = model.assemble(base, own, held).head(batch.inputs)
     return evaluation.task.predict(scores, batch)
 
-  return predict_head
+  return predict
 
 
 def _differ_in_head(algorithm: Algorithm) -> bool:
@@ -177,6 +176,30 @@ def _differ_in_head(algorithm: Algorithm) -> bool:
   own = make(model.theta, start(0))
   same = all(own[name] is model.theta[name] for name in own if name != 'head')
   return same and evaluation.predict is predict_outputs
+
+
+def predict_held(
+  algorithm: Algorithm,
+  name: str,
+  base: Tree,
+  local: Tree,
+  held: Selection,
+  batch: Batch,
+) -> dict[str, jax.Array]:
+  """Returns what a client's model says of a batch.
+
+  Args:
+    algorithm: The method.
+    name: Of the evaluation in whose way outputs are read.
+    base: Frozen parameters.
+    local: The client's part of theta, as its model sees it.
+    held: What the client holds.
+    batch: The batch.
+  """
+  assembled = algorithm.model.assemble(base, local, held)
+  evaluation = algorithm.evaluation
+  scores = evaluation.predict(name, assembled, held, batch.inputs)
+  return evaluation.task.predict(scores, batch)
 
 
 def _summarize(

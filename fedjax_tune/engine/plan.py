@@ -23,6 +23,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
 from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.engine.slabs import (
+  Info,
   InfoShapes,
   Signature,
   Slab,
@@ -74,6 +75,39 @@ class Member(NamedTuple):
   client: int
   sig: Signature
   parts: tuple[int, ...] = ()
+
+
+class Cohort(NamedTuple):
+  """Clients of a round, one after another.
+
+  Attributes:
+    clients: Their ids.
+    sigs: How much each holds.
+    held: What each holds.
+    infos: What each is told besides.
+    parts: See `Member`.
+  """
+
+  clients: list[int]
+  sigs: list[Signature]
+  held: list[Selection]
+  infos: list[Info]
+  parts: list[tuple[int, ...]]
+
+  @property
+  def members(self) -> list[Member]:
+    """Who is in it, and how much each holds."""
+    return list(map(Member, self.clients, self.sigs, self.parts))
+
+  def take(self, some: Sequence[int]) -> 'Cohort':
+    """Returns the clients at some positions, with what they hold here."""
+    return Cohort(
+      [self.clients[i] for i in some],
+      [self.sigs[i] for i in some],
+      [self.held[i] for i in some],
+      [self.infos[i] for i in some],
+      [self.parts[i] for i in some],
+    )
 
 
 class Work(NamedTuple):
@@ -196,7 +230,16 @@ class Planner:
     return [i * num // seen for i in range(seen)]
 
   def _members(self, rnd: int) -> list[Member]:
-    return self._cohort(rnd, functools.partial(self._draw, rnd))[0]
+    cohort = self._sample(rnd)
+    draw = functools.cache(functools.partial(self._draw, rnd))
+    sigs, _, parts = self._hold(rnd, cohort, draw)
+    return list(map(Member, cohort, sigs, parts))
+
+  def _sample(self, rnd: int) -> list[int]:
+    """Returns who takes part in a round."""
+    e, eligible = self.experiment, self.algorithm.eligible
+    able = None if eligible is None else eligible(rnd)
+    return sample_cohort(e.clients, self.domains, able, e.seed, rnd)
 
   @functools.cached_property
   def widths(self) -> dict[Signature, int]:
@@ -218,26 +261,31 @@ class Planner:
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
     draw = functools.cache(functools.partial(self._draw, rnd))
-    members, held = self._cohort(rnd, draw)
-    clients, sigs = [m.client for m in members], [m.sig for m in members]
-    weights = self.sizes[clients]
-    if self.experiment.server.weighting == 'uniform':
-      weights = np.ones_like(weights)
-    infos = self.algorithm.client.tell(rnd, clients)
+    cohort = self._gather(rnd, self._sample(rnd), draw)
     rare = self.experiment.engine.slab or self.devices
-    widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
-    slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
+    widths = {sig: self.widths.get(sig, rare) for sig in set(cohort.sigs)}
+    slabs = self._cut(cohort, widths)
     if self.hosts > 1:
       slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
-    layers = np.concatenate([layer_ids(row) for row in held])
+    layers = np.concatenate([layer_ids(row) for row in cohort.held])
     return RoundPlan(
       rnd,
-      members,
+      cohort.members,
       slabs,
       [self._place(slab, draw) for slab in slabs if slab.host == self.host],
-      int(self.steps[clients].sum()),
+      int(self.steps[cohort.clients].sum()),
       np.bincount(layers, minlength=self.algorithm.model.depth),
     )
+
+  def gather(self, rnd: int, clients: Sequence[int]) -> Cohort:
+    """Returns what these clients would hold and be told in a round."""
+    return self._gather(rnd, clients, functools.partial(self._draw, rnd))
+
+  def works(self, rnd: int, cohort: Cohort, width: int) -> Iterator[Work]:
+    """Yields slabs of a cohort, each on the device when it is asked for."""
+    draw = functools.partial(self._draw, rnd)
+    for slab in self._cut(cohort, dict.fromkeys(cohort.sigs, width)):
+      yield self._place(slab, draw)
 
   @functools.cached_property
   def info_shapes(self) -> InfoShapes:
@@ -245,23 +293,32 @@ class Planner:
     (info,) = self.algorithm.client.tell(0, [0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), info)
 
-  def _cohort(
-    self, rnd: int, draw: Draw
-  ) -> tuple[list[Member], list[Selection]]:
-    """Returns who takes part in a round, and what each holds."""
-    e, eligible = self.experiment, self.algorithm.eligible
-    able = None if eligible is None else eligible(rnd)
-    cohort = sample_cohort(e.clients, self.domains, able, e.seed, rnd)
-    held = self.algorithm.rule.draw(rnd, cohort)
-    texts = [self._tokens(k, draw) for k in cohort]
-    sigs = map(Signature.of, held, map(self._length, cohort, texts))
+  def _gather(self, rnd: int, clients: Sequence[int], draw: Draw) -> Cohort:
+    sigs, held, parts = self._hold(rnd, clients, draw)
+    infos = self.algorithm.client.tell(rnd, clients)
+    return Cohort(list(clients), sigs, held, infos, parts)
+
+  def _hold(
+    self, rnd: int, clients: Sequence[int], draw: Draw
+  ) -> tuple[list[Signature], list[Selection], list[tuple[int, ...]]]:
+    """Returns how much each client holds, what, and its `Member.parts`."""
+    held = self.algorithm.rule.draw(rnd, clients)
+    texts = [self._tokens(k, draw) for k in clients]
+    sigs = map(Signature.of, held, map(self._length, clients, texts))
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
     sigs = [known.setdefault(sig, sig) for sig in sigs]
-    counts = [()] * len(cohort)
+    parts: list[tuple[int, ...]] = [()] * len(clients)
     if self.lengths:
-      counts = self._count_parts(texts, [draw(k)[1] for k in cohort])
-    return list(map(Member, cohort, sigs, counts)), held
+      parts = self._count_parts(texts, [draw(k)[1] for k in clients])
+    return sigs, held, parts
+
+  def _cut(self, cohort: Cohort, widths: Mapping[Signature, int]) -> list[Slab]:
+    weights = self.sizes[cohort.clients]
+    if self.experiment.server.weighting == 'uniform':
+      weights = np.ones_like(weights)
+    clients, sigs, held, infos, _ = cohort
+    return cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
 
   def _tokens(self, client: int, draw: Draw) -> np.ndarray | None:
     """Returns the tokens of each text that a client reads, int [S, B]."""

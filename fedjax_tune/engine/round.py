@@ -189,8 +189,10 @@ class Engine:
     new = {sig: s for sig, s in schedules.items() if sig not in there}
     self.programs.compile(new, arguments)
 
-  def place(self, sig: Signature) -> jax.sharding.Sharding:
-    """Returns where what the clients of a signature share lies, whole."""
+  def place(self, sig: Signature) -> jax.sharding.Sharding | None:
+    """Returns where what clients share lies, whole; None without a program."""
+    if sig not in self._places:
+      return None
     place = self._places[sig][0].rnd
     assert isinstance(place, jax.sharding.Sharding)
     return place

@@ -170,6 +170,87 @@ class Result(NamedTuple):
 SlabStep = Callable[[Signature, Schedule, Shared, Own], Result]
 
 
+class Trained(NamedTuple):
+  """What a client has come to, before it sends anything.
+
+  Attributes:
+    context: What its program knows.
+    start: What it started from.
+    delta: How that changed.
+    metrics: Sums over its steps.
+  """
+
+  context: Context
+  start: Tree
+  delta: Tree
+  metrics: Sums
+
+
+def build_train(
+  algorithm: Algorithm,
+  optimizer: optax.GradientTransformation,
+  schedule: RateSchedule | None = None,
+  lengths: Sequence[int] = (),
+) -> Callable[[Signature, Shared, Own], Trained]:
+  """Builds the local steps of one client: train(sig, shared, own).
+
+  The arguments are those of `build_slab_step`; `own` has no axis of clients.
+  """
+  client, begin = algorithm.client, build_begin(algorithm)
+
+  def train(sig, shared, own):
+    context, start = begin(sig, shared, own)
+    of = algorithm.gradient
+    if divided.is_opened(shared.base):
+      of = algorithm.differentiate
+
+    def gradient(local, batch, step_key):
+      known = context._replace(sig=None)
+      return of(sig, shared.base, known, local, batch, step_key)
+
+    key = jax.random.fold_in(shared.key, own.ids)
+    steps = optimizer
+    if client.transform is not None:
+      steps = optax.chain(client.transform(context), optimizer)
+    delta, metrics = take_steps(
+      gradient,
+      steps,
+      start,
+      own.batches,
+      key,
+      shared.lr,
+      schedule,
+      [length for length in lengths if length <= sig.length],
+      own.parts,
+    )
+    return Trained(context, start, delta, metrics)
+
+  return train
+
+
+def build_begin(
+  algorithm: Algorithm,
+) -> Callable[[Signature, Shared, Own], tuple[Context, Tree]]:
+  """Builds the beginning of a client's round: begin(sig, shared, own).
+
+  It returns what the client's program knows, and what it trains at first.
+  """
+
+  def begin(sig, shared, own):
+    context = Context(
+      sig, own.held, own.info, shared.memory, own.state, shared.lr, shared.rnd
+    )
+    key = jax.random.fold_in(shared.key, own.ids)
+    start = algorithm.client.init(
+      selection.select_within(shared.theta, algorithm.model.axes, own.held),
+      context,
+      jax.random.fold_in(key, _BEGIN),
+    )
+    return context, start
+
+  return begin
+
+
 def build_slab_step(
   algorithm: Algorithm,
   optimizer: optax.GradientTransformation,
@@ -204,46 +285,10 @@ def build_slab_step(
     algorithm.client,
     algorithm.aggregator,
   )
+  train_locally = build_train(algorithm, optimizer, schedule, lengths)
 
   def train(sig, shared, own):
-    context = Context(
-      sig,
-      own.held,
-      own.info,
-      shared.memory,
-      own.state,
-      shared.lr,
-      shared.rnd,
-    )
-
-    of = algorithm.gradient
-    if divided.is_opened(shared.base):
-      of = algorithm.differentiate
-
-    def gradient(local, batch, step_key):
-      known = context._replace(sig=None)
-      return of(sig, shared.base, known, local, batch, step_key)
-
-    key = jax.random.fold_in(shared.key, own.ids)
-    start = client.init(
-      selection.select_within(shared.theta, model.axes, own.held),
-      context,
-      jax.random.fold_in(key, _BEGIN),
-    )
-    steps = optimizer
-    if client.transform is not None:
-      steps = optax.chain(client.transform(context), optimizer)
-    delta, metrics = take_steps(
-      gradient,
-      steps,
-      start,
-      own.batches,
-      key,
-      shared.lr,
-      schedule,
-      [length for length in lengths if length <= sig.length],
-      own.parts,
-    )
+    context, start, delta, metrics = train_locally(sig, shared, own)
     taken = jnp.sum(jnp.any(own.batches.valid, -1), dtype=jnp.float32)
     sent = client.finish(start, delta, taken, context)
     sound = finite.all_finite((delta, sent.tree, sent.state, metrics))

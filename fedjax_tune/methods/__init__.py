@@ -5,7 +5,7 @@ from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
 from fedjax_tune.methods.heterotune import heterotune
-from fedjax_tune.methods.personal import fedper
+from fedjax_tune.methods.personal import fedper, local_only
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
 from fedjax_tune.methods.width import (
@@ -93,6 +93,7 @@ METHODS: dict[str, Method] = {
     composed.build, composed.check, menus=menus.composed, source='ours'
   ),
   'fedper': Method(fedper.build, source='arXiv 1912.00818'),
+  'local_only': Method(local_only.build, menus=menus.depth, source='baseline'),
   'scaffold': Method(scaffold.build, scaffold.check, source='arXiv 1910.06378'),
   'feddyn': Method(feddyn.build, feddyn.check, source='arXiv 2111.04263'),
   'heterotune': Method(

@@ -5,7 +5,7 @@ Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
 colour-blind readers tell apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import math
@@ -64,6 +64,7 @@ class EndLabel(NamedTuple):
   y: float
   text: str
   color: str
+  bold: bool = False
 
 
 def new_figure(height: float) -> mpl_figure.Figure:
@@ -90,21 +91,31 @@ def line_styles() -> Iterator[tuple[str, Dash]]:
   return itertools.cycle((c, dash) for dash in _DASHES for c in COLORS)
 
 
-def finish(
+def height(base: float, labels: Collection[object]) -> float:
+  """Returns a height in inches that has room for a column of labels."""
+  return max(base, 1.1 + 0.17 * len(labels))
+
+
+def by_round(
   ax: mpl_axes.Axes,
   title: str,
+  unit: str,
   end: float | int,
   labels: Sequence[EndLabel] = (),
 ) -> None:
-  """Sets title and ticks, and names each line where it ends.
+  """Finishes axes over rounds; names each line beside its end.
+
+  Labels stand in a column on the right. A thin line leads from where a line
+  ends to a label that had to move away, or that stands further right.
 
   Args:
     ax: Axes on which the lines are drawn.
     title: Stands above.
-    end: Rounds in all; the x axis runs from 0 to here.
+    unit: What is on the y axis.
+    end: Rounds in all; the x axis runs from 0, before the first, to here.
     labels: One for each line.
   """
-  ax.set(title=title, xlim=(0, end))
+  ax.set(title=title, xlim=(0, end), xlabel='rounds done', ylabel=unit)
   locator = ticker.MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10])
   ax.xaxis.set_major_locator(locator)
   labels = [label for label in labels if math.isfinite(label.y)]
@@ -112,22 +123,89 @@ def finish(
     return
   low, high = ax.get_ylim()
   ax.set_ylim(low, high)
-  figure = ax.get_figure(root=True)
-  assert figure is not None
-  height = 0.8 * 72 * figure.get_figheight()  # Of the axes, in points, about.
-  gap = min(12.0, height / len(labels)) * (high - low) / height
+  fig = ax.get_figure(root=True)
+  assert fig is not None
+  points = 0.8 * 72 * fig.get_figheight()  # Of the axes, about.
+  gap = min(12.0, points / len(labels)) * (high - low) / points
   places = spread_labels([label.y for label in labels], gap, low, high)
   beside = transforms.offset_copy(
-    ax.transData, fig=figure, x=7, y=0, units='points'
+    ax.transData, fig=fig, x=9, y=0, units='points'
   )
   for label, place in zip(labels, places, strict=True):
     # The dot also shows a line of one point.
     ax.plot(label.x, label.y, 'o', ms=3.5, color=label.color, clip_on=False)
-    ax.text(
-      end, place, label.text, transform=beside, color=label.color,
-      va='center', fontsize=9,
-      fontweight='bold' if label.color == INK else 'normal',
+    moved = label.x < end or abs(place - label.y) > gap / 3
+    leader = {
+      'arrowstyle': '-', 'color': label.color, 'lw': 0.6, 'alpha': 0.7,
+      'shrinkA': 1, 'shrinkB': 2, 'relpos': (0, 0.5),
+    }  # fmt: skip
+    ax.annotate(
+      label.text, (label.x, label.y), (end, place), textcoords=beside,
+      color=label.color, va='center', fontsize=9, annotation_clip=False,
+      fontweight='bold' if label.bold else 'normal',
+      arrowprops=leader if moved else None,
     )  # fmt: skip
+
+
+def mark_chance(ax: mpl_axes.Axes, chance: Mapping[str, float]) -> None:
+  """Marks what a model reaches that has learned nothing.
+
+  Where that is far below all lines, it is told in words: as a line it would
+  press the others together.
+
+  Args:
+    ax: Axes of accuracies in percent, on which the lines are drawn.
+    chance: By what it is called, in percent.
+  """
+  low, high = ax.get_ylim()
+  told, names = [], []
+  ranked = sorted(chance.items(), key=lambda item: item[1])
+  for i, (name, value) in enumerate(ranked):
+    text = f'{name} {value:.1f}'
+    if value < low - 0.6 * (high - low):
+      told.append(text)
+      continue
+    ax.axhline(value, color='#999999', lw=0.9, ls=(0, (1, 2)), zorder=0)
+    low, high = min(low, value), max(high, value)
+    names.append(text)
+    # Lines that all but touch share a label.
+    if i + 1 < len(ranked) and ranked[i + 1][1] - value < 0.05 * (high - low):
+      continue
+    ax.annotate(
+      ', '.join(names), (1, value), (-3, 2), fontsize=7.5, color='#777777',
+      xycoords=('axes fraction', 'data'), textcoords='offset points',
+      ha='right',
+    )  # fmt: skip
+    names = []
+  margin = 0.04 * (high - low)
+  ax.set_ylim(low - margin, high + margin)
+  if told:
+    ax.annotate(
+      f'far below: {", ".join(told)}', (1, 0), (-3, 3), fontsize=7.5,
+      xycoords='axes fraction', textcoords='offset points', color='#777777',
+      ha='right',
+    )  # fmt: skip
+
+
+def short(names: Sequence[str], most: int = 22) -> list[str]:
+  """Shortens long names, so that they still differ.
+
+  What is left out stands in the middle; where names would be alike, what they
+  begin with alike is left out instead.
+
+  >>> short(['resnet_of_the_second_kind_a', 'resnet_of_the_second_kind_b'], 12)
+  ['resn…_kind_a', 'resn…_kind_b']
+  """
+  head = most // 3
+  cut = lambda name: f'{name[:head]}…{name[len(name) - (most - head - 1) :]}'
+  found = [name if len(name) <= most else cut(name) for name in names]
+  if len(set(found)) == len(set(names)):
+    return found
+  alike = itertools.takewhile(
+    lambda letters: len(set(letters)) == 1, zip(*names, strict=False)
+  )
+  begin = len(list(alike))
+  return [f'…{name[begin:]}' if begin else name for name in names]
 
 
 def spread_labels(

@@ -6,7 +6,7 @@ import os
 import matplotlib as mpl
 import numpy as np
 
-from fedjax_tune.report import figure, plots, tables, targets
+from fedjax_tune.report import figure, plots, styles, tables, targets
 from fedjax_tune.typing import Record
 
 _MOVED = 'GB moved, all clients, both ways'
@@ -16,13 +16,15 @@ _TIME = 'minutes on the simulated devices'
 def plot_frontier(
   runs: Mapping[str, Sequence[Sequence[Record]]],
   path: str | os.PathLike[str],
+  methods: Mapping[str, str] | None = None,
 ) -> None:
   """Draws accuracy by bytes moved and, where devices are given, by time.
 
   Args:
-    runs: For each method the rounds of each seed's run. A line is the mean over
+    runs: For each label the rounds of each seed's run. A line is the mean over
       its seeds, of accuracy and of cost, at the evaluations that all have.
     path: The PNG to write.
+    methods: Of each label, if they are called something else.
   """
   timed = any(
     targets.spent(row).simulated_s
@@ -30,23 +32,23 @@ def plot_frontier(
     for row in seeds[0]
   )
   names = [_TIME, _MOVED] if timed else [_MOVED]
+  looks = styles.of(methods or {name: name for name in runs})
+  shown = figure.short([tables.plain(name) for name in runs])
   with mpl.rc_context(figure.STYLE):
     fig = figure.new_figure(4.2)
     axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for (name, seeds), (color, dash) in zip(
-      runs.items(), figure.line_styles(), strict=False
-    ):
+    for (name, seeds), label in zip(runs.items(), shown, strict=True):
       accuracy, minutes, moved = _means(seeds)
       spent = [minutes, moved] if timed else [moved]
+      color, dash, marker = looks[name]
       for ax, x in zip(axes, spent, strict=True):
         ax.plot(
-          x, accuracy, color=color, ls=dash, marker='o', ms=3,
-          label=tables.plain(name),
-        )  # fmt: skip
+          x, accuracy, color=color, ls=dash, marker=marker, ms=3.5, label=label
+        )
     for ax, name in zip(axes, names, strict=True):
       ax.set_xlabel(name)
       ax.set_xlim(left=0)
-    axes[0].set_title('Accuracy (%) by what it cost')
+    axes[0].set(title='Accuracy by what it cost', ylabel='accuracy (%)')
     fig.legend(
       *axes[0].get_legend_handles_labels(),
       loc='outside lower center',

@@ -1,31 +1,37 @@
 """Plots of a run, and of methods side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import os
 import pathlib
 import re
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib import axes as mpl_axes
 from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_tune.report import figure, tables, writer
+from fedjax_tune.report import figure, styles, tables, writer
 from fedjax_tune.typing import Record
 
 Curve = tuple[Sequence[float | int], Sequence[float | int]]
 
 
 def plot_run(
-  workdir: str | os.PathLike[str], domain_names: Sequence[str]
+  workdir: str | os.PathLike[str],
+  domain_names: Sequence[str],
+  chance: Mapping[str, float] | None = None,
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Draws a run's `accuracy.png` (with its loss) and `coverage.png`.
 
   Args:
     workdir: The run's folder with its `metrics.jsonl`.
     domain_names: The domains, one line each.
+    chance: Accuracies in [0, 1] of a model that has learned nothing, by what
+      they are called.
 
   Returns:
     The paths of the two files.
@@ -36,83 +42,203 @@ def plot_run(
   rows = writer.read_metrics(workdir)
   if not rows:
     raise ValueError(f'workdir={str(workdir)!r} has no finished round to plot.')
+  rows = [*writer.read_start(workdir), *rows]
   accuracy_path = pathlib.Path(workdir) / 'accuracy.png'
   coverage_path = pathlib.Path(workdir) / 'coverage.png'
   with mpl.rc_context(figure.STYLE):
-    _accuracy_figure(rows, domain_names).savefig(accuracy_path)
+    fig = _accuracy_figure(rows, domain_names, chance or {})
+    fig.savefig(accuracy_path)
     _coverage_figure(rows).savefig(coverage_path)
   return accuracy_path, coverage_path
 
 
 def plot_comparison(
-  curves: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str]
+  curves: Mapping[str, Sequence[Curve]],
+  path: str | os.PathLike[str],
+  methods: Mapping[str, str] | None = None,
+  chance: Mapping[str, float] | None = None,
 ) -> None:
   """Draws accuracy by round: each method's mean and deviation over seeds.
 
+  Where no method has more than one evaluation, there are bars instead.
+
   Args:
-    curves: For each method one (rounds done, accuracies in [0, 1]) per seed;
+    curves: For each label one (rounds done, accuracies in [0, 1]) per seed;
       only rounds that all its seeds have are drawn.
     path: The PNG to write.
+    methods: Of each label, if they are called something else.
+    chance: See `plot_run`.
   """
-  with figure.drawing(4.2, path) as ax:
+  looks = styles.of(methods or {name: name for name in curves})
+  names = dict(zip(curves, _names(curves), strict=True))
+  found = {name: _mean_std(seeds) for name, seeds in curves.items()}
+  percent = {name: 100 * value for name, value in (chance or {}).items()}
+  with figure.drawing(figure.height(4.2, curves), path) as ax:
+    if all(len(rounds) < 2 for rounds, _, _ in found.values()):
+      lines = [
+        Bar(names[name], mean[-1], std[-1], looks[name].color)
+        for name, (rounds, mean, std) in found.items()
+        if len(rounds)
+      ]
+      _bars(ax, 'Accuracy', lines, percent)
+      return
     labels = []
-    for (name, seeds), (color, dash) in zip(
-      curves.items(), figure.line_styles(), strict=False
-    ):
-      rounds, mean, std = _mean_std(seeds)
+    for name, (rounds, mean, std) in found.items():
+      color, dash, _ = looks[name]
       ax.fill_between(
         rounds, mean - std, mean + std, color=color, alpha=0.14, lw=0
       )
       ax.plot(rounds, mean, color=color, ls=dash)
       if len(rounds):
-        spread = f' ± {std[-1]:.1f}' if len(seeds) > 1 else ''
-        text = f'{tables.plain(name)}  {mean[-1]:.1f}{spread}'
+        spread = f' ± {std[-1]:.1f}' if len(curves[name]) > 1 else ''
+        text = f'{names[name]}  {mean[-1]:.1f}{spread}'
         labels.append(figure.EndLabel(rounds[-1], mean[-1], text, color))
     end = max((label.x for label in labels), default=1)
-    figure.finish(ax, 'Accuracy (%) by round', end, labels)
+    figure.mark_chance(ax, percent)
+    figure.by_round(ax, 'Accuracy by round', 'accuracy (%)', end, labels)
+
+
+def _names(curves: Iterable[str]) -> list[str]:
+  return figure.short([tables.plain(name) for name in curves])
+
+
+class Bar(NamedTuple):
+  """One value, drawn as a bar: its name, percent, deviation and colour."""
+
+  name: str
+  value: float
+  deviation: float
+  color: str
+
+
+def _bars(
+  ax: mpl_axes.Axes,
+  title: str,
+  lines: Sequence[Bar],
+  chance: Mapping[str, float],
+) -> None:
+  """Draws one evaluation, which makes no line."""
+  for i, (_, value, deviation, color) in enumerate(lines):
+    ax.barh(
+      i, value, color=color, height=0.68, xerr=deviation or None,
+      error_kw={'ecolor': '#A0A0A0', 'capsize': 3},
+    )  # fmt: skip
+    spread = f' ± {deviation:.1f}' if deviation else ''
+    ax.annotate(
+      f'{value:.1f}{spread}', (value + deviation, i), (4, 0), va='center', fontsize=9,
+      textcoords='offset points',
+    )  # fmt: skip
+  unit = 'accuracy (%)'
+  for value in chance.values():
+    ax.axvline(value, color='#999999', lw=0.9, ls=(0, (1, 2)))
+  if chance:
+    told = (f'{name} {value:.1f}' for name, value in chance.items())
+    unit += f'; dotted: {", ".join(told)}'
+  ax.set_yticks(range(len(lines)), [bar.name for bar in lines])
+  ax.invert_yaxis()
+  ax.set(title=title, xlabel=unit)
+  # Room for the numbers.
+  ax.set_xlim(right=1.15 * ax.get_xlim()[1])
+  ax.grid(visible=False, axis='y')
+  ax.grid(visible=True, axis='x')
+
+
+class _Line(NamedTuple):
+  """A line of `accuracy.png`: key, name, colour, and how it is drawn."""
+
+  key: str
+  name: str
+  color: str
+  look: Mapping[str, Any]
+
+
+def _lines(
+  rows: Sequence[Record], domain_names: Sequence[str]
+) -> Iterator[_Line]:
+  """Yields the lines of a run: domains, models besides, and the mean."""
+  if len(domain_names) == 1:  # It is the mean.
+    domain_names = ()
+  names, looks = _names(domain_names), figure.line_styles()
+  for domain, name, (color, dash) in zip(
+    domain_names, names, looks, strict=False
+  ):
+    key = f'eval/accuracy/{domain}'
+    yield _Line(key, name, color, {'ls': dash, 'lw': 1.1})
+  others = _other_evaluations(rows)
+  names = _names(key.split('/')[1] for key in others)
+  for i, (key, name) in enumerate(zip(others, names, strict=True)):
+    color, dash = _OTHERS[i % len(_OTHERS)]
+    yield _Line(key, name, color, {'ls': dash, 'lw': 1.8})
+  yield _Line('eval/accuracy', 'mean', figure.INK, {'lw': 2.6})
+
+
+# Other models than that which counts, told apart by shade and dash.
+_OTHERS: tuple[tuple[str, figure.Dash], ...] = tuple(
+  (grey, dash)
+  for dash in ((0, (5, 1.5)), (0, (1.5, 1.2)))
+  for grey in ('#777777', '#444444', '#A0A0A0')
+)
 
 
 def _accuracy_figure(
-  rows: Sequence[Record], domain_names: Sequence[str]
+  rows: Sequence[Record],
+  domain_names: Sequence[str],
+  chance: Mapping[str, float],
 ) -> mpl_figure.Figure:
-  fig = figure.new_figure(3.6)
+  lines = [
+    (line, *_curve(rows, line.key)) for line in _lines(rows, domain_names)
+  ]
+  lines = [line for line in lines if len(line[1])]
+  fig = figure.new_figure(figure.height(3.6, lines))
   left, right = fig.subplots(1, 2, width_ratios=(2.2, 1))
-  num_rounds = rows[-1]['round'] + 1
-  labels = []
+  percent = {name: 100 * value for name, value in chance.items()}
+  if lines and all(len(rounds) == 1 for _, rounds, _ in lines):
+    done, title = int(lines[0][1][0]), 'Accuracy after'
+    bars = [Bar(x.name, 100 * y[0], 0.0, x.color) for x, _, y in lines]
+    title += f' {done} round{"s"[: done != 1]}'
+    _bars(left, title, bars, percent)
+  elif lines:
+    labels = []
+    for line, rounds, values in lines:
+      left.plot(rounds, 100 * values, color=line.color, **line.look)
+      text = f'{line.name}  {100 * values[-1]:.1f}'
+      labels.append(
+        figure.EndLabel(
+          rounds[-1],
+          100 * values[-1],
+          text,
+          line.color,
+          bold=line.key == 'eval/accuracy',
+        )
+      )
+    figure.mark_chance(left, percent)
+    end = rows[-1]['round'] + 1
+    figure.by_round(left, 'Accuracy by round', 'accuracy (%)', end, labels)
+  _loss(right, rows)
+  return fig
 
-  def line(key: str, name: str, color: str, **style: object) -> None:
-    rounds, values = _curve(rows, key)
-    if len(values):
-      # One evaluation makes no line.
-      marker = 'o' if len(values) == 1 else None
-      left.plot(rounds, 100 * values, color=color, marker=marker, **style)
-      end = 100 * values[-1]
-      text = f'{tables.plain(name)}  {end:.1f}'
-      labels.append(figure.EndLabel(rounds[-1], end, text, color))
 
-  for domain, (color, dash) in zip(
-    domain_names, figure.line_styles(), strict=False
-  ):
-    line(f'eval/accuracy/{domain}', domain, color=color, ls=dash, lw=1.1)
-  for key in _other_evaluations(rows):
-    name = key.split('/')[1]
-    line(key, name, color='#777777', ls=(0, (5, 1.5)), lw=1.8)
-  line('eval/accuracy', 'mean', color=figure.INK, lw=2.6)
-  figure.finish(left, 'Accuracy (%) by round', num_rounds, labels)
-
+def _loss(ax: mpl_axes.Axes, rows: Sequence[Record]) -> None:
   rounds, loss = _curve(rows, 'train/loss')
-  right.plot(rounds, loss, color=figure.FAINT if len(loss) > 20 else figure.INK)
-  if len(loss) > 20:  # Single rounds are noisy: a running mean on top.
+  noisy = len(loss) > 20
+  ax.plot(
+    rounds,
+    loss,
+    color=figure.FAINT if noisy else figure.INK,
+    marker='o' if len(loss) == 1 else None,
+    clip_on=len(loss) > 1,
+  )
+  if noisy:  # A running mean on top of single rounds.
     width = max(5, len(loss) // 20)
     smooth = np.convolve(loss, np.ones(width) / width, mode='valid')
     centre = rounds[(width - 1) // 2 :][: len(smooth)]
-    right.plot(centre, smooth, color=figure.INK)
-  figure.finish(right, 'Training loss by round', num_rounds)
-  return fig
+    ax.plot(centre, smooth, color=figure.INK)
+  figure.by_round(ax, 'Training loss', 'loss', rows[-1]['round'] + 1)
 
 
 def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
   """Owners of each layer in each round; layers that nobody held stand out."""
+  rows = [row for row in rows if 'coverage/layers' in row]
   owners_LxT = np.array([row['coverage/layers'] for row in rows]).T
   rounds = [row['round'] + 1 for row in rows]
   num_layers, most = len(owners_LxT), max(1, int(owners_LxT.max()))
@@ -131,7 +257,11 @@ def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
     interpolation='nearest',
   )
   left.grid(visible=False)
-  left.set(title='Owners of each layer, by round', ylabel='layer')
+  left.set(
+    title='Owners of each layer, by round',
+    xlabel='round, counted from 1',
+    ylabel='layer, counted from 0',
+  )
   left.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   left.yaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=13))
   ticks = np.unique(np.linspace(0, most, min(most, 6) + 1).round())
@@ -147,7 +277,11 @@ def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
       f'{mean:.1f}', (mean, layer), (3, 0), textcoords='offset points',
       va='center', fontsize=8,
     )  # fmt: skip
-  right.set(title='Mean owners', xlim=(0, 1.18 * max(mean_L.max(), 1e-9)))
+  right.set(
+    title='Mean owners',
+    xlabel='clients',
+    xlim=(0, 1.18 * max(mean_L.max(), 1e-9)),
+  )
   right.grid(visible=False)
   right.tick_params(labelleft=False)
   return fig

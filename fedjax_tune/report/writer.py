@@ -5,7 +5,8 @@ Names are `group/what_unit`. A run writes, every round, `train/loss`,
 `cost/uplink_bytes`, `cost/downlink_bytes`, `cost/train_flops` and
 `time/simulated_s` (on the clients' devices, if they are given), and
 `coverage/layers` (owners of each layer); where it evaluates also
-`eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`.
+`eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`, and
+`validation/accuracy` (likewise) where there is a validation split.
 Where the seconds since the row before went is told by `time/training_s`,
 `time/evaluation_s`, `time/compile_s`, `time/data_s` (waiting for it),
 `time/checkpoint_s` and `time/other_s`.
@@ -29,6 +30,8 @@ from fedjax_tune.report import tensorboard
 from fedjax_tune.typing import Record
 
 _FILE = 'metrics.jsonl'
+# What an evaluation before the first round found.
+START = 'start.json'
 
 
 class Rows:
@@ -143,6 +146,17 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[Record]:
   if not path.exists():
     raise FileNotFoundError(f'workdir={str(workdir)!r} holds no {_FILE}.')
   return _read(path)
+
+
+def read_start(workdir: str | os.PathLike[str]) -> list[Record]:
+  """Reads how good a run was before its first round, as a row of round -1.
+
+  [] where that was not evaluated.
+  """
+  path = pathlib.Path(workdir) / START
+  if not path.exists():
+    return []
+  return [{'round': -1, **json.loads(path.read_text(encoding='utf-8'))}]
 
 
 def read_text(workdir: str | os.PathLike[str]) -> str:

@@ -11,13 +11,22 @@ import numpy as np
 
 from fedjax_tune import config, plugins
 from fedjax_tune.costs import capacity, fit, hardware
-from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
+from fedjax_tune.data import (
+  arrays,
+  corpus,
+  digest,
+  outlines,
+  partition,
+  shares,
+  tasks,
+)
 from fedjax_tune.data import fetch as fetching
+from fedjax_tune.data import held_out as holding
 from fedjax_tune.engine import batches as batching
-from fedjax_tune.engine import divided, hosts, step
+from fedjax_tune.engine import divided, hosts, personal, step
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
-from fedjax_tune.methods import METHODS, proximal
+from fedjax_tune.methods import METHODS, augment, proximal
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import (
   federation,
@@ -54,6 +63,9 @@ class Setup:
     notes: What a user should be told before the run, a sentence each.
     features: Both splits as models read them, if that is what the frozen model
       has made of them (`frozen.py`); else ().
+    validation: For each client the positions of its part of the validation
+      split, in the training data; None without one.
+    held_out: Likewise of what it is judged by.
   """
 
   experiment: config.Experiment
@@ -72,11 +84,32 @@ class Setup:
   weights: str
   notes: tuple[str, ...]
   features: tuple[corpus.Corpus, ...] = ()
+  validation: shares.Shares | None = None
+  held_out: shares.Shares | None = None
 
   @property
   def inputs(self) -> tuple[corpus.Corpus, ...]:
     """Training and test data as models read them."""
     return self.features or (self.train, self.test)
+
+  def own_data(
+    self, clients: Sequence[int]
+  ) -> tuple[corpus.Corpus, list[np.ndarray]]:
+    """Returns examples, and for each client the positions of those like its own.
+
+    What was held out of its training, or test examples.
+    """
+    train, test = self.inputs
+    if self.held_out is not None:
+      return train, [self.held_out[k] for k in clients]
+    parts = self.partition
+    rows = personal.own_examples(
+      train.labels,
+      [parts.indices[k] for k in clients],
+      parts.domains[list(clients)],
+      test,
+    )
+    return test, rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +217,14 @@ def build(
     owned = partition.partition(experiment.clients, train)
   else:
     owned = partition.of(parts, experiment.clients, train)
+  apart: dict[str, shares.Shares] = {}
+  for field, share in (
+    ('data.validation', experiment.data.validation),
+    ('clients.held_out', experiment.clients.held_out),
+  ):
+    if share:
+      seed = experiment.clients.seed
+      owned, apart[field] = holding.hold_out(owned, train, share, seed, field)
   steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
@@ -212,6 +253,9 @@ def build(
     owned.present(train),
     fitted,
   )
+  changes = experiment.data
+  if train.lengths is None and (changes.flip or changes.crop):
+    algorithm = augment.add(algorithm, flips=changes.flip, shift=changes.crop)
   notes = [note for tier in found for note in tier.weights.notes]
   features = ()
   if experiment.engine.cache_frozen:
@@ -248,6 +292,8 @@ def build(
     weights=hash_weights(found),
     notes=tuple(dict.fromkeys(notes)),
     features=features,
+    validation=apart.get('data.validation'),
+    held_out=apart.get('clients.held_out'),
   )
 
 

@@ -20,13 +20,19 @@ def check(experiment: config.Experiment) -> None:
   """Refuses what makes an example another one in every step.
 
   Raises:
-    ValueError: There is dropout below the head, or the frozen model is divided
+    ValueError: There is dropout below the head, pictures change, or the frozen model is divided
       among devices.
   """
   if experiment.engine.cache_frozen and experiment.engine.fsdp:
     raise ValueError(
       'engine.fsdp=True must be False with engine.cache_frozen=True: what is'
       ' computed once needs no devices afterwards.'
+    )
+  changes = experiment.data
+  if experiment.engine.cache_frozen and (changes.flip or changes.crop):
+    raise ValueError(
+      f'data.flip={changes.flip} and data.crop={changes.crop} must be off with'
+      ' engine.cache_frozen=True: pictures would be others in each step.'
     )
   if experiment.engine.cache_frozen and experiment.model.dropout:
     raise ValueError(

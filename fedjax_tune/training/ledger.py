@@ -1,5 +1,6 @@
 """The books of a run: what each round came to, read, judged, written, saved."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import time
@@ -12,6 +13,7 @@ from fedjax_tune.engine import hosts
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import writer as reporting
+from fedjax_tune.report import writers
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import (
   checkpoint,
@@ -50,6 +52,7 @@ class Outputs(NamedTuple):
     writer: The metrics.
     progress: What is shown.
     watch: Tells what each round's row says of time.
+    others: Are told of each round, once the run's own metrics are written.
   """
 
   claim: folder.Claim | None
@@ -57,6 +60,7 @@ class Outputs(NamedTuple):
   writer: reporting.Rows
   progress: RoundProgress
   watch: clock.Clock
+  others: Sequence[writers.Writer] = ()
 
 
 @dataclasses.dataclass
@@ -76,6 +80,7 @@ class Ledger:
     meter: What they moved and computed.
     now: How the run stands among its evaluations.
     best: The state of the best one.
+    state: The state after the last round that is settled.
     settled: When the last one was known, of `time.perf_counter`.
   """
 
@@ -87,7 +92,15 @@ class Ledger:
   meter: dict[str, Any]
   now: stopping.Standing
   best: ServerState
+  state: ServerState
   settled: float = -math.inf
+
+  @property
+  def kept(self) -> tuple[ServerState, int]:
+    """The state that the run is judged by in the end, and the round after it."""
+    if self.run.setup.experiment.keep_best and self.now.rnd >= 0:
+      return self.best, self.now.rnd + 1
+    return self.state, self.done
 
   @property
   def over(self) -> bool:
@@ -120,12 +133,14 @@ class Ledger:
     record = round_record(plan, sums, self.meter, self.settled - begin)
     with out.watch.section('evaluation'):
       record |= self.run.evaluate(state, rnd)
-    self.done = rnd + 1
+    self.done, self.state = rnd + 1, state
     if out.claim:
       out.claim.check()
     record |= out.watch.lap()
     out.writer.write(rnd, record)
-    self.now = self.now.after(rnd, record.get('eval/accuracy'))
+    for other in out.others:
+      other.write(rnd, record)
+    self.now = self.now.after(rnd, stopping.score(record))
     self.best = state if self.now.rnd == rnd else self.best
     asked = hosts.anywhere(bool(self.signals.asked))
     ends = asked or self.over or self.done == self.last

@@ -18,11 +18,14 @@ from fedjax_tune.data import arrays
 from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
+from fedjax_tune.report import clients as reporting_clients
 from fedjax_tune.report import writer as reporting
+from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import build as building
 from fedjax_tune.training import (
   checkpoint,
+  client_report,
   clock,
   folders,
   health,
@@ -49,6 +52,7 @@ def train(
   console: rich_console.Console | None = None,
   data: arrays.Arrays | None = None,
   partition: Sequence[np.ndarray] | None = None,
+  writers: Sequence[writing.Writer] = (),
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
 
@@ -68,6 +72,8 @@ def train(
     data: From `from_arrays`, in place of the data set that `data.name` names.
     partition: For each client the positions of its training examples; None
       divides them as `clients.partition` says.
+    writers: Objects with `write(round, metrics)`, which are told of each round;
+      what has a `close` is closed at the end.
 
   Returns:
     What `summary.json` holds.
@@ -128,8 +134,19 @@ def train(
       console.print(f'All {kept.rounds} rounds are done; none is left.')
     with signals.patient(), endings.storing(workdir, only_full=True):
       hosts.alone(lambda: write_setup(run, classes, workdir))
-      train_rounds(run, kept, own, claim, signals, workdir, console, watch)
-      return hosts.told(lambda: summary.write_results(run, workdir))
+      # The first host alone tells what a user has installed.
+      named, given = (
+        (experiment.writers, writers) if hosts.is_first() else ((), ())
+      )
+      with writing.opened(named, given, workdir, fields) as others:
+        books = train_rounds(
+          run, kept, own, claim, signals, workdir, console, watch, others
+        )
+      return hosts.told(
+        lambda: summary.write_results(
+          run, workdir, _report_clients(books, workdir, console)
+        )
+      )
 
 
 def train_rounds(
@@ -141,7 +158,8 @@ def train_rounds(
   workdir: str,
   console: rich_console.Console,
   watch: clock.Clock,
-) -> None:
+  others: Sequence[writing.Writer] = (),
+) -> ledger.Ledger:
   """Trains the rounds that are left, and writes each.
 
   Args:
@@ -153,6 +171,10 @@ def train_rounds(
     workdir: The run's folder.
     console: Where the progress is shown.
     watch: Tells what each round's row says of time.
+    others: Are told of each round, too.
+
+  Returns:
+    The books, of all rounds.
 
   Raises:
     Interrupted: A signal came; the round under way was finished and saved.
@@ -163,6 +185,8 @@ def train_rounds(
   state, meter, best = run.start(kept)
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
   health.check_state(state, f'after {start} rounds')
+  if experiment.eval_start:
+    _judge_start(run, workdir, anew=kept is None)
   now = stopping.standing(reporting.parse(rows))
   last = start if now.over(experiment.patience) else experiment.rounds
   label = f'{experiment.method} seed {experiment.seed}'
@@ -176,8 +200,10 @@ def train_rounds(
       saved = stack.enter_context(checkpoint.Checkpoints(workdir, every, own))
       writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
     progress = stack.enter_context(RoundProgress(last, start, label, console))
-    outputs = ledger.Outputs(claim, saved, writer, progress, watch)
-    books = ledger.Ledger(run, signals, outputs, last, start, meter, now, best)
+    outputs = ledger.Outputs(claim, saved, writer, progress, watch, others)
+    books = ledger.Ledger(
+      run, signals, outputs, last, start, meter, now, best, state
+    )
     _compute(run, state, books, workdir)
   if books.over:
     now = books.now
@@ -193,6 +219,36 @@ def train_rounds(
       f'{asked} after round {books.done} of {last}, which is saved in'
       f' {workdir}; --resume goes on from there.'
     )
+  return books
+
+
+def _judge_start(run: Run, workdir: str, *, anew: bool) -> None:
+  """Writes how good a run is before its first round, if it is not there."""
+  path = pathlib.Path(workdir) / reporting.START
+  if hosts.told(lambda: anew or not path.exists()):
+    found = run.judge(run.engine.init(), 'before the first round')
+    hosts.alone(lambda: reporting.write_json(path, found))
+
+
+def _report_clients(
+  books: ledger.Ledger, workdir: str, console: rich_console.Console
+) -> dict[str, Any]:
+  """Tells how each client fares, where that is asked for; else {}."""
+  if not books.run.setup.experiment.clients.report:
+    return {}
+
+  def check() -> None:
+    if asked := books.signals.asked:
+      raise endings.Interrupted(
+        f'{asked} after the last round, which is saved in {workdir}; --resume'
+        ' judges the clients, and ends the run.'
+      )
+
+  with console.status('Judging models for each client'):
+    state, rnd = books.kept
+    found = client_report.write(books.run, state, rnd, workdir, check)
+  console.print(reporting_clients.class_table(found))
+  return found
 
 
 def _compute(
@@ -219,7 +275,9 @@ def _compute(
   for plan, plan_next in watch.waits(plans):
     run.prepare(plan)
     begin = time.perf_counter()
-    lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
+    lr = local_optimizer.learning_rate(
+      experiment.local, plan.rnd, experiment.rounds
+    )
     with watch.section('training'):
       state, sums = run.engine.round(state, plan, key, lr)
     if hosts.count() > 1:

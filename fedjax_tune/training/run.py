@@ -4,7 +4,6 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -17,18 +16,16 @@ from fedjax_tune.engine import (
   batches,
   gradient,
   local_optimizer,
-  personal,
   server,
   server_optimizer,
   store,
 )
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.evaluate import build_evaluate
 from fedjax_tune.engine.plan import Member, RoundPlan
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.slabs import Signature
-from fedjax_tune.training import build, checkpoint, snapshot
+from fedjax_tune.training import build, checkpoint, evaluation, snapshot
 from fedjax_tune.typing import Tree
 
 
@@ -72,26 +69,7 @@ class Run:
         e.engine.fsdp,
       ),
     )
-    _, test = setup.inputs
-    tests = {
-      name: test.view(setup.readers.get(name, 0))
-      for name in setup.algorithm.evaluation.models
-    }
-    self._evaluate = build_evaluate(
-      setup.algorithm.model,
-      setup.algorithm.evaluation,
-      tests,
-      e.data.lengths,
-    )
-    self._personal = None
-    if setup.algorithm.evaluation.personal:
-      parts = setup.partition
-      own = personal.own_examples(
-        setup.train.labels, parts.indices, parts.domains, test
-      )
-      self._personal = personal.build(
-        setup.algorithm, test, own, e.data.lengths
-      )
+    self._evaluate = evaluation.build(setup, self.engine.base)
 
   def _add(
     self,
@@ -107,36 +85,56 @@ class Run:
     Raises:
       ValueError: One does not fit this machine.
     """
-    setup, e = self.setup, self.setup.experiment
-    planner, model = setup.planner, setup.algorithm.model
-    size, info = e.local.batch_size, planner.info_shapes
-    shapes = functools.partial(batches.shapes, setup.inputs[0])
+    setup, planner = self.setup, self.setup.planner
+    lead = planner.most_steps, setup.experiment.local.batch_size
     self.widths |= widths
     self.batch_shapes |= {
-      sig: shapes(sig.length, (planner.most_steps, size)) for sig in widths
+      sig: batches.shapes(setup.inputs[0], sig.length, lead) for sig in widths
     }
     compile_programs(widths)
     scratch = self.engine.programs.temp_bytes()
     for sig in widths:
       capacity.check_program(_describe(sig, setup.sizes), scratch[sig])
-    optimizer = local_optimizer.build(e.local)
     for sig in widths:
-      batch, place = shapes(sig.length, (size,)), self.engine.place(sig)
+      self.cost(sig)
+      self._part_flops[sig] = self._flops_of_parts(sig)
+
+  def cost(self, sig: Signature) -> Cost:
+    """Returns what a client of a class costs, whether the run has one or not."""
+    if sig not in self.costs:
+      setup, e = self.setup, self.setup.experiment
+      model = setup.algorithm.model
       self.costs[sig] = client_cost(
-        setup.algorithm, sig, batch, info, optimizer, place
+        setup.algorithm,
+        sig,
+        batches.shapes(setup.inputs[0], sig.length, (e.local.batch_size,)),
+        setup.planner.info_shapes,
+        local_optimizer.build(e.local),
+        self.engine.place(sig),
       )
-      self._part_flops[sig] = [
-        step_flops(
-          setup.algorithm,
-          sig,
-          shapes(n, (gradient.together(n, size),)),
-          info,
-          place,
-        )
-        for n in planner.lengths
-        if n <= sig.length
-      ]
       self._held[sig] = held_shapes(model.theta, model.axes, sig)
+    return self.costs[sig]
+
+  def _flops_of_parts(self, sig: Signature) -> list[int]:
+    """Returns what a part of a batch takes, by the length of its texts."""
+    setup, planner = self.setup, self.setup.planner
+    size, place = setup.experiment.local.batch_size, self.engine.place(sig)
+    shapes = functools.partial(batches.shapes, setup.inputs[0])
+    return [
+      step_flops(
+        setup.algorithm,
+        sig,
+        shapes(n, (gradient.together(n, size),)),
+        planner.info_shapes,
+        place,
+      )
+      for n in planner.lengths
+      if n <= sig.length
+    ]
+
+  def class_name(self, sig: Signature) -> str:
+    """Names what a client holds, however long its texts are."""
+    return _describe(dataclasses.replace(sig, length=0), self.setup.sizes)
 
   def prepare(self, plan: RoundPlan) -> None:
     """Compiles what a round needs besides what the planner foresaw."""
@@ -237,34 +235,22 @@ class Run:
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
     """
-    if not self.is_due(rnd):
-      return {}
+    return self.judge(state, f'round {rnd}') if self.is_due(rnd) else {}
+
+  def judge(self, state: server.ServerState, when: str) -> dict[str, float]:
+    """Evaluates every model of the method.
+
+    Args:
+      state: The server's state.
+      when: Which state it is, for messages.
+
+    Raises:
+      Diverged: Outputs or metrics of a model are not finite.
+    """
     try:
-      if self._personal:
-        return self._personal(self.engine.base(state), state)
-      results = self._evaluate(self.engine.base(state), state.theta)
+      return self._evaluate(state)
     except endings.Diverged as error:
-      raise endings.Diverged(f'round {rnd}: {error}') from error
-    weights = self.setup.algorithm.evaluation.weights
-    mean = lambda x: float(np.mean(x))
-    primary, *others = self.setup.test.task.metrics
-    # Values by domain of the models that count together.
-    main = {
-      metric: np.add.reduce(
-        [w * results[n][metric] for n, w in weights.items()]
-      )
-      for metric in (primary, *others)
-    }
-    domains = zip(self.setup.test.domain_names, main[primary], strict=True)
-    apart = [name for name in results if weights != {name: 1.0}]
-    return (
-      {'eval/accuracy': mean(main[primary])}
-      | {f'metric/{m}': mean(main[m]) for m in others}
-      | {f'eval/accuracy/{domain}': float(x) for domain, x in domains}
-      | {
-        f'eval/{name}/accuracy': mean(results[name][primary]) for name in apart
-      }
-    )
+      raise endings.Diverged(f'{when}: {error}') from error
 
   def class_costs(self) -> list[table.ClassCost]:
     """Returns what a client of each class costs, largest first.

@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 from fedjax_tune.typing import Record
 
+VALIDATION = 'validation/accuracy'
+
 
 class Standing(NamedTuple):
   """Where a run stands after its evaluations so far.
 
   Attributes:
     rnd: The round of the best one, the first of equals; -1 before any.
-    score: Its score, the headline metric on test data.
+    score: Its score, see `score`.
     since: How many of the latest in a row have been below the best.
   """
 
@@ -37,6 +39,14 @@ class Standing(NamedTuple):
     return self._replace(since=since)
 
 
+def score(row: Record) -> float | None:
+  """Returns the score of a round's evaluation; None if it had none.
+
+  The headline metric on the validation split, or else on the test data.
+  """
+  return row.get(VALIDATION, row.get('eval/accuracy'))
+
+
 def standing(rows: Iterable[Record]) -> Standing:
   """Reads the standing off the rounds that a run wrote.
 
@@ -47,5 +57,5 @@ def standing(rows: Iterable[Record]) -> Standing:
   """
   now = Standing()
   for row in rows:
-    now = now.after(row['round'], row.get('eval/accuracy'))
+    now = now.after(row['round'], score(row))
   return now

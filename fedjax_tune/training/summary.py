@@ -7,21 +7,30 @@ import numpy as np
 
 from fedjax_tune import endings
 from fedjax_tune.report import writer as reporting
-from fedjax_tune.training import clock, stopping
+from fedjax_tune.training import build, clock, stopping
 from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Json
 
 SUMMARY = 'summary.json'
 
 
-def write_results(run: Run, workdir: str) -> Json:
-  """Writes the plots and `summary.json` of a finished run, and returns it."""
+def write_results(run: Run, workdir: str, clients: Json) -> Json:
+  """Writes the plots and `summary.json` of a finished run, and returns it.
+
+  Args:
+    run: The run.
+    workdir: Its folder.
+    clients: How they fare; {} where nobody asked.
+  """
   # Here and not above: Matplotlib and SciPy take half a second.
   from fedjax_tune.report import plots
 
   with endings.storing(workdir):
-    plots.plot_run(workdir, run.setup.test.domain_names)
+    floor = chance(run.setup)
+    plots.plot_run(workdir, run.setup.test.domain_names, floor)
   summary = summarize(run, workdir)
+  if clients:
+    summary['clients'] = clients
   reporting.write_json(pathlib.Path(workdir) / SUMMARY, summary)
   return summary
 
@@ -45,8 +54,9 @@ def summarize(run: Run, workdir: str) -> Json:
     'rounds': len(rows),
     'ended_early': len(rows) < e.rounds,
     'accuracy': last['eval/accuracy'],
-    'best_accuracy': best.score,
+    'best_accuracy': rows[best.rnd]['eval/accuracy'],
     'best_round': best.rnd + 1,
+    'chance': chance(run.setup),
     'accuracy_by_domain': {
       name.removeprefix(prefix): value
       for name, value in last.items()
@@ -59,6 +69,7 @@ def summarize(run: Run, workdir: str) -> Json:
       for name, value in last.items()
       if name.startswith('metric/')
     },
+    **({'best_validation': best.score} if stopping.VALIDATION in last else {}),
     'train_loss': last['train/loss'],
     'rejected': len(rejected),
     'rejected_clients': sorted(set(rejected)),
@@ -70,4 +81,24 @@ def summarize(run: Run, workdir: str) -> Json:
     'simulated_s': last['time/simulated_s'],
     'wall_s': wall,
     'time_shares': shares,
+  }
+
+
+def chance(setup: build.Setup) -> dict[str, float]:
+  """Returns accuracies of what has learned nothing, by what they are called.
+
+  Of a class drawn at random, and of always the class that clients have most of;
+  {} where what counts is not the accuracy of classes.
+  """
+  train, test = setup.train, setup.test
+  if train.task.kind != 'classification' or train.task.primary != 'accuracy':
+    return {}
+  classes = train.task.num_outputs
+  held = train.labels[setup.partition.indices.positions]
+  most = np.bincount(held, minlength=classes).argmax()
+  always = np.full(len(test), most)
+  found = test.score({'class': always, 'finite': np.ones(len(test), bool)})
+  return {
+    f'1 of {classes} classes': 1 / classes,
+    'largest class': float(np.mean(found['accuracy'])),
   }

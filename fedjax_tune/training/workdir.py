@@ -16,6 +16,8 @@ from fedjax_tune.training import snapshot
 from fedjax_tune.typing import Json
 
 _LOCK, _CONFIG = '.lock', 'config.json'
+# What changes nothing that is trained: a run may go on with others.
+_FREE = ('writers', 'eval_start', 'clients.report', 'clients.report_steps')
 
 
 class Claim:
@@ -136,16 +138,20 @@ def check_same(
     there: The fields of the one that was begun; those that it lacks, because
       an older version wrote it, have their defaults.
     here: The fields of the one to run.
-    resume: Let `rounds` have grown.
+    resume: Let `rounds` have grown, where no learning rate depends on them.
     where: Names the first.
 
   Raises:
-    ValueError: They differ; with a line for each field.
+    ValueError: They differ, in more than what trains nothing; with a line for
+      each field.
   """
   old = _fields(dataclasses.asdict(config.Experiment())) | _fields(there)
   new = _fields(here)
+  old |= {name: new[name] for name in _FREE if name in new}
   rounds = old.get('rounds')
-  if resume and type(rounds) is int and new['rounds'] > rounds:
+  # A rate that falls to 0 in the last round has been another one so far.
+  grows = new.get('local.over_rounds') != 'cosine'
+  if resume and grows and type(rounds) is int and new['rounds'] > rounds:
     old['rounds'] = new['rounds']
   if lines := differences(old, new):
     raise ValueError(

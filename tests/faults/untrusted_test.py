@@ -545,7 +545,8 @@ def test_names_are_no_markup_in_plots(tmp_path, monkeypatch):
     ones, clients, _NAMES, tmp_path / 'partition.png'
   )
   plots.plot_comparison(
-    {name: [([1], [0.5])] for name in _NAMES}, tmp_path / 'comparison.png'
+    {name: [([1, 2], [0.4, 0.5])] for name in _NAMES},
+    tmp_path / 'comparison.png',
   )
   shown = [*_NAMES[:-1], '\ufffd[2Jf\ufffdg']
   assert set(shown) <= set(drawn)

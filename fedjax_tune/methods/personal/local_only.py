@@ -1,0 +1,98 @@
+"""Every client trains alone: what all others are compared with."""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune import selection
+from fedjax_tune.engine.algorithm import (
+  Algorithm,
+  Alone,
+  Client,
+  Context,
+  Sent,
+  Traffic,
+)
+from fedjax_tune.methods import compose
+from fedjax_tune.methods.depth import uniform
+from fedjax_tune.methods.facts import Facts
+from fedjax_tune.models.foundation import Models
+from fedjax_tune.typing import Axes, Tree
+
+# Of what clients send: nothing but that they took part.
+_PRESENT = {'present': jnp.zeros(())}
+
+
+def alone(client: Client, model: Models) -> Client:
+  """Returns the client that goes on from its own model, and keeps it.
+
+  What it remembers has the server's coordinates; where it holds nothing, it is
+  as at the start.
+
+  Args:
+    client: How it would train otherwise.
+    model: What it trains a part of.
+  """
+
+  def init(held: Tree, context: Context, key: jax.Array) -> Tree:
+    del held, key
+    return selection.select_within(context.state, model.axes, context.held)
+
+  def finish(
+    start: Tree, delta: Tree, steps: jax.Array, context: Context
+  ) -> Sent:
+    del start, steps
+    # As the sum over one client.
+    held, change = jax.tree.map(
+      lambda x: x[None], (selection.within(context.held, model.axes), delta)
+    )
+    moved = selection.scatter_sum(context.state, model.axes, held, change)
+    own = jax.tree.map(jnp.add, context.state, moved)
+    return Sent(_PRESENT, jnp.ones(()), own)
+
+  first = jax.tree.map(np.asarray, model.theta)
+  return dataclasses.replace(
+    client, init=init, finish=finish, state=lambda _: first
+  )
+
+
+def _send_nothing(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
+  del theta, axes
+  return _PRESENT, {'present': ()}
+
+
+def _own(theta: Tree, own: Tree) -> Tree:
+  del theta
+  return own
+
+
+def build(facts: Facts) -> Algorithm:
+  """Builds training alone: clients never average.
+
+  Each holds the first blocks, as many as its budget, for they are all that its
+  device can train. Its own model is judged on test data like its own
+  (`engine/personal.py`); a client that never took part still has the first one.
+  The host keeps a copy of all that trains for each client that took part.
+  """
+
+  def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    del theta
+    return {
+      f'client{k}': Alone(own, {'layer': facts.budgets[k]})
+      for k, own in sorted(clients.items())
+    }
+
+  fedavg = uniform.fedavg(
+    facts.foundation(), facts.task, facts.budgets, facts.depth
+  )
+  return dataclasses.replace(
+    fedavg,
+    client=alone(fedavg.client, fedavg.model),
+    aggregator=dataclasses.replace(compose.PRIVATE, spec=_send_nothing),
+    evaluation=dataclasses.replace(fedavg.evaluation, personal=_own),
+    traffic=lambda *_: Traffic(0, 0),
+    ending=ending,
+  )

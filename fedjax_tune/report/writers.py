@@ -1,0 +1,160 @@
+"""Where metrics go besides the run's folder: W&B, MLflow, or a user's own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+import pathlib
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from fedjax_tune.typing import Json, Record
+
+
+@runtime_checkable
+class Writer(Protocol):
+  """Is told of each round; what has a `close` is closed at the end of the run.
+
+  A resumed run tells of the rounds that are left.
+  """
+
+  def write(self, rnd: int, metrics: Record, /) -> None:
+    """Takes what is known of a round.
+
+    Args:
+      rnd: The round, counted from 0.
+      metrics: As in `metrics.jsonl`, numbers and arrays by name.
+    """
+    ...
+
+
+# (folder of the run, the experiment's fields) -> its writer.
+Build = Callable[[pathlib.Path, Json], Writer]
+
+
+class _Logged:
+  """Hands a round's numbers to a function, and ends with another.
+
+  Attributes:
+    close: Ends it.
+  """
+
+  def __init__(
+    self,
+    log: Callable[[dict[str, float], int], object],
+    close: Callable[[], object],
+  ) -> None:
+    self._log, self.close = log, close
+
+  def write(self, rnd: int, metrics: Record, /) -> None:
+    """Takes what is known of a round."""
+    self._log(scalars(metrics), rnd)
+
+
+def scalars(metrics: Record) -> dict[str, float]:
+  """Returns the finite numbers among a round's metrics."""
+  numbers = {
+    name: float(value)
+    for name, value in metrics.items()
+    if value is not None and np.ndim(value) == 0
+  }
+  return {name: x for name, x in numbers.items() if math.isfinite(x)}
+
+
+def _wandb(workdir: pathlib.Path, fields: Json) -> Writer:
+  """Logs to Weights & Biases, as its environment variables say."""
+  wandb = _module('wandb')
+  # The same in every process that goes on with a run.
+  name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+  run = wandb.init(
+    id=name, resume='allow', name=_title(fields), config=fields, dir=workdir
+  )
+  return _Logged(lambda found, rnd: run.log(found, step=rnd), run.finish)
+
+
+def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
+  """Logs to MLflow, as its environment variables say."""
+  mlflow = _module('mlflow')
+  kept = workdir / 'mlflow_run'
+  known = kept.read_text().strip() if kept.exists() else None
+  run = mlflow.start_run(
+    run_id=known, run_name=None if known else _title(fields)
+  )
+  if not known:
+    kept.write_text(run.info.run_id + '\n')
+    mlflow.log_params(dict(_flat(fields)))
+  return _Logged(
+    lambda found, rnd: mlflow.log_metrics(found, step=rnd), mlflow.end_run
+  )
+
+
+def _title(fields: Json) -> str:
+  return f'{fields["method"]} seed {fields["seed"]}'
+
+
+def _flat(
+  fields: Mapping[str, Any], within: str = ''
+) -> Iterator[tuple[str, Any]]:
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{within}{name}.')
+    else:
+      yield f'{within}{name}', value
+
+
+# By name, for `writers` of the configuration; `plugins` adds a user's own.
+WRITERS: dict[str, Build] = {'wandb': _wandb, 'mlflow': _mlflow}
+_PACKAGES = ('wandb', 'mlflow')
+
+
+def check(names: Sequence[str]) -> None:
+  """Checks that what writers need is there, before a run begins.
+
+  Raises:
+    ValueError: A package is not installed.
+  """
+  for i, name in enumerate(names):
+    if name in _PACKAGES and importlib.util.find_spec(name) is None:
+      raise ValueError(
+        f'writers[{i}]={name!r} needs the package {name}, which is not'
+        f' installed: pip install {name}.'
+      )
+
+
+def _module(name: str) -> Any:
+  return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def opened(
+  names: Sequence[str],
+  own: Sequence[Writer],
+  workdir: str | os.PathLike[str],
+  fields: Json,
+) -> Iterator[list[Writer]]:
+  """Opens writers, and closes them at the end, a user's own too.
+
+  Args:
+    names: Of some in `WRITERS`.
+    own: Those that are there already.
+    workdir: Folder of the run.
+    fields: Of its experiment.
+  """
+  with contextlib.ExitStack() as stack:
+    found = []
+    for writer in own:
+      found.append(_closing(stack, writer))
+    for name in names:
+      made = WRITERS[name](pathlib.Path(workdir), fields)
+      found.append(_closing(stack, made))
+    yield found
+
+
+def _closing(stack: contextlib.ExitStack, writer: Writer) -> Writer:
+  if close := getattr(writer, 'close', None):
+    stack.callback(close)
+  return writer
