@@ -11,7 +11,7 @@ import tiny
 
 from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.heterotune import cmga, heterotune
+from fedjax_tune.methods.heterotune import cmga, membership
 from fedjax_tune.models import bottleneck, federation
 
 _WIDE = bottleneck.Bottleneck(3, 2)
@@ -91,7 +91,7 @@ def test_the_deepest_tier_has_the_most_branches():
   depths = {'a': 2, 'b': 4, 'c': 2, 'd': 3}
   sizes = {federation.tier_axis(n): d for n, d in depths.items()}
   METHODS['heterotune'].check(e, sizes, (4, 4, 4, 4))
-  rows = heterotune.make_tiers(e, sizes, 4).draw(0, range(4))
+  rows = membership.make_tiers(e, sizes, 4).draw(0, range(4))
   assert [row['branch'] for row in rows] == [2, 4, 1, 3]
 
 
@@ -213,6 +213,19 @@ def test_alignment_touches_the_cores_alone(align):
   [
     ({'tiers': {'weights': ()}}, r'tiers\.weights=\(\)'),
     ({'model': {'tune': 'lora'}}, r"model\.tune='lora' must be 'adapter'"),
+    (
+      {'model': {'tune': 'head'}},
+      r"'head' with tiers\.head='common'; tiers\.head='own'",
+    ),
+    (
+      {'fedadapter': {'projections': 'aligned'}},
+      r"fedadapter\.placement='sequential' must be 'parallel' with fedadapter"
+      r"\.projections='aligned'",
+    ),
+    (
+      {'tiers': {'head': 'common'}},
+      r"tiers\.head='common' must be 'own' with fedadapter\.projections='free'",
+    ),
     (
       {'clients': {'budgets': (4,) * 4}},
       r'clients\.budgets=.* or the blocks of each tier',

@@ -38,7 +38,7 @@ class Model:
       behind sublayers, section `fedadapter`), 'bitfit' (every bias,
       arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
       2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
-      arXiv 2101.00190), or 'full' (every parameter).
+      arXiv 2101.00190), 'full' (every parameter), or 'head' (nothing besides).
     prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
       take 1 to 200.
   """
@@ -76,6 +76,12 @@ class Fedadapter:
     gating: Weights of the branches: 'static', 'token' or 'uniform'.
     placement: 'sequential' or 'parallel'.
     scale: Factor of what is added.
+    projections: What stands before and behind the cores, of method heterotune.
+      'free' trains with them, in each tier by itself. 'aligned' is computed
+      once, from public inputs (`tiers.public`), so that a core means the same
+      in every tier, and never changes; 'aligned_start' trains from there.
+      'random' is drawn and never changes, to compare with. All but 'free' need
+      placement 'parallel'.
   """
 
   rank: int = 32
@@ -85,6 +91,7 @@ class Fedadapter:
   gating: str = 'static'
   placement: str = 'sequential'
   scale: float = 1.0
+  projections: str = 'free'
 
 
 @dataclasses.dataclass

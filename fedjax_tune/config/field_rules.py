@@ -88,7 +88,9 @@ RULES = {
   'patience': at_least(0),
   'keep_best': _ANY,
   'model.weights': _NAMED,
-  'model.tune': one_of('lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full'),
+  'model.tune': one_of(
+    'lora', 'adapter', 'bitfit', 'prompt', 'prefix', 'full', 'head'
+  ),
   'model.prompt_tokens': _PARAMETERS,
   'model.dtype': one_of('float32', 'bfloat16'),
   'model.remat': _ANY,
@@ -115,10 +117,18 @@ RULES = {
   'fedadapter.gating': one_of('static', 'token', 'uniform'),
   'fedadapter.placement': one_of('sequential', 'parallel'),
   'fedadapter.scale': _POSITIVE,
+  'fedadapter.projections': one_of(
+    'free', 'random', 'aligned', 'aligned_start'
+  ),
   'tiers.weights': _NAMED,
   'tiers.depth': at_least(0),
   'tiers.width': _DECAY,
   'tiers.joins': at_least(0),
+  'tiers.public': _ANY,
+  'tiers.public_examples': _EXAMPLES,
+  'tiers.head': one_of('own', 'common', 'common_any'),
+  'tiers.head_rank': _PARAMETERS,
+  'tiers.head_map': one_of('procrustes', 'ridge'),
   'data.name': _NAMED,
   'data.task': one_of('', 'next_token'),
   'data.data_dir': _ANY,

@@ -208,8 +208,8 @@ class Feddyn:
 class Tiers:
   """Different models in one federation; clients take the tiers in turn.
 
-  Each field has one value per tier; client k has tier k modulo the number of
-  tiers. () takes the default for all.
+  The first four fields have one value per tier; client k has tier k modulo the
+  number of tiers. () takes the default for all.
 
   Attributes:
     weights: The tiers' checkpoints, as `model.weights`, which they replace with
@@ -218,12 +218,28 @@ class Tiers:
     depth: The first blocks that are kept; 0 keeps all.
     width: Share of the heads and of the MLP that is kept.
     joins: The first round in which clients of the tier take part.
+    public: Unlabelled texts or pictures that everyone may see, on which tiers
+      are aligned: the name of a prepared data set; '' sets some training
+      examples of this one apart, which then no client has.
+    public_examples: How many of them.
+    head: 'own' gives each tier a head for its own features. 'common' gives all
+      one, averaged over all, on a code that public inputs align across tiers;
+      it needs projections that are not free, since free ones let the code
+      drift apart. 'common_any' does not.
+    head_rank: Width of the code.
+    head_map: How a tier's features become the code: 'procrustes' (a rotation)
+      or 'ridge' (a regression, ridge 1e-3).
   """
 
   weights: tuple[str, ...] = ()
   depth: tuple[int, ...] = ()
   width: tuple[float, ...] = ()
   joins: tuple[int, ...] = ()
+  public: str = ''
+  public_examples: int = 512
+  head: str = 'own'
+  head_rank: int = 64
+  head_map: str = 'procrustes'
 
 
 @dataclasses.dataclass

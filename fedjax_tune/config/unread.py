@@ -79,6 +79,7 @@ def _partition(*names: str) -> Need:
 _ADAPTIVE = ('fedadam', 'fedyogi', 'fedadagrad')
 _HETEROTUNE, _RAFFM = _method('heterotune'), _method('raffm')
 _ONE_MODEL = Need('method', ('heterotune',), but=True)
+_COMMON_HEAD = Need('tiers.head', ('own',), but=True)
 _OF_WIDTH = ('heterofl', 'fedrolex', 'fjord', 'federated_dropout')
 _OF_RANK = (
   'fedit',
@@ -129,10 +130,16 @@ READ: dict[str, tuple[Need, ...]] = {
   'fedadapter.gating': (_tune('adapter'),),
   'fedadapter.placement': (_tune('adapter'),),
   'fedadapter.scale': (_tune('adapter'),),
+  'fedadapter.projections': (_tune('adapter'), _HETEROTUNE),
   'tiers.weights': (_HETEROTUNE,),
   'tiers.depth': (_HETEROTUNE,),
   'tiers.width': (_HETEROTUNE,),
   'tiers.joins': (_HETEROTUNE,),
+  'tiers.public': (_HETEROTUNE,),
+  'tiers.public_examples': (_HETEROTUNE,),
+  'tiers.head': (_HETEROTUNE,),
+  'tiers.head_rank': (_HETEROTUNE, _COMMON_HEAD),
+  'tiers.head_map': (_HETEROTUNE, _COMMON_HEAD),
   'data.name': (),
   'data.task': (),
   'data.data_dir': (),

@@ -60,12 +60,21 @@ class Partition:
     )
 
 
-def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
+def partition(
+  cfg: config.Clients,
+  corpus: Corpus,
+  reserved: Sequence[int] | np.ndarray = (),
+) -> Partition:
   """Divides the examples of a corpus among clients.
 
-  All examples are dealt out, each to one client, except with k_shot and
-  natural; with `divide_objects` an object's images in other domains are left
-  out.
+  All examples but the reserved are dealt out, each to one client, except with
+  k_shot and natural; with `divide_objects` an object's images in other domains
+  are left out.
+
+  Args:
+    cfg: How.
+    corpus: The examples.
+    reserved: Positions of those that nobody gets.
 
   Raises:
     ValueError: What is asked for is impossible; names the field and the rule.
@@ -78,7 +87,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     )
   if cfg.partition == partitioners.NATURAL:
     domains = client_domains(cfg, len(corpus.domain_names))
-    return Partition(_natural(cfg, corpus), domains)
+    return Partition(_natural(cfg, corpus, reserved), domains)
   by_domain = cfg.partition.startswith('domain')
   rule = partitioners.RULES[cfg.partition]
   if cfg.divide_objects:
@@ -90,6 +99,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     pool = np.arange(len(corpus))
     if by_domain:
       pool = np.flatnonzero((corpus.domains == domain) & (owners == domain))
+    pool = np.setdiff1d(pool, reserved) if len(reserved) else pool
     _check_pool(cfg, name, len(pool))
     rng = np.random.default_rng((cfg.seed, domain))
     parts.append(_of_pool(pool, rule(corpus.labels[pool], cfg, rng)))
@@ -190,15 +200,18 @@ def expand_budgets(
   )
 
 
-def _natural(cfg: config.Clients, corpus: Corpus) -> Shares:
+def _natural(
+  cfg: config.Clients, corpus: Corpus, reserved: Sequence[int] | np.ndarray
+) -> Shares:
   """Makes the `count` groups with most examples the clients, e.g. speakers."""
   if corpus.groups is None:
     raise ValueError(
       "clients.partition='natural': the set does not say whose an example is."
     )
-  _, owner, sizes = np.unique(
-    corpus.groups, return_inverse=True, return_counts=True
-  )
+  _, owner = np.unique(corpus.groups, return_inverse=True)
+  free = np.ones(len(corpus), bool)
+  free[np.asarray(reserved, int)] = False
+  sizes = np.bincount(owner[free], minlength=owner.max() + 1)
   largest = np.argsort(-sizes, kind='stable')[: cfg.count]
   fit = int(np.sum(sizes >= cfg.min_examples))
   if fit < cfg.count:
@@ -208,7 +221,7 @@ def _natural(cfg: config.Clients, corpus: Corpus) -> Shares:
     )
   client = np.full(len(sizes), -1)
   client[largest] = np.arange(cfg.count)
-  chosen = np.flatnonzero(client[owner] >= 0)
+  chosen = np.flatnonzero((client[owner] >= 0) & free)
   return Shares.owned(chosen, client[owner[chosen]], cfg.count)
 
 

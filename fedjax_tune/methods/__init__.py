@@ -4,7 +4,7 @@ from fedjax_tune.methods import composed, menus
 from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
-from fedjax_tune.methods.heterotune import heterotune
+from fedjax_tune.methods.heterotune import checks, heterotune
 from fedjax_tune.methods.personal import fedper
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
@@ -49,5 +49,5 @@ METHODS: dict[str, Method] = {
   'fedper': Method(fedper.build),
   'scaffold': Method(scaffold.build, scaffold.check),
   'feddyn': Method(feddyn.build, feddyn.check),
-  'heterotune': Method(heterotune.build, heterotune.check, several_models=True),
+  'heterotune': Method(heterotune.build, checks.check, several_models=True),
 }

@@ -11,6 +11,12 @@ from fedjax_tune.costs.fit import Menu
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.typing import Inputs
+
+
+def nothing_public(tier: str) -> Inputs:
+  """Has no inputs that everyone may see."""
+  raise LookupError(f'tier {tier!r} needs public inputs, and there are none.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Facts:
       given, or the experiment's. Methods of one model have one.
     fitted: For each menu of amounts (`menus.py`) what each client's device can
       train, where `clients.fit` asks for it; else {}.
+    public: Returns the unlabelled inputs that everyone may see, as a tier reads
+      them.
   """
 
   experiment: config.Experiment
@@ -40,6 +48,7 @@ class Facts:
   fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict
   )
+  public: Callable[[str], Inputs] = nothing_public
 
   @property
   def depth(self) -> int:

@@ -9,7 +9,14 @@ import numpy as np
 
 from fedjax_tune import config, plugins
 from fedjax_tune.costs import capacity, fit, hardware
-from fedjax_tune.data import arrays, corpus, digest, outlines, partition, tasks
+from fedjax_tune.data import (
+  arrays,
+  corpus,
+  digest,
+  outlines,
+  partition,
+  tasks,
+)
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm
@@ -24,7 +31,7 @@ from fedjax_tune.models import (
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, provisions
+from fedjax_tune.training import fitting, provisions, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +172,7 @@ def build(
   for tier in found:
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
-  if parts is None:
-    owned = partition.partition(experiment.clients, train)
-  else:
-    owned = partition.of(parts, experiment.clients, train)
+  owned, public = shown.divide(experiment, train, parts)
   steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
@@ -199,6 +203,7 @@ def build(
       for tier in found
     },
     fitted,
+    functools.partial(shown.show, experiment, found, readers, train, public),
   )
   algorithm = METHODS[experiment.method].build(facts)
   if experiment.local.prox:
@@ -223,7 +228,10 @@ def build(
     weights=digest.of([[t.weights.config, t.weights.params] for t in found])[
       :16
     ],
-    notes=tuple(dict.fromkeys(n for tier in found for n in tier.weights.notes)),
+    notes=(
+      *dict.fromkeys(n for tier in found for n in tier.weights.notes),
+      *shown.notes(public),
+    ),
   )
 
 
@@ -237,7 +245,14 @@ def _build_tier(
   if adapter is None:
     return peft.build(experiment, tier.weights, task)
   own = dataclasses.replace(experiment, fedadapter=adapter)
-  return foundation.cut(peft.build(own, tier.weights, task), tier.kept)
+  code = 0 if own.tiers.head == 'own' else own.tiers.head_rank
+  if code and task.kind not in ('classification', 'regression'):
+    raise ValueError(
+      f"tiers.head={own.tiers.head!r} must be 'own' for a task of kind"
+      f' {task.kind!r}: a common head reads one code an example.'
+    )
+  made = peft.build(own, tier.weights, task, adapter.projections, code)
+  return foundation.cut(made, tier.kept)
 
 
 def _check_cohort(cfg: config.Clients, num_clients: int) -> None:

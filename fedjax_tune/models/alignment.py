@@ -1,0 +1,280 @@
+"""Projections of different models into one space, from public inputs.
+
+Ours, not HeteroTune's (`bottleneck.py` says why it is needed). At each site the
+deepest model is the reference. V are the first r principal directions of what
+its adapter reads, S = (X - mean) V, and sigma the deviations of S. Of every
+model, with Q the nearest matrix of orthonormal columns to X_m^T S,
+
+  D_m = Q / sigma    U_m = mean(sigma) Q^T
+
+so that codes (x - mean_m) D_m agree as far as rotations can make them, whatever
+the width. For the reference, Q = V. Where tokens of one model are not those of
+another (other tokenizers, patches or families), rows are means over the tokens
+of an input.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+import zlib
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from fedjax_tune.models import reads
+from fedjax_tune.models.federation import Sites
+from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.typing import Inputs, Path, Tree
+
+# Below this part of the largest, a deviation is rounding.
+_LEAST = 1e-5
+# Of the regression, in mean squares of the features.
+_RIDGE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """What codes are to be like.
+
+  Attributes:
+    scores: Of M rows, [M, r]; centred and uncorrelated, largest first.
+    sigma: Their deviations [r].
+  """
+
+  scores: np.ndarray
+  sigma: np.ndarray
+
+
+def find_space(x: np.ndarray, rank: int, field: str) -> Space:
+  """Returns the space of the first principal directions.
+
+  Args:
+    x: What a reference reads, [M, D].
+    rank: How many directions.
+    field: What sets that, for the message.
+
+  Raises:
+    ValueError: There are not as many.
+  """
+  centred = _centre(x)
+  values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+  largest = np.maximum(values[::-1], 0)
+  there = int(np.sum(largest > _LEAST**2 * largest[0]))
+  if rank > there:
+    raise ValueError(
+      f'{field}={rank} must be at most {there}: the public inputs of the'
+      ' deepest tier vary along no more directions (tiers.public_examples).'
+    )
+  basis = vectors[:, ::-1][:, :rank]
+  # An eigenvector's sign is arbitrary.
+  at = np.argmax(np.abs(basis), 0)
+  basis = basis * np.sign(basis[at, np.arange(rank)])
+  return Space(centred @ basis, np.sqrt(largest[:rank]))
+
+
+def polar(matrix: np.ndarray) -> np.ndarray:
+  """Returns the nearest matrix of orthonormal columns, of the same shape."""
+  left, _, right = np.linalg.svd(matrix, full_matrices=False)
+  return left @ right
+
+
+def rotation(x: np.ndarray, space: Space) -> np.ndarray:
+  """Returns Q [D, r], by which rows [M, D] come nearest to a space's scores."""
+  return polar(_centre(x).T @ space.scores)
+
+
+def regression(x: np.ndarray, space: Space) -> np.ndarray:
+  """Returns the map [D, r] from rows to codes of least squares, with a ridge."""
+  centred = _centre(x)
+  moment = centred.T @ centred
+  ridge = _RIDGE * np.trace(moment) / len(moment)
+  codes = space.scores / space.sigma
+  return np.linalg.solve(
+    moment + ridge * np.eye(len(moment)), centred.T @ codes
+  )
+
+
+def _centre(x: np.ndarray) -> np.ndarray:
+  x = x.astype(np.float64)
+  return x - x.mean(0)
+
+
+# Path -> the value of a leaf, of each tier.
+Values = dict[str, dict[Path, np.ndarray]]
+
+
+def align(
+  tiers: Mapping[str, Foundation],
+  sites: Mapping[str, Sites],
+  inputs: Mapping[str, Inputs],
+  *,
+  projections: str,
+  head_map: str,
+  seed: int,
+) -> dict[str, Foundation]:
+  """Sets the projections of models, and the maps of common heads.
+
+  Args:
+    tiers: The models, by name.
+    sites: Which blocks of each share a core.
+    inputs: The same public inputs as each model reads them.
+    projections: 'free' sets none; else see `bottleneck.Bottleneck`.
+    head_map: Where heads read a code, 'procrustes' or 'ridge'.
+    seed: Of random projections.
+
+  Raises:
+    ValueError: A model is narrower than a code, or the inputs are too few.
+  """
+  pooled = not _same_tokens(tiers, inputs)
+  found = {
+    name: reads.read(tier, inputs[name], pooled=pooled)
+    for name, tier in tiers.items()
+  }
+  # Of equally deep ones the first.
+  reference = max(tiers, key=lambda name: tiers[name].depth)
+  values: Values = {name: {} for name in tiers}
+  for sublayer in found[reference].adapters if projections != 'free' else ():
+    rows = {name: of.adapters[sublayer] for name, of in found.items()}
+    path = ('blocks', f'{sublayer}_adapter')
+    ranks = {n: _width(t, (*path, 'down')) for n, t in tiers.items()}
+    drawn_by = seed if projections == 'random' else None
+    _add(values, path, _adapters(rows, sites, reference, ranks, drawn_by))
+  if code := _width(tiers[reference], ('head', 'map')):
+    features = {name: of.head for name, of in found.items()}
+    heads = _heads(features, reference, code, head_map)
+    _add(values, ('head',), heads)
+  return {name: _set(tier, values[name]) for name, tier in tiers.items()}
+
+
+def _same_tokens(
+  tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
+) -> bool:
+  """Says whether a token of one model is the same token of every other."""
+  first, *others = tiers
+  kind = lambda name: (
+    type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
+    reads.tokens(tiers[name], inputs[name]),
+  )
+  same = lambda a, b: all(
+    map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+  )
+  return all(
+    kind(name) == kind(first) and same(inputs[name], inputs[first])
+    for name in others
+  )
+
+
+def _adapters(
+  rows: Mapping[str, np.ndarray],
+  sites: Mapping[str, Sites],
+  reference: str,
+  ranks: Mapping[str, int],
+  seed: int | None,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns `mean`, `down` and `up` of each tier, stacked over its blocks.
+
+  Args:
+    rows: What each tier's adapters read, [L, M, D].
+    sites: Which blocks share a core.
+    reference: The tier whose principal directions count, each site's those of
+      its last block there.
+    ranks: Of each tier; a narrower code is the beginning of a wider one.
+    seed: Draws directions instead; None aligns them.
+  """
+  rank = max(ranks.values())
+  _check_width('fedadapter.rank', rank, rows)
+  places = sites[reference].of_block
+  spaces = [
+    find_space(
+      rows[reference][np.flatnonzero(places == g)[-1]], rank, 'fedadapter.rank'
+    )
+    for g in range(sites[reference].num)
+  ]
+  made = {}
+  for name, x in rows.items():
+    depth, _, width = x.shape
+    mean = np.zeros((depth, width), np.float32)
+    down = np.zeros((depth, width, ranks[name]), np.float32)
+    up = np.zeros((depth, ranks[name], width), np.float32)
+    for block, site in enumerate(sites[name].of_block):
+      if site == sites[name].num:
+        continue
+      q, sigma = _directions(x[block], spaces[site], seed, (name, block))
+      mean[block] = x[block].mean(0, dtype=np.float64)
+      down[block] = (q / sigma)[:, : ranks[name]]
+      up[block] = sigma.mean() * q.T[: ranks[name]]
+    made[name] = {'mean': mean, 'down': down, 'up': up}
+  return made
+
+
+def _directions(
+  x: np.ndarray, space: Space, seed: int | None, place: tuple[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns orthonormal directions [D, r], and by what codes are divided."""
+  if seed is None:
+    return rotation(x, space), space.sigma
+  name, block = place
+  rng = np.random.default_rng((seed, block, zlib.crc32(name.encode())))
+  q = polar(rng.normal(size=(x.shape[1], len(space.sigma))))
+  return q, np.std(_centre(x) @ q, 0)
+
+
+def _heads(
+  features: Mapping[str, np.ndarray], reference: str, rank: int, kind: str
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns `mean` and `map` of each tier's head."""
+  _check_width('tiers.head_rank', rank, features)
+  space = find_space(features[reference], rank, 'tiers.head_rank')
+  made = {}
+  for name, x in features.items():
+    if kind == 'ridge' and name != reference:
+      codes = regression(x, space)
+    else:
+      codes = rotation(x, space) / space.sigma
+    mean = x.mean(0, dtype=np.float64)
+    made[name] = {'mean': mean, 'map': codes}
+  return made
+
+
+def _check_width(field: str, rank: int, rows: Mapping[str, np.ndarray]) -> None:
+  """Raises a ValueError if a tier is narrower than a code."""
+  name = min(rows, key=lambda name: rows[name].shape[-1])
+  if rank > (width := rows[name].shape[-1]):
+    raise ValueError(
+      f'{field}={rank} must be at most {width}, the width of tier {name!r},'
+      ' to align tiers.'
+    )
+
+
+def _add(
+  values: Values, path: Path, found: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+  """Puts the leaves of each tier at a path of its own tree."""
+  for name, leaves in found.items():
+    for leaf, value in leaves.items():
+      values[name][(*path, leaf)] = value.astype(np.float32)
+
+
+def _width(tier: Foundation, path: Path) -> int:
+  """Returns the last size of a leaf, whether it trains or not; 0 without it."""
+  for tree in (tier.theta, tier.base):
+    leaves: dict[Path, Any] = traverse_util.flatten_dict(tree)  # pyright: ignore[reportAssignmentType]
+    if path in leaves:
+      return leaves[path].shape[-1]
+  return 0
+
+
+def _set(tier: Foundation, values: Mapping[Path, np.ndarray]) -> Foundation:
+  """Returns a model with other values in some leaves."""
+
+  def renew(tree: Tree) -> Tree:
+    leaves = traverse_util.flatten_dict(tree)
+    own = {
+      path: jax.device_put(values[path]) for path in leaves.keys() & values
+    }
+    return traverse_util.unflatten_dict(leaves | own)
+
+  return dataclasses.replace(
+    tier, theta=renew(tier.theta), base=renew(tier.base)
+  )
