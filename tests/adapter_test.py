@@ -21,7 +21,7 @@ def _module(**choices):
   return nnx.merge(graph, state), jax.device_get(nnx.to_pure_dict(state))
 
 
-def _twin(p, read, out, choices):
+def _twin(p, read, out, choices, branches=_BRANCHES):
   """Computes the formula in float64."""
   p = {name: np.asarray(x, np.float64) for name, x in p.items()}
   aligned = choices.get('projections', 'free') != 'free'
@@ -31,11 +31,11 @@ def _twin(p, read, out, choices):
   logits = {
     'static': lambda: np.tile(p['gate'], (len(h), 1)),
     'token': lambda: h @ p['gate'],
-    'uniform': lambda: np.zeros((len(h), _BRANCHES)),
+    'uniform': lambda: np.zeros((len(h), branches)),
   }[gating]()
   gates = special.softmax(logits, -1)
   mixed = 0
-  for b in range(_BRANCHES):
+  for b in range(branches):
     z = h @ p['core_in'][b]
     z = z + p['core_in_bias'][b] if aligned else z
     if choices.get('core', 'mlp') == 'mlp':
@@ -122,6 +122,22 @@ def test_free_projections_leave_cores_a_gauge(seed):
   np.testing.assert_allclose(module(read, out), want, rtol=2e-3, atol=2e-4)
   # The core alone does not tell what it does.
   assert np.abs(module.core_in[...] - arrays['core_in']).max() > 0.1
+
+
+def test_a_private_branch_is_mixed_in():
+  choices = {'placement': 'parallel', 'projections': 'aligned'}
+  module, arrays = _module(private=True, scale=0.5, **choices)
+  read, out = np.random.default_rng(4).normal(size=(2, 5, 16))
+  own = {**arrays.pop('private'), 'gate': np.zeros((1, 1))}
+  share = special.expit(arrays.pop('mix'))
+  nothing = np.zeros_like(out)
+  both = [
+    _twin(arrays, read, nothing, choices, _BRANCHES),
+    _twin(own, read, nothing, {'placement': 'parallel'}, 1),
+  ]
+  want = out + 0.5 * ((1 - share) * both[0] + share * both[1])
+  got = module(read.astype(np.float32), out.astype(np.float32))
+  np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize('projections', ['aligned', 'aligned_start'])

@@ -28,6 +28,7 @@ from fedjax_tune.models import (
   pretrained,
   reads,
   text,
+  vit,
 )
 from fedjax_tune.training import build, run
 
@@ -106,7 +107,24 @@ def _vit(projections='aligned', code=_CODE, depth=4):
   )
 
 
-def _align(*tiers, projections='aligned', head_map='procrustes', **options):
+def _finer():
+  """Returns a ViT of smaller patches, and so of more tokens."""
+  shape = tiny.vit_config(patch=4)
+  sides = bottleneck.Bottleneck(
+    _RANK, placement='parallel', projections='aligned'
+  )
+  model = vit.ViT(shape, {'mlp': sides, 'attn': sides}, rngs=nnx.Rngs(0))
+  found = foundation.split(model, tiny.DEPTH)
+  return dataclasses.replace(found, base=tiny.noise(found.base, 8, 0.5))
+
+
+def _align(
+  *tiers,
+  projections='aligned',
+  head_map='procrustes',
+  first_token=True,
+  **options,
+):
   named = dict(zip('abc', tiers, strict=False))
   images = tiny.examples(40, _SIDE).inputs
   return alignment.align(
@@ -115,6 +133,7 @@ def _align(*tiers, projections='aligned', head_map='procrustes', **options):
     dict.fromkeys(named, images),
     projections=projections,
     head_map=head_map,
+    first_token=first_token,
     seed=0,
   )
 
@@ -140,6 +159,7 @@ def test_what_is_read():
     got.adapters['attn'][0], want, rtol=1e-3, atol=1e-4
   )
   assert got.adapters['mlp'].shape == (4, 70 * 8, 16)
+  np.testing.assert_array_equal(got.first['mlp'], got.adapters['mlp'][:, ::8])
   exits = model.class_tokens(images, np.arange(4))
   np.testing.assert_allclose(got.head, exits[-1], rtol=1e-4, atol=1e-5)
   mean = reads.read(found, images, pooled=True).adapters['attn'][0]
@@ -193,6 +213,35 @@ def test_aligned_projections_are_scaled_rotations():
         )
 
 
+def test_the_last_site_is_aligned_by_first_tokens():
+  images = tiny.examples(40, _SIDE).inputs
+  found = reads.read(_vit(), images, pooled=False)
+  for first in (True, False):
+    mean = _adapter(_align(_vit(), first_token=first)['a'])['mean']
+    for block in range(4):
+      rows = found.first if first and block == 3 else found.adapters
+      np.testing.assert_allclose(
+        mean[block], rows['mlp'][block].mean(0), rtol=1e-4, atol=1e-5
+      )
+
+
+@pytest.mark.parametrize('mapping', ['depth', 'index'])
+def test_tiers_of_other_patches_are_aligned_by_means(mapping):
+  """But the last site by class tokens, which both have."""
+  tiers, images = (_vit(code=0), _finer()), tiny.examples(40, _SIDE).inputs
+  aligned = _align(*tiers, by_index=mapping == 'index')
+  for tier, before in zip(aligned.values(), tiers, strict=True):
+    found = reads.read(before, images, pooled=True)
+    for block in range(4):
+      rows = found.first if block == 3 else found.adapters
+      np.testing.assert_allclose(
+        _adapter(tier)['mean'][block],
+        rows['mlp'][block].mean(0),
+        rtol=1e-3,
+        atol=1e-4,
+      )
+
+
 def test_equal_tiers_are_projected_alike():
   tiers = _align(_vit(), _vit(depth=4))
   tiny.assert_close(_adapter(tiers['a']), _adapter(tiers['b']), atol=1e-6)
@@ -212,7 +261,7 @@ def test_codes_of_one_site_agree():
     found = []
     for tier, block in zip(tiers.values(), (3, 1), strict=True):
       part = _adapter(tier)
-      x = reads.read(tier, images, pooled=False).adapters['mlp'][block]
+      x = reads.read(tier, images, pooled=False).first['mlp'][block]
       code = (x - part['mean'][block]) @ part['down'][block]
       found.append(code / np.linalg.norm(code))
     return float(np.sum(found[0] * found[1]))
@@ -404,6 +453,21 @@ def test_what_tiers_share_knows_no_tier(folders):
   model: Any = alone.algorithm.model
   (llama,) = model.tiers.values()
   assert llama.base['head']['map'].shape == (24, _CODE)
+
+
+def test_a_private_branch_is_no_ones_else(folders):
+  e = _experiment(folders, public_examples=20)
+  e.data.name, e.fedadapter.private = 'ag_news_subset', True
+  with tfds.testing.mock_data(num_examples=40):
+    theta = build.build(e).algorithm.model.theta
+  assert set(theta['shared']['blocks']['mlp_adapter']) == {*bottleneck.SHARED}
+  for name, width in (('bert', 16), ('llama', 24)):
+    own = theta[name]['blocks']['mlp_adapter']
+    assert own['private']['down'].shape[2:] == (width, _RANK)
+    assert 'core_in' in own['private']
+    # It starts with U = 0, so that the start is still the frozen model.
+    assert not np.any(own['private']['up'])
+    assert not np.any(own['mix'])
 
 
 def test_bytes_of_a_round(folders):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from fedjax_tune import selection
 from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.heterotune import cmga, membership
@@ -160,6 +161,55 @@ def test_the_width_reading_shares_the_first_columns():
   assert not moved[..., :, 2:].any()
 
 
+def test_blocks_of_one_index_share_a_core():
+  """And the last two of the deeper tier have theirs alone."""
+  whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
+  found = federation.federate(whole.tiers, bottleneck.CORES, by_index=True)
+  core = found.theta['shared']['blocks']['extra']['core_in']
+  assert core.shape == (4, 2, 3, 3)
+  e = _experiment(heterotune={'mapping': 'index'}, tiers={'joins': (9, 0)})
+  run = tiny.run(e, whole)
+  assert tiny.signature(run.algorithm, 0)['site'] == 4
+  assert tiny.signature(run.algorithm, 1)['site'] == 2
+  state = run.rounds(1)
+  moved = np.any(
+    state.theta['shared']['blocks']['extra']['core_in'] != core, (-1, -2)
+  )
+  np.testing.assert_array_equal(
+    moved, [[True, False], [True, False], [False, False], [False, False]]
+  )
+
+
+@pytest.mark.parametrize('mapping', ['depth', 'index'])
+def test_a_tier_runs_with_the_cores_of_its_blocks(mapping):
+  whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
+  found = federation.federate(
+    whole.tiers, bottleneck.CORES, by_index=mapping == 'index'
+  )
+  e = _experiment(heterotune={'mapping': mapping})
+  row = tiny.build(e, whole).evaluation.models['small']
+  local = selection.select_within(found.theta, found.axes, row)
+  images, layers = tiny.batch(tiny.STACK_SIZE, 3).inputs, np.arange(2)
+  got = found.assemble(found.base, local, row)(images, layers)
+  small = found.tiers['small']
+  theta = jax.tree.map(np.array, small.theta)
+  for name in bottleneck.CORES:
+    core = found.theta['shared']['blocks']['extra'][name]
+    theta['blocks']['extra'][name] = core[:2, :1]
+  want = small.merge(small.base, theta)(images, layers)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_only_its_own_branch_of_biases_and_cores():
+  run = _own_branches('frozen')[2]
+  rule: Any = run.algorithm.rule
+  for shape in ((2, 2, 3, 3), (2, 2, 3)):
+    ones, zeros = np.ones(shape), np.zeros(shape)
+    own = np.asarray(rule.only_own('small', ones, zeros))
+    assert not own[:, 0].any()
+    assert own[:, 1].all()
+
+
 def _opposed():
   """Returns tiers of which the smaller wants of the cores the opposite."""
   tiers = tiny.federated_stacks((4, _WIDE), (2, _NARROW)).tiers
@@ -261,6 +311,10 @@ def test_alignment_touches_the_cores_alone(align):
     (
       {'tiers': {'weights': ('large', 'small', 'x', 'y', 'z')}},
       r'tiers\.weights=.* must be at most 4, the number of clients',
+    ),
+    (
+      {'heterotune': {'mapping': 'index', 'sites': 1}},
+      r'heterotune\.sites=1 and every_block=True must be 0 and True',
     ),
     ({'tiers': {'joins': (2, 1)}}, r'tiers\.joins=\(2, 1\) must have a 0'),
     ({'tiers': {'depth': (2,)}}, r'tiers\.depth=\(2,\) must have 2 values'),

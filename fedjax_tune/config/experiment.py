@@ -82,6 +82,8 @@ class Fedadapter:
       in every tier, and never changes; 'aligned_start' trains from there.
       'random' is drawn and never changes, to compare with. All but 'free' need
       placement 'parallel'.
+    private: Give each tier a branch besides that it alone trains, between free
+      projections, mixed with the shared ones by a learned share of each site.
   """
 
   rank: int = 32
@@ -92,6 +94,7 @@ class Fedadapter:
   placement: str = 'sequential'
   scale: float = 1.0
   projections: str = 'free'
+  private: bool = False
 
 
 @dataclasses.dataclass

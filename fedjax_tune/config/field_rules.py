@@ -120,6 +120,7 @@ RULES = {
   'fedadapter.projections': one_of(
     'free', 'random', 'aligned', 'aligned_start'
   ),
+  'fedadapter.private': _ANY,
   'tiers.weights': _NAMED,
   'tiers.depth': at_least(0),
   'tiers.width': _DECAY,
@@ -230,6 +231,7 @@ RULES = {
   'heterotune.foreign': one_of('frozen', 'trained'),
   'heterotune.sites': at_least(0),
   'heterotune.every_block': _ANY,
+  'heterotune.mapping': one_of('depth', 'index'),
   'heterotune.share': _ANY,
   'heterotune.cmga': one_of('off', 'pairwise', 'mean'),
 }

@@ -258,6 +258,9 @@ class Heterotune:
     sites: How many of each core are shared, at equal relative depths; 0 takes
       the number of blocks of the shallowest tier.
     every_block: Whether all blocks have adapters; else one a site.
+    mapping: Which blocks of two tiers share a core: those at the same relative
+      'depth', or of the same 'index', which is natural for parts of one model;
+      what only deeper tiers have is theirs alone.
     share: Whether tiers share anything; without it they train apart, and the
       cores of a tier's blocks are not tied at a site, either.
     cmga: Cross-model gradient alignment of the tiers' updates: 'off',
@@ -269,5 +272,6 @@ class Heterotune:
   foreign: str = 'frozen'
   sites: int = 0
   every_block: bool = True
+  mapping: str = 'depth'
   share: bool = True
   cmga: str = 'off'

@@ -131,6 +131,11 @@ READ: dict[str, tuple[Need, ...]] = {
   'fedadapter.placement': (_tune('adapter'),),
   'fedadapter.scale': (_tune('adapter'),),
   'fedadapter.projections': (_tune('adapter'), _HETEROTUNE),
+  'fedadapter.private': (
+    _tune('adapter'),
+    _HETEROTUNE,
+    Need('fedadapter.projections', ('free',), but=True),
+  ),
   'tiers.weights': (_HETEROTUNE,),
   'tiers.depth': (_HETEROTUNE,),
   'tiers.width': (_HETEROTUNE,),
@@ -247,6 +252,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.foreign': (_HETEROTUNE, Need('heterotune.reading', ('own',))),
   'heterotune.sites': (_HETEROTUNE,),
   'heterotune.every_block': (_HETEROTUNE,),
+  'heterotune.mapping': (_HETEROTUNE, Need('heterotune.share', (True,))),
   'heterotune.share': (_HETEROTUNE,),
   'heterotune.cmga': (_HETEROTUNE,),
 }

@@ -8,12 +8,12 @@ model, with Q the nearest matrix of orthonormal columns to X_m^T S,
   D_m = Q / sigma    U_m = mean(sigma) Q^T
 
 so that codes (x - mean_m) D_m agree as far as rotations can make them, whatever
-the width. For the reference, Q = V. Where tokens of one model are not those of
-another (other tokenizers, patches or families), rows are means over the tokens
-of an input.
+the width. For the reference, Q = V. Rows are some tokens of each input; means over
+all of them where tokens of one model are not those of another (other tokenizers,
+patches or families); and first tokens at the last site, where no other is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 import zlib
@@ -111,6 +111,7 @@ def align(
   *,
   projections: str,
   head_map: str,
+  first_token: bool,
   seed: int,
 ) -> dict[str, Foundation]:
   """Sets the projections of models, and the maps of common heads.
@@ -121,6 +122,8 @@ def align(
     inputs: The same public inputs as each model reads them.
     projections: 'free' sets none; else see `bottleneck.Bottleneck`.
     head_map: Where heads read a code, 'procrustes' or 'ridge'.
+    first_token: Whether heads read the first token alone: then nothing else
+      passes the last block, and its site is aligned by first tokens.
     seed: Of random projections.
 
   Raises:
@@ -133,9 +136,13 @@ def align(
   }
   # Of equally deep ones the first.
   reference = max(tiers, key=lambda name: tiers[name].depth)
+  # Nothing but first tokens passes the last block of any tier.
+  ends = {of.num - 1 for of in sites.values()} if first_token else set()
   values: Values = {name: {} for name in tiers}
   for sublayer in found[reference].adapters if projections != 'free' else ():
-    rows = {name: of.adapters[sublayer] for name, of in found.items()}
+    rows = {
+      name: _rows(of, sublayer, sites[name], ends) for name, of in found.items()
+    }
     path = ('blocks', f'{sublayer}_adapter')
     ranks = {n: _width(t, (*path, 'down')) for n, t in tiers.items()}
     drawn_by = seed if projections == 'random' else None
@@ -165,8 +172,25 @@ def _same_tokens(
   )
 
 
+def _rows(
+  found: reads.Reads, sublayer: str, sites: Sites, ends: Collection[int]
+) -> list[np.ndarray]:
+  """Returns the rows [M, D] by which each block of a tier is aligned.
+
+  Args:
+    found: What the tier reads.
+    sublayer: Whose adapters.
+    sites: Of the tier.
+    ends: Sites that are aligned by first tokens.
+  """
+  rows = list(found.adapters[sublayer])
+  for block in np.flatnonzero(np.isin(sites.of_block, list(ends))):
+    rows[block] = found.first[sublayer][block]
+  return rows
+
+
 def _adapters(
-  rows: Mapping[str, np.ndarray],
+  rows: Mapping[str, Sequence[np.ndarray]],
   sites: Mapping[str, Sites],
   reference: str,
   ranks: Mapping[str, int],
@@ -175,7 +199,7 @@ def _adapters(
   """Returns `mean`, `down` and `up` of each tier, stacked over its blocks.
 
   Args:
-    rows: What each tier's adapters read, [L, M, D].
+    rows: What each tier's adapters read, by block [M, D].
     sites: Which blocks share a core.
     reference: The tier whose principal directions count, each site's those of
       its last block there.
@@ -183,7 +207,8 @@ def _adapters(
     seed: Draws directions instead; None aligns them.
   """
   rank = max(ranks.values())
-  _check_width('fedadapter.rank', rank, rows)
+  widths = {name: x[0].shape[-1] for name, x in rows.items()}
+  _check_width('fedadapter.rank', rank, widths)
   places = sites[reference].of_block
   spaces = [
     find_space(
@@ -193,7 +218,7 @@ def _adapters(
   ]
   made = {}
   for name, x in rows.items():
-    depth, _, width = x.shape
+    depth, width = len(x), widths[name]
     mean = np.zeros((depth, width), np.float32)
     down = np.zeros((depth, width, ranks[name]), np.float32)
     up = np.zeros((depth, ranks[name], width), np.float32)
@@ -224,7 +249,8 @@ def _heads(
   features: Mapping[str, np.ndarray], reference: str, rank: int, kind: str
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns `mean` and `map` of each tier's head."""
-  _check_width('tiers.head_rank', rank, features)
+  widths = {name: x.shape[-1] for name, x in features.items()}
+  _check_width('tiers.head_rank', rank, widths)
   space = find_space(features[reference], rank, 'tiers.head_rank')
   made = {}
   for name, x in features.items():
@@ -237,13 +263,13 @@ def _heads(
   return made
 
 
-def _check_width(field: str, rank: int, rows: Mapping[str, np.ndarray]) -> None:
+def _check_width(field: str, rank: int, widths: Mapping[str, int]) -> None:
   """Raises a ValueError if a tier is narrower than a code."""
-  name = min(rows, key=lambda name: rows[name].shape[-1])
-  if rank > (width := rows[name].shape[-1]):
+  name = min(widths, key=lambda name: widths[name])
+  if rank > widths[name]:
     raise ValueError(
-      f'{field}={rank} must be at most {width}, the width of tier {name!r},'
-      ' to align tiers.'
+      f'{field}={rank} must be at most {widths[name]}, the width of tier'
+      f' {name!r}, to align tiers.'
     )
 
 

@@ -30,6 +30,8 @@ from fedjax_tune.models.sizes import Axes, BlockSizes
 CORES = ('core_in', 'core_out')
 # With the biases that they have between projections that are not free.
 SHARED = (*CORES, 'core_in_bias', 'core_out_bias')
+# The branch of which nothing is shared, whatever its parameters are called.
+PRIVATE = 'private'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Bottleneck:
     scale: Factor s of what is added.
     projections: 'free' (D and U train), 'aligned' or 'random' (set once, then
       frozen), or 'aligned_start' (set once, then trained).
+    private: Whether the model has a branch besides that nobody else has.
   """
 
   rank: int
@@ -56,6 +59,7 @@ class Bottleneck:
   placement: str = 'sequential'
   scale: float = 1.0
   projections: str = 'free'
+  private: bool = False
 
 
 class FedAdapter(nnx.Module):
@@ -74,6 +78,11 @@ class FedAdapter(nnx.Module):
     core_in, core_out: [L, branch, R, R]; a linear core has the first only.
     core_in_bias, core_out_bias: [L, branch, R], likewise, and as `mean`.
     gate: Logits [L, branch], or of token gating their map [L, R, branch].
+    private: A FedAdapter of one branch between free projections, if the model
+      has one; the two are mixed by a learned share, a half at first. So each
+      model keeps all of its capacity; Co-LoRA, too, has a gate between what is
+      shared and a LoRA of a client's own.
+    mix: [L], the logit of the private branch's share.
   """
 
   def __init__(
@@ -120,6 +129,12 @@ class FedAdapter(nnx.Module):
     elif sizes.gating == 'token':
       self.gate = zeros(axes.layer, rank, branch)
     self.up = zeros(axes.layer, rank, axes.embed, kind=kind)
+    if sizes.private:
+      alone = dataclasses.replace(
+        sizes, branches=1, projections='free', private=False
+      )
+      self.private = FedAdapter(config, alone, rngs)
+      self.mix = zeros(axes.layer)
 
   def __call__(
     self, read: Float[Array, '... D'], out: Float[Array, '... D']
@@ -130,12 +145,23 @@ class FedAdapter(nnx.Module):
       read: What the sublayer reads.
       out: What it puts out.
     """
+    added = self._added(read, out)
+    if self.sizes.private:
+      share = jax.nn.sigmoid(self.mix[...])
+      own = self.private._added(read, out)
+      added = (1 - share) * added + share * own
+    return out + self.sizes.scale * added
+
+  def _added(
+    self, read: Float[Array, '... D'], out: Float[Array, '... D']
+  ) -> Float[Array, '... D']:
+    """Returns what the branches add, all but the private one."""
     x = read if self.sizes.placement == 'parallel' else out
     if self.sizes.projections != 'free':
       x = x - self.mean[...]
     h = x @ self.down[...]
     mixed = jnp.einsum('...br,...b->...r', self._branches(h), self._gates(h))
-    return out + self.sizes.scale * (mixed @ self.up[...])
+    return mixed @ self.up[...]
 
   def _branches(self, h: Float[Array, '... R']) -> Float[Array, '... b R']:
     """Returns f_b(h) of every branch."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_tune.models import bottleneck
 from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.typing import Allocation, Axes, Path, Tree
 
@@ -131,6 +132,7 @@ def federate(
   sites: int = 0,
   *,
   every_block: bool = True,
+  by_index: bool = False,
 ) -> Federation:
   """Joins models that share leaves.
 
@@ -142,18 +144,20 @@ def federate(
       the beginning of the largest model's.
     sites: How many of each are shared; 0 takes the blocks of the shallowest.
     every_block: See `Sites`.
+    by_index: See `find_sites`.
 
   Raises:
-    ValueError: As `find_sites`, or a tier is called 'shared'.
+    ValueError: As `find_sites`, or a tier is called 'shared', or no model has
+      the most of every axis of a shared leaf.
   """
   if SHARED in tiers:
     raise ValueError("tiers.weights: a tier must not be called 'shared'.")
-  places = find_sites(tiers, sites, every_block=every_block)
+  places = find_sites(tiers, sites, every_block=every_block, by_index=by_index)
   theta: dict[str, dict[Path, jax.Array]] = {SHARED: {}}
   axes: dict[str, dict[Path, tuple[str, ...]]] = {SHARED: {}}
   for name, tier in tiers.items():
     leaves, names = _flat(tier.theta), _flat(tier.axes)
-    own = [path for path in leaves if set(path).isdisjoint(shared)]
+    own = [path for path in leaves if not _is_shared(path, shared)]
     theta[name] = {p: places[name].private(leaves[p], names[p]) for p in own}
     axes[name] = {
       p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
@@ -165,9 +169,15 @@ def federate(
       stacked = names[path][0] == 'layer'
       leaf = leaf[: places[name].num] if stacked else leaf
       if largest is None or leaf.size > largest.size:
-        theta[SHARED][path] = leaf
+        leaf, largest = largest, leaf
+        theta[SHARED][path] = largest
         of_site = (SITE, *names[path][1:])
         axes[SHARED][path] = of_site if stacked else names[path]
+      if leaf is not None and np.any(np.array(leaf.shape) > largest.shape):
+        raise ValueError(
+          'heterotune.branches: no tier must have more than a deeper one with'
+          " heterotune.mapping='index'."
+        )
   nest = lambda tree: {
     part: traverse_util.unflatten_dict(leaves)
     for part, leaves in tree.items()
@@ -177,7 +187,11 @@ def federate(
 
 
 def find_sites(
-  tiers: Mapping[str, Foundation], sites: int = 0, *, every_block: bool = True
+  tiers: Mapping[str, Foundation],
+  sites: int = 0,
+  *,
+  every_block: bool = True,
+  by_index: bool = False,
 ) -> dict[str, Sites]:
   """Returns where the blocks of each model find what is shared.
 
@@ -185,10 +199,15 @@ def find_sites(
     tiers: The models, by name.
     sites: How many there are; 0 takes the blocks of the shallowest.
     every_block: See `Sites`.
+    by_index: Whether a block shares a core with the block of its number in
+      every other model, rather than with those at its relative depth. So each
+      model has as many sites as blocks, the first of the deepest's.
 
   Raises:
     ValueError: There are more sites than blocks.
   """
+  if by_index:
+    return {name: Sites(tier.depth, tier.depth) for name, tier in tiers.items()}
   shallowest = min(tiers, key=lambda name: tiers[name].depth)
   least = tiers[shallowest].depth
   if sites > least:
@@ -198,6 +217,11 @@ def find_sites(
     )
   num = sites or least
   return {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
+
+
+def _is_shared(path: Path, shared: Collection[str]) -> bool:
+  """Says whether a leaf, or a module that it is in, is one of the shared."""
+  return bottleneck.PRIVATE not in path and not set(path).isdisjoint(shared)
 
 
 def _flat(tree: Tree) -> dict[Path, Tree]:

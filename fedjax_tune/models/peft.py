@@ -222,6 +222,7 @@ def adapters(
   if tune == 'adapter':
     cfg = dataclasses.asdict(experiment.fedadapter)
     cfg['projections'] = projections
+    cfg['private'] = cfg['private'] and projections != 'free'
     return dict.fromkeys(cfg.pop('after'), bottleneck.Bottleneck(**cfg))
   return {}
 

@@ -25,10 +25,12 @@ class Reads(NamedTuple):
   Attributes:
     adapters: For each adapted sublayer what the adapter of each block reads,
       float32 [L, M, D]: M rows, of all inputs alike.
+    first: Likewise of the first token alone, [L, N, D].
     head: What the head reads, float32 [N, D].
   """
 
   adapters: dict[str, np.ndarray]
+  first: dict[str, np.ndarray]
   head: np.ndarray
 
 
@@ -49,12 +51,13 @@ def read(found: Foundation, inputs: Inputs, *, pooled: bool) -> Reads:
     at = np.minimum(np.arange(begin, begin + _BATCH), count - 1)
     batch = jax.device_put(jax.tree.map(lambda x, at=at: x[at], inputs))
     parts.append(jax.device_get(_read_batch(found, batch, pooled)))
-  adapters = jax.tree.map(
-    lambda *xs: np.concatenate(xs, 1)[:, :count], *(a for a, _ in parts)
+  adapters, first = (
+    jax.tree.map(lambda *xs: np.concatenate(xs, 1)[:, :count], *of)
+    for of in list(zip(*parts, strict=True))[:2]
   )
-  head = np.concatenate([features for _, features in parts])[:count]
+  head = np.concatenate([features for *_, features in parts])[:count]
   rows = lambda x: x.reshape(len(x), -1, x.shape[-1])
-  return Reads({name: rows(x) for name, x in adapters.items()}, head)
+  return Reads({name: rows(x) for name, x in adapters.items()}, first, head)
 
 
 def tokens(found: Foundation, inputs: Inputs) -> int:
@@ -64,10 +67,8 @@ def tokens(found: Foundation, inputs: Inputs) -> int:
   return x.shape[1]
 
 
-def _read_batch(
-  found: Foundation, inputs: Inputs, pooled: bool
-) -> tuple[dict[str, Array], Array]:
-  """Returns of each block what its adapters read [L, B, m, D], and features."""
+def _read_batch(found: Foundation, inputs: Inputs, pooled: bool) -> Reads:
+  """Returns what is read of a batch; by adapters [L, B, m, D]."""
   start, block, end = _programs(found.graph)
   arrays = found.base, found.theta
   x, real = start(*arrays, inputs)
@@ -75,8 +76,8 @@ def _read_batch(
   for layer in range(found.depth):
     x, seen = block(*arrays, x, real, layer, pooled)
     read.append(seen)
-  stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *read)
-  return stacked, end(*arrays, x)
+  adapters, first = jax.tree.map(lambda *xs: jnp.stack(xs), *read)
+  return Reads(adapters, first, end(*arrays, x))
 
 
 @functools.lru_cache(maxsize=8)
@@ -99,7 +100,8 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
         setattr(one, f'{name}_adapter', functools.partial(_keep, seen, name))
     y = one(x, x.shape[1], Keys(None, layer), real)
     thin = _mean if pooled else _some
-    return y, {name: thin(read, real) for name, read in seen.items()}
+    rows = {name: thin(read, real) for name, read in seen.items()}
+    return y, (rows, {name: read[:, 0] for name, read in seen.items()})
 
   def end(base, theta, x):
     return model(base, theta).features(x)

@@ -87,6 +87,12 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
       f'{options.cmga!r} and reading={options.reading!r}; they must be '
       "'off' and 'nested'."
     )
+  if options.mapping == 'index' and (options.sites or not options.every_block):
+    raise ValueError(
+      f'heterotune.sites={options.sites} and every_block={options.every_block}'
+      " must be 0 and True with heterotune.mapping='index': each block has a"
+      ' site of its own.'
+    )
   own, frozen = options.reading == 'own', options.foreign == 'frozen'
   if own and options.branches:
     raise ValueError(

@@ -147,6 +147,7 @@ def build(facts: Facts) -> Algorithm:
       shared,
       options.sites,
       every_block=options.every_block,
+      by_index=options.mapping == 'index',
     ),
     rule=each,
     client=client(facts.task, each, own_branches=own_branches),
@@ -184,12 +185,18 @@ def _build_models(facts: Facts, each: Tiers) -> dict[str, Foundation]:
   if not is_aligned(e):
     return models
   options = e.heterotune
-  sites = find_sites(models, options.sites, every_block=options.every_block)
+  sites = find_sites(
+    models,
+    options.sites,
+    every_block=options.every_block,
+    by_index=options.mapping == 'index',
+  )
   return alignment.align(
     models,
     sites,
     {name: facts.public(name) for name in models},
     projections=e.fedadapter.projections,
     head_map=e.tiers.head_map,
+    first_token=facts.task.kind in ('classification', 'regression'),
     seed=e.seed,
   )

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.models import tiers
-from fedjax_tune.models.federation import tier_axis
+from fedjax_tune.models.federation import SITE, tier_axis
 from fedjax_tune.selection import Selection
 
 T = TypeVar('T')
@@ -81,11 +81,18 @@ def make_tiers(
   for name in unique:
     adapters[name], part = _adapter(experiment, branches, name)
     membership = {tier_axis(other): int(other == name) for other in unique}
-    held[name] = Selection.of(
-      {'layer': sizes[tier_axis(name)], **membership, **part}
-    )
+    depth = sizes[tier_axis(name)]
+    if _shares_by_index(experiment):
+      part[SITE] = depth
+    held[name] = Selection.of({'layer': depth, **membership, **part})
   of_client = tuple(turn(names, k) for k in range(clients))
   return Tiers(of_client, held, adapters)
+
+
+def _shares_by_index(experiment: config.Experiment) -> bool:
+  """Says whether a tier has a core for each of its blocks, the first of all."""
+  options, adapted = experiment.heterotune, experiment.model.tune == 'adapter'
+  return options.share and adapted and options.mapping == 'index'
 
 
 def turn(values: Sequence[T], client: int) -> T:
