@@ -1,19 +1,74 @@
 """Experiment files on the command line: --config=FILE, --config.FIELD=VALUE."""
 
-from collections.abc import Iterator, Sequence
-import dataclasses
+from collections.abc import Sequence
 import difflib
 import itertools
 import pathlib
 import re
+import sys
 import traceback
-import typing
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from fedjax_tune import config
+from fedjax_tune.config import fields
+
+# What people call a field who know it from other tools, and its name here: the
+# last part of either, or the whole.
+_MEANINGS = {
+  'learning_rate': 'lr',
+  'eta': 'lr',
+  'wd': 'weight_decay',
+  'bs': 'batch_size',
+  'batch': 'batch_size',
+  'train_batch_size': 'batch_size',
+  'local_epochs': 'epochs',
+  'num_epochs': 'epochs',
+  'local_steps': 'steps',
+  'num_rounds': 'rounds',
+  'n_rounds': 'rounds',
+  'comm_rounds': 'rounds',
+  'num_clients': 'count',
+  'n_clients': 'count',
+  'clients_per_round': 'cohort_size',
+  'clients_per_domain': 'count',
+  'fraction_fit': 'cohort_size',
+  'r': 'rank',
+  'lora_r': 'rank',
+  'lora_alpha': 'alpha',
+  'dirichlet_alpha': 'alpha',
+  'lora_dropout': 'dropout',
+  'target_modules': 'targets',
+  'mu': 'prox',
+  'proximal_mu': 'prox',
+  'grad_clip': 'clip_norm',
+  'max_grad_norm': 'clip_norm',
+  'beta1': 'momentum',
+  'tau': 'eps',
+  'epsilon': 'eps',
+  'resolution': 'image_size',
+  'img_size': 'image_size',
+  'max_length': 'lengths',
+  'max_seq_length': 'lengths',
+  'dataset': 'name',
+  'model_name': 'weights',
+  'model.name': 'weights',
+  'model_name_or_path': 'weights',
+  'checkpoint': 'weights',
+  'pretrained': 'weights',
+  'peft': 'tune',
+  'peft_type': 'tune',
+  'precision': 'dtype',
+  'gradient_checkpointing': 'remat',
+  'algorithm': 'method',
+  'strategy': 'method',
+  'random_seed': 'seed',
+  'early_stopping': 'patience',
+  'eval_interval': 'eval_every',
+  'save_every': 'checkpoint_every',
+}
 
 _NAME = 'config'
 
@@ -36,6 +91,15 @@ def parse(argv: list[str]) -> list[str]:
   """
   _check_fields(argv)
   return _parse(flags.FLAGS, argv)
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+  """Returns the part of a command line that `resolve` takes."""
+  found = []
+  for arg, following in itertools.pairwise([*argv[1:], '']):
+    if re.match(rf'--?(no)?{_NAME}(=|$|\.)', arg):
+      found += [arg] if '=' in arg else [f'{arg}={following}']
+  return found
 
 
 def resolve(arguments: Sequence[str]) -> config.Experiment:
@@ -67,6 +131,10 @@ def _define(
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
   given = _file(argv)
+  folder = str(pathlib.Path(given.partition(':')[0]).resolve().parent)
+  if given and folder not in sys.path:
+    # So that it may import its neighbours; whatever else has their name wins.
+    sys.path.append(folder)
   try:
     rest = values(argv)
   except (flags.Error, OSError) as error:
@@ -131,34 +199,33 @@ def _check_fields(argv: Sequence[str]) -> None:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: A field is unknown; the message suggests similar ones.
+    ValueError: Fields are unknown, with a line for each, which suggests
+      others.
   """
   given = any(re.match(rf'--?{_NAME}(=|$)', arg) for arg in argv[1:])
   # What follows a colon is an argument of get_config.
   file = _file(argv).partition(':')[0]
   if given and not pathlib.Path(file).is_file():
     raise FileNotFoundError(f'--{_NAME}={file} is not a file.')
-  known = list(field_paths(config.Experiment))
-  for arg in argv[1:]:
-    field = re.match(rf'--?(?:no)?{_NAME}\.([^=]+)', arg)
-    if field and field[1] not in known:
-      hint = _like(field[1], known)
-      raise ValueError(f'--{_NAME}.{field[1]} is not a field{hint}')
+  known = [field.path for field in fields.fields()]
+  named = (re.match(rf'--?(?:no)?{_NAME}\.([^=]+)', arg) for arg in argv[1:])
+  unknown = [field[1] for field in named if field and field[1] not in known]
+  if unknown:
+    raise ValueError(
+      '\n'.join(
+        f'--{_NAME}.{path} is not a field{_like(path, known)}'
+        for path in unknown
+      )
+    )
 
 
 def _like(path: str, known: list[str]) -> str:
-  """Suggests fields with the same last name, of that section, or similar."""
-  last = path.rpartition('.')[2]
-  near = [p for p in known if p.rpartition('.')[2] == last]
+  """Suggests fields of the same meaning or last name, or similar ones."""
+  section, _, last = path.rpartition('.')
+  meant = _MEANINGS.get(path, _MEANINGS.get(last, last))
+  near = [p for p in known if p == meant or p.endswith(f'.{meant}')]
+  # Of its own section rather than another.
+  near = [p for p in near if p.rpartition('.')[0] == section] or near
   near = near or [p for p in known if p.startswith(f'{path}.')]
   near = near or difflib.get_close_matches(path, known)
   return f'; did you mean {" or ".join(near)}?' if near else '.'
-
-
-def field_paths(section: Any, prefix: str = '') -> Iterator[str]:
-  """Yields the dotted names of all fields that hold a value."""
-  for name, kind in typing.get_type_hints(section).items():
-    if dataclasses.is_dataclass(kind):
-      yield from field_paths(kind, f'{prefix}{name}.')
-    else:
-      yield prefix + name

@@ -14,9 +14,18 @@ from absl import app, flags, logging
 import jax
 from rich import console as rich_console
 
+import fedjax_tune
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.training import build, folders
-from launch import end_at_once, experiment_file
+from launch import end_at_once, experiment_file, manual, users_code
+
+flags.DEFINE_bool(
+  'print_config', False, 'Show every field of the experiment, and end.'
+)
+flags.DEFINE_bool(
+  'traceback', False, 'Show with an error where in the code it arose.'
+)
+flags.DEFINE_bool('version', False, 'Show the version, and end.')
 
 # Exit statuses of a command besides 0. Python's own, 1, means a fault of ours.
 _STATUS = {
@@ -141,7 +150,12 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     if asked := [arg for arg in argv[1:] if re.fullmatch(_HELP, arg)]:
       _help([argv[0], asked[0]])
+    if _asks(argv, 'version'):
+      sys.stdout.write(f'fedjax_tune {fedjax_tune.__version__}\n')
+      sys.exit(0)
     _check_once(argv)
+    if _asks(argv, 'print_config'):
+      _print_config(argv)
     return experiment_file.parse(argv)
   except (flags.Error, ValueError, OSError) as error:
     _fail(error)
@@ -150,10 +164,25 @@ def _parse(argv: list[str]) -> list[str]:
 _HELP = r'--?(help(short|full|xml)?|h|\?)(=true)?'
 
 
+def _asks(argv: list[str], name: str) -> bool:
+  """Whether a switch is on, which goes without a command's required flags."""
+  return any(re.fullmatch(rf'--?{name}(=true)?', arg) for arg in argv[1:])
+
+
 def _help(argv: list[str]) -> NoReturn:
-  """Shows the flags; absl would call that a failure."""
+  """Shows the flags and fields; absl would call that a failure."""
   with contextlib.suppress(SystemExit):
     flags.FLAGS(argv)
+  if 'config' in flags.FLAGS and not re.search('short|xml', argv[1]):
+    sys.stdout.write(manual.options() + '\n')
+  sys.exit(0)
+
+
+def _print_config(argv: list[str]) -> NoReturn:
+  """Shows an experiment, checked, with all its values."""
+  found = experiment_file.resolve(experiment_file.arguments(argv))
+  plugins.check(found)
+  sys.stdout.write(manual.written(found) + '\n')
   sys.exit(0)
 
 
@@ -190,6 +219,7 @@ def leave(error: endings.Interrupted | endings.StorageError) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
+  sys.stderr.write(users_code.trace(error, whole=_asks(sys.argv, 'traceback')))
   text = str(error)
   if isinstance(error, OSError) and error.filename and error.strerror:
     # Python would begin with a number.

@@ -2,7 +2,8 @@ r"""Runs one experiment with several methods and seeds, and compares them.
 
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
-    --seeds=0,1,2 [--jobs=2] [--set=rounds=50 --set=local.lr=0.02] [--fetch]
+    --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
+    [--fetch]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
@@ -39,6 +40,12 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the results.', required=True
 )
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
+_LAST = flags.DEFINE_integer(
+  'last',
+  1,
+  "The tables' accuracy is the mean of each run's last evaluations, this many.",
+  lower_bound=1,
+)
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
@@ -71,7 +78,7 @@ def main(argv: list[str]) -> None:
     _check_models(runs)
   _tell_unread(runs, console)
   failed = sweep_runner.run_sweep(
-    runs, train_command, workdir, _JOBS.value, console
+    runs, train_command, workdir, _JOBS.value, console, _LAST.value
   )
   if failed:
     names = ', '.join(failure.run.name for failure in failed)

@@ -40,6 +40,37 @@ class Outcome(NamedTuple):
   rows: list[Record]
   classes: list[table.ClassCost]
 
+  def over_last(self, evaluations: int) -> dict[str, Any]:
+    """Returns the summary with accuracies averaged over the last evaluations.
+
+    Single evaluations swing where a round sees few clients; their mean tells
+    methods apart with fewer seeds.
+
+    Args:
+      evaluations: How many; a run that has fewer is averaged over all.
+
+    Returns:
+      The summary; its accuracies (whole and by domain) are means.
+    """
+    if evaluations == 1:
+      return self.summary
+    tested = [row for row in self.rows if 'eval/accuracy' in row]
+    tested = tested[-evaluations:]
+
+    def mean(name: str) -> float | None:
+      # A null stands for a value that is not finite, which no mean is then.
+      values = [row[name] for row in tested]
+      return None if None in values else sum(values) / len(values)
+
+    by_domain = {
+      domain: mean(f'eval/accuracy/{domain}')
+      for domain in self.summary['accuracy_by_domain']
+    }
+    return self.summary | {
+      'accuracy': mean('eval/accuracy'),
+      'accuracy_by_domain': by_domain,
+    }
+
 
 def read(workdir: str | os.PathLike[str]) -> Outcome:
   """Reads what a run wrote.

@@ -30,7 +30,7 @@ class Results(NamedTuple):
 
 
 def write_results(
-  workdir: pathlib.Path, runs: Sequence[PlannedRun]
+  workdir: pathlib.Path, runs: Sequence[PlannedRun], last: int = 1
 ) -> Results | None:
   """Writes results.jsonl, .csv and .md, and both plots, into `workdir`.
 
@@ -40,6 +40,8 @@ def write_results(
   Args:
     workdir: Of the sweep; runs are in LABEL/seedK below it.
     runs: All of the sweep; their labels come in this order.
+    last: The tables' accuracy is the mean of each run's last evaluations, this
+      many.
 
   Returns:
     What was written; None if no run is finished.
@@ -48,10 +50,14 @@ def write_results(
   done = [run for run in runs if run.finished and not run.problem()]
   done.sort(key=lambda run: (labels.index(run.label), run.seed))
   found = [(run, sweep_outcome.read(run.workdir)) for run in done]
-  summaries = [{'label': run.label, **own.summary} for run, own in found]
+  summaries = [
+    {'label': run.label, **own.over_last(last)} for run, own in found
+  ]
   if not summaries:
     return None
   notes = _notes(workdir, runs, done)
+  if last > 1:
+    notes.append(f"Accuracies are means of each run's last {last} evaluations.")
   lines = [json.dumps(summary) + '\n' for summary in summaries]
   writer.write_text(workdir / 'results.jsonl', ''.join(lines))
   writer.write_text(workdir / 'results.csv', _csv(summaries))

@@ -37,6 +37,7 @@ def run_sweep(
   workdir: pathlib.Path,
   jobs: int,
   console: rich_console.Console,
+  last: int = 1,
 ) -> list[Failure]:
   """Runs what is not finished yet, `jobs` at a time.
 
@@ -46,6 +47,7 @@ def run_sweep(
     workdir: Gets the results.
     jobs: Processes at a time; with more than one, each has its own cores.
     console: Shows how far things are.
+    last: Evaluations of a run over which the tables average.
 
   Returns:
     The runs that failed.
@@ -95,7 +97,7 @@ def run_sweep(
             progress.stop(run.name)
           elif process.returncode == 0 and run.finished:
             progress.finish(run.name)
-            sweep_results.write_results(workdir, runs)
+            sweep_results.write_results(workdir, runs, last)
           else:
             # Without its results, a run has failed whatever it says.
             status = process.returncode or 1
@@ -105,7 +107,7 @@ def run_sweep(
       _stop(running)
       for _, process in running.values():
         process.wait()
-  if results := sweep_results.write_results(workdir, runs):
+  if results := sweep_results.write_results(workdir, runs, last):
     console.print(tables.comparison_table(results.summaries))
     for line in results.notes:
       console.print(line, markup=False, highlight=False, soft_wrap=True)

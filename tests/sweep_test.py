@@ -11,7 +11,8 @@ import pytest
 from rich import console as rich_console
 import tiny_sweep
 
-from launch import sweep_plan, sweep_runner
+from fedjax_tune.typing import Record
+from launch import sweep_outcome, sweep_plan, sweep_runner
 
 # Stands in for launch.train: writes what a run leaves, or fails as told.
 FAKE = """
@@ -171,6 +172,35 @@ def test_results(tmp_path):
   assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
   assert (tmp_path / 'frontier.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('last', 'expected', 'noto'),
+  [(1, 0.4, 0.4), (2, 0.3, 0.35), (9, 0.5, 0.5)],
+)
+def test_accuracy_is_the_mean_of_the_last_evaluations(last, expected, noto):
+  rows: list[Record] = [
+    {'round': 0, 'eval/accuracy': 0.9, 'eval/accuracy/noto': 0.8},
+    {'round': 1},
+    {'round': 2, 'eval/accuracy': 0.2, 'eval/accuracy/noto': 0.3},
+    {'round': 3, 'eval/accuracy': 0.4, 'eval/accuracy/noto': 0.4},
+  ]
+  summary = {'accuracy': 0.4, 'accuracy_by_domain': {'noto': 0.4}, 'seed': 7}
+  mean = sweep_outcome.Outcome(summary, rows, []).over_last(last)
+  assert mean['seed'] == 7
+  assert mean['accuracy'] == pytest.approx(expected)
+  assert mean['accuracy_by_domain']['noto'] == pytest.approx(noto)
+
+
+def test_a_mean_with_a_value_that_is_not_finite_is_null():
+  rows: list[Record] = [
+    {'round': 0, 'eval/accuracy': 0.5},
+    {'round': 1, 'eval/accuracy': None},
+  ]
+  summary = {'accuracy': None, 'accuracy_by_domain': {}}
+  assert sweep_outcome.Outcome(summary, rows, []).over_last(2)['accuracy'] is (
+    None
+  )
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path):

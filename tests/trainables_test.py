@@ -54,6 +54,8 @@ _TRAINED = {
   ('text', 'prompt'): ('embed/prompt', *_HEAD),
   ('vit', 'prefix'): (*_PREFIX, *_HEAD),
   ('text', 'prefix'): (*_PREFIX, *_HEAD),
+  ('vit', 'head'): _HEAD,
+  ('text', 'head'): _HEAD,
 }
 # Parameters of a client with two blocks of width 16 and MLPs of width 32.
 _HEAD_SIZE = 16 * 3 + 3
@@ -63,6 +65,7 @@ _SIZES = {
   'bitfit': _BIASES + 2 * 16 + _HEAD_SIZE,
   'prompt': _NUM * 16 + _HEAD_SIZE,
   'prefix': 2 * 2 * _NUM * 16 + _HEAD_SIZE,
+  'head': _HEAD_SIZE,
 }
 
 

@@ -1,6 +1,7 @@
 """Each rule of an experiment is broken once; good ones pass."""
 
 import functools
+import re
 
 import pytest
 
@@ -157,6 +158,15 @@ def test_all_problems_come_at_once():
     'rounds',
     'lora.rank',
     'server.lr',
+  ]
+
+
+def test_rules_are_checked_beside_wrong_types():
+  lines = _problems(**{'rounds': 'x', 'local.batchsize': 4, 'lora.rank': 0})
+  assert [re.split('[= ]', line)[0] for line in lines] == [
+    'rounds',
+    'local.batchsize',
+    'lora.rank',
   ]
 
 

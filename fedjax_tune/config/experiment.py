@@ -38,7 +38,8 @@ class Model:
       behind sublayers, section `fedadapter`), 'bitfit' (every bias,
       arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
       2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
-      arXiv 2101.00190), 'full' (every parameter), or 'head' (nothing besides).
+      arXiv 2101.00190), 'full' (every parameter), or 'head' (nothing else: a
+      linear probe of the frozen model).
     prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
       take 1 to 200.
   """
@@ -53,7 +54,15 @@ class Model:
 
 @dataclasses.dataclass
 class Lora:
-  """Low-rank adapters; the defaults are those of FedRA's authors."""
+  """Low-rank adapters; the defaults are those of FedRA's authors.
+
+  Attributes:
+    rank: Inner width of each adapter; what it adds is B A x.
+    alpha: What an adapter adds is multiplied by alpha / rank.
+    dropout: Rate at which inputs of the adapters are dropped in training.
+    targets: Which linear maps of every block are adapted.
+    patch_embed: Adapt the convolution that embeds patches, too; texts have none.
+  """
 
   rank: int = 8
   alpha: float = 8.0
@@ -189,6 +198,10 @@ class Local:
 
   Attributes:
     optimizer: 'sgd', 'adam' or 'adamw'; its state is fresh every round.
+    lr: Learning rate of the first step of round 0.
+    momentum: Of sgd; 0 turns it off.
+    weight_decay: Of adamw it is decoupled; sgd and adam add it to the gradient.
+    batch_size: Examples in a step.
     steps: Local steps; 0 derives them from `epochs`.
     epochs: Passes over the client's data when `steps` is 0.
     equal_steps: With epochs, cut every client to the smallest client's number
@@ -229,6 +242,8 @@ class Server:
   Attributes:
     optimizer: 'fedavg', 'fedavgm', 'fedadam', 'fedyogi' or 'fedadagrad'
       (arXiv 2003.00295).
+    lr: Step on the mean delta; fedavg with 1 takes the mean of the clients.
+      The adaptive ones need less, such as 0.01.
     momentum: Of fedavgm, and beta1 of fedadam and fedyogi; fedadagrad has none,
       as in the paper's experiments.
     beta2: Second-moment decay of fedadam and fedyogi.
@@ -269,7 +284,7 @@ class Experiment:
   """Everything that defines a run; equal experiments give equal runs.
 
   Attributes:
-    method: A key of `methods.METHODS`, or one that a module registers.
+    method: The name of a method of the package, or one that a module registers.
     imports: Modules to import first, which register methods or partitions, or
       have TFDS builders (`plugins.py`).
     rounds: How many; with `patience`, at most.

@@ -5,16 +5,22 @@ import dataclasses
 
 @dataclasses.dataclass
 class Fedra:
-  """FedRA; with `coverage_repair` every layer has an owner in each round."""
+  """FedRA.
+
+  Attributes:
+    coverage_repair: Draw layers so that each has an owner in every round.
+  """
 
   coverage_repair: bool = False
 
 
 @dataclasses.dataclass
 class Inclusivefl:
-  """InclusiveFL; variant 'published' or 'fedra_port' (plain layer mean).
+  """InclusiveFL.
 
   Attributes:
+    variant: 'published', or 'fedra_port', the plain mean of each layer that
+      FedRA's code ran.
     beta: Share of the next larger size in the step of a size's top block, in
       [0, 1]; only of the published variant.
   """
@@ -25,9 +31,10 @@ class Inclusivefl:
 
 @dataclasses.dataclass
 class Depthfl:
-  """DepthFL; variant 'published' or 'fedra_port'.
+  """DepthFL.
 
   Attributes:
+    variant: 'published', or 'fedra_port', as FedRA's code ran it.
     ramp_rounds: Rounds until the distillation has its full weight; 0 takes
       the variant's, 300 or 500.
     evaluate: 'ensemble' of all exits or 'last' exit; '' takes the variant's.

@@ -33,14 +33,18 @@ def validate(
     path: one_of(*choices[path]) if rule is REGISTERED else rule
     for path, rule in RULES.items()
   }
-  problems = list(_ill_formed(experiment))
-  if not problems:
-    for path, rule in rules.items():
-      for place, value in _values(experiment, path):
-        if not rule.holds(value):
-          text = rule.text(value)
-          stop = '' if text.endswith('?') else '.'
-          problems.append(f'{place}={value!r} {text}{stop}')
+  ill_formed = dict(_ill_formed(experiment))
+  problems = list(ill_formed.values())
+  for path, rule in rules.items():
+    # What its type or its section's already breaks has no values to look at.
+    if any(path == p or path.startswith(f'{p}.') for p in ill_formed):
+      continue
+    for place, value in _values(experiment, path):
+      if not rule.holds(value):
+        text = rule.text(value)
+        stop = '' if text.endswith('?') else '.'
+        problems.append(f'{place}={value!r} {text}{stop}')
+  if not ill_formed:
     problems += _empty(experiment)
     problems += _disagreements(experiment, choices['clients.partition'])
   if problems:
@@ -57,17 +61,17 @@ def _values(
   return [(path, value)]
 
 
-def _ill_formed(section: Any, within: str = '') -> Iterator[str]:
-  """Yields unknown fields and wrong types."""
+def _ill_formed(section: Any, within: str = '') -> Iterator[tuple[str, str]]:
+  """Yields the path of each unknown field or wrong type, and what is wrong."""
   kinds = {f.name: f.type for f in dataclasses.fields(section)}
   for name, value in vars(section).items():
     place = f'{within}{name}'
     if name not in kinds:
       nearest = difflib.get_close_matches(name, kinds, n=1)
       hint = f'; did you mean {within}{nearest[0]}?' if nearest else '.'
-      yield f'{place} is not a field{hint}'
+      yield place, f'{place} is not a field{hint}'
     elif not _fits(value, kinds[name]):
-      yield f'{place}={value!r} must be {_describe(kinds[name])}.'
+      yield place, f'{place}={value!r} must be {_describe(kinds[name])}.'
     elif dataclasses.is_dataclass(value):
       yield from _ill_formed(value, f'{place}.')
 

@@ -190,9 +190,9 @@ def _fill(section: object, fields: Mapping[str, object], place: str) -> None:
 def _check_plain(setup: build.Setup) -> None:
   """Refuses what no Hugging Face folder can hold."""
   method, tune = setup.experiment.method, setup.experiment.model.tune
-  if tune not in ('lora', 'full'):
+  if tune not in ('lora', 'full', 'head'):
     raise ValueError(
-      f"model.tune={tune!r} must be 'lora' or 'full' to deploy a run: what it"
+      f"model.tune={tune!r} must be 'lora', 'full' or 'head' to deploy a run: what it"
       ' adds has no place in a Hugging Face folder.'
     )
   if not setup.algorithm.plain:

@@ -17,37 +17,88 @@ from fedjax_tune.methods.width import (
 )
 
 METHODS: dict[str, Method] = {
-  'fedra': Method(fedra.build, fedra.check, menus=menus.depth),
-  'all_large': Method(uniform.build_all_large),
-  'all_small': Method(uniform.build_all_small, menus=menus.depth),
+  'fedra': Method(
+    fedra.build, fedra.check, menus=menus.depth, source='arXiv 2311.11227'
+  ),
+  'all_large': Method(uniform.build_all_large, source='baseline'),
+  'all_small': Method(
+    uniform.build_all_small, menus=menus.depth, source='baseline'
+  ),
   'exclusivefl': Method(
-    uniform.build_exclusivefl, uniform.check_exclusivefl, menus=menus.depth
+    uniform.build_exclusivefl,
+    uniform.check_exclusivefl,
+    menus=menus.depth,
+    source='baseline',
   ),
   'inclusivefl': Method(
-    inclusivefl.build, inclusivefl.check, menus=menus.depth
+    inclusivefl.build, inclusivefl.check, menus=menus.depth, source='KDD 2022'
   ),
-  'depthfl': Method(depthfl.build, depthfl.check, menus=menus.depth),
-  'raffm': Method(raffm.build, raffm.check, menus=menus.space),
-  'heterofl': Method(heterofl.build, rates.check, menus=menus.width),
-  'fedrolex': Method(fedrolex.build, fedrolex.check, menus=menus.width),
-  'fjord': Method(fjord.build, rates.check, menus=menus.width),
+  'depthfl': Method(
+    depthfl.build, depthfl.check, menus=menus.depth, source='ICLR 2023'
+  ),
+  'raffm': Method(
+    raffm.build, raffm.check, menus=menus.space, source='arXiv 2310.00247'
+  ),
+  'heterofl': Method(
+    heterofl.build, rates.check, menus=menus.width, source='ICLR 2021'
+  ),
+  'fedrolex': Method(
+    fedrolex.build, fedrolex.check, menus=menus.width, source='NeurIPS 2022'
+  ),
+  'fjord': Method(
+    fjord.build, rates.check, menus=menus.width, source='NeurIPS 2021'
+  ),
   'federated_dropout': Method(
-    federated_dropout.build, rates.check, menus=menus.width
+    federated_dropout.build,
+    rates.check,
+    menus=menus.width,
+    source='arXiv 1812.07210',
   ),
-  'prunefl': Method(prunefl.build, prunefl.check),
-  'prism': Method(prism.build, prism.check),
-  'fedit': Method(ranks.build_fedit, ranks.check, menus=menus.rank),
-  'rbla': Method(ranks.build_rbla, ranks.check, menus=menus.rank),
-  'ffa_lora': Method(ranks.build_ffa_lora, ranks.check, menus=menus.rank),
-  'hetlora': Method(hetlora.build, ranks.check, menus=menus.rank),
-  'flexlora': Method(products.build_flexlora, products.check, menus=menus.rank),
-  'flora': Method(products.build_flora, products.check, menus=menus.rank),
+  'prunefl': Method(prunefl.build, prunefl.check, source='arXiv 1909.12326'),
+  'prism': Method(prism.build, prism.check, source='arXiv 2208.13141'),
+  'fedit': Method(
+    ranks.build_fedit, ranks.check, menus=menus.rank, source='arXiv 2305.05644'
+  ),
+  'rbla': Method(
+    ranks.build_rbla, ranks.check, menus=menus.rank, source='arXiv 2408.08699'
+  ),
+  'ffa_lora': Method(
+    ranks.build_ffa_lora,
+    ranks.check,
+    menus=menus.rank,
+    source='arXiv 2403.12313',
+  ),
+  'hetlora': Method(
+    hetlora.build, ranks.check, menus=menus.rank, source='arXiv 2401.06432'
+  ),
+  'flexlora': Method(
+    products.build_flexlora,
+    products.check,
+    menus=menus.rank,
+    source='arXiv 2402.11505',
+  ),
+  'flora': Method(
+    products.build_flora,
+    products.check,
+    menus=menus.rank,
+    source='arXiv 2409.05976',
+  ),
   'fedex_lora': Method(
-    products.build_fedex_lora, products.check, menus=menus.rank
+    products.build_fedex_lora,
+    products.check,
+    menus=menus.rank,
+    source='arXiv 2410.09432',
   ),
-  'composed': Method(composed.build, composed.check, menus=menus.composed),
-  'fedper': Method(fedper.build),
-  'scaffold': Method(scaffold.build, scaffold.check),
-  'feddyn': Method(feddyn.build, feddyn.check),
-  'heterotune': Method(heterotune.build, checks.check, several_models=True),
+  'composed': Method(
+    composed.build, composed.check, menus=menus.composed, source='ours'
+  ),
+  'fedper': Method(fedper.build, source='arXiv 1912.00818'),
+  'scaffold': Method(scaffold.build, scaffold.check, source='arXiv 1910.06378'),
+  'feddyn': Method(feddyn.build, feddyn.check, source='arXiv 2111.04263'),
+  'heterotune': Method(
+    heterotune.build,
+    checks.check,
+    several_models=True,
+    source='arXiv 2411.16796, reconstructed',
+  ),
 }

@@ -102,9 +102,11 @@ class Method:
     menus: (experiment, size of each axis) -> what clients may hold along each
       axis that it cuts, so that `clients.fit` can choose.
     several_models: Whether its clients have the models of `tiers`, not one.
+    source: Where it was published, or 'baseline'; `--help` shows it.
   """
 
   build: Callable[[Facts], Algorithm]
   check: Check = accept
   menus: Menus = uncut
   several_models: bool = False
+  source: str = ''

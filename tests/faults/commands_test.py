@@ -1,6 +1,7 @@
 """Commands refuse what is wrong in one line, with status 2."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from fedjax_tune.training import folders
 import launch
-from launch import experiment_file, start
+from launch import experiment_file, start, users_code
 
 # ml_collections loads the file in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -229,6 +230,72 @@ def test_help_is_no_failure():
   done = _run('launch.train', '--help')
   assert done.returncode == 0
   assert '--workdir' in done.stdout
+  assert 'local.lr=0.01' in done.stdout
+
+
+def test_print_config_needs_no_other_flag(tmp_path):
+  (tmp_path / 'beside.py').write_text('ROUNDS = 7')
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'import beside\nfrom fedjax_tune import config\n'
+    'def get_config():\n  return config.Experiment(rounds=beside.ROUNDS)\n'
+  )
+  done = _run(
+    'launch.train', f'--config={path}', '--config.seed=3', '--print_config'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'rounds=7  # not 100\nseed=3  # not 0\n' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('given', 'meant'),
+  [
+    ('local.learning_rate', 'local.lr'),
+    ('server.learning_rate', 'server.lr'),
+    ('model.name', 'model.weights'),
+    ('num_clients', 'clients.count'),
+    ('data.dataset', 'data.name'),
+    ('lora.r', 'lora.rank'),
+    ('lr', 'local.lr or server.lr'),
+  ],
+)
+def test_fields_are_suggested_by_meaning(given, meant):
+  with pytest.raises(ValueError, match=f'did you mean {meant}\\?$'):
+    experiment_file.resolve([f'--config.{given}=1'])
+
+
+def test_all_unknown_fields_come_at_once():
+  with pytest.raises(ValueError, match=r'.') as caught:
+    experiment_file.resolve(['--config.metod=x', '--config.bogus=1'])
+  assert len(str(caught.value).splitlines()) == 2
+
+
+def _raised(call):
+  with pytest.raises(Exception, match=r'.') as caught:
+    call()
+  return caught.value
+
+
+def test_errors_in_a_users_code_say_where(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'import json\n'
+    'def said():\n  raise ValueError("no")\n'
+    'def deeper():\n  json.loads("{")\n'
+    'def key():\n  {}["hm"]\n'
+  )
+  names = runpy.run_path(str(path))
+  assert users_code.trace(_raised(names['said'])) == ''
+  for name, line in (('deeper', 5), ('key', 7)):
+    first, *places = users_code.trace(_raised(names[name])).splitlines()
+    assert first == 'Traceback (most recent call last):'
+    # This file counts as a user's, too.
+    assert f'  File "{path}", line {line}, in {name}' in places
+
+
+def test_errors_of_ours_say_where_if_asked():
+  error = _raised(lambda: experiment_file.resolve(['--config.metod=x']))
+  assert 'in _check_fields' in users_code.trace(error, whole=True)
 
 
 @pytest.mark.slow

@@ -229,9 +229,9 @@ def check(
   del sizes, budgets
   if experiment.inclusivefl.variant == 'fedra_port':
     return
-  if experiment.model.tune == 'prompt':
+  if (tune := experiment.model.tune) in ('prompt', 'head'):
     raise ValueError(
-      "model.tune='prompt' must be another where method='inclusivefl' with "
+      f'model.tune={tune!r} must be another where method=inclusivefl with '
       'variant=published: it distills what trains in the blocks.'
     )
   if experiment.model.tune == 'lora' and not experiment.lora.targets:

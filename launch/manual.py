@@ -1,0 +1,97 @@
+"""What `--help` and `--print_config` show: every field, every method."""
+
+from collections.abc import Iterator
+import dataclasses
+import inspect
+import textwrap
+
+from fedjax_tune import config
+from fedjax_tune.config import field_rules, fields
+from fedjax_tune.config.field_rules import RULES
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.facts import Method
+
+_WIDTH = 80
+
+
+def options(flag: str = 'config') -> str:
+  """Describes every field, with its type and default, and every method.
+
+  Args:
+    flag: That sets a field, as --flag.FIELD=VALUE.
+  """
+  lines = [
+    '  --[no]print_config: Show every field of the experiment, and end.',
+    '  --[no]traceback: Show with an error where in the code it arose.',
+    '  --[no]version: Show the version, and end.',
+    '',
+    f'Fields, set by --{flag}.FIELD=VALUE. After = stands the default, which an',
+    'experiment file may change; --print_config shows the values of one.',
+  ]
+  section = ''
+  for field in fields.fields():
+    within = field.path.rpartition('.')[0]
+    if within != section:
+      section = within
+      lines += ['', f'[{section}] {_about(section)}']
+    lines += _field(field)
+  lines += ['', f'Methods, for --{flag}.method=NAME:', '']
+  for name, method in METHODS.items():
+    lines += _wrapped(f'  {name}', _method(method))
+  return '\n'.join(lines)
+
+
+def written(experiment: config.Experiment) -> str:
+  """Lists the values of all fields, one line each.
+
+  A line that ends with a comment has a value that is not the default.
+  """
+  default = {field.path: field.default for field in fields.fields()}
+  lines = []
+  for field in fields.fields(experiment):
+    line = f'{field.path}={field.default!r}'
+    usual = default[field.path]
+    if field.default != usual:
+      line += f'  # not {usual!r}'
+    lines.append(line)
+  return '\n'.join(lines)
+
+
+def _about(section: str) -> str:
+  """Returns the first line of a section's docstring."""
+  kinds = {
+    f.name: f.default_factory for f in dataclasses.fields(config.Experiment)
+  }
+  return (inspect.getdoc(kinds[section]) or '').partition('\n')[0]
+
+
+def _field(field: fields.Field) -> Iterator[str]:
+  yield from _wrapped(
+    f'  {field.path}={field.default!r}',
+    f'({_kind(field)}) {field.text}',
+  )
+
+
+def _kind(field: fields.Field) -> str:
+  """Returns the type, or the values where they are few and not in the text."""
+  rule = RULES[field.path]
+  untold = [name for name in rule.choices if repr(name) not in field.text]
+  if untold and rule is not field_rules.REGISTERED:
+    return f'{field.kind}, of {", ".join(map(repr, rule.choices))}'
+  return field.kind
+
+
+def _method(method: Method) -> str:
+  """Says what a method is, and where it comes from."""
+  first = (inspect.getdoc(method.build) or '').partition('\n\n')[0]
+  text = first.removeprefix('Builds ').replace('\n', ' ')
+  return f'{text} [{method.source}]' if method.source else text
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+  return [
+    head,
+    *textwrap.wrap(
+      text, _WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+    ),
+  ]
