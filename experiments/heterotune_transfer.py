@@ -285,7 +285,7 @@ def main() -> None:
   parser.add_argument('--joins', type=several(str), default=('late',))
   parser.add_argument('--labels', type=several(int), default=(64,))
   parser.add_argument('--seeds', type=several(int), default=(0, 1, 2))
-  parser.add_argument('--designs', type=several(str), default=())
+  parser.add_argument('--designs', nargs='+', choices=DESIGNS, default=())
   parser.add_argument('--table', action='store_true')
   args = parser.parse_args()
   if args.table:
