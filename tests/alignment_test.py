@@ -30,7 +30,7 @@ from fedjax_tune.models import (
   text,
   vit,
 )
-from fedjax_tune.training import build, run
+from fedjax_tune.training import build, identity, run
 
 _RANK, _CODE, _SIDE = 4, 5, 16
 
@@ -525,6 +525,17 @@ def test_a_common_head_reads_examples_not_tokens(folders):
     pytest.raises(ValueError, match=r"tiers\.head='common' must be 'own' for"),
   ):
     build.build(e)
+
+
+def test_what_is_aligned_identifies_a_run():
+  e = _experiment(_TWO, depth=(0, 3))
+  of = lambda: identity.of(build.build(e, data=_pictures()))['content']
+  first = of()
+  assert of() == first
+  e.tiers.public_examples = 61
+  assert of()['alignment'] != first['alignment']
+  e.fedadapter.projections, e.tiers.head = 'free', 'own'
+  assert 'alignment' not in of()
 
 
 def test_a_head_alone_may_be_all_that_trains():

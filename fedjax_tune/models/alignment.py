@@ -154,6 +154,18 @@ def align(
   return {name: _set(tier, values[name]) for name, tier in tiers.items()}
 
 
+def frozen(tier: Foundation) -> dict[str, np.ndarray]:
+  """Returns what alignment has set of a model's frozen parameters, by path."""
+  leaves: dict[Path, Any] = traverse_util.flatten_dict(tier.base)  # pyright: ignore[reportAssignmentType]
+  names = {'mean', 'down', 'up', 'map'}
+  within = lambda path: path[0] == 'head' or path[-2].endswith('_adapter')
+  return {
+    '/'.join(path): np.asarray(leaf)
+    for path, leaf in leaves.items()
+    if path[-1] in names and within(path)
+  }
+
+
 def _same_tokens(
   tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
 ) -> bool:
