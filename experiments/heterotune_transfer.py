@@ -52,6 +52,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
   'aligned, cores and head': {},
   'aligned, cores and head, ridge': {'tiers.head_map': 'ridge'},
   'aligned start, cores and head': {'fedadapter.projections': 'aligned_start'},
+  'aligned and private, cores and head': {'fedadapter.private': True},
   'free, cores and head': _FREE | {'tiers.head': 'common_any'},
 }
 

@@ -30,7 +30,7 @@ from fedjax_tune.models import (
   text,
   vit,
 )
-from fedjax_tune.training import build, identity, run
+from fedjax_tune.training import build, identity, loop, run
 
 _RANK, _CODE, _SIDE = 4, 5, 16
 
@@ -552,3 +552,22 @@ def test_a_head_alone_may_be_all_that_trains():
     made.engine.init(), planned, jax.random.key(0), e.local.lr
   )
   assert np.abs(state.theta['shared']['head']['kernel']).max() > 0
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was(tmp_path):
+  """With projections computed anew, and what each client keeps."""
+  e = _experiment(_TWO, depth=(0, 3), joins=(0, 1))
+  e.fedadapter.private = e.heterotune.personal = True
+  e.eval_every = e.checkpoint_every = 1
+  e.engine.compilation_cache = False
+  data = _pictures()
+  e.rounds = 3
+  want = loop.train(e, str(tmp_path / 'whole'), data=data)
+  e.rounds = 2
+  loop.train(e, str(tmp_path / 'halves'), data=data)
+  e.rounds = 3
+  got = loop.train(e, str(tmp_path / 'halves'), data=data, resume=True)
+  assert set(got['other_accuracies']) >= {'vit_test', 'vit_test_d3'}
+  for name in ('accuracy', 'train_loss', 'other_accuracies', 'uplink_bytes'):
+    assert got[name] == want[name]

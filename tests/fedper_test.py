@@ -83,7 +83,7 @@ def test_every_client_is_judged_with_its_own_head():
   test = tiny.examples(31, tiny.STACK_SIZE, seed=5)
   test = dataclasses.replace(test, inputs=np.asarray(test.inputs))
   rows = [np.arange(7), np.arange(5, 31), np.array([], int)]
-  evaluate = personal.build(run.algorithm, test, rows)
+  evaluate = personal.build(run.algorithm, {'full': test}, rows)
   state = run.rounds(1)
   found = evaluate(run.foundation.base, state)
   start = run.algorithm.client.state

@@ -210,6 +210,34 @@ def test_only_its_own_branch_of_biases_and_cores():
     assert own[:, 1].all()
 
 
+def test_clients_keep_what_is_their_tiers_own():
+  """With one client a tier, nothing else comes of it than of averaging."""
+  two = {'count': 2, 'cohort_size': 2}
+  e = _experiment(clients=two, engine={'slab': 1})
+  averaged = tiny.run(e).rounds(2).theta
+  e = _experiment(
+    heterotune={'personal': True}, clients=two, engine={'slab': 1}
+  )
+  run = tiny.run(e)
+  state = run.rounds(2)
+  tiny.assert_close(state.theta['shared'], averaged['shared'], **_ROUNDING)
+  make: Any = run.algorithm.evaluation.personal
+  for client, name in enumerate(('large', 'small')):
+    # The server has no part in it.
+    tiny.assert_equal(state.theta[name], run.theta[name])
+    own = make(name, state.theta, state.clients[client])
+    tiny.assert_close(own[name], averaged[name], **_ROUNDING)
+  cores = 2 * 2 * (2 * 3 * 3) * 4
+  assert [_traffic(run).uplink, _traffic(run).downlink] == [cores, cores]
+
+
+def test_clients_of_one_tier_keep_parts_of_their_own():
+  run = tiny.run(_experiment(heterotune={'personal': True}))
+  found = run.rounds(1).clients
+  assert np.abs(found[0] - found[2]).max() > 1e-3
+  assert found[0].shape == found[1].shape
+
+
 def _opposed():
   """Returns tiers of which the smaller wants of the cores the opposite."""
   tiers = tiny.federated_stacks((4, _WIDE), (2, _NARROW)).tiers
@@ -279,6 +307,10 @@ def test_alignment_touches_the_cores_alone(align):
     (
       {'clients': {'budgets': (4,) * 4}},
       r'clients\.budgets=.* or the blocks of each tier',
+    ),
+    (
+      {'heterotune': {'personal': True, 'share': False}},
+      r'personal=True must be False with heterotune\.share=False',
     ),
     (
       {'heterotune': {'branches': (2,)}},

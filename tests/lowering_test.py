@@ -111,7 +111,8 @@ def _check_evaluation(algorithm, inputs, dtype):
   batch = _batch(inputs, 3)
   if evaluation.personal:
     predict = personal.build_own_predict(algorithm)
-    _lower(predict, *seen, algorithm.client.state(0), batch)
+    for name in evaluation.models:
+      _lower(predict, name, *seen, algorithm.client.state(0), batch, static=0)
     return
   predict = build_predict(model, evaluation)
   for name in evaluation.models:

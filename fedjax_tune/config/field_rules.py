@@ -233,5 +233,6 @@ RULES = {
   'heterotune.every_block': _ANY,
   'heterotune.mapping': one_of('depth', 'index'),
   'heterotune.share': _ANY,
+  'heterotune.personal': _ANY,
   'heterotune.cmga': one_of('off', 'pairwise', 'mean'),
 }

@@ -272,6 +272,10 @@ class Heterotune:
       cores of a tier's blocks are not tied at a site, either.
     cmga: Cross-model gradient alignment of the tiers' updates: 'off',
       'pairwise' (as in PCGrad) or 'mean'.
+    personal: Whether each client keeps to itself what its tier would average:
+      projections, gates, private branches and heads, where these train and are
+      not shared. Then each client's own model is evaluated, on test examples of
+      its domain and classes.
   """
 
   reading: str = 'nested'
@@ -282,3 +286,4 @@ class Heterotune:
   mapping: str = 'depth'
   share: bool = True
   cmga: str = 'off'
+  personal: bool = False

@@ -255,6 +255,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.mapping': (_HETEROTUNE, Need('heterotune.share', (True,))),
   'heterotune.share': (_HETEROTUNE,),
   'heterotune.cmga': (_HETEROTUNE,),
+  'heterotune.personal': (_HETEROTUNE,),
 }
 # Read for one kind of data only; the model decides which.
 OF_IMAGES = ('data.image_size', 'data.normalization', 'lora.patch_embed')

@@ -1,6 +1,6 @@
 """How good each client's own model is on the client's own data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ def own_examples(
 
 def build(
   algorithm: Algorithm,
-  test: Corpus,
+  tests: Mapping[str, Corpus],
   own: Sequence[np.ndarray],
   lengths: Sequence[int] = (),
 ) -> Evaluate:
@@ -56,7 +56,7 @@ def build(
 
   Args:
     algorithm: The method, of which clients have models of their own.
-    test: The test data, with classes.
+    tests: The test data, with classes, as each model reads them.
     own: For each client the positions of the test examples that are like its
       own; a client without any does not count.
     lengths: Tokens to which texts are padded.
@@ -64,16 +64,18 @@ def build(
   Returns:
     The evaluation: `eval/accuracy` is the mean over clients of the task's
     primary metric, `eval/accuracy/DOMAIN` that over their examples of a domain,
-    `eval/worst_client/accuracy` the least of a client. It raises `Diverged`
+    `eval/worst_client/accuracy` the least of a client, and `eval/NAME/accuracy`
+    that over the clients of a model, if there are several. It raises `Diverged`
     where outputs or metrics are not finite.
   """
   task = algorithm.evaluation.task
-  predict = jax.jit(build_own_predict(algorithm))
+  predict = jax.jit(build_own_predict(algorithm), static_argnums=0)
+  first, test = next(iter(tests.items()))
 
-  def of_client(base, theta, remembered, rows):
+  def of_client(name, base, theta, remembered, rows):
     order, parts = [], []
-    for index, batch in batches(test, rows, lengths, _BATCH):
-      found = jax.device_get(predict(base, theta, remembered, batch))
+    for index, batch in batches(tests[name], rows, lengths, _BATCH):
+      found = jax.device_get(predict(name, base, theta, remembered, batch))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
@@ -89,13 +91,17 @@ def build(
     start = algorithm.client.state
     by_client = {metric: [] for metric in task.metrics}
     by_domain = {domain: [] for domain in test.domain_names}
+    by_model = {name: [] for name in tests}
     for client, rows in enumerate(own):
       if not rows.size:
         continue
       states = store.gather(state.clients, np.array([client]), start)
       remembered = jax.tree.map(lambda x: x[0], states)
-      order, predicted = of_client(base, state.theta, remembered, rows)
-      for metric, value in judge(order, predicted).items():
+      name = algorithm.tier(client) or first
+      order, predicted = of_client(name, base, state.theta, remembered, rows)
+      found = judge(order, predicted)
+      by_model[name].append(found[task.primary])
+      for metric, value in found.items():
         by_client[metric].append(value)
       for domain, domain_name in enumerate(test.domain_names):
         at = test.domains[order] == domain
@@ -103,21 +109,26 @@ def build(
           part = {k: v[at] for k, v in predicted.items()}
           value = judge(order[at], part)[task.primary]
           by_domain[domain_name].append(value)
-    return _summarize(task.primary, by_client, by_domain)
+    models = by_model if len(tests) > 1 else {}
+    return _summarize(task.primary, by_client, by_domain, models)
 
   return evaluate
 
 
 def build_own_predict(
   algorithm: Algorithm,
-) -> Callable[[Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
-  """Builds the program of a batch: predict(base, theta, remembered, batch)."""
+) -> Callable[[str, Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
+  """Builds the program of a batch.
+
+  Returns:
+    predict(name of the model, base, theta, remembered, batch).
+  """
   evaluation = algorithm.evaluation
   assert evaluation.personal is not None
-  make, name = evaluation.personal, next(iter(evaluation.models))
+  make = evaluation.personal
   predict = build_predict(algorithm.model, evaluation)
-  return lambda base, theta, remembered, batch: predict(
-    name, base, make(theta, remembered), batch
+  return lambda name, base, theta, remembered, batch: predict(
+    name, base, make(name, theta, remembered), batch
   )
 
 
@@ -125,6 +136,7 @@ def _summarize(
   primary: str,
   by_client: dict[str, list[float]],
   by_domain: dict[str, list[float]],
+  by_model: dict[str, list[float]],
 ) -> dict[str, float]:
   if not all(np.isfinite(values).all() for values in by_client.values()):
     raise endings.Diverged(
@@ -135,5 +147,6 @@ def _summarize(
     {'eval/accuracy': mean(by_client[primary])}
     | {f'metric/{m}': mean(v) for m, v in by_client.items() if m != primary}
     | {f'eval/accuracy/{d}': mean(v) for d, v in by_domain.items() if v}
+    | {f'eval/{n}/accuracy': mean(v) for n, v in by_model.items() if v}
     | {'eval/worst_client/accuracy': float(np.min(by_client[primary]))}
   )

@@ -83,7 +83,7 @@ class Run:
         setup.train.labels, parts.indices, parts.domains, setup.test
       )
       self._personal = personal.build(
-        setup.algorithm, setup.test, own, e.data.lengths
+        setup.algorithm, tests, own, e.data.lengths
       )
 
   def _add(

@@ -93,6 +93,11 @@ def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
       " must be 0 and True with heterotune.mapping='index': each block has a"
       ' site of its own.'
     )
+  if options.personal and not options.share:
+    raise ValueError(
+      'heterotune.personal=True must be False with heterotune.share=False: nobody'
+      ' would send anything.'
+    )
   own, frozen = options.reading == 'own', options.foreign == 'frozen'
   if own and options.branches:
     raise ValueError(

@@ -6,7 +6,7 @@ built from its public abstracts. Theirs: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
 else; open choices are fields of `config.Heterotune` and, of the adapter,
-of `config.Fedadapter`. One is not built: projections and heads that each client
+of `config.Fedadapter`, and `keeping.py` has projections and heads that each client
 keeps to itself. Ours: what makes cores mean the same in every model, projections
 aligned on public inputs (`models/alignment.py`), and a head in common
 (`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls its
@@ -37,8 +37,9 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
+from fedjax_tune.methods.depth import classifiers
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.methods.heterotune import cmga
+from fedjax_tune.methods.heterotune import cmga, keeping
 from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
@@ -141,7 +142,7 @@ def build(facts: Facts) -> Algorithm:
     cores = num_bytes(held(sig)[SHARED]['blocks'])
     return both._replace(uplink=both.uplink - cores + cores // len(each.held))
 
-  return Algorithm(
+  made = Algorithm(
     model=federate(
       _build_models(facts, each),
       shared,
@@ -164,6 +165,10 @@ def build(facts: Facts) -> Algorithm:
     traffic=traffic,
     plain=False,
   )
+  if not options.personal:
+    return made
+  classifiers.require_classes('heterotune', facts.task)
+  return keeping.keep(made, each)
 
 
 def common_head(experiment: config.Experiment) -> tuple[str, ...]:

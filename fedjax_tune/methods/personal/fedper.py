@@ -31,8 +31,9 @@ def _shared(tree: Tree) -> Tree:
   return {name: part for name, part in tree.items() if name != 'head'}
 
 
-def private(theta: Tree, head: Tree) -> Tree:
+def private(name: str, theta: Tree, head: Tree) -> Tree:
   """Returns a client's own parameters: all, with its own head."""
+  del name
   return {**theta, 'head': head}
 
 
@@ -46,7 +47,7 @@ def keeping(client: Client, head: Tree) -> Client:
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
     del key
-    return private(held, context.state)
+    return {**held, 'head': context.state}
 
   def finish(
     start: Tree, delta: Tree, steps: jax.Array, context: Context
