@@ -27,6 +27,7 @@ from fedjax_tune.models import (
   peft,
   pretrained,
   reads,
+  spaces,
   text,
   vit,
 )
@@ -39,7 +40,7 @@ def _rows(seed=0, width=12, count=400):
   """Returns rows of which each direction has a variance of its own."""
   rng = np.random.default_rng(seed)
   scale = 2.0 ** -np.arange(width)
-  turn = alignment.polar(rng.normal(size=(width, width)))
+  turn = spaces.polar(rng.normal(size=(width, width)))
   return rng.normal(size=(count, width)) * scale @ turn + rng.normal(size=width)
 
 
@@ -52,11 +53,11 @@ def test_a_known_rotation_is_recovered(width):
   """Turned, shifted and in a wider space, the same rows have the same codes."""
   x = _rows()
   rng = np.random.default_rng(1)
-  turn = alignment.polar(rng.normal(size=(width, 12))).T
+  turn = spaces.polar(rng.normal(size=(width, 12))).T
   other = x @ turn + rng.normal(size=width)
-  space = alignment.find_space(x, _RANK, 'rank')
-  own = alignment.rotation(x, space)
-  theirs = alignment.rotation(other, space)
+  space = spaces.find_space(x, _RANK, 'rank')
+  own = spaces.rotation(x, space)
+  theirs = spaces.rotation(other, space)
   np.testing.assert_allclose(
     _code(other, theirs, space), _code(x, own, space), atol=1e-9
   )
@@ -67,25 +68,25 @@ def test_a_known_rotation_is_recovered(width):
 
 def test_the_space_is_that_of_the_principal_directions():
   x = _rows(2)
-  space = alignment.find_space(x, _RANK, 'rank')
-  code = _code(x, alignment.rotation(x, space), space)
+  space = spaces.find_space(x, _RANK, 'rank')
+  code = _code(x, spaces.rotation(x, space), space)
   np.testing.assert_allclose(code.T @ code / len(x), np.eye(_RANK), atol=1e-9)
   values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
   np.testing.assert_allclose(space.sigma, np.sqrt(values[:_RANK]), rtol=1e-9)
   flat = x[:, :3] @ np.random.default_rng(3).normal(size=(3, 6))
   with pytest.raises(ValueError, match=r'rank=5 must be at most 3: the public'):
-    alignment.find_space(flat, 5, 'rank')
+    spaces.find_space(flat, 5, 'rank')
 
 
 def test_a_ridge_fits_what_no_rotation_does():
   """Features that are stretched besides; a rotation keeps lengths."""
   x = _rows(4)
   stretched = x * np.linspace(0.2, 3, 12)
-  space = alignment.find_space(x, _RANK, 'rank')
-  want = _code(x, alignment.rotation(x, space), space)
+  space = spaces.find_space(x, _RANK, 'rank')
+  want = _code(x, spaces.rotation(x, space), space)
   centred = stretched - stretched.mean(0)
-  fitted = centred @ alignment.regression(stretched, space)
-  turned = _code(stretched, alignment.rotation(stretched, space), space)
+  fitted = centred @ spaces.regression(stretched, space)
+  turned = _code(stretched, spaces.rotation(stretched, space), space)
   error = lambda got: np.mean((got - want) ** 2)
   assert error(fitted) < 0.1 * error(turned)
 

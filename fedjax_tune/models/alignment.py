@@ -22,83 +22,10 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from fedjax_tune.models import reads
+from fedjax_tune.models import reads, spaces
 from fedjax_tune.models.federation import Sites
 from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.typing import Inputs, Path, Tree
-
-# Below this part of the largest, a deviation is rounding.
-_LEAST = 1e-5
-# Of the regression, in mean squares of the features.
-_RIDGE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-  """What codes are to be like.
-
-  Attributes:
-    scores: Of M rows, [M, r]; centred and uncorrelated, largest first.
-    sigma: Their deviations [r].
-  """
-
-  scores: np.ndarray
-  sigma: np.ndarray
-
-
-def find_space(x: np.ndarray, rank: int, field: str) -> Space:
-  """Returns the space of the first principal directions.
-
-  Args:
-    x: What a reference reads, [M, D].
-    rank: How many directions.
-    field: What sets that, for the message.
-
-  Raises:
-    ValueError: There are not as many.
-  """
-  centred = _centre(x)
-  values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
-  largest = np.maximum(values[::-1], 0)
-  there = int(np.sum(largest > _LEAST**2 * largest[0]))
-  if rank > there:
-    raise ValueError(
-      f'{field}={rank} must be at most {there}: the public inputs of the'
-      ' deepest tier vary along no more directions (tiers.public_examples).'
-    )
-  basis = vectors[:, ::-1][:, :rank]
-  # An eigenvector's sign is arbitrary.
-  at = np.argmax(np.abs(basis), 0)
-  basis = basis * np.sign(basis[at, np.arange(rank)])
-  return Space(centred @ basis, np.sqrt(largest[:rank]))
-
-
-def polar(matrix: np.ndarray) -> np.ndarray:
-  """Returns the nearest matrix of orthonormal columns, of the same shape."""
-  left, _, right = np.linalg.svd(matrix, full_matrices=False)
-  return left @ right
-
-
-def rotation(x: np.ndarray, space: Space) -> np.ndarray:
-  """Returns Q [D, r], by which rows [M, D] come nearest to a space's scores."""
-  return polar(_centre(x).T @ space.scores)
-
-
-def regression(x: np.ndarray, space: Space) -> np.ndarray:
-  """Returns the map [D, r] from rows to codes of least squares, with a ridge."""
-  centred = _centre(x)
-  moment = centred.T @ centred
-  ridge = _RIDGE * np.trace(moment) / len(moment)
-  codes = space.scores / space.sigma
-  return np.linalg.solve(
-    moment + ridge * np.eye(len(moment)), centred.T @ codes
-  )
-
-
-def _centre(x: np.ndarray) -> np.ndarray:
-  x = x.astype(np.float64)
-  return x - x.mean(0)
-
 
 # Path -> the value of a leaf, of each tier.
 Values = dict[str, dict[Path, np.ndarray]]
@@ -222,8 +149,8 @@ def _adapters(
   widths = {name: x[0].shape[-1] for name, x in rows.items()}
   _check_width('fedadapter.rank', rank, widths)
   places = sites[reference].of_block
-  spaces = [
-    find_space(
+  found = [
+    spaces.find_space(
       rows[reference][np.flatnonzero(places == g)[-1]], rank, 'fedadapter.rank'
     )
     for g in range(sites[reference].num)
@@ -237,7 +164,7 @@ def _adapters(
     for block, site in enumerate(sites[name].of_block):
       if site == sites[name].num:
         continue
-      q, sigma = _directions(x[block], spaces[site], seed, (name, block))
+      q, sigma = _directions(x[block], found[site], seed, (name, block))
       mean[block] = x[block].mean(0, dtype=np.float64)
       down[block] = (q / sigma)[:, : ranks[name]]
       up[block] = sigma.mean() * q.T[: ranks[name]]
@@ -246,15 +173,15 @@ def _adapters(
 
 
 def _directions(
-  x: np.ndarray, space: Space, seed: int | None, place: tuple[str, int]
+  x: np.ndarray, space: spaces.Space, seed: int | None, place: tuple[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns orthonormal directions [D, r], and by what codes are divided."""
   if seed is None:
-    return rotation(x, space), space.sigma
+    return spaces.rotation(x, space), space.sigma
   name, block = place
   rng = np.random.default_rng((seed, block, zlib.crc32(name.encode())))
-  q = polar(rng.normal(size=(x.shape[1], len(space.sigma))))
-  return q, np.std(_centre(x) @ q, 0)
+  q = spaces.polar(rng.normal(size=(x.shape[1], len(space.sigma))))
+  return q, np.std(spaces.centre(x) @ q, 0)
 
 
 def _heads(
@@ -263,13 +190,13 @@ def _heads(
   """Returns `mean` and `map` of each tier's head."""
   widths = {name: x.shape[-1] for name, x in features.items()}
   _check_width('tiers.head_rank', rank, widths)
-  space = find_space(features[reference], rank, 'tiers.head_rank')
+  space = spaces.find_space(features[reference], rank, 'tiers.head_rank')
   made = {}
   for name, x in features.items():
     if kind == 'ridge' and name != reference:
-      codes = regression(x, space)
+      codes = spaces.regression(x, space)
     else:
-      codes = rotation(x, space) / space.sigma
+      codes = spaces.rotation(x, space) / space.sigma
     mean = x.mean(0, dtype=np.float64)
     made[name] = {'mean': mean, 'map': codes}
   return made
