@@ -253,7 +253,8 @@ def _spread(values: Sequence[float]) -> str:
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """Draws the poor tier's accuracy at the end against its labels.
 
-  Of the setting with most numbers of labels, a line a design.
+  Of the setting with most numbers of labels, a line for each design that has
+  several.
   """
   last = [row for row in rows if row['mark'] in ('after 10', 'end')]
   settings = _grouped(last, _GROUP[:-1]).values()
@@ -262,19 +263,25 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   ends, styles = [], figure.line_styles()
   with figure.drawing(4.2, path) as ax:
     for (design,), of in _grouped(own, ('design',)).items():
-      color, dash = next(styles)
       by_labels = sorted(_grouped(of, ('labels',)).items())
       labels = [n for (n,), _ in by_labels]
+      if len(labels) == 1:
+        continue
+      color, dash = next(styles)
       mean = [
         100 * float(np.mean([row['poor'] for row in part]))
         for _, part in by_labels
       ]
       ax.plot(labels, mean, color=color, linestyle=dash, marker='o', ms=3)
       ends.append(figure.EndLabel(labels[-1], mean[-1], design, color))
-    most = max(row['labels'] for row in own)
-    figure.finish(ax, 'Poor tier, after ten rounds of its own', most, ends)
+    sizes = sorted({row['labels'] for row in own})
+    figure.finish(
+      ax, 'The poor tier, after ten rounds of its own', sizes[-1], ends
+    )
     ax.set_xscale('log', base=2)
-    ax.set(xlabel='its labels', ylabel='accuracy, %', xlim=(None, most))
+    ax.set_xlim(sizes[0], sizes[-1])
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.set(xlabel='its labels', ylabel='accuracy, %')
 
 
 def main() -> None:
