@@ -4,6 +4,9 @@ r"""FedRA on DomainNet with its authors' settings, in both of their skews.
   python -m launch.train --config=experiments/fedra_domainnet.py:SKEW \
     --config.data.data_dir=DIR --config.model.weights=FOLDER --workdir=RUN
 
+Without TensorFlow: --config.data.name=folder:DOMAINNET reads the set where it was
+unpacked, DOMAIN/CLASS/*.jpg and splits/DOMAIN_train.txt, DOMAIN_test.txt.
+
 SKEW is `feature` (the default: a client for each of the six domains, 100
 rounds) or `feature_label` (five clients a domain, Dirichlet 0.5 over labels
 within it, one of them a round, 150 rounds). FOLDER is a ViT-B/16 as

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
   from fedjax_tune.engine.client import Batch, client_update
   from fedjax_tune.engine.randomness import host_rng
   from fedjax_tune.methods.facts import Facts
+  from fedjax_tune.models.flax_folder import load_model
   from fedjax_tune.plugins import (
     register_method,
     register_partition,
@@ -62,6 +63,7 @@ __all__ = [
   'from_arrays',
   'group_sum',
   'host_rng',
+  'load_model',
   'register_method',
   'register_partition',
   'register_server_optimizer',
@@ -76,6 +78,7 @@ _HOMES = {
   'engine.algorithm': ['Aggregator', 'Algorithm', 'Client', 'Evaluation'],
   'engine.client': ['Batch', 'client_update'],
   'methods.facts': ['Facts'],
+  'models.flax_folder': ['load_model'],
   'plugins': [
     'register_method',
     'register_partition',

@@ -19,7 +19,7 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from fedjax_tune.deploy import deployment, finished, subnetworks
+from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import scaling, tables, writer
 from launch import start
@@ -116,7 +116,7 @@ def _extract(
 def _compare(
   trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
 ) -> None:
-  deployment.check_folder(out)
+  folders.check(out)
   seed, budget = _SEED.value, _BUDGET.value
   priority = _PRIORITY.value or 'qk+vo+ffn'
   drawn = subnetworks.draw(trained, _SAMPLES.value, seed, budget)

@@ -91,8 +91,9 @@ def _plan(work: Workload, sig: slabs.Signature, rnd: int) -> plan.RoundPlan:
   own = Own(
     slab.held, slab.info, (), slab.weight, slab.ids, _batches(work, rnd)
   )
-  item = plan.Work(slab, own)
-  return plan.RoundPlan(rnd, [], [item], work.cohort * fixed.STEPS, np.zeros(0))
+  steps = work.cohort * fixed.STEPS
+  works = [plan.Work(slab, own)]
+  return plan.RoundPlan(rnd, [], [slab], works, steps, np.zeros(0))
 
 
 def slab_of(work: Workload, sig: slabs.Signature, rnd: int) -> slabs.Slab:

@@ -3,6 +3,12 @@
 python -m launch.prepare --dataset=emoji_styles --image_size=56
 python -m launch.prepare --dataset=nico --source=FOLDER --data_dir=DIR
 python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6,minilm_l3
+
+Of files of your own it shows what a run would understand, and what is wrong,
+row by row; nothing is copied:
+
+python -m launch.prepare --source=folder:PATH
+python -m launch.prepare --source=csv:PATH --label_column=stars
 """
 
 from collections.abc import Mapping
@@ -16,7 +22,9 @@ import rich.progress
 import rich.table
 
 from fedjax_tune import config
+from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import fetch
+from fedjax_tune.data.own import sets
 from fedjax_tune.models import packaged
 from launch import start
 
@@ -32,7 +40,20 @@ _DATA_DIR = flags.DEFINE_string(
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', 56, 'Pixels of a side, of emoji_styles.', lower_bound=1
 )
-_SOURCE = flags.DEFINE_string('source', '', 'The folder of NICO++, for nico.')
+_SOURCE = flags.DEFINE_string(
+  'source',
+  '',
+  'The folder of NICO++, for nico. Without --dataset, files of your own to look'
+  f' through: {", ".join(f"{kind}:PATH" for kind in sets.KINDS)}.',
+)
+# Fields of the section `data` that say how to read them.
+_TASK = flags.DEFINE_enum(
+  'task', '', RULES['data.task'].choices, 'As --config.data.task.'
+)
+_COLUMNS = [
+  flags.DEFINE_string(name, '', f'As --config.data.{name}.')
+  for name in sets.COLUMNS
+]
 _WEIGHTS = flags.DEFINE_list(
   'weights',
   [],
@@ -44,8 +65,13 @@ def main(argv: list[str]) -> None:
   """Prepares what the flags name."""
   logging.set_verbosity(logging.ERROR)
   start.reject_arguments(argv)
-  if not (_DATASET.value or _WEIGHTS.value):
-    raise ValueError('give --dataset=NAME, --weights=NAME, or both.')
+  if not (_DATASET.value or _WEIGHTS.value or _SOURCE.value):
+    raise ValueError(
+      'give --dataset=NAME, --weights=NAME, or files of your own, such as'
+      ' --source=folder:PATH.'
+    )
+  if own := not _DATASET.value and _SOURCE.value:
+    _check_own(own)
   # Nothing is made before all of it is known to be possible.
   _check_weights()
   folder = fetch.data_dir(_DATA_DIR.value and start.folder(_DATA_DIR))
@@ -61,6 +87,22 @@ def main(argv: list[str]) -> None:
     console.print(f'Weights {name}: {path}', soft_wrap=True)
   if made:
     _prepare(console, folder, _DATASET.value, made)
+  if own:
+    from launch import survey
+
+    cfg = config.Data(name=own)
+    for flag in (_TASK, *_COLUMNS):
+      setattr(cfg, flag.name, flag.value)
+    survey.show(console, cfg, folder)
+
+
+def _check_own(source: str) -> None:
+  if not sets.is_own(source):
+    raise ValueError(
+      f'--source={source}: must be one of'
+      f' {", ".join(f"{kind}:PATH" for kind in sets.KINDS)} where there is no'
+      f' --dataset{sets.suggest(source)}'
+    )
 
 
 def _check_weights() -> None:

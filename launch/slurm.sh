@@ -21,7 +21,8 @@ launch.train gets --resume. A preempted job is queued again by Slurm.
   --partition=P   where to run; Slurm's default if it is not given
   --time=T        the longest that it runs at a time, as sbatch reads it
   --gpus=N        GPUs of each node, or TYPE:N; none if it is not given
-  --nodes=N       nodes, 1 by default; each runs COMMAND. A launch.train uses one
+  --nodes=N       nodes, 1 by default; each runs COMMAND. A launch.train is one
+                  run on all of them
   --cpus=N        CPU cores of each node, 8 by default
   --mem=M         memory of each node, as sbatch reads it
   --name=NAME     of the job, 'fedjax_tune' by default

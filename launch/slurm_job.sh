@@ -7,9 +7,13 @@ export PATH="$PWD/.venv/bin:$PATH"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 command=("$@")
-if ((${SLURM_RESTART_COUNT:-0})) && [[ " $* " == *' launch.train '* ]]; then
-  [[ " $* " == *' --resume '* ]] || command+=(--resume)
-fi
+# add FLAG: gives it to a launch.train that lacks it.
+add() {
+  [[ " ${command[*]} " == *' launch.train '* ]] || return 0
+  [[ " ${command[*]} " == *" $1 "* ]] || command+=("$1")
+}
+((${SLURM_RESTART_COUNT:-0} == 0)) || add --resume
+((${SLURM_NNODES:-1} == 1)) || add --distributed
 echo "$(date) on $(hostname): ${command[*]}"
 
 asked='' over=''

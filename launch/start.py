@@ -16,6 +16,7 @@ from rich import console as rich_console
 
 import fedjax_tune
 from fedjax_tune import config, endings, plugins
+from fedjax_tune.engine import hosts
 from fedjax_tune.training import build, folders
 from launch import end_at_once, experiment_file, manual, users_code
 
@@ -115,11 +116,11 @@ def experiment(flag: flags.FlagHolder[Any]) -> config.Experiment:
 
 def tell_devices(console: rich_console.Console) -> None:
   """Prints on which devices a command runs."""
-  devices, hosts = jax.devices(), jax.process_count()
+  devices, count = jax.devices(), jax.process_count()
   kind, ending = devices[0].device_kind, 's' if len(devices) > 1 else ''
   kind = kind.upper() if kind == 'cpu' else kind
   line = f'On {len(devices)} {kind} device{ending}'
-  line += f' of {hosts} hosts.' if hosts > 1 else '.'
+  line += f' of {count} hosts.' if count > 1 else '.'
   console.print(line, soft_wrap=True)
 
 
@@ -225,4 +226,9 @@ def _fail(error: Exception) -> NoReturn:
     # Python would begin with a number.
     text = f'{error.filename}: {error.strerror}'
   sys.stderr.write(f'error: {text}\n')
-  sys.exit(_STATUS.get(type(error), _REFUSED))
+  status = _STATUS.get(type(error), _REFUSED)
+  if hosts.count() > 1:
+    # Python would wait for the others, which wait for this one.
+    sys.stdout.flush()
+    os._exit(status)
+  sys.exit(status)

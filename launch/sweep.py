@@ -3,7 +3,10 @@ r"""Runs one experiment with several methods and seeds, and compares them.
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
     --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
-    [--fetch]
+    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
+    [--detach]]
+
+  python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
@@ -12,9 +15,16 @@ resumes those that were begun, if their settings are still the same. After every
 run DIR gets new results.jsonl, .csv and .md, comparison.png and frontier.png; they
 cover this sweep's finished runs, and name what else is there.
 
+With --backend=slurm the runs are an array of Slurm jobs. A job that its time ends
+is queued again, and goes on. Started again, the sweep submits what is neither
+finished nor in a job. --slurm has what sbatch is told (partition, mem,
+cpus_per_task, nodes...); `time` must be given.
+
 Everything is checked before anything runs: every run's whole configuration
 with its model, and all folders. If a run fails, the others go on; the sweep
 then ends with its exit status.
+
+With --merge it runs nothing: finished runs of other sweeps get one table and plot.
 """
 
 from collections.abc import Sequence
@@ -27,65 +37,135 @@ from rich import console as rich_console
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.training import build
-from launch import experiment_file, start, sweep_plan, sweep_runner
-
-_CONFIG = flags.DEFINE_string(
-  'config', None, 'The experiment file.', required=True
+from launch import (
+  experiment_file,
+  start,
+  sweep_merge,
+  sweep_plan,
+  sweep_runner,
+  sweep_slurm,
 )
+
+_CONFIG = flags.DEFINE_string('config', None, 'The experiment file.')
 _METHODS = flags.DEFINE_string(
-  'methods', None, '[LABEL=]NAME[:FIELD=VALUE]...,...', required=True
+  'methods', None, '[LABEL=]NAME[:FIELD=VALUE]...,...'
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the results.', required=True
 )
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time.', lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+  'jobs', None, 'Runs at a time: 1, or on Slurm any number.', lower_bound=1
+)
 _LAST = flags.DEFINE_integer(
   'last',
   1,
   "The tables' accuracy is the mean of each run's last evaluations, this many.",
   lower_bound=1,
 )
+_MERGE = flags.DEFINE_list(
+  'merge', [], 'Instead: folders of sweeps, or of runs, to put in one table.'
+)
 _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
 )
+_BACKEND = flags.DEFINE_enum(
+  'backend', 'local', ['local', 'slurm'], 'Where the runs are.'
+)
+_SLURM = flags.DEFINE_multi_string(
+  'slurm', [], 'With --backend=slurm: FIELD=VALUE for sbatch.'
+)
+_DETACH = flags.DEFINE_bool(
+  'detach', False, 'With --backend=slurm: submit, and do not follow.'
+)
 
 
 def train_command(run: sweep_plan.PlannedRun) -> list[str]:
-  """The command of one run, going on where an earlier attempt stopped."""
+  """The command of one run, from its beginning."""
   command = [sys.executable, '-m', 'launch.train', *run.flags]
-  command.append(f'--workdir={run.workdir}')
-  return [*command, '--resume'] if run.begun else command
+  return [*command, f'--workdir={run.workdir}']
+
+
+def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
+  """The command of one run, going on where an earlier attempt stopped."""
+  return [*train_command(run), *(['--resume'] if run.begun else [])]
 
 
 def main(argv: list[str]) -> None:
   """Plans the runs, runs them, and prints the table."""
   start.reject_arguments(argv)
   workdir, console = pathlib.Path(start.folder(_WORKDIR)), start.console()
+  if _MERGE.value:
+    _merge(workdir, console)
+    return
+  file, methods = _needed(_CONFIG), _needed(_METHODS)
+  slurm = _slurm()
   runs = sweep_plan.plan(
-    _CONFIG.value,
-    _METHODS.value,
+    file,
+    methods,
     _SEEDS.value,
     _SET.value,
     workdir,
     experiment_file.resolve,
   )
-  sweep_runner.core_shares(_JOBS.value)
+  if slurm is None:
+    sweep_runner.core_shares(_JOBS.value or 1)
   sweep_runner.check_folders(runs)
   sweep_plan.provide(runs, _FETCH.value)
   with console.status('Checking every run with its model'):
     _check_models(runs)
   _tell_unread(runs, console)
-  failed = sweep_runner.run_sweep(
-    runs, train_command, workdir, _JOBS.value, console, _LAST.value
-  )
+  if slurm is None:
+    failed = sweep_runner.run_sweep(
+      runs, resume_command, workdir, _JOBS.value or 1, console, _LAST.value
+    )
+  else:
+    failed = sweep_slurm.run_sweep(
+      runs,
+      train_command,
+      workdir,
+      slurm,
+      _JOBS.value,
+      console,
+      _LAST.value,
+      detach=_DETACH.value,
+    )
   if failed:
     names = ', '.join(failure.run.name for failure in failed)
     console.print(f'Failed: {names}', style='bold red')
     status = failed[0].status
     # Below zero it is the signal that ended the process.
     sys.exit(status if status > 0 else 128 - status)
+
+
+def _needed(flag: flags.FlagHolder[str | None]) -> str:
+  if not flag.value:
+    raise ValueError(f'flag --{flag.name}: must be given, or --merge.')
+  return flag.value
+
+
+def _merge(workdir: pathlib.Path, console: rich_console.Console) -> None:
+  """Puts finished runs of other sweeps in one table and plot."""
+  for flag in (_CONFIG, _METHODS):
+    if flag.value:
+      raise ValueError(f'--{flag.name} and --merge exclude each other.')
+  found = sweep_merge.gather(_MERGE.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  sweep_runner.tell_results(found.runs, workdir, console, _LAST.value)
+  for line in found.left_out:
+    console.print(f'Left out: {line}', soft_wrap=True)
+
+
+def _slurm() -> sweep_slurm.Settings | None:
+  """Returns what Slurm is told, or None where it has no part."""
+  if _BACKEND.value == 'slurm':
+    sweep_slurm.load()
+    return sweep_slurm.settings(_SLURM.value)
+  for flag in (_SLURM, _DETACH):
+    if flag.value:
+      raise ValueError(f'--{flag.name} goes with --backend=slurm.')
+  return None
 
 
 def _check_models(runs: Sequence[sweep_plan.PlannedRun]) -> None:

@@ -42,6 +42,11 @@ class PlannedRun:
     return f'{self.label} seed {self.seed}'
 
   @property
+  def log(self) -> pathlib.Path:
+    """Where its process writes what it says."""
+    return self.workdir / 'log.txt'
+
+  @property
   def begun(self) -> bool:
     """Whether it got as far as accepting its configuration."""
     return (self.workdir / 'config.json').exists()

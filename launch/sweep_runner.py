@@ -92,7 +92,7 @@ def run_sweep(
           del running[slot]
           if problem:
             failed.append(Failure(run, _OTHER))
-            progress.fail(run.name, _OTHER, _log(run), problem)
+            progress.fail(run.name, _OTHER, run.log, problem)
           elif told and process.returncode in _STOPPED:
             progress.stop(run.name)
           elif process.returncode == 0 and run.finished:
@@ -102,11 +102,35 @@ def run_sweep(
             # Without its results, a run has failed whatever it says.
             status = process.returncode or 1
             failed.append(Failure(run, status))
-            progress.fail(run.name, status, _log(run))
+            progress.fail(run.name, status, run.log)
     finally:
       _stop(running)
       for _, process in running.values():
         process.wait()
+  tell_results(runs, workdir, console, last)
+  finished = sum(run.finished for run in runs)
+  if signals.asked and finished < len(runs):
+    raise endings.Interrupted(
+      f'{signals.asked}: {finished} of {len(runs)} runs are finished; the same'
+      ' command goes on with the others.'
+    )
+  return failed
+
+
+def tell_results(
+  runs: Sequence[PlannedRun],
+  workdir: pathlib.Path,
+  console: rich_console.Console,
+  last: int,
+) -> None:
+  """Writes the tables and plots of what is finished, and shows the first.
+
+  Args:
+    runs: All of the sweep.
+    workdir: Gets them.
+    console: Shows the first table.
+    last: Evaluations of a run over which the tables average.
+  """
   if results := sweep_results.write_results(workdir, runs, last):
     console.print(tables.comparison_table(results.summaries))
     for line in results.notes:
@@ -115,13 +139,6 @@ def run_sweep(
     console.print(
       f'Plot: {plot}\nTables and plots of each run: {workdir}', highlight=False
     )
-  finished = sum(run.finished for run in runs)
-  if signals.asked and finished < len(runs):
-    raise endings.Interrupted(
-      f'{signals.asked}: {finished} of {len(runs)} runs are finished; the same'
-      ' command goes on with the others.'
-    )
-  return failed
 
 
 def _stop(
@@ -159,7 +176,7 @@ def _start(
   if cores is not None:
     env['OMP_NUM_THREADS'] = str(len(cores))
   # The log of a run that was never accepted is of no further use.
-  with _log(run).open('ab' if run.begun else 'wb') as log:
+  with run.log.open('ab' if run.begun else 'wb') as log:
     # In a session of its own: a terminal's Ctrl-C reaches the sweep alone, which
     # passes it on once, as a second signal would end a run without saving.
     process = subprocess.Popen(
@@ -174,7 +191,3 @@ def _start(
     # Set from here at once: XLA sizes its thread pool by it when it starts.
     os.sched_setaffinity(process.pid, cores)
   return process
-
-
-def _log(run: PlannedRun) -> pathlib.Path:
-  return run.workdir / 'log.txt'

@@ -26,8 +26,9 @@ For example
     --config=experiments/fedra_emoji.py --workdir=runs/fedra --fetch
   launch/tpu_vm.sh fetch delete
 
-Each of several workers runs COMMAND; a launch.train uses the chips of one. What
-runs goes on when this script is interrupted, or the connection breaks.
+Each of several workers runs COMMAND; a launch.train is one run on the chips of all,
+and writes on the first. What runs goes on when this script is interrupted, or the
+connection breaks.
 
   --name=NAME, --zone=ZONE       of the TPU VM; or TPU_NAME, TPU_ZONE
   --type=TYPE, --version=V       to create it; or TPU_TYPE, TPU_VERSION
@@ -94,6 +95,9 @@ install tpu requirements.txt pyproject.toml -- --editable .[tpu]"'
 
 run() {
   local line
+  if [[ " ${command[*]} " == *' launch.train '* ]]; then
+    [[ " ${command[*]} " == *' --distributed '* ]] || command+=(--distributed)
+  fi
   line="export PATH=\"\$PWD/.venv/bin:\$PATH\"; $(quoted "${command[@]}")"
   line+='; echo $? >run.status'
   on all "cd fedjax_tune && rm -f run.status && \

@@ -1,13 +1,13 @@
 """Runs one experiment.
 
 python -m launch.train --config=experiments/NAME.py --workdir=DIR \
-    [--config.FIELD=VALUE ...] [--resume [--inexact]] [--fetch]
+    [--config.FIELD=VALUE ...] [--resume [--inexact]] [--fetch] [--distributed]
 """
 
 from absl import flags
 
 from fedjax_tune.training import clock, loop
-from launch import experiment_file, second_signal, start
+from launch import distributed, experiment_file, second_signal, start
 
 _CONFIG = experiment_file.define()
 _WORKDIR = flags.DEFINE_string(
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
   if _INEXACT.value and not _RESUME.value:
     raise ValueError('--inexact goes with --resume.')
   experiment = start.experiment(_CONFIG)
+  distributed.join(console)
   start.tell_devices(console)
   summary = loop.train(
     experiment,

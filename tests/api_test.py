@@ -19,6 +19,7 @@ from fedjax_tune.data import partitioners
 from fedjax_tune.deploy import finished
 from fedjax_tune.engine import server_optimizer
 from fedjax_tune.methods import METHODS
+from fedjax_tune.training import build
 
 _SIDE = 16
 
@@ -74,6 +75,26 @@ def test_a_run_on_arrays(tmp_path):
     finished.load(tmp_path)
 
 
+def test_clients_of_arrays():
+  owners = [f'site {i % 5}' for i in range(48)]
+  domains = ['web', 'print'] * 24
+  data = _data(
+    clients=owners, domains=domains, test_domains=['web', 'print'] * 10
+  )
+  e = _experiment()
+  e.clients.partition, e.clients.count = 'natural', 4
+  e.clients.budgets = (4, 4, 2, 2)
+  setup = build.build(e, data=data)
+  assert [{owners[i] for i in held} for held in setup.partition.indices] == [
+    {f'site {k}'} for k in range(4)
+  ]
+  assert setup.train.domain_names == ('web', 'print')
+  numbers = _data(clients=[i % 5 for i in range(48)])
+  assert build.build(e, data=numbers).train.groups is not None
+  with pytest.raises(ValueError, match='does not say whose an example is'):
+    build.build(e, data=_data())
+
+
 def test_texts_of_domains(tmp_path):
   e = _experiment()
   e.model.weights = tiny_folders.write_bert(tmp_path)
@@ -109,6 +130,9 @@ def test_texts_of_domains(tmp_path):
     ),
     ({'domains': ['a'], 'test_domains': ['a'] * 20}, 'domains must be 48'),
     ({'class_names': ('a', 'b')}, 'must lie in [0, 2)'),
+    ({'clients': ['a']}, 'clients of shape (1,)'),
+    ({'clients': np.zeros(48)}, 'type float64 must be 48 names or whole'),
+    ({'clients': [*'a' * 47, '']}, 'clients[47] must not be empty'),
   ],
 )
 def test_arrays_that_do_not_fit(change, message):

@@ -21,7 +21,7 @@ import transformers
 
 from fedjax_tune import config, endings, selection
 from fedjax_tune.data import corpus, outlines, tasks
-from fedjax_tune.deploy import deployment, finished, subnetworks
+from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.engine import evaluate, server, server_optimizer
 from fedjax_tune.models import backbone, export, foundation, sizes
 from fedjax_tune.report import scaling
@@ -403,8 +403,9 @@ def test_a_model_that_is_not_finite_is_refused(text_run):
   setup = text_run[0].setup
   model = setup.algorithm.model
   head = jax.tree.map(lambda x: x * np.nan, model.theta['head'])
+  state = server.ServerState({**model.theta, 'head': head}, (), ())
   with pytest.raises(endings.Diverged, match=r'must be finite, but its head\.'):
-    finished._assemble(setup, model.base, {**model.theta, 'head': head})
+    finished._assemble(setup, state)
 
 
 def test_other_folders_are_left_alone(text_run):
@@ -419,17 +420,17 @@ def test_a_folder_that_may_be_written(tmp_path):
   folder, file = tmp_path / 'out', tmp_path / 'file'
   file.touch()
   with pytest.raises(NotADirectoryError, match='file must be a folder'):
-    deployment.check_folder(file)
-  deployment.check_folder(folder)
+    folders.check(file)
+  folders.check(folder)
   folder.mkdir()
   (folder / '.hidden').touch()
-  deployment.check_folder(folder)
+  folders.check(folder)
   (folder / 'thesis.tex').touch()
   with pytest.raises(FileExistsError, match=r'something else \(thesis.tex\)'):
-    deployment.check_folder(folder)
+    folders.check(folder)
   for name in ('deploy.json', 'curve.json', 'box.json'):
     (folder / name).touch()
-    deployment.check_folder(folder)
+    folders.check(folder)
     (folder / name).unlink()
 
 

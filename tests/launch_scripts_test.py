@@ -163,6 +163,17 @@ def test_a_command_runs_on_a_tpu_vm(tree, elsewhere, tmp_path):
   assert _git(tree, 'stash', 'list') == ''
 
 
+def test_workers_of_a_tpu_vm_train_together(tree, elsewhere, tmp_path):
+  del elsewhere
+  (tmp_path / 'there' / 'fedjax_tune').mkdir()
+  command = ('echo', 'launch.train', '--workdir=a b')
+  done = _run(tree, 'tpu_vm.sh', *_VM, 'run', '--', *command)
+  assert done.stdout == 'launch.train --workdir=a b --distributed\n'
+  command = (*command, '--distributed')
+  again = _run(tree, 'tpu_vm.sh', *_VM, 'run', '--', *command)
+  assert again.stdout == done.stdout
+
+
 def test_the_status_is_that_of_the_command(tree, elsewhere, tmp_path):
   del elsewhere
   (tmp_path / 'there' / 'fedjax_tune').mkdir()
@@ -289,25 +300,34 @@ def test_slurm_refuses(tree, elsewhere, args, says):
 
 
 @pytest.mark.parametrize(
-  ('status', 'restarts', 'command', 'ran'),
+  ('status', 'nodes', 'restarts', 'command', 'ran'),
   [
-    (0, 0, ['echo', 'a b'], ['echo', 'a b']),
-    (0, 1, ['echo', 'launch.trainer'], ['echo', 'launch.trainer']),
-    (0, 0, ['echo', 'launch.train'], ['echo', 'launch.train']),
-    (0, 1, ['echo', 'launch.train'], ['echo', 'launch.train', '--resume']),
+    (0, 1, 0, ['echo', 'a b'], ['echo', 'a b']),
+    (0, 2, 1, ['echo', 'launch.trainer'], ['echo', 'launch.trainer']),
+    (0, 1, 0, ['echo', 'launch.train'], ['echo', 'launch.train']),
+    (0, 1, 1, ['echo', 'launch.train'], ['echo', 'launch.train', '--resume']),
     (
       0,
+      2,
+      1,
+      ['echo', 'launch.train'],
+      ['echo', 'launch.train', '--resume', '--distributed'],
+    ),
+    (
+      0,
+      1,
       1,
       ['echo', 'launch.train', '--resume', 'x'],
       ['echo', 'launch.train', '--resume', 'x'],
     ),
     # Interrupted, but not because the time is over: somebody cancelled it.
-    (4, 0, ['bash', '-c', 'exit 4'], ['bash', '-c', 'exit 4']),
+    (4, 1, 0, ['bash', '-c', 'exit 4'], ['bash', '-c', 'exit 4']),
   ],
 )
 def test_a_job_runs_its_command(
-  tree, elsewhere, monkeypatch, status, restarts, command, ran
+  tree, elsewhere, monkeypatch, status, nodes, restarts, command, ran
 ):
+  monkeypatch.setenv('SLURM_NNODES', str(nodes))
   monkeypatch.setenv('SLURM_JOB_ID', '7')
   monkeypatch.setenv('SLURM_RESTART_COUNT', str(restarts))
   done = _run(tree, 'slurm_job.sh', *command)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from fedjax_tune.engine import slabs
+
 
 @pytest.fixture(scope='module', params=tiny.CASES)
 def case(request):
@@ -75,3 +77,27 @@ def test_a_plan_is_numpy(run, monkeypatch):
   leaves = jax.tree.leaves(placed)
   assert leaves
   assert all(type(x) is np.ndarray for x in leaves)
+
+
+def test_hosts_share_a_round_out():
+  planner = tiny.run(tiny.experiment('fedra')).planner
+  whole = planner.plan(0)
+  plans = [
+    dataclasses.replace(planner, host=host, hosts=2).plan(0) for host in (0, 1)
+  ]
+  own = [[w.slab.ids for w in plan.works] for plan in plans]
+  assert all(own)
+  ids = np.concatenate([ids for each in own for ids in each])
+  assert sorted(ids[ids >= 0]) == sorted(m.client for m in whole.members)
+  # Each knows whose the others' are.
+  for host, plan in enumerate(plans):
+    assert plan.members == whole.members
+    assert [s.host for s in plan.slabs] == [s.host for s in plans[0].slabs]
+    mine = [s.ids for s in plan.slabs if s.host == host]
+    jax.tree.map(np.testing.assert_array_equal, mine, own[host])
+
+
+def test_who_has_least_gets_the_next_slab():
+  planned = tiny.run(tiny.experiment('fedra')).planner.plan(0)
+  dealt = slabs.deal(planned.slabs[:1] * 4, [1, 5, 3, 3], 2)
+  assert [slab.host for slab in dealt] == [0, 0, 1, 1]

@@ -45,36 +45,6 @@ def test_run_without_rounds(tmp_path):
     plots.plot_run(tmp_path, [])
 
 
-@pytest.mark.parametrize('classes', [3, 12, 40])
-def test_partition(tmp_path, classes):
-  names = [str(k) for k in range(classes)]
-  path = tmp_path / 'partition.png'
-  plots.plot_partition(np.ones((2, classes), int), ['a', 'b'], names, path)
-  assert inked(path)
-
-
-def test_partition_of_more_clients_than_are_drawn(tmp_path):
-  shown = plots.shown_clients(1000, 40)
-  assert len(shown) <= 400
-  assert shown == range(0, 1000, 3)
-  counts = np.zeros((len(shown), 40), int)
-  counts[:, 3] = 2
-  names = [str(k) for k in shown], [str(k) for k in range(40)]
-  paths = [tmp_path / name for name in ('some.png', 'all.png')]
-  plots.plot_partition(counts, *names, paths[0], np.arange(1000))
-  plots.plot_partition(counts, *names, paths[1])
-  assert all(map(inked, paths))
-  # The sizes of all have a panel of their own.
-  assert paths[0].read_bytes() != paths[1].read_bytes()
-
-
-def test_partition_of_another_shape(tmp_path):
-  with pytest.raises(ValueError, match=r'\(2, 3\).* 2 client_names and 2 cl'):
-    plots.plot_partition(
-      np.ones((2, 3)), ['a', 'b'], ['x', 'y'], tmp_path / 'a.png'
-    )
-
-
 def test_comparison(tmp_path):
   path = tmp_path / 'comparison.png'
   # The second seed of `a` stopped early; `b` has one seed.

@@ -12,39 +12,17 @@ from rich import console as rich_console
 import tiny_sweep
 
 from fedjax_tune.typing import Record
-from launch import sweep_outcome, sweep_plan, sweep_runner
-
-# Stands in for launch.train: writes what a run leaves, or fails as told.
-FAKE = """
-import json, os, pathlib, sys
-out, label, seed = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-print('cores', len(os.sched_getaffinity(0)), sys.argv[5:], flush=True)
-(out / 'config.json').write_text(sys.argv[4])
-rounds = json.loads(sys.argv[4])['rounds']
-if label == 'broken':
-  raise ValueError('out of luck')
-accuracy = 0.5 + 0.1 * seed
-spent = {'cost/uplink_bytes': 5, 'cost/downlink_bytes': 7}
-spent['cost/train_flops'] = 3
-rows = [{'round': r, 'eval/accuracy': accuracy, **spent} for r in range(rounds)]
-lines = [json.dumps(row) + '\\n' for row in rows]
-(out / 'metrics.jsonl').write_text(''.join(lines))
-(out / 'costs.json').write_text(json.dumps([{
-  'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
-  'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
-  'downlink_bytes': 2**20, 'flops_per_step': 10**9,
-  'peak_memory_bytes': 2**27}]))
-(out / 'summary.json').write_text(json.dumps({
-  'method': label, 'seed': seed, 'rounds': rounds, 'accuracy': accuracy,
-  'accuracy_by_domain': {'noto': 0.5},
-  'other_accuracies': {'small': 0.3 + 0.1 * seed} if label == 'a' else {},
-  'client_steps_per_s': 1.0,
-  'compiles': 1, 'uplink_bytes': 1, 'downlink_bytes': 1, 'train_flops': 1}))
-"""
+from launch import (
+  sweep_merge,
+  sweep_outcome,
+  sweep_plan,
+  sweep_results,
+  sweep_runner,
+)
 
 
 def fake_command(run):
-  command = [sys.executable, '-c', FAKE, str(run.workdir), run.label]
+  command = [sys.executable, '-c', tiny_sweep.FAKE, str(run.workdir), run.label]
   fields = json.dumps(dataclasses.asdict(run.experiment))
   command += [str(run.seed), fields]
   return [*command, *(['--resume'] if run.begun else [])]
@@ -201,6 +179,37 @@ def test_a_mean_with_a_value_that_is_not_finite_is_null():
   assert sweep_outcome.Outcome(summary, rows, []).over_last(2)['accuracy'] is (
     None
   )
+
+
+def test_merged_sweeps_have_one_table(tmp_path):
+  sweep(tmp_path / 'one', 'a,b')
+  sweep(tmp_path / 'two', 'a,broken')
+  found = sweep_merge.gather([str(tmp_path / 'two'), str(tmp_path / 'one')])
+  assert [run.name for run in found.runs] == [
+    'two_a seed 0',
+    'one_a seed 0',
+    'b seed 0',
+  ]
+  (left_out,) = found.left_out
+  assert 'broken/seed0 is not a finished run' in left_out
+  written = sweep_results.write_results(tmp_path, found.runs)
+  assert written is not None
+  assert [s['label'] for s in written.summaries] == ['two_a', 'one_a', 'b']
+  assert (tmp_path / 'comparison.png').exists()
+
+
+def test_single_runs_are_merged(tmp_path):
+  sweep(tmp_path, 'a')
+  (run,) = sweep_merge.gather([str(tmp_path / 'a' / 'seed0')]).runs
+  assert run.name == 'a seed 0'
+
+
+def test_only_folders_of_runs_are_merged(tmp_path):
+  with pytest.raises(ValueError, match=f'merge={tmp_path} must be the folder'):
+    sweep_merge.gather([str(tmp_path)])
+  sweep(tmp_path, 'a')
+  with pytest.raises(ValueError, match='a seed 0 must occur only once'):
+    sweep_merge.gather([str(tmp_path), str(tmp_path)])
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path):

@@ -164,7 +164,8 @@ def test_plots(folder, whole, name):
 
 
 @pytest.mark.parametrize(
-  'name', ['config.json', 'costs.md', 'partition.json', 'tensorboard']
+  'name',
+  ['config.json', 'costs.md', 'partition.json', 'task.json', 'tensorboard'],
 )
 def test_files(folder, whole, name):
   del whole

@@ -112,9 +112,26 @@ class Data:
 
   Attributes:
     name: A set of the package ('emoji_styles', 'movie_reviews', 'newsgroups',
-      'friends', 'nico'), 'domainnet', or any other prepared TFDS set.
+      'friends', 'nico'), 'domainnet', any other prepared TFDS set, or your own
+      files: 'folder:PATH' (CLASS/FILE, train/CLASS/FILE and test/CLASS/FILE, or
+      DOMAIN/CLASS/FILE), 'csv:PATH', 'jsonl:PATH', 'parquet:PATH' or
+      'npz:PATH'; a PATH may be a folder of such files.
     task: '' learns the set's labels; 'next_token' (decoders only) learns to
-      predict each token of its texts.
+      predict each token of its texts; 'regression' has numbers as labels.
+    label_column: Of a table of your own, as are the next four; '' takes one
+      that is called as labels are: 'label', 'class', 'category', ...
+    text_column: Of the text: 'text', 'review', ...; two with a comma between
+      them are a pair, as 'premise,hypothesis'.
+    image_column: Of the picture, or the path of its file from the table's
+      folder: 'image', 'file', ...
+    domain_column: Of its domain's name: 'domain'.
+    client_column: Whose it is, for clients.partition='natural': 'client',
+      'user', ...
+    test_share: Of your own files without a split, how much of each class is
+      held out to evaluate on.
+    split_seed: Which examples that is.
+    bad_rows: 'refuse' ends a run over a row or file that cannot be used;
+      'leave_out' counts such ones, and goes on.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size. Other
       pictures are resized to that square, bicubically, whatever the weights'
@@ -131,6 +148,14 @@ class Data:
 
   name: str = 'emoji_styles'
   task: str = ''
+  label_column: str = ''
+  text_column: str = ''
+  image_column: str = ''
+  domain_column: str = ''
+  client_column: str = ''
+  test_share: float = 0.2
+  split_seed: int = 0
+  bad_rows: str = 'refuse'
   data_dir: str = ''
   image_size: int = 56
   domains: tuple[str, ...] = ()
@@ -145,13 +170,29 @@ class Clients:
   """Who the clients are: their data, their budgets, who takes part.
 
   Attributes:
-    partition: 'iid', 'dirichlet', 'pathological', 'quantity', 'k_shot' (`shots`
-      examples of each class, with replacement where they run out), 'domain',
-      'domain_dirichlet' (Dirichlet over labels inside each domain), or
-      'natural' (each of the largest groups that the set names, such as
+    partition: How examples are divided. By classes: 'dirichlet', 'pathological',
+      'shard' (runs of the examples sorted by class), 'inner_dirichlet' (each
+      client's own Dirichlet shares, in sizes that are given), 'distribution'
+      (shares that a file lists), 'k_shot' (`shots` examples of each class, with
+      replacement where they run out). By size, classes by chance: 'iid',
+      'quantity' (Dirichlet), 'linear', 'square', 'exponential' (growing with the
+      client's number), 'sizes' (listed). By a number: 'continuous' (of a
+      regression, the label; of texts, the length). By domain: 'domain',
+      'domain_dirichlet' (Dirichlet over labels inside each domain). By what
+      the set says: 'natural' (each of the largest groups that it names, such as
       speakers, is a client).
     count: Number of clients; with a domain partition, clients per domain.
     alpha: Concentration of the Dirichlet and quantity partitions.
+    shards: Runs that a client of the shard partition has.
+    sizes: Examples of each client, or of clients in turn, for 'sizes' and
+      'inner_dirichlet'; there () gives everyone equally many.
+    replace: Let clients of these two draw from all examples, so that there may
+      be more clients than examples.
+    distribution: File of the distribution partition: a row for each client, or
+      for kinds of clients in turn, and in it the weight of each class, with
+      commas between them.
+    strictness: Of the continuous partition: 1 sorts, 0 leaves it to chance.
+    group_size: How many groups of the set each natural client is.
     classes_per_client: Of the pathological partition.
     shots: Examples of each class that a client of the k_shot partition has.
     min_examples: Least number of examples of any client.
@@ -179,6 +220,12 @@ class Clients:
   count: int = 1
   alpha: float = 0.5
   classes_per_client: int = 2
+  shards: int = 2
+  sizes: tuple[int, ...] = ()
+  replace: bool = False
+  distribution: str = ''
+  strictness: float = 0.9
+  group_size: int = 1
   shots: int = 12
   min_examples: int = 10
   divide_objects: bool = False
@@ -268,7 +315,10 @@ class Engine:
       measured best of the device.
     chunk: Clients at a time in mode 'chunk'.
     slab: Clients in one call; 0 derives it from the cohort.
-    devices: Devices among which the clients of a slab are split; 0 is all.
+    devices: Devices among which the clients of a slab are split; 0 is all those
+      of a host.
+    fsdp: Divide the frozen weights among these devices, each block whole only
+      while it runs: for models that no device holds whole.
     compilation_cache: Keep compiled programs in the data folder.
   """
 
@@ -276,6 +326,7 @@ class Engine:
   chunk: int = 2
   slab: int = 0
   devices: int = 0
+  fsdp: bool = False
   compilation_cache: bool = True
 
 

@@ -64,6 +64,18 @@ class Uses(Need):
     return ' or '.join([listed, *parts])
 
 
+class Files(Need):
+  """A condition for reading an option: data are the user's own files."""
+
+  def met(self, experiment: config.Experiment) -> bool:
+    """Says whether they are of one of the kinds."""
+    return experiment.data.name.partition(':')[0] in self.values
+
+  def __str__(self) -> str:
+    listed = ' or '.join(f"'{kind}:PATH'" for kind in self.values)
+    return f'{self.field}={listed}'
+
+
 def _method(*names: str) -> Need:
   return Uses('method', names)
 
@@ -76,6 +88,8 @@ def _partition(*names: str) -> Need:
   return Need('clients.partition', names)
 
 
+_TABLE = Files('data.name', ('csv', 'jsonl', 'parquet', 'npz'))
+_FILES = Files('data.name', ('folder', *_TABLE.values))
 _ADAPTIVE = ('fedadam', 'fedyogi', 'fedadagrad')
 _HETEROTUNE, _RAFFM = _method('heterotune'), _method('raffm')
 _ONE_MODEL = Need('method', ('heterotune',), but=True)
@@ -147,6 +161,14 @@ READ: dict[str, tuple[Need, ...]] = {
   'tiers.head_map': (_HETEROTUNE, _COMMON_HEAD),
   'data.name': (),
   'data.task': (),
+  'data.label_column': (_TABLE,),
+  'data.text_column': (_TABLE,),
+  'data.image_column': (_TABLE,),
+  'data.domain_column': (_TABLE,),
+  'data.client_column': (_TABLE,),
+  'data.test_share': (_FILES,),
+  'data.split_seed': (_FILES,),
+  'data.bad_rows': (),
   'data.data_dir': (),
   'data.image_size': (),
   'data.domains': (),
@@ -156,7 +178,15 @@ READ: dict[str, tuple[Need, ...]] = {
   'data.lengths': (),
   'clients.partition': (),
   'clients.count': (),
-  'clients.alpha': (_partition('dirichlet', 'domain_dirichlet', 'quantity'),),
+  'clients.alpha': (
+    _partition('dirichlet', 'domain_dirichlet', 'inner_dirichlet', 'quantity'),
+  ),
+  'clients.shards': (_partition('shard'),),
+  'clients.sizes': (_partition('sizes', 'inner_dirichlet'),),
+  'clients.replace': (_partition('sizes', 'inner_dirichlet'),),
+  'clients.distribution': (_partition('distribution'),),
+  'clients.strictness': (_partition('continuous'),),
+  'clients.group_size': (_partition('natural'),),
   'clients.classes_per_client': (_partition('pathological'),),
   'clients.shots': (_partition('k_shot'),),
   'clients.min_examples': (),
@@ -199,6 +229,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'engine.chunk': (Need('engine.mode', ('chunk',)),),
   'engine.slab': (),
   'engine.devices': (),
+  'engine.fsdp': (),
   'engine.compilation_cache': (),
   'fedra.coverage_repair': (_method('fedra'),),
   'inclusivefl.variant': (_method('inclusivefl'),),

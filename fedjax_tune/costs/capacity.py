@@ -95,7 +95,7 @@ def check_round(
 
 
 def check_shots(cfg: config.Clients) -> None:
-  """Checks how many examples the partition k_shot deals out.
+  """Checks how many examples are dealt out, where that has no other bound.
 
   Raises:
     ValueError: Their numbers alone cannot fit.
@@ -103,6 +103,11 @@ def check_shots(cfg: config.Clients) -> None:
   if cfg.partition == 'k_shot':
     fields = f'clients.shots={cfg.shots} and clients.count={cfg.count}'
     _check(fields, 'the examples dealt out', cfg.shots * cfg.count * _INDEX)
+  if cfg.replace and cfg.sizes:
+    fields = f'clients.sizes={cfg.sizes} and clients.count={cfg.count}'
+    each = sum(cfg.sizes) / len(cfg.sizes)
+    needed = int(each * cfg.count) * _INDEX
+    _check(fields, 'the examples dealt out', needed)
 
 
 def check_program(name: str, temporary: int, memory: int | None = None) -> None:

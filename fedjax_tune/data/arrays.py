@@ -24,11 +24,13 @@ class Split:
     inputs: uint8 [N, S, S, 3], or a tuple of N texts.
     labels: int32 [N].
     domains: int32 [N], positions in the domains' names.
+    groups: Whose each is, str [N]; None if that is not said.
   """
 
   inputs: Any
   labels: np.ndarray
   domains: np.ndarray
+  groups: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Arrays:
     return Corpus(
       labels=split.labels,
       domains=split.domains,
-      groups=None,
+      groups=split.groups,
       domain_names=self.domain_names,
       class_names=self.class_names,
       inputs=inputs,
@@ -113,6 +115,7 @@ def from_arrays(
   *,
   domains: Sequence[str] | None = None,
   test_domains: Sequence[str] | None = None,
+  clients: Sequence[str | int] | np.ndarray | None = None,
   class_names: Sequence[str] = (),
 ) -> Arrays:
   """Makes a data set of what is in memory, for `train`.
@@ -125,6 +128,8 @@ def from_arrays(
     test_labels: Likewise [M].
     domains: The name of each example's domain [N]; None has one domain.
     test_domains: Likewise [M].
+    clients: Whose each training example is [N], by name or number, for
+      `clients.partition='natural'`; None does not say.
     class_names: By label; () calls them by their numbers.
 
   Raises:
@@ -137,6 +142,8 @@ def from_arrays(
   known = tuple(dict.fromkeys(domains)) if domains is not None else ('all',)
   make = lambda which, x, y, d: _split(which, x, y, d, names, known)
   train = make('', inputs, labels, domains)
+  if clients is not None:
+    train = dataclasses.replace(train, groups=_groups(clients, len(inputs)))
   test = make('test_', test_inputs, test_labels, test_domains)
   if isinstance(train.inputs, np.ndarray) != isinstance(
     test.inputs, np.ndarray
@@ -183,6 +190,23 @@ def _split(
       )
     domain_N = np.array([known.index(d) for d in domains], np.int32)
   return Split(_inputs(which, inputs), label_N.astype(np.int32), domain_N)
+
+
+def _groups(
+  clients: Sequence[str | int] | np.ndarray, count: int
+) -> np.ndarray:
+  """Returns the names of clients, str [N]."""
+  names = np.asarray(clients)
+  if names.shape != (count,) or names.dtype.kind not in 'iuU':
+    raise ValueError(
+      f'clients of shape {names.shape} and type {names.dtype} must be {count}'
+      ' names or whole numbers, one for each of inputs.'
+    )
+  if names.dtype.kind == 'U' and not all(names):
+    raise ValueError(
+      f'clients[{int(np.argmin(names != ""))}] must not be empty.'
+    )
+  return names.astype(str)
 
 
 def _inputs(

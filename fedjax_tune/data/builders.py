@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
+import difflib
 import importlib.util
 import io
 import logging
@@ -24,6 +25,7 @@ from fedjax_tune.data import (
   prepared,
   text_sets,
 )
+from fedjax_tune.data.own import sets as own
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.typing import Json
 
@@ -135,10 +137,13 @@ def make_builder(
       full_name, data_dir=data_dir, file_format='array_record'
     )
   except tfds.core.DatasetNotFoundError as error:
+    known = tuple(dict.fromkeys((*DOMAINS, *PACKAGED)))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else own.suggest(name)
     raise ValueError(
-      f'data.name={name!r}: must be one of'
-      f' {", ".join(dict.fromkeys((*DOMAINS, *PACKAGED)))}, a set of the TFDS'
-      f' catalogue, or one prepared in {data_dir}'
+      f'data.name={name!r}: must be one of {", ".join(known)}, a set of the TFDS'
+      f' catalogue, one prepared in {data_dir}, or files of your own, such as'
+      f" 'folder:PATH'{hint}"
     ) from error
   except (ValueError, json_format.ParseError) as error:
     raise ValueError(

@@ -30,6 +30,8 @@ from fedjax_tune.typing import Json, Record, Tokens
 _IN_MEMORY_BYTES = 4 << 30
 # Pictures that are decoded in a fraction of a second.
 _FEW = 2000
+# Pixels of a side, where decoding is all that matters.
+_SMALL = 32
 # What is kept of a row: label, group and hash.
 Picture = tuple[int, str | None, str]
 
@@ -122,12 +124,15 @@ def image_rows(
     label = keep(domain, row, name)
     if label is None:
       return None
-    for change in pictures.inspect(row['image']):
+    image = pictures.read(row['image'])
+    if cfg.bad_rows == 'leave_out':
+      pictures.to_rgb(image, _SMALL)  # Shows what a header does not.
+    for change in pictures.inspect(image):
       found.add(f'pictures {change}', name)
     group = text.read_text(row['name'], 'name') if 'name' in row else None
-    return label, group, digest.of(row['image'])
+    return label, group, digest.of(image)
 
-  kept, sources = rows.read(cfg, builders, split, take, encoded='image')
+  kept, sources = rows.read(cfg, builders, split, take, found, encoded='image')
   return kept, sources, found.lines()
 
 
@@ -203,7 +208,7 @@ def text_rows(
         found.add(note, name)
     return values
 
-  kept, _ = rows.read(cfg, builders, split, take)
+  kept, _ = rows.read(cfg, builders, split, take, found)
   if not any(row.values[f].strip() for row in kept for f in entry.texts):
     raise ValueError(f'{cfg.name}, split {split}: all texts are empty')
   return kept, found.lines()

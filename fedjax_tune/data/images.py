@@ -52,11 +52,11 @@ class Stored:
       source, record = self.where[indices[row]]
       image = self.sources[source][record]['image']
       try:
-        images[row] = pictures.to_rgb(image, self.size)
+        images[row] = pictures.to_rgb(pictures.read(image), self.size)
       except pictures.PictureError as error:
         return error
 
-    faults = rows.Faults(self.place, 'pictures')
+    faults = rows.Faults(self.place, 'pictures', rows.HINT)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       found = pool.map(read, range(len(indices)))
       for index, error in zip(indices, found, strict=True):

@@ -51,7 +51,8 @@ def check_name(name: str) -> None:
   if not _NAME.fullmatch(name):
     raise ValueError(
       f'data.name={name!r}: must be the name of a set, or NAME/CONFIG, in lower'
-      ' case; sets of a namespace, such as huggingface:, are not read'
+      " case, or files of your own, such as 'csv:PATH'; sets of a namespace,"
+      ' such as huggingface:, are not read'
     )
 
 

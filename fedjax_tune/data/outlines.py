@@ -4,7 +4,14 @@ from collections.abc import Mapping
 import dataclasses
 
 from fedjax_tune import config
-from fedjax_tune.data import examples, images, labels, sources, text_sets
+from fedjax_tune.data import (
+  examples,
+  images,
+  labels,
+  sources,
+  text_sets,
+)
+from fedjax_tune.data.own import sets as own
 from fedjax_tune.data.prepared import Builder
 
 
@@ -29,6 +36,8 @@ class Outline:
 
 def read(cfg: config.Data) -> Outline:
   """Opens all domains of a set, and checks what they say of themselves."""
+  if own.is_own(cfg.name):
+    return _read_own(cfg)
   builders = {d: sources.make_builder(cfg, d) for d in domain_names(cfg)}
   made = list(builders.values())
   entry = text_sets.find(cfg.name, made[0].info.features, cfg.task)
@@ -39,6 +48,10 @@ def read(cfg: config.Data) -> Outline:
       " and label; without labels, data.task must be 'next_token'"
     )
   wanted = entry.test if entry else 'test'
+  if cfg.task == 'regression' and (not entry or entry.kind != 'regression'):
+    raise ValueError(
+      f"data.task='regression': {cfg.name} has classes; must be ''"
+    )
   test = sources.find_test(cfg, made, wanted)
   notes = ()
   if test != wanted:
@@ -50,6 +63,19 @@ def read(cfg: config.Data) -> Outline:
   elif entry.kind == 'classification':
     classes = labels.align(entry.label, made)
   return Outline(builders, ('train', test), entry, classes, notes)
+
+
+def _read_own(cfg: config.Data) -> Outline:
+  """Opens what the user has in files."""
+  domains = domain_names(cfg)
+  found = own.read(cfg)
+  entry, parts = found.entry(cfg.task), found.parts(domains)
+  if cfg.task and entry is None:
+    raise ValueError(
+      f'data.task={cfg.task!r}: {cfg.name} has pictures; must be texts'
+    )
+  classes = None if cfg.task == 'next_token' else found.align(domains)
+  return Outline(parts, ('train', 'test'), entry, classes, found.notes)
 
 
 def survey(cfg: config.Data) -> tuple[str, ...]:
@@ -82,10 +108,13 @@ def domain_names(cfg: config.Data) -> tuple[str, ...]:
     ValueError, FileNotFoundError, NotADirectoryError, PermissionError: As
       `corpus.load`, which does the same checks.
   """
-  from fedjax_tune.data import builders
-
   sources.check(cfg)
-  known = builders.list_domains(cfg.name)
+  if own.is_own(cfg.name):
+    known = tuple(own.read(cfg).examples)
+  else:
+    from fedjax_tune.data import builders
+
+    known = builders.list_domains(cfg.name)
   for domain in cfg.domains:
     if domain not in known:
       raise ValueError(

@@ -68,8 +68,8 @@ def partition(
   """Divides the examples of a corpus among clients.
 
   All examples but the reserved are dealt out, each to one client, except with
-  k_shot and natural; with `divide_objects` an object's images in other domains
-  are left out.
+  k_shot, natural, sizes and clients.replace; with `divide_objects` an object's
+  images in other domains are left out.
 
   Args:
     cfg: How.
@@ -89,7 +89,9 @@ def partition(
     domains = client_domains(cfg, len(corpus.domain_names))
     return Partition(_natural(cfg, corpus, reserved), domains)
   by_domain = cfg.partition.startswith('domain')
-  rule = partitioners.RULES[cfg.partition]
+  rule, values = partitioners.RULES[cfg.partition], corpus.labels
+  if cfg.partition == partitioners.CONTINUOUS:
+    values = _numbers(corpus)
   if cfg.divide_objects:
     owners = _divide_objects(cfg, corpus)
   else:
@@ -102,7 +104,7 @@ def partition(
     pool = np.setdiff1d(pool, reserved) if len(reserved) else pool
     _check_pool(cfg, name, len(pool))
     rng = np.random.default_rng((cfg.seed, domain))
-    parts.append(_of_pool(pool, rule(corpus.labels[pool], cfg, rng)))
+    parts.append(_of_pool(pool, rule(values[pool], cfg, rng)))
   domains = client_domains(cfg, len(corpus.domain_names))
   return Partition(shares.join(parts), domains)
 
@@ -200,10 +202,26 @@ def expand_budgets(
   )
 
 
+def _numbers(corpus: Corpus) -> np.ndarray:
+  """Returns a number of each example: a regression's label, a text's length."""
+  if corpus.task.kind == 'regression':
+    return corpus.labels
+  if corpus.lengths is None:
+    raise ValueError(
+      "clients.partition='continuous' needs numbers: a regression's labels, or"
+      " texts' lengths, and the data set has pictures."
+    )
+  return corpus.lengths
+
+
 def _natural(
   cfg: config.Clients, corpus: Corpus, reserved: Sequence[int] | np.ndarray
 ) -> Shares:
-  """Makes the `count` groups with most examples the clients, e.g. speakers."""
+  """Makes the groups with most examples the clients, e.g. speakers.
+
+  With `group_size` the largest are dealt to the clients in turn, so that sizes
+  differ little.
+  """
   if corpus.groups is None:
     raise ValueError(
       "clients.partition='natural': the set does not say whose an example is."
@@ -212,17 +230,27 @@ def _natural(
   free = np.ones(len(corpus), bool)
   free[np.asarray(reserved, int)] = False
   sizes = np.bincount(owner[free], minlength=owner.max() + 1)
-  largest = np.argsort(-sizes, kind='stable')[: cfg.count]
-  fit = int(np.sum(sizes >= cfg.min_examples))
-  if fit < cfg.count:
+  wanted = cfg.count * cfg.group_size
+  largest = np.argsort(-sizes, kind='stable')[:wanted]
+  # One of several need not have the least number by itself.
+  least = cfg.min_examples if cfg.group_size == 1 else 1
+  fit = int(np.sum(sizes >= least))
+  if fit < wanted:
+    each = f' of clients.group_size={cfg.group_size}' * (cfg.group_size > 1)
     raise ValueError(
-      f'clients.count={cfg.count}: only {fit} groups have'
-      f' clients.min_examples={cfg.min_examples} examples.'
+      f'clients.count={cfg.count}{each}: only {fit} groups have'
+      f' {"clients.min_examples=" * (least > 1)}{least} examples.'
     )
   client = np.full(len(sizes), -1)
-  client[largest] = np.arange(cfg.count)
+  client[largest] = np.arange(wanted) % cfg.count
   chosen = np.flatnonzero((client[owner] >= 0) & free)
-  return Shares.owned(chosen, client[owner[chosen]], cfg.count)
+  parts = Shares.owned(chosen, client[owner[chosen]], cfg.count)
+  if (smallest := parts.sizes.min()) < cfg.min_examples:
+    raise ValueError(
+      f'clients.min_examples={cfg.min_examples}: a client of'
+      f' clients.group_size={cfg.group_size} has only {smallest} examples.'
+    )
+  return parts
 
 
 def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
@@ -255,7 +283,7 @@ def _check(cfg: config.Clients) -> None:
       f'clients.partition={cfg.partition!r}: must be one of'
       f' {", ".join(partitioners.names())}'
     )
-  for field in ('count', 'min_examples', 'classes_per_client'):
+  for field in ('count', 'min_examples', 'classes_per_client', 'shards'):
     if getattr(cfg, field) < 1:
       raise ValueError(
         f'clients.{field}={getattr(cfg, field)}: must be at least 1'
@@ -267,9 +295,11 @@ def _check(cfg: config.Clients) -> None:
 def _check_pool(cfg: config.Clients, name: str, size: int) -> None:
   if not size:
     raise ValueError(f'domain {name!r} has no examples to give to its clients')
+  if partitioners.may_repeat(cfg):
+    return
   if cfg.min_examples * cfg.count > size:
     raise ValueError(
       f'clients.min_examples={cfg.min_examples}: {cfg.count} clients of domain'
       f' {name!r} would need {cfg.min_examples * cfg.count} examples, it has'
-      f' {size}'
+      f' {size}{partitioners.hint(cfg)}'
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data.shares import Shares
+from fedjax_tune.data import amounts, skews
+from fedjax_tune.data.shares import Shares, even
 
 _DRAWS = 100  # Of the Dirichlet rule, before the best draw is repaired.
 
@@ -13,18 +14,6 @@ _DRAWS = 100  # Of the Dirichlet rule, before the best draw is repaired.
 Rule = Callable[
   [np.ndarray, config.Clients, np.random.Generator], Sequence[np.ndarray]
 ]
-
-
-def _iid(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Shares:
-  order = rng.permutation(len(labels))
-  return Shares.sized(order, _even(len(order), cfg.count))
-
-
-def _even(size: int, parts: int) -> np.ndarray:
-  """Returns sizes that differ by one at most, the larger ones first."""
-  return size // parts + (np.arange(parts) < size % parts)
 
 
 def _dirichlet(
@@ -105,7 +94,7 @@ def _pathological(
     holders = clients[np.arange(i, slots, k) // cfg.classes_per_client]
     members = rng.permutation(np.flatnonzero(labels == label))
     dealt.append(members)
-    owners.append(np.repeat(holders, _even(len(members), len(holders))))
+    owners.append(np.repeat(holders, even(len(members), len(holders))))
   parts = Shares.owned(np.concatenate(dealt), np.concatenate(owners), cfg.count)
   if (smallest := parts.sizes.min()) < cfg.min_examples:
     raise ValueError(
@@ -113,20 +102,6 @@ def _pathological(
       f' {cfg.classes_per_client} classes are small holds only {smallest}'
     )
   return parts
-
-
-def _quantity(
-  labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
-) -> Shares:
-  """Sizes by Dir(alpha) on top of the least size; labels iid."""
-  share = rng.dirichlet(np.full(cfg.count, cfg.alpha))
-  if not np.isfinite(share).all():
-    share = np.eye(cfg.count)[rng.integers(cfg.count)]
-  spare = len(labels) - cfg.count * cfg.min_examples
-  ends = np.round(np.cumsum(share) * spare).astype(int)
-  ends += cfg.min_examples * np.arange(1, cfg.count + 1)
-  ends[-1] = len(labels)
-  return Shares.sized(rng.permutation(len(labels)), np.diff(ends, prepend=0))
 
 
 def _k_shot(
@@ -147,13 +122,24 @@ def _k_shot(
   return Shares.sized(each.reshape(-1), np.full(cfg.count, each.shape[1]))
 
 
+# Divides by a number, which `partition.py` takes in place of labels.
+CONTINUOUS = 'continuous'
+
 RULES: dict[str, Rule] = {
-  'iid': _iid,
+  'iid': amounts.iid,
   'dirichlet': _dirichlet,
   'pathological': _pathological,
-  'quantity': _quantity,
+  'quantity': amounts.quantity,
   'k_shot': _k_shot,
-  'domain': _iid,
+  'shard': skews.shard,
+  'inner_dirichlet': skews.inner_dirichlet,
+  'linear': amounts.linear,
+  'square': amounts.square,
+  'exponential': amounts.exponential,
+  'sizes': amounts.listed,
+  'distribution': skews.distribution,
+  CONTINUOUS: skews.continuous,
+  'domain': amounts.iid,
   'domain_dirichlet': _dirichlet,
 }
 
@@ -161,7 +147,27 @@ RULES: dict[str, Rule] = {
 NATURAL = 'natural'
 
 # Those that look at labels.
-NEED_CLASSES = {'dirichlet', 'pathological', 'k_shot', 'domain_dirichlet'}
+NEED_CLASSES = {
+  'dirichlet', 'pathological', 'k_shot', 'domain_dirichlet', 'shard',
+  'inner_dirichlet', 'distribution',
+}  # fmt: skip
+
+
+# Where clients may draw with replacement.
+_SIZED = ('sizes', 'inner_dirichlet')
+
+
+def may_repeat(cfg: config.Clients) -> bool:
+  """Whether clients may have examples in common, and outnumber them."""
+  if cfg.partition in _SIZED:
+    return cfg.replace
+  return cfg.partition == 'k_shot'
+
+
+def hint(cfg: config.Clients) -> str:
+  """Says what allows more clients than examples, if something does."""
+  more = '; clients.replace=True draws with replacement'
+  return more if cfg.partition in _SIZED else ''
 
 
 def names() -> tuple[str, ...]:

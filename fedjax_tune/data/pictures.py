@@ -25,6 +25,7 @@ from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import io
+import pathlib
 from typing import Any
 import warnings
 
@@ -63,6 +64,20 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2
 # These warnings name no file, and reading reports all that matters.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+
+
+def read(data: bytes | np.ndarray | pathlib.Path) -> bytes | np.ndarray:
+  """Returns a picture as it is, or the bytes of the file that it is in.
+
+  Raises:
+    PictureError: The file cannot be read.
+  """
+  if not isinstance(data, pathlib.Path):
+    return data
+  try:
+    return data.read_bytes()
+  except OSError as error:
+    raise PictureError(f'cannot be read: {error.strerror}') from error
 
 
 def to_rgb(data: bytes | np.ndarray, size: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from fedjax_tune import config
 from fedjax_tune.data import notes, sources
+from fedjax_tune.data.own.opened import Rows
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.typing import Record
 
@@ -33,30 +34,38 @@ class Row(Generic[V]):
   values: V
 
 
+HINT = " data.bad_rows='leave_out' goes on without them."
+
+
 class Faults:
   """Gathers what is wrong with the parts of a whole, to report all at once."""
 
-  def __init__(self, whole: str, parts: str) -> None:
-    """Takes the name of the whole, and that of its parts: 'rows'."""
-    self._whole, self._parts = whole, parts
+  def __init__(self, whole: str, parts: str, hint: str = '') -> None:
+    """Takes the name of the whole, that of its parts, 'rows', and a remedy."""
+    self._whole, self._parts, self._hint = whole, parts, hint
     self._found: list[str] = []
     self._count = 0
 
   @contextlib.contextmanager
-  def gather(self, name: str) -> Iterator[None]:
-    """Keeps a ValueError about the part `name` for later."""
+  def gather(
+    self, name: str, left_out: notes.Notes | None = None
+  ) -> Iterator[None]:
+    """Keeps a ValueError about the part `name` for later, or counts it."""
     self._count += 1
     try:
       yield
     except ValueError as error:
-      self._found.append(f'{name}: {error}')
+      if left_out is not None:
+        left_out.add(f'rows left out ({error})', name)
+      else:
+        self._found.append(f'{name}: {error}')
 
   def check(self) -> None:
     """Raises a ValueError if there was one, with the first few of them."""
     if self._found:
       raise ValueError(
         f'{self._whole}: {len(self._found)} of {self._count} {self._parts}'
-        f" can't be used. {notes.join_first(self._found, '; ')}."
+        f" can't be used. {notes.join_first(self._found, '; ')}.{self._hint}"
       )
 
 
@@ -65,6 +74,7 @@ def read(
   builders: Mapping[str, Builder],
   split: str,
   take: Callable[[int, Record, str], V | None],
+  found: notes.Notes,
   encoded: str = '',
 ) -> tuple[list[Row[V]], list[Sequence]]:
   """Returns the rows of a split, domain by domain, and its data sources.
@@ -75,6 +85,7 @@ def read(
     split: Its name.
     take: Returns what to keep of a row, given its domain, the row and its name;
       None leaves the row out. Raises a ValueError if something is wrong.
+    found: Counts such rows where `data.bad_rows` leaves them out.
     encoded: A feature to leave as it is stored.
 
   Raises:
@@ -82,14 +93,17 @@ def read(
     ValueError: A row or a file is wrong, or nothing was kept of a domain.
   """
   rows, opened = [], []
+  leave_out = cfg.bad_rows == 'leave_out'
   for domain, (domain_name, builder) in enumerate(builders.items()):
-    faults = Faults(f'{builder.info.full_name}, split {split}', 'rows')
+    faults = Faults(f'{builder.info.full_name}, split {split}', 'rows', HINT)
     source = sources.open_split(cfg, builder, split, encoded)
     prefix = f'{domain_name} ' * (len(builders) > 1)
     kept = []
     for record, row in enumerate(sources.iterate(cfg, builder, source)):
       name = prefix + _name(record, row)
-      with faults.gather(name):
+      if isinstance(source, Rows):
+        name = source.examples[record].place
+      with faults.gather(name, found if leave_out else None):
         values = take(domain, row, name)
         if values is not None:
           kept.append(Row(domain, record, name, values))

@@ -90,6 +90,11 @@ class Shares(Sequence[np.ndarray]):
     return self.positions[self.offsets[k] : self.offsets[k + 1]]
 
 
+def even(size: int, parts: int) -> np.ndarray:
+  """Returns sizes that differ by one at most, the larger ones first."""
+  return size // parts + (np.arange(parts) < size % parts)
+
+
 def join(parts: Sequence[Shares]) -> Shares:
   """Returns the clients of several, one after another."""
   return Shares.sized(

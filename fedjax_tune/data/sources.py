@@ -5,6 +5,8 @@ import os
 
 from fedjax_tune import config
 from fedjax_tune.data import fetch, metadata, nico_lists
+from fedjax_tune.data.own import sets as own
+from fedjax_tune.data.own.opened import Part
 from fedjax_tune.data.prepared import Builder
 from fedjax_tune.typing import Record
 
@@ -16,7 +18,13 @@ def check(cfg: config.Data) -> None:
     ValueError: No set has this name, or a number is impossible.
     NotADirectoryError, PermissionError: The folder can't be read.
   """
-  metadata.check_name(cfg.name)
+  if own.is_own(cfg.name):
+    own.check(cfg)
+  else:
+    try:
+      metadata.check_name(cfg.name)
+    except ValueError as error:
+      raise ValueError(f'{error}{own.suggest(cfg.name)}') from error
   if cfg.image_size < 1:
     raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
   if cfg.num_classes < 0:
@@ -83,7 +91,7 @@ def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
   from fedjax_tune.data import builders
 
   folder = fetch.data_dir(cfg.data_dir)
-  if _is_source(cfg):
+  if own.is_own(cfg.name) or _is_source(cfg):
     return True
   with builders.quiet():
     return all(
@@ -144,6 +152,8 @@ def open_split(
   Raises:
     FileNotFoundError: The set is not prepared; the message has the command.
   """
+  if isinstance(builder, Part):
+    return builder.as_data_source(split)
   import tensorflow_datasets as tfds
 
   try:

@@ -1,6 +1,9 @@
-"""A split into train and test that no process, order or seed changes."""
+"""Splits into train and test that no process and no order of rows changes."""
 
+from collections.abc import Hashable, Sequence
 import hashlib
+
+import numpy as np
 
 NAMES = ('train', 'test')
 _TEST_PERCENT = 20
@@ -8,5 +11,45 @@ _TEST_PERCENT = 20
 
 def split_of(name: str) -> str:
   """Returns 'test' for a fifth of all names, by a hash, else 'train'."""
-  number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big')
-  return NAMES[number % 100 < _TEST_PERCENT]
+  return NAMES[_hash(name) % 100 < _TEST_PERCENT]
+
+
+def hold_out(
+  keys: Sequence[str], strata: Sequence[Hashable], share: float, seed: int
+) -> np.ndarray:
+  """Returns which examples to hold out, bool [N].
+
+  Args:
+    keys: What identifies each example.
+    strata: Its class, say; each has its own share held out.
+    share: Of the examples, above 0 and below 1.
+    seed: Decides which ones.
+
+  Guarantees:
+    - A stratum of two keys or more has examples on both sides; one of a single
+      key is kept.
+    - Examples of a stratum that have one key are on one side.
+    - Another order of the examples changes nothing.
+
+  >>> hold_out(['a', 'b', 'c', 'd'], [0, 0, 1, 1], 0.5, 0).sum()
+  np.int64(2)
+  """
+  by_stratum: dict[Hashable, dict[str, list[int]]] = {}
+  for at, (key, stratum) in enumerate(zip(keys, strata, strict=True)):
+    by_stratum.setdefault(stratum, {}).setdefault(key, []).append(at)
+  held = np.zeros(len(keys), bool)
+  for groups in by_stratum.values():
+    order = sorted(groups, key=lambda key: (_hash(f'{seed} {key}'), key))
+    wanted = share * sum(map(len, groups.values()))
+    for key in order[:-1]:
+      # The first in any case; another one if that comes nearer to the share.
+      size = len(groups[key])
+      if key != order[0] and size > 2 * wanted:
+        break
+      held[groups[key]] = True
+      wanted -= size
+  return held
+
+
+def _hash(name: str) -> int:
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big')

@@ -16,12 +16,12 @@ import safetensors
 
 from fedjax_tune import selection
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.deploy import finished
+from fedjax_tune.deploy import finished, folders, formats
 from fedjax_tune.engine import evaluate
 from fedjax_tune.engine.algorithm import Evaluation
-from fedjax_tune.models import export
 from fedjax_tune.report import writer
 from fedjax_tune.selection import Selection
+from fedjax_tune.training import learned
 from fedjax_tune.typing import Allocation, Tree
 
 # params -> {subnetwork: {metric: value by domain}}
@@ -74,25 +74,6 @@ def largest_class(test: Corpus) -> tuple[str, float] | None:
   return name, float(share[label])
 
 
-def check_folder(folder: pathlib.Path) -> None:
-  """Checks that a model may be deployed to a folder.
-
-  Raises:
-    FileExistsError: It has files, but none from an earlier deployment.
-    NotADirectoryError: It is not a folder.
-  """
-  if not folder.exists():
-    return
-  if not folder.is_dir():
-    raise NotADirectoryError(f'out={folder} must be a folder.')
-  names = sorted(p.name for p in folder.iterdir() if p.name[0] != '.')
-  if names and not set(names) & {_RECORD, 'curve.json', 'box.json'}:
-    raise FileExistsError(
-      f'out={folder} has files of something else ({", ".join(names[:3])});'
-      ' choose a new or an empty folder.'
-    )
-
-
 def write(
   trained: finished.Trained,
   row: Allocation,
@@ -112,25 +93,21 @@ def write(
     What `deploy.json` holds.
 
   Raises:
-    FileExistsError, NotADirectoryError: As `check_folder`.
+    FileExistsError, NotADirectoryError: As `folders.check`.
   """
   folder = pathlib.Path(folder)
-  check_folder(folder)
+  folders.check(folder)
   held, setup = trained.held(row), trained.setup
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  task = setup.test.task
-  outputs = 0 if task.kind == 'next_token' else task.num_outputs
-  labels = setup.test.class_names or [f'LABEL_{i}' for i in range(outputs)]
-  export.save_huggingface(
+  formats.save_folder(
     folder,
     trained.config,
     selection.select_within(params, trained.model.axes, held),
-    labels,
-    setup.tokenizer,
-    max_length=max(setup.experiment.data.lengths),
-    problem=_PROBLEMS.get(task.kind, ''),
+    formats.Context(
+      learned.of(setup), setup.tokenizer, max(setup.experiment.data.lengths)
+    ),
   )
   count, whole = trained.num_params(held), trained.num_params({})
   domains = setup.test.domain_names
@@ -148,16 +125,8 @@ def write(
     'full_accuracy': score(found['full']),
     'test_examples': len(setup.test),
   } | _file_size(folder / 'model.safetensors')
-  writer.write_json(folder / _RECORD, record)
+  writer.write_json(folder / folders.DEPLOYED, record)
   return record
-
-
-_RECORD = 'deploy.json'
-# What `transformers` calls them.
-_PROBLEMS = {
-  'classification': 'single_label_classification',
-  'regression': 'regression',
-}
 
 
 def _file_size(path: pathlib.Path) -> dict[str, int]:

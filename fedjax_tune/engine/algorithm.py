@@ -329,6 +329,25 @@ def one_model(client: int) -> str:
   return ''
 
 
+class Alone(NamedTuple):
+  """A model that a run ends with, by itself, as if no method had made it.
+
+  Attributes:
+    theta: What trained, as the model has it without the method: no classifiers,
+      blocks or factors besides.
+    held: How much the model has of each axis.
+    tier: Of which model it is one, where a method has several.
+  """
+
+  theta: Tree
+  held: Allocation
+  tier: str = ''
+
+
+# (theta, what each client remembers by its id) -> the models, by name.
+Ending = Callable[[Tree, Mapping[int, Tree]], Mapping[str, Alone]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
   """A federated method on a model.
@@ -345,8 +364,8 @@ class Algorithm:
       everyone.
     tier: client -> the name of the model that it has; '' where all have one.
     traffic: Counts what a client sends and receives in a round.
-    plain: Whether what it trains is one model of the usual structure, which can
-      be deployed: no classifiers, blocks or factors besides.
+    ending: Takes what it trained apart into models that stand alone; None where
+      that is one model of the usual structure already, *the* model.
   """
 
   model: Models
@@ -358,13 +377,27 @@ class Algorithm:
   eligible: Callable[[int], np.ndarray] | None = None
   tier: Callable[[int], str] = one_model
   traffic: CountTraffic = theta_both_ways
-  plain: bool = True
+  ending: Ending | None = None
 
   def able(self, rnd: int, clients: int) -> np.ndarray:
     """Says which of so many clients may take part, bool [clients]."""
     if self.eligible is None:
       return np.ones(clients, bool)
     return self.eligible(rnd)
+
+  def alone(
+    self, theta: Tree, clients: Mapping[int, Tree]
+  ) -> Mapping[str, Alone]:
+    """Returns the models that a run ends with, by name; a single one has ''.
+
+    Args:
+      theta: What trained.
+      clients: What each client remembers, of those that ever took part.
+    """
+    if self.ending is not None:
+      return self.ending(theta, clients)
+    held = next(iter(self.evaluation.models.values()))
+    return {'': Alone(theta, held)}
 
   @property
   def task(self) -> Task:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_tune import endings, selection
 from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.engine import divided, hosts
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
@@ -49,29 +50,35 @@ def build_evaluate(
   predict = jax.jit(build_predict(whole, evaluation), static_argnums=0)
 
   def run(names, corpus, base, theta):
-    """Evaluates the models that read one corpus."""
+    """Evaluates the models that read one corpus; each host a part of it."""
     parts: dict[str, list[Tree]] = {name: [] for name in names}
     order = []
-    everything = np.arange(len(corpus))
-    for index, batch in batches(corpus, everything, lengths, batch_size):
+    # Where there are fewer examples than hosts, some are predicted twice.
+    part = np.arange(hosts.index(), max(len(corpus), hosts.count()))
+    part = part[:: hosts.count()] % len(corpus)
+    for index, batch in batches(corpus, part, lengths, batch_size):
       order.append(index)
-      arrays = jax.device_put(batch)
+      arrays = divided.beside(base, batch, split=True)
       for name in names:
         parts[name].append(predict(name, base, theta, arrays))
-    back = np.argsort(np.concatenate(order))
 
     def collect(*pieces):
       real = [p[: len(i)] for p, i in zip(pieces, order, strict=True)]
-      return np.concatenate(real)[back]
+      return np.concatenate(real)
 
+    own = {n: jax.tree.map(collect, *jax.device_get(parts[n])) for n in names}
+    given = hosts.exchange((np.concatenate(order), own))
+    seen, theirs = zip(*given, strict=True)
+    _, first = np.unique(np.concatenate(seen), return_index=True)
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs)[first], *theirs)
     found = {}
-    for name, part in parts.items():
-      predicted = jax.tree.map(collect, *jax.device_get(part))
+    for name, predicted in joined.items():
       found[name] = corpus.score(predicted)
       _check(name, predicted, found[name])
     return found
 
   def evaluate(base, theta):
+    theta = divided.beside(base, theta)
     found = {}
     for corpus in {id(c): c for c in examples.values()}.values():
       names = [n for n in evaluation.models if examples[n] is corpus]

@@ -8,7 +8,7 @@ import numpy as np
 from fedjax_tune import endings
 from fedjax_tune.data import metrics
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine import store
+from fedjax_tune.engine import divided, hosts, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import batches, build_predict
@@ -71,11 +71,13 @@ def build(
   task = algorithm.evaluation.task
   predict = jax.jit(build_own_predict(algorithm), static_argnums=0)
   first, test = next(iter(tests.items()))
+  model_of = lambda client: algorithm.tier(client) or first
 
   def of_client(name, base, theta, remembered, rows):
     order, parts = [], []
     for index, batch in batches(tests[name], rows, lengths, _BATCH):
-      found = jax.device_get(predict(name, base, theta, remembered, batch))
+      arrays = divided.beside(base, batch, split=True)
+      found = jax.device_get(predict(name, base, theta, remembered, arrays))
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
@@ -87,28 +89,39 @@ def build(
       task.kind, task.metrics, predicted, test.labels[rows]
     )
 
+  def of_own(base, state, client, rows):
+    """Returns a client's metrics, and the primary one by domain."""
+    states = store.gather(
+      state.clients, np.array([client]), algorithm.client.state
+    )
+    remembered = jax.tree.map(lambda x: x[0], states)
+    theta = divided.beside(base, state.theta)
+    name = model_of(client)
+    order, predicted = of_client(name, base, theta, remembered, rows)
+    by_domain = {}
+    for domain, domain_name in enumerate(test.domain_names):
+      at = test.domains[order] == domain
+      if at.any():
+        part = {k: v[at] for k, v in predicted.items()}
+        by_domain[domain_name] = judge(order[at], part)[task.primary]
+    return judge(order, predicted), by_domain
+
   def evaluate(base, state):
-    start = algorithm.client.state
+    # Each host has every so manieth client.
+    mine = range(hosts.index(), len(own), hosts.count())
+    given = hosts.exchange(
+      {k: of_own(base, state, k, own[k]) for k in mine if own[k].size}
+    )
+    found = {k: v for part in given for k, v in part.items()}
     by_client = {metric: [] for metric in task.metrics}
     by_domain = {domain: [] for domain in test.domain_names}
     by_model = {name: [] for name in tests}
-    for client, rows in enumerate(own):
-      if not rows.size:
-        continue
-      states = store.gather(state.clients, np.array([client]), start)
-      remembered = jax.tree.map(lambda x: x[0], states)
-      name = algorithm.tier(client) or first
-      order, predicted = of_client(name, base, state.theta, remembered, rows)
-      found = judge(order, predicted)
-      by_model[name].append(found[task.primary])
-      for metric, value in found.items():
-        by_client[metric].append(value)
-      for domain, domain_name in enumerate(test.domain_names):
-        at = test.domains[order] == domain
-        if at.any():
-          part = {k: v[at] for k, v in predicted.items()}
-          value = judge(order[at], part)[task.primary]
-          by_domain[domain_name].append(value)
+    for client in sorted(found):
+      metrics_of, domains_of = found[client]
+      by_model[model_of(client)].append(metrics_of[task.primary])
+      for values, into in ((metrics_of, by_client), (domains_of, by_domain)):
+        for name, value in values.items():
+          into[name].append(value)
     models = by_model if len(tests) > 1 else {}
     return _summarize(task.primary, by_client, by_domain, models)
 

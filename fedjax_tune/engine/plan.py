@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -21,7 +22,13 @@ from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
 from fedjax_tune.engine.randomness import host_rng
-from fedjax_tune.engine.slabs import InfoShapes, Signature, Slab, cut_slabs
+from fedjax_tune.engine.slabs import (
+  InfoShapes,
+  Signature,
+  Slab,
+  cut_slabs,
+  deal,
+)
 from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs
@@ -86,13 +93,15 @@ class RoundPlan(NamedTuple):
   Attributes:
     rnd: The round.
     members: The cohort.
-    works: The slabs.
+    slabs: Its slabs.
+    works: Those of them that this host trains.
     client_steps: Local steps of all clients together.
     owners: For each layer how many clients hold it, int [L].
   """
 
   rnd: int
   members: list[Member]
+  slabs: list[Slab]
   works: list[Work]
   client_steps: int
   owners: np.ndarray
@@ -112,6 +121,9 @@ class Planner:
     indices: For each client the positions of its examples.
     domains: Domain of each client, int [clients].
     readers: For each tier which view of the examples it reads.
+    host: The number of this host; it reads the examples of its slabs alone.
+    hosts: How many there are.
+    devices: Of a host, if slabs must occupy all; else 1.
   """
 
   experiment: config.Experiment
@@ -120,6 +132,9 @@ class Planner:
   indices: Shares
   domains: np.ndarray
   readers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  host: int = 0
+  hosts: int = 1
+  devices: int = 1
 
   @functools.cached_property
   def steps(self) -> np.ndarray:
@@ -158,15 +173,17 @@ class Planner:
   def widths(self) -> dict[Signature, int]:
     """For each signature of `rounds` the clients per slab.
 
-    `engine.slab`, or what a round brings on average: wider slabs would be
-    padded, narrower ones are more calls. A signature that `rounds` lack is
+    `engine.slab`, or a host's part of what a round brings on average: wider
+    slabs would be padded, narrower ones are more calls. A signature that `rounds` lack is
     rare, and has slabs of `engine.slab` or one client, whenever it is met.
     """
     counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
     total: collections.Counter = sum(counts, collections.Counter())
     present = collections.Counter(sig for count in counts for sig in count)
     fixed = self.experiment.engine.slab
-    return {s: fixed or round(n / present[s]) for s, n in total.items()}
+    mean = {sig: round(n / present[sig]) for sig, n in total.items()}
+    part = lambda n: math.ceil(n / self.hosts / self.devices) * self.devices
+    return {sig: fixed or part(n) for sig, n in mean.items()}
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
@@ -177,14 +194,16 @@ class Planner:
     if self.experiment.server.weighting == 'uniform':
       weights = np.ones_like(weights)
     infos = self.algorithm.client.tell(rnd, clients)
-    rare = self.experiment.engine.slab or 1
+    rare = self.experiment.engine.slab or self.devices
     widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
     slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
+    slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
     layers = np.concatenate([layer_ids(row) for row in held])
     return RoundPlan(
       rnd,
       members,
-      [self._place(slab, draw) for slab in slabs],
+      slabs,
+      [self._place(slab, draw) for slab in slabs if slab.host == self.host],
       int(self.steps[clients].sum()),
       np.bincount(layers, minlength=self.algorithm.model.depth),
     )
@@ -217,6 +236,11 @@ class Planner:
       return 0
     drawn = lengths[draw(client)[0]]
     return batching.bucket(self.experiment.data.lengths, drawn)
+
+  def _work(self, slab: Slab) -> int:
+    """Returns roughly what a slab takes: its clients' steps times layers."""
+    steps = self.steps[slab.ids[slab.ids >= 0]]
+    return int(steps.sum()) * (slab.sig.axes.get('layer') or 1)
 
   def _place(self, slab: Slab, draw: Draw) -> Work:
     examples = self._seen_by(int(slab.ids[0]))

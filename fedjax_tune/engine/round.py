@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.engine import finite, store
+from fedjax_tune.engine import divided, finite, hosts, join, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
 from fedjax_tune.engine.plan import RoundPlan
@@ -80,7 +81,9 @@ class Engine:
     """Returns the frozen parameters, with what the server added to them."""
     added = self.algorithm.aggregator.frozen_delta(state.memory)
     frozen = self.algorithm.model.base
-    return self._add_frozen(frozen, added) if added else frozen
+    if not added:
+      return frozen
+    return self._add_frozen(frozen, divided.beside(frozen, added))
 
   def compile(
     self,
@@ -90,6 +93,7 @@ class Engine:
     mode: str = 'auto',
     chunk: int = 1,
     devices: int = 1,
+    fsdp: bool = False,
   ) -> None:
     """Compiles the program of every signature.
 
@@ -100,10 +104,11 @@ class Engine:
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
       devices: Among how many devices a slab may be split.
+      fsdp: `engine.fsdp`.
     """
     self._batches, self._info = batches, info
     self._choose = lambda width: Schedule.choose(
-      mode, chunk, width, devices, platform=jax.default_backend()
+      mode, chunk, width, devices, fsdp, platform=jax.default_backend()
     )
     self._widths: dict[Signature, int] = {}
     self._selected: frozenset[str] | None = None
@@ -121,7 +126,8 @@ class Engine:
     self._widths |= widths
     model, aggregator = self.algorithm.model, self.algorithm.aggregator
     schedules = {sig: self._choose(n) for sig, n in self._widths.items()}
-    self._shardings = {sig: s.shardings for sig, s in schedules.items()}
+    self._schedules = schedules
+    self._places = {sig: self._place(s) for sig, s in schedules.items()}
     self._copies = self._spread(model.base)
     selected = frozenset(
       axis for sig in schedules for axis in self._summed(sig, self._info)
@@ -153,7 +159,7 @@ class Engine:
         np.zeros(width, np.int32),
         jax.tree.map(lead, self._batches(sig)),
       )
-      return jax.tree.map(_placed, self._shardings[sig], (shared, own))
+      return jax.tree.map(_placed, self._places[sig], (shared, own))
 
     if selected != self._selected:
       step = build_slab_step(
@@ -186,19 +192,16 @@ class Engine:
     """
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
-    totals, reports, rejected = dict(self._zeros), [], []
+    totals, reports, rejected, renewed = dict(self._zeros), [], [], []
     base, copies = self.base(state), self._copies
     if base is not self.algorithm.model.base:
       copies = self._spread(base)
     clients, start = state.clients, self.algorithm.client.state
-    renewed: store.States = {}
     state = state._replace(clients=())
     for work in plan.works:
       sig, ids = work.slab.sig, work.slab.ids
-      places = self._shardings[sig]
-      shared = Shared(
-        copies[places[0]], state.theta, state.memory, round_key, *scalars
-      )
+      places, copy = self._places[sig], copies[self._schedules[sig].devices]
+      shared = Shared(copy, state.theta, state.memory, round_key, *scalars)
       own = work.own._replace(state=store.gather(clients, ids, start))
       result = self.programs(sig, *jax.device_put((shared, own), places))
       # Slabs of other widths may lie on other sets of devices.
@@ -207,14 +210,25 @@ class Engine:
       totals[group] = self._add(totals[group], part)
       rejected.append(metrics.pop('rejected'))
       reports.append(jax.tree.map(jnp.sum, metrics))
-      renewed = store.put(renewed, ids, result.state)
-    moved = self._server_step(state, totals)
-    state, is_finite = self._finish(moved, self._anybody(totals))
-    sums = jax.tree.map(lambda *xs: sum(xs), *reports)
-    if renewed:
-      clients = {**clients, **renewed}
+      renewed.append(jax.tree.map(np.asarray, result.state))
+    slabs = [work.slab for work in plan.works]
+    made = join.Made(totals, reports, rejected, renewed)
+    if hosts.count() > 1:
+      slabs, like = plan.slabs, self.programs.results[plan.slabs[0].sig]
+      made = join.of_hosts(slabs, made, like)
+    moved = self._server_step(state, made.totals)
+    state, is_finite = self._finish(moved, self._anybody(made.totals))
+    if hosts.count() > 1:
+      # Hosts may compute matrix products by other programs.
+      state, is_finite = hosts.of_first((state, is_finite))
+    sums = jax.tree.map(lambda *xs: sum(xs), *made.reports)
+    after: store.States = {}
+    for slab, rows in zip(slabs, made.renewed, strict=True):
+      after = store.put(after, slab.ids, rows)
+    if after:
+      clients = {**clients, **after}
     state = state._replace(clients=clients)
-    return state, {**sums, 'rejected': rejected, 'finite': is_finite}
+    return state, {**sums, 'rejected': made.rejected, 'finite': is_finite}
 
   def _summed(self, sig: Signature, info: InfoShapes) -> Selection:
     """Returns the axes along which what a client sends is selected."""
@@ -222,10 +236,27 @@ class Engine:
     of = lambda held, info: Selection.of(where(held, info))
     return jax.eval_shape(of, sig.shapes(), info)
 
-  def _spread(self, base: Tree) -> dict[jax.sharding.Sharding, Tree]:
-    """Copies the frozen weights to each set of devices, not once a call."""
-    places = {places[0] for places in self._shardings.values()}
-    return {place: jax.device_put(base, place) for place in places}
+  def _place(self, schedule: Schedule) -> tuple[Shared, NamedSharding]:
+    """Says where what all clients share lies, and what is each one's own."""
+    whole, split = schedule.shardings
+    base = whole
+    if schedule.fsdp:
+      model = self.algorithm.model
+      axes = divided.base_axes(model)
+      base = divided.places(model.base, axes, schedule.mesh)
+    return Shared(base, *[whole] * 5), split
+
+  def _spread(self, base: Tree) -> dict[int, Tree]:
+    """Copies the frozen weights to each set of devices, not once a call.
+
+    Returns:
+      The copies by the number of devices.
+    """
+    places = {
+      schedule.devices: self._places[sig][0].base
+      for sig, schedule in self._schedules.items()
+    }
+    return {n: jax.device_put(base, place) for n, place in places.items()}
 
 
 def build_finish(

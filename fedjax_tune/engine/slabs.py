@@ -73,6 +73,7 @@ class Slab:
     held: What each holds, indices [C, n].
     info: What each is told besides, leaves [C, ...].
     weight: Aggregation weights float32 [C]; 0 pads.
+    host: Which host trains it.
   """
 
   sig: Signature
@@ -80,6 +81,7 @@ class Slab:
   held: Selection
   info: Info
   weight: np.ndarray
+  host: int = 0
 
 
 def cut_slabs(
@@ -124,3 +126,26 @@ def cut_slabs(
         )
       )
   return slabs
+
+
+def deal(
+  slabs: Sequence[Slab], work: Sequence[float], hosts: int
+) -> list[Slab]:
+  """Shares slabs out among hosts, the dearest first to whoever has least.
+
+  Args:
+    slabs: Those of a round.
+    work: What each takes, in any unit.
+    hosts: How many hosts there are.
+
+  Returns:
+    The slabs in their order, each with its host.
+  """
+  load, host = [0.0] * hosts, [0] * len(slabs)
+  for i in sorted(range(len(slabs)), key=lambda i: -work[i]):
+    host[i] = load.index(min(load))
+    load[host[i]] += work[i]
+  return [
+    dataclasses.replace(slab, host=h)
+    for slab, h in zip(slabs, host, strict=True)
+  ]

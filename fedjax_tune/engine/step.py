@@ -21,7 +21,7 @@ import optax
 
 from fedjax_tune import selection
 from fedjax_tune.data.tasks import Sums
-from fedjax_tune.engine import finite
+from fedjax_tune.engine import divided, finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, RateSchedule, client_update
 from fedjax_tune.engine.slabs import Signature
@@ -37,14 +37,23 @@ class Schedule:
     chunk: Clients under one `vmap`; chunks run one after another. 1 is a
       plain `map`, the slab's width a plain `vmap`.
     devices: Devices among which the slab's clients are split.
+    fsdp: Whether the frozen parameters are divided among them (`divided.py`).
   """
 
   chunk: int
   devices: int = 1
+  fsdp: bool = False
 
   @classmethod
   def choose(
-    cls, mode: str, chunk: int, width: int, devices: int = 1, *, platform: str
+    cls,
+    mode: str,
+    chunk: int,
+    width: int,
+    devices: int = 1,
+    fsdp: bool = False,
+    *,
+    platform: str,
   ) -> 'Schedule':
     """Resolves `engine.mode` for slabs of one width.
 
@@ -58,7 +67,7 @@ class Schedule:
     part = width // devices
     wanted = min(part, {'map': 1, 'chunk': chunk, 'vmap': part}[mode])
     chunk = max(c for c in range(1, wanted + 1) if part % c == 0)
-    return cls(chunk, devices)
+    return cls(chunk, devices, fsdp and devices > 1)
 
   @property
   def shardings(self) -> tuple[NamedSharding, NamedSharding]:
@@ -71,12 +80,17 @@ class Schedule:
   @property
   def mesh(self) -> jax.sharding.Mesh:
     """The devices, along one axis named 'clients'."""
-    return jax.make_mesh(
-      (self.devices,),
-      ('clients',),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=jax.local_devices()[: self.devices],
-    )
+    return clients_mesh(self.devices)
+
+
+def clients_mesh(devices: int) -> jax.sharding.Mesh:
+  """Returns the first devices of this host, along one axis 'clients'."""
+  return jax.make_mesh(
+    (devices,),
+    ('clients',),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.local_devices()[:devices],
+  )
 
 
 # Stands for no local step: what a client draws before its first.
@@ -231,21 +245,30 @@ def build_slab_step(
 
     if schedule.chunk == own.weight.shape[0]:
       return run(own)
-    return _sum_over_chunks(run, own, schedule.chunk)
+    # Devices that exchange blocks must all be there, padding or not.
+    return _sum_over_chunks(run, own, schedule.chunk, skip=not schedule.fsdp)
 
   def step(sig, schedule, shared, own):
     if schedule.devices == 1:
       return train_slab(sig, schedule, shared, own)
 
+    whole, split = PartitionSpec(), PartitionSpec('clients')
+    base, axes = whole, {}
+    if schedule.fsdp:
+      axes = divided.base_axes(model)
+      base = divided.specs(shared.base, axes, schedule.devices)
+
     def on_device(shared, own):
+      if schedule.fsdp:
+        parts = divided.opened(shared.base, axes, base, sig.axes)
+        shared = shared._replace(base=parts)
       total, metrics, state = train_slab(sig, schedule, shared, own)
       return jax.lax.psum(total, 'clients'), metrics, state
 
-    whole, split = PartitionSpec(), PartitionSpec('clients')
     spread = jax.shard_map(
       on_device,
       mesh=schedule.mesh,
-      in_specs=(whole, split),
+      in_specs=(Shared(base, *[whole] * 5), split),
       out_specs=(whole, split, split),
       check_vma=False,
     )
@@ -260,9 +283,16 @@ def _along(flags: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _sum_over_chunks(
-  run: Callable[[Own], Result], own: Own, size: int
+  run: Callable[[Own], Result], own: Own, size: int, *, skip: bool
 ) -> Result:
-  """Runs chunks one after another and adds up what they sum."""
+  """Runs chunks one after another and adds up what they sum.
+
+  Args:
+    run: Trains a chunk.
+    own: Of the clients of all.
+    size: Clients of a chunk.
+    skip: Do not run chunks of padding.
+  """
   chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), own)
   shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], chunks))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -272,7 +302,7 @@ def _sum_over_chunks(
 
   def body(total, chunk):
     real = jnp.any(chunk.weight > 0)
-    part = jax.lax.cond(real, run, rest, chunk)
+    part = jax.lax.cond(real, run, rest, chunk) if skip else run(chunk)
     return jax.tree.map(jnp.add, total, part.total), part[1:]
 
   total, apart = jax.lax.scan(body, zeros.total, chunks)
@@ -295,11 +325,13 @@ class Programs:
 
   Attributes:
     compiled: The programs by signature; its length is the compile count.
+    results: The shapes of what each gives.
   """
 
   def __init__(self, step: SlabStep) -> None:
     self._jitted = jax.jit(step, static_argnums=(0, 1))
     self.compiled: dict[Signature, jax.stages.Compiled] = {}
+    self.results: dict[Signature, Result] = {}
 
   def compile(
     self,
@@ -319,7 +351,7 @@ class Programs:
       lowered = self._jitted.lower(sig, schedule, *arguments(sig))
       compiled = lowered.compile()
       _trim()
-      return sig, compiled
+      return sig, compiled, lowered.out_info
 
     # XLA's CPU compiler takes half a gigabyte for a program, and has threads of
     # its own: on two cores, six programs side by side took 4.1 GB and 65
@@ -328,7 +360,8 @@ class Programs:
       (os.cpu_count() or 2) // 2 or 1
     )
     try:
-      self.compiled.update(pool.map(build, schedules.items()))
+      for sig, compiled, result in pool.map(build, schedules.items()):
+        self.compiled[sig], self.results[sig] = compiled, result
     finally:
       # Whoever interrupts does not wait for programs that nobody needs.
       pool.shutdown(wait=False, cancel_futures=True)

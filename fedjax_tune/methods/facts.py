@@ -15,8 +15,16 @@ from fedjax_tune.typing import Inputs
 
 
 def nothing_public(tier: str) -> Inputs:
-  """Has no inputs that everyone may see."""
-  raise LookupError(f'tier {tier!r} needs public inputs, and there are none.')
+  """Has no inputs that everyone may see.
+
+  Raises:
+    ValueError: Always.
+  """
+  raise ValueError(
+    f'tier {tier!r} is aligned on public inputs, which are not at hand here: what'
+    ' a run ends with whose fedadapter.projections or tiers.head are not its'
+    " tiers' own cannot be exported yet."
+  )
 
 
 @dataclasses.dataclass(frozen=True)

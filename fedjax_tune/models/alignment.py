@@ -15,14 +15,12 @@ patches or families); and first tokens at the last site, where no other is read.
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
-from typing import Any
 import zlib
 
-from flax import traverse_util
 import jax
 import numpy as np
 
-from fedjax_tune.models import reads, spaces
+from fedjax_tune.models import foundation, reads, spaces
 from fedjax_tune.models.federation import Sites
 from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.typing import Inputs, Path, Tree
@@ -83,7 +81,7 @@ def align(
 
 def frozen(tier: Foundation) -> dict[str, np.ndarray]:
   """Returns what alignment has set of a model's frozen parameters, by path."""
-  leaves: dict[Path, Any] = traverse_util.flatten_dict(tier.base)  # pyright: ignore[reportAssignmentType]
+  leaves = foundation.flat(tier.base)
   names = {'mean', 'down', 'up', 'map'}
   within = lambda path: path[0] == 'head' or path[-2].endswith('_adapter')
   return {
@@ -224,7 +222,7 @@ def _add(
 def _width(tier: Foundation, path: Path) -> int:
   """Returns the last size of a leaf, whether it trains or not; 0 without it."""
   for tree in (tier.theta, tier.base):
-    leaves: dict[Path, Any] = traverse_util.flatten_dict(tree)  # pyright: ignore[reportAssignmentType]
+    leaves = foundation.flat(tree)
     if path in leaves:
       return leaves[path].shape[-1]
   return 0
@@ -234,11 +232,11 @@ def _set(tier: Foundation, values: Mapping[Path, np.ndarray]) -> Foundation:
   """Returns a model with other values in some leaves."""
 
   def renew(tree: Tree) -> Tree:
-    leaves = traverse_util.flatten_dict(tree)
+    leaves = foundation.flat(tree)
     own = {
       path: jax.device_put(values[path]) for path in leaves.keys() & values
     }
-    return traverse_util.unflatten_dict(leaves | own)
+    return foundation.nest(leaves | own)
 
   return dataclasses.replace(
     tier, theta=renew(tier.theta), base=renew(tier.base)

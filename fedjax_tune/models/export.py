@@ -1,13 +1,13 @@
 """Writes parameters, even of a subnetwork, as a Hugging Face folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import json
 import math
 import pathlib
 
-from flax import traverse_util
+from flax import nnx, traverse_util
 import numpy as np
 import safetensors.numpy
 
@@ -105,29 +105,51 @@ def save_huggingface(
   flat, config = _fill(flat, axes, sizes, config)
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  # Not save_file, whose files only their owner may read.
-  written = safetensors.numpy.save(_tensors(flat, config), {'format': 'pt'})
-  (folder / 'model.safetensors').write_bytes(written)
+  write_tensors(folder / 'model.safetensors', _tensors(flat, config))
   raw = hub_config.render(config, label_names)
   if problem:
     raw['problem_type'] = problem
-  if tokenizer and not isinstance(config, ViTConfig):
-    ids = tokenizer_export.write(
-      tokenizer,
-      folder,
-      pad=config.pad,
-      max_length=max_length or config.max_tokens,
-      has_types=getattr(config, 'types', 0) > 1,
-    )
-    if isinstance(config, DecoderConfig):  # Where to begin and end a text.
-      ends = ('bos_token', 'eos_token')
-      raw |= {f'{name}_id': ids.get(name) for name in ends}
-  _write_json(folder / 'config.json', raw)
-  if isinstance(config, ViTConfig):
-    _write_json(
-      folder / 'preprocessor_config.json', preprocessor.render(config)
-    )
+  ids = save_processing(folder, config, tokenizer, max_length)
+  if tokenizer and isinstance(config, DecoderConfig):
+    ends = ('bos_token', 'eos_token')  # Where to begin and end a text.
+    raw |= {f'{name}_id': ids.get(name) for name in ends}
+  write_json(folder / 'config.json', raw)
   return config
+
+
+def save_processing(
+  folder: pathlib.Path,
+  config: Config,
+  tokenizer: str | pathlib.Path | None,
+  max_length: int = 0,
+) -> dict[str, int]:
+  """Writes what makes a model's inputs; arguments as `save_huggingface`.
+
+  Returns:
+    The numbers of a tokenizer's named tokens.
+  """
+  if isinstance(config, ViTConfig):
+    said = preprocessor.render(config)
+    write_json(folder / 'preprocessor_config.json', said)
+    return {}
+  if not tokenizer:
+    return {}
+  return tokenizer_export.write(
+    tokenizer,
+    folder,
+    pad=config.pad,
+    max_length=max_length or config.max_tokens,
+    has_types=getattr(config, 'types', 0) > 1,
+  )
+
+
+def write_tensors(
+  path: pathlib.Path, tensors: Mapping[str, np.ndarray]
+) -> None:
+  """Writes a file of safetensors."""
+  # Not save_file, whose files only their owner may read.
+  whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+  path.write_bytes(safetensors.numpy.save(whole, {'format': 'pt'}))
 
 
 def _check(
@@ -257,13 +279,23 @@ def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
     place = layouts.place(config, path, variable)
     is_head = layouts.is_head(config, path)
     prefix = '' if is_head else FAMILIES[config.family].prefix
-    values = place.pack(flat[path])
-    if config.family == 'dinov2' and path == ('head', 'kernel'):
-      values = [np.concatenate([v, np.zeros_like(v)], axis=1) for v in values]
+    values = pack(config, path, variable, flat[path])
     for names, value in zip(place.rows, values, strict=True):
       tensors[prefix + names[0]] = value
   return tensors
 
 
-def _write_json(path: pathlib.Path, value: Json) -> None:
+def pack(
+  config: Config, path: layouts.Path, variable: nnx.Variable, value: np.ndarray
+) -> list[np.ndarray]:
+  """Returns the tensors of a parameter, one a row, as `transformers` has it."""
+  values = layouts.place(config, path, variable).pack(value)
+  if config.family == 'dinov2' and path == ('head', 'kernel'):
+    # Its head reads the mean of the patches, too.
+    return [np.concatenate([v, np.zeros_like(v)], axis=1) for v in values]
+  return values
+
+
+def write_json(path: pathlib.Path, value: Json) -> None:
+  """Writes a JSON file for people and programs."""
   path.write_text(json.dumps(value, indent=2) + '\n')

@@ -126,6 +126,8 @@ class Family(NamedTuple):
     others: Those of what is in none.
     processor: Of an image family: the type of preprocessor where its file
       names none.
+    modules: What the names of a block's modules begin with in transformers 5,
+      if not as in files.
   """
 
   kind: Kind
@@ -135,6 +137,7 @@ class Family(NamedTuple):
   parts: Names
   others: Names
   processor: str = ''
+  modules: str = ''
 
 
 _IMAGES = Kind(
@@ -165,6 +168,7 @@ FAMILIES = {
     _IMAGE_ATTENTION | _VIT,
     _IMAGE,
     'ViTImageProcessor',
+    'layers.{}',
   ),
   'deit': Family(
     _IMAGES,
@@ -174,6 +178,7 @@ FAMILIES = {
     _IMAGE_ATTENTION | _VIT,
     _IMAGE,
     'DeiTImageProcessor',
+    'layers.{}',
   ),
   'dinov2': Family(
     _IMAGES,

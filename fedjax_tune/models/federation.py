@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.models import bottleneck
+from fedjax_tune.models import bottleneck, foundation
 from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.typing import Allocation, Axes, Path, Tree
 
@@ -103,17 +103,23 @@ class Federation:
   def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Model:
     """Builds the model that a client of a tier runs; see `Foundation`."""
     name = self._name(alloc)
+    tier = self.tiers[name]
+    return tier.assemble(
+      base[name], self.own(local, name), {'layer': tier.depth}
+    )
+
+  def own(self, local: Tree, name: str) -> Tree:
+    """Returns what a tier's model trains, given what its clients hold."""
     tier, sites = self.tiers[name], self.sites[name]
-    axes = _flat(tier.axes)
+    axes = foundation.flat(tier.axes)
     leaves = {}
-    for path, leaf in _flat(local.get(name, {})).items():
+    for path, leaf in foundation.flat(local.get(name, {})).items():
       apart = axes[path][0] == 'layer' and not sites.every_block
       leaves[path] = sites.spread(leaf[0]) if apart else leaf[0]
-    for path, leaf in _flat(local.get(SHARED, {})).items():
+    for path, leaf in foundation.flat(local.get(SHARED, {})).items():
       stacked = axes[path][0] == 'layer'
       leaves[path] = sites.spread(leaf) if stacked else leaf
-    theta = traverse_util.unflatten_dict(leaves)
-    return tier.assemble(base[name], theta, {'layer': tier.depth})
+    return traverse_util.unflatten_dict(leaves)
 
   def _name(self, alloc: Allocation) -> str:
     """Returns the tier to which an allocation belongs."""
@@ -156,7 +162,7 @@ def federate(
   theta: dict[str, dict[Path, jax.Array]] = {SHARED: {}}
   axes: dict[str, dict[Path, tuple[str, ...]]] = {SHARED: {}}
   for name, tier in tiers.items():
-    leaves, names = _flat(tier.theta), _flat(tier.axes)
+    leaves, names = foundation.flat(tier.theta), foundation.flat(tier.axes)
     own = [path for path in leaves if not _is_shared(path, shared)]
     theta[name] = {p: places[name].private(leaves[p], names[p]) for p in own}
     axes[name] = {
@@ -222,8 +228,3 @@ def find_sites(
 def _is_shared(path: Path, shared: Collection[str]) -> bool:
   """Says whether a leaf, or a module that it is in, is one of the shared."""
   return bottleneck.PRIVATE not in path and not set(path).isdisjoint(shared)
-
-
-def _flat(tree: Tree) -> dict[Path, Tree]:
-  """Returns the leaves of a nested dict by path; a leaf is no dict."""
-  return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol, TypeVar
 
-from flax import nnx
+from flax import nnx, traverse_util
 import jax
 
 from fedjax_tune import selection
 from fedjax_tune.models import linear
-from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Tree
+from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Path, Tree
 
 T = TypeVar('T')
 
@@ -196,6 +196,16 @@ def add_frozen(base: Tree, added: Tree) -> Tree:
     name: add_frozen(part, added[name]) if name in added else part
     for name, part in base.items()
   }
+
+
+def flat(tree: Tree) -> dict[Path, Any]:
+  """Returns the leaves of a nested dict by path; a leaf is no dict."""
+  return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]
+
+
+def nest(leaves: Mapping[Path, Any]) -> Tree:
+  """Returns the nested dict of such leaves."""
+  return traverse_util.unflatten_dict(dict(leaves))
 
 
 def num_params(tree: Tree) -> int:

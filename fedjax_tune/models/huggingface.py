@@ -14,6 +14,9 @@ from fedjax_tune.models import (
 )
 from fedjax_tune.models.sizes import ViTConfig
 
+# What marks a folder that `launch.export` has written.
+EXPORTED = 'export.json'
+
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   """Loads a model of one of `families.FAMILIES` as `save_pretrained` wrote it.

@@ -74,6 +74,53 @@ def place(config: Config, path: Path, variable: nnx.Variable) -> Place:
   return Place(rows, *_find_form(config, path, inner), stacked)
 
 
+def place_lora(
+  config: Config, path: Path, a: tuple[int, ...], b: tuple[int, ...]
+) -> tuple[Place, Place]:
+  """Finds the places of A and B of an adapted map in peft's files.
+
+  Args:
+    config: The model's sizes.
+    path: Our path to the map.
+    a: Shape of its A, [*stack, *ins, rank].
+    b: Shape of its B, [*stack, rank, *outs].
+  """
+  stacked = path[0] == 'blocks'
+  ins, outs = a[stacked:], b[stacked:]
+  form_a = _find_form(config, (*path, 'kernel'), ins)
+  form_b = (math.prod(outs[1:]), outs[0]), (1, 0)
+  if path == ('embed', 'patch'):
+    form_b = (outs[1], outs[0], 1, 1), (2, 3, 1, 0)  # A convolution, too.
+  rows = [
+    tuple(tuple(f'{n}.{part}.weight' for n in names) for names in modules)
+    for modules in [find_modules(config, path)]
+    for part in ('lora_A', 'lora_B')
+  ]
+  return Place(rows[0], *form_a, stacked), Place(rows[1], *form_b, stacked)
+
+
+def find_modules(config: Config, path: Path) -> tuple[tuple[str, ...], ...]:
+  """Returns for each row of a parameter, or map, the names that it can have.
+
+  They are those of a model with a head in `transformers`, whose file may call
+  them otherwise; the first is that of transformers 5.
+
+  Args:
+    config: The model's sizes.
+    path: Our path to the parameter; or to a map, for the names of modules.
+  """
+  family = FAMILIES[config.family]
+  prefix = '' if is_head(config, path) else family.prefix
+  stems = _find_stems(config, path)[::-1]
+  if path[0] != 'blocks':
+    return (tuple(prefix + stem for stem in stems),)
+  blocks = dict.fromkeys((family.modules or family.blocks[0], *family.blocks))
+  pairs = [f'{prefix}{block}.{stem}' for stem in stems for block in blocks]
+  return tuple(
+    tuple(name.format(layer) for name in pairs) for layer in range(config.depth)
+  )
+
+
 def is_head(config: Config, path: Path) -> bool:
   """Whether a parameter lies in the classifier, beside the family's model."""
   if path[0] == 'pooler':
@@ -85,6 +132,15 @@ def _find_names(config: Config, path: Path) -> tuple[str, ...]:
   """Returns a parameter's full names, with a field for the layer."""
   if path[-1] == 'prefix':
     return _PREFIX
+  names = _find_stems(config, path)
+  if path[0] != 'blocks':
+    return names
+  blocks = FAMILIES[config.family].blocks
+  return tuple(f'{block}.{name}' for name in names for block in blocks)
+
+
+def _find_stems(config: Config, path: Path) -> tuple[str, ...]:
+  """Returns a parameter's names, or a map's, without those of its block."""
   family = FAMILIES[config.family]
   others = family.others
   if isinstance(config, TextConfig) and config.span:
@@ -92,13 +148,9 @@ def _find_names(config: Config, path: Path) -> tuple[str, ...]:
   inside = path[0] == 'blocks'
   table, own = (family.parts, path[1:]) if inside else (others, path)
   if '.'.join(own) in table:
-    names = table['.'.join(own)]
-  else:
-    stems = table['.'.join(own[:-1])]
-    names = tuple(f'{stem}.{_LEAVES[own[-1]]}' for stem in stems)
-  if not inside:
-    return names
-  return tuple(f'{block}.{name}' for name in names for block in family.blocks)
+    return table['.'.join(own)]
+  stems = table['.'.join(own[:-1])]
+  return tuple(f'{stem}.{_LEAVES[own[-1]]}' for stem in stems)
 
 
 def _find_form(

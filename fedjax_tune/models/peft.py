@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -14,6 +15,7 @@ from fedjax_tune.models import (
   block,
   bottleneck,
   foundation,
+  linear,
   pretrained,
   sizes,
   vit,
@@ -225,6 +227,18 @@ def adapters(
     cfg['private'] = cfg['private'] and projections != 'free'
     return dict.fromkeys(cfg.pop('after'), bottleneck.Bottleneck(**cfg))
   return {}
+
+
+def find_adapters(model: Any) -> block.Adapters:
+  """Returns what a model has been built with, by linear map or sublayer."""
+  found: dict[str, Lora | bottleneck.Bottleneck] = {}
+  for path, module in nnx.iter_modules(model):
+    name = '.'.join(map(str, path)).removeprefix('blocks.')
+    if isinstance(module, linear.Linear) and module.adapter:
+      found[name] = module.adapter
+    elif isinstance(module, bottleneck.FedAdapter):
+      found[name.removesuffix('_adapter')] = module.sizes
+  return found
 
 
 def _overlay(

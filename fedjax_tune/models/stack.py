@@ -8,7 +8,16 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_tune.models.block import Keys
 
 _VIEWS = frozenset(
-  {'dynamic_slice', 'gather', 'squeeze', 'reshape', 'convert_element_type'}
+  {
+    'dynamic_slice',
+    'gather',
+    'squeeze',
+    'reshape',
+    'convert_element_type',
+    # Of a stack that is divided among devices.
+    'all_gather',
+    'all_to_all',
+  }
 )
 
 

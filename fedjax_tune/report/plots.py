@@ -1,4 +1,4 @@
-"""Plots of a run, of a partition, and of methods side by side."""
+"""Plots of a run, and of methods side by side."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -6,7 +6,6 @@ import pathlib
 import re
 
 import matplotlib as mpl
-from matplotlib import cm as mpl_cm
 from matplotlib import colors as mpl_colors
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker
@@ -43,52 +42,6 @@ def plot_run(
     _accuracy_figure(rows, domain_names).savefig(accuracy_path)
     _coverage_figure(rows).savefig(coverage_path)
   return accuracy_path, coverage_path
-
-
-# Bars of more clients are too thin to see, and more pieces take minutes.
-_MOST_BARS, _MOST_PIECES = 400, 40_000
-
-
-def shown_clients(clients: int, classes: int) -> range:
-  """Returns which of so many clients have a bar in `plot_partition`.
-
-  >>> shown_clients(90, 10), shown_clients(10**6, 10), shown_clients(801, 10)
-  (range(0, 90), range(0, 1000000, 2500), range(0, 801, 3))
-  """
-  most = min(_MOST_BARS, max(1, _MOST_PIECES // max(1, classes)))
-  return range(0, clients, max(1, -(-clients // most)))
-
-
-def plot_partition(
-  histogram: np.ndarray,
-  client_names: Sequence[str],
-  class_names: Sequence[str],
-  path: str | os.PathLike[str],
-  sizes: np.ndarray | None = None,
-) -> None:
-  """Draws how many examples of which class each client has.
-
-  Args:
-    histogram: Counts, [C, K].
-    client_names: Names of the C clients.
-    class_names: Names of the K classes.
-    path: The PNG to write.
-    sizes: How many examples every client has, where the C are some of them:
-      their distribution is drawn beside.
-
-  Raises:
-    ValueError: If the histogram's shape does not fit the names.
-  """
-  counts_CxK = np.asarray(histogram)
-  if counts_CxK.shape != (len(client_names), len(class_names)):
-    raise ValueError(
-      f'histogram has shape {counts_CxK.shape}, but there are '
-      f'{len(client_names)} client_names and {len(class_names)} class_names.'
-    )
-  with mpl.rc_context(figure.STYLE):
-    own = counts_CxK.sum(axis=1) if sizes is None else sizes
-    fig = _partition_figure(counts_CxK, client_names, class_names, own)
-    fig.savefig(path)
 
 
 def plot_comparison(
@@ -197,60 +150,6 @@ def _coverage_figure(rows: Sequence[Record]) -> mpl_figure.Figure:
   right.set(title='Mean owners', xlim=(0, 1.18 * max(mean_L.max(), 1e-9)))
   right.grid(visible=False)
   right.tick_params(labelleft=False)
-  return fig
-
-
-def _partition_figure(
-  counts_CxK: np.ndarray,
-  client_names: Sequence[str],
-  class_names: Sequence[str],
-  sizes: np.ndarray,
-) -> mpl_figure.Figure:
-  num_clients, num_classes = counts_CxK.shape
-  fig = figure.new_figure(min(12.0, max(2.4, 1.1 + 0.26 * num_clients)))
-  title = 'Examples of each client, by class'
-  if len(sizes) > num_clients:
-    title = f'Examples of {num_clients} clients of {len(sizes)}, by class'
-    ax, others = fig.subplots(1, 2, width_ratios=(2.2, 1))
-    others.hist(sizes, bins=min(50, int(np.ptp(sizes)) + 1), color=figure.INK)
-    others.set(title='All clients', xlabel='examples', ylabel='clients')
-  else:
-    ax = fig.subplots()
-  few = num_classes <= 2 * len(figure.COLORS)
-  ramp = mpl.colormaps['cividis'](np.linspace(0, 1, num_classes))
-  ends_CxK, bars = counts_CxK.cumsum(axis=1), []
-  for k in range(num_classes):
-    width, start = counts_CxK[:, k], ends_CxK[:, k] - counts_CxK[:, k]
-    color = figure.COLORS[k % len(figure.COLORS)] if few else ramp[k]
-    # The second round of colours is hatched.
-    hatch = '////' if few and k >= len(figure.COLORS) else None
-    # Of many classes a client may have few.
-    at = np.arange(num_clients) if few else np.flatnonzero(width)
-    bar = ax.barh(
-      at, width[at], left=start[at], color=color, height=0.78,
-      edgecolor='white', linewidth=0.6 if few else 0.0, hatch=hatch,
-    )  # fmt: skip
-    bars.append(bar)
-  ax.set(
-    title=title,
-    xlabel='examples',
-    ylabel='client',
-    ylim=(num_clients - 0.4, -0.6),
-  )
-  step = max(1, num_clients // 40)
-  ax.set_yticks(range(0, num_clients, step), list(client_names)[::step])
-  ax.grid(visible=True, axis='x')
-  ax.grid(visible=False, axis='y')
-  if few:
-    # Passed explicitly: matplotlib leaves out bars' labels that begin with _.
-    names = [tables.plain(name) for name in class_names]
-    fig.legend(
-      bars, names, loc='outside right center', frameon=False, fontsize=9
-    )
-  else:
-    norm = mpl_colors.Normalize(0, num_classes - 1)
-    mappable = mpl_cm.ScalarMappable(norm, 'cividis')
-    fig.colorbar(mappable, ax=ax, label='class', pad=0.02)
   return fig
 
 

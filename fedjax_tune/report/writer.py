@@ -31,7 +31,27 @@ from fedjax_tune.typing import Record
 _FILE = 'metrics.jsonl'
 
 
-class MetricsWriter:
+class Rows:
+  """Keeps the lines of a run's metrics, and writes nothing.
+
+  Attributes:
+    rows: The lines so far.
+  """
+
+  def __init__(self, rows: str = '') -> None:
+    self.rows = rows
+
+  def write(self, rnd: int, metrics: Record) -> None:
+    """Appends one round.
+
+    Args:
+      rnd: The round, counted from 0.
+      metrics: Numbers or arrays by name.
+    """
+    self.rows += _line(rnd, metrics)
+
+
+class MetricsWriter(Rows):
   """Writes `metrics.jsonl` and TensorBoard events into a run's folder.
 
   Guarantees:
@@ -53,7 +73,7 @@ class MetricsWriter:
     Raises:
       StorageError: The folder cannot be written.
     """
-    self.rows = rows
+    super().__init__(rows)
     self._path = pathlib.Path(workdir) / _FILE
     write_text(self._path, rows)
     with endings.storing(self._path):
@@ -89,14 +109,13 @@ class MetricsWriter:
     Raises:
       StorageError: It could not be written, or `metrics.jsonl` is gone.
     """
-    line = _dumps({'round': rnd, **metrics}) + '\n'
     with self._storing():
-      self._file.write(line)
+      self._file.write(_line(rnd, metrics))
       self._file.flush()
       self._check_there()
       self._board.write(rnd, metrics)
       self._board.flush()
-    self.rows += line
+    super().write(rnd, metrics)
 
   def _check_there(self) -> None:
     there, mine = os.stat(self._path), os.fstat(self._file.fileno())
@@ -182,6 +201,10 @@ def _read(path: pathlib.Path) -> list[Record]:
       if number < len(lines):
         raise ValueError(f'{path}, line {number}, is not JSON.') from error
   return rows
+
+
+def _line(rnd: int, metrics: Record) -> str:
+  return _dumps({'round': rnd, **metrics}) + '\n'
 
 
 def _dumps(obj: object, indent: int | None = None) -> str:

@@ -1,8 +1,10 @@
 """Turns an experiment's names into objects; the only place that does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,10 +21,11 @@ from fedjax_tune.data import (
 )
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.engine import batches as batching
+from fedjax_tune.engine import divided, hosts, step
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, proximal
-from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.facts import Facts, nothing_public
 from fedjax_tune.models import (
   federation,
   foundation,
@@ -32,6 +35,7 @@ from fedjax_tune.models import (
   tiers,
 )
 from fedjax_tune.training import fitting, provisions, shown
+from fedjax_tune.typing import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +123,7 @@ def agree(
     cohort = int(domains.max()) + 1
   _check_engine(experiment.engine, cohort)
   method = METHODS[experiment.method]
-  load = tiers.load if method.several_models else tiers.load_one
-  found = load(experiment, data_dir(experiment.data))
+  found = load_tiers(experiment)
   for tier in found:
     peft.check(experiment, tier.weights)
   weights = found[0].weights
@@ -192,24 +195,26 @@ def build(
   if 'depth' in fitted:
     budgets = fitted['depth']
     METHODS[experiment.method].check(experiment, sizes, budgets)
-  facts = Facts(
+  algorithm = build_method(
     experiment,
+    found,
+    train.task,
     sizes,
     budgets,
-    train.task,
     owned.present(train),
-    {
-      tier.name: functools.partial(_build_tier, experiment, tier, train.task)
-      for tier in found
-    },
     fitted,
     functools.partial(shown.show, experiment, found, readers, train, public),
   )
-  algorithm = METHODS[experiment.method].build(facts)
-  if experiment.local.prox:
-    algorithm = proximal.add(algorithm, experiment.local.prox)
   planner = Planner(
-    experiment, algorithm, train, owned.indices, owned.domains, readers
+    experiment,
+    algorithm,
+    train,
+    owned.indices,
+    owned.domains,
+    readers,
+    hosts.index(),
+    hosts.count(),
+    _fsdp_devices(experiment.engine),
   )
   return Setup(
     experiment=experiment,
@@ -225,14 +230,58 @@ def build(
     planner=planner,
     tokenizer=weights.tokenizer,
     readers=readers,
-    weights=digest.of([[t.weights.config, t.weights.params] for t in found])[
-      :16
-    ],
+    weights=hash_weights(found),
     notes=(
       *dict.fromkeys(n for tier in found for n in tier.weights.notes),
       *shown.notes(public),
     ),
   )
+
+
+def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
+  """Loads the pretrained models; raises as `build`."""
+  several = METHODS[experiment.method].several_models
+  load = tiers.load if several else tiers.load_one
+  return load(experiment, data_dir(experiment.data))
+
+
+def hash_weights(found: Sequence[tiers.Tier]) -> str:
+  """Hashes pretrained models and their sizes."""
+  return digest.of([[t.weights.config, t.weights.params] for t in found])[:16]
+
+
+def build_method(
+  experiment: config.Experiment,
+  found: Sequence[tiers.Tier],
+  task: tasks.Task,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+  present: Callable[[int], np.ndarray] | None = None,
+  fitted: Mapping[str, tuple[Any, ...]] | None = None,
+  public: Callable[[str], Inputs] = nothing_public,
+) -> Algorithm:
+  """Builds a method around pretrained models; arguments are those of `Facts`."""
+  build_of = lambda t: functools.partial(_build_tier, experiment, t, task)
+  facts = Facts(
+    experiment,
+    sizes,
+    budgets,
+    task,
+    present,
+    {tier.name: build_of(tier) for tier in found},
+    fitted or {},
+    public,
+  )
+  mesh = step.clients_mesh(_fsdp_devices(experiment.engine))
+  # A model that one accelerator can't hold must not begin there.
+  with _host_memory() if mesh.size > 1 else contextlib.nullcontext():
+    algorithm = METHODS[experiment.method].build(facts)
+  if mesh.size > 1:
+    model = divided.divide(algorithm.model, mesh)
+    algorithm = dataclasses.replace(algorithm, model=model)
+  if experiment.local.prox:
+    algorithm = proximal.add(algorithm, experiment.local.prox)
+  return algorithm
 
 
 def _build_tier(
@@ -275,6 +324,22 @@ def _check_engine(cfg: config.Engine, cohort: int) -> None:
       f'engine.devices={cfg.devices} must be at most {here}, the devices of'
       ' this machine.'
     )
+  devices = _fsdp_devices(cfg)
+  if cfg.slab % devices:
+    raise ValueError(
+      f'engine.slab={cfg.slab} must be a multiple of {devices}, the devices,'
+      ' with engine.fsdp.'
+    )
+
+
+def _fsdp_devices(cfg: config.Engine) -> int:
+  """Returns among how many devices the frozen parameters are divided."""
+  return (cfg.devices or jax.local_device_count()) if cfg.fsdp else 1
+
+
+def _host_memory() -> contextlib.AbstractContextManager[None]:
+  """Has arrays that are made inside lie in the host's memory."""
+  return jax.default_device(jax.local_devices(backend='cpu')[0])
 
 
 def data_dir(cfg: config.Data) -> str:

@@ -26,8 +26,7 @@ def rejected(
     Client ids, sorted, and for each layer how many of the others hold it.
   """
   clients, owners = [], np.array(plan.owners)
-  for work, flag in zip(plan.works, flags, strict=True):
-    slab = work.slab
+  for slab, flag in zip(plan.slabs, flags, strict=True):
     for i in np.flatnonzero(flag):
       clients.append(int(slab.ids[i]))
       held = layer_ids(jax.tree.map(lambda at, i=i: at[i], slab.held))

@@ -20,6 +20,7 @@ import numpy as np
 import fedjax_tune
 from fedjax_tune.data import digest
 from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.engine import hosts
 from fedjax_tune.models import alignment
 from fedjax_tune.training import build, workdir
 from fedjax_tune.typing import Json, Record
@@ -111,6 +112,26 @@ def check_content(there: Identity, here: Identity, where: str) -> None:
     )
 
 
+def check_hosts(own: Identity) -> None:
+  """Checks that all hosts of a run have the same data and are of one kind.
+
+  Raises:
+    ValueError: They differ; with a line for each difference.
+  """
+  first, *others = hosts.exchange(own)
+  for host, other in enumerate(others, 1):
+    lines = [
+      line
+      for part in ('experiment', 'content', 'settings', 'machine')
+      for line in workdir.differences(first[part], other[part])
+    ]
+    if lines:
+      raise ValueError(
+        f'host {host} (here) must be like host 0 (there), and differs:\n'
+        + '\n'.join(lines)
+      )
+
+
 def follow(there: Identity, here: Identity, rounds: int) -> Identity:
   """Returns an identity that remembers earlier machines.
 
@@ -177,6 +198,7 @@ def machine(devices: int = 0) -> Json:
     # LAPACK's results depend on the number of threads.
     own = {'device': f'cpu {_processor()}', 'cores': _cores()}
   own['devices'] = devices or jax.local_device_count()
+  own['hosts'] = hosts.count()
   own['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '')
   own |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   return own | {'fedjax_tune': f'{fedjax_tune.__version__}, code {_code()}'}

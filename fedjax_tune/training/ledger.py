@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_tune.engine import hosts
 from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import writer as reporting
@@ -44,16 +45,16 @@ class Outputs(NamedTuple):
   """Where what is known of a round goes.
 
   Attributes:
-    claim: The claim on the run's folder.
-    saved: The checkpoints.
+    claim: The claim on the run's folder; None where another host writes.
+    saved: The checkpoints; None likewise.
     writer: The metrics.
     progress: What is shown.
     watch: Tells what each round's row says of time.
   """
 
-  claim: folder.Claim
-  saved: checkpoint.Checkpoints
-  writer: reporting.MetricsWriter
+  claim: folder.Claim | None
+  saved: checkpoint.Checkpoints | None
+  writer: reporting.Rows
   progress: RoundProgress
   watch: clock.Clock
 
@@ -120,21 +121,24 @@ class Ledger:
     with out.watch.section('evaluation'):
       record |= self.run.evaluate(state, rnd)
     self.done = rnd + 1
-    out.claim.check()
+    if out.claim:
+      out.claim.check()
     record |= out.watch.lap()
     out.writer.write(rnd, record)
     self.now = self.now.after(rnd, record.get('eval/accuracy'))
     self.best = state if self.now.rnd == rnd else self.best
-    ends = bool(self.signals.asked) or self.over or self.done == self.last
+    asked = hosts.anywhere(bool(self.signals.asked))
+    ends = asked or self.over or self.done == self.last
     if not record['train/clients']:
       setup = self.run.setup
       able = setup.algorithm.able(rnd, len(setup.budgets))
       health.check_progress(
         out.writer.rows, np.flatnonzero(able), over=self.done == self.last
       )
-    memory = self.run.memory(state, self.meter, self.best)
-    with out.watch.section('checkpoint'):
-      out.saved.save(self.done, memory, out.writer.rows, force=ends)
+    if out.saved:
+      memory = self.run.memory(state, self.meter, self.best)
+      with out.watch.section('checkpoint'):
+        out.saved.save(self.done, memory, out.writer.rows, force=ends)
     out.progress.advance(
       loss=record['train/loss'],
       client_steps_per_s=record['time/client_steps_per_s'],

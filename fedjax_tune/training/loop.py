@@ -1,6 +1,7 @@
 """A run, from an experiment to its results on disk."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -14,7 +15,7 @@ from fedjax_tune import config, endings, plugins
 from fedjax_tune.config import unread
 from fedjax_tune.costs import table
 from fedjax_tune.data import arrays
-from fedjax_tune.engine import local_optimizer
+from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import writer as reporting
@@ -27,6 +28,7 @@ from fedjax_tune.training import (
   health,
   identity,
   interrupts,
+  learned,
   ledger,
   resuming,
   snapshot,
@@ -49,6 +51,9 @@ def train(
   partition: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
+
+  On several hosts, of which JAX knows by `jax.distributed.initialize`, each
+  calls it with the same arguments; the first one alone writes.
 
   Args:
     experiment: What to run.
@@ -74,49 +79,64 @@ def train(
       has the command that fetches them.
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
-    Interrupted: A signal came; what was done until then is saved.
+    Interrupted: A signal came, and what was done until then is saved; or
+      another host is gone.
     Diverged: The server's state or an evaluation is not finite, or no client's
       update is. What is not finite is neither saved nor evaluated.
   """
   workdir = str(folders.local('workdir', workdir))
   console = console or rich_console.Console()
+  if not hosts.is_first():
+    console = rich_console.Console(quiet=True)
   if data is not None:
-    own = dataclasses.replace(experiment.data, name=arrays.NAME)
-    experiment = dataclasses.replace(experiment, data=own)
+    named = dataclasses.replace(experiment.data, name=arrays.NAME)
+    experiment = dataclasses.replace(experiment, data=named)
   fields = dataclasses.asdict(experiment)
-  folder.check(workdir, fields, resume)
-  with interrupts.Interrupts() as signals, clock.Clock() as watch:
-    setup = building.build(experiment, fetch=fetch, data=data, parts=partition)
-    with folder.claim(workdir) as claim:
-      folder.check_begun(workdir, fields, resume)
-      own = identity.of(setup)
-      kept = resuming.find(workdir, own, console, inexact) if resume else None
-      if kept:
-        own = identity.follow(kept.run, own, kept.rounds)
-      resuming.check_partition(workdir, setup)
-      tell_unread(setup, console)
-      with (
-        watch.section('compile'),
-        console.status('Compiling a program for each class of clients'),
-      ):
-        run = Run(setup)
-      classes = run.class_costs()
-      # Nothing is refused from here on: the folder is this experiment's.
-      folder.write_config(workdir, fields)
-      console.print(table.cost_table(classes))
-      if kept and kept.rounds >= experiment.rounds:
-        console.print(f'All {kept.rounds} rounds are done; none is left.')
-      with signals.patient(), endings.storing(workdir, only_full=True):
-        write_setup(run, classes, workdir)
-        train_rounds(run, kept, own, claim, signals, workdir, console, watch)
-        return summary.write_results(run, workdir)
+  with (
+    hosts.noticing(),
+    interrupts.Interrupts() as signals,
+    clock.Clock() as watch,
+    contextlib.ExitStack() as stack,
+  ):
+    hosts.alone(lambda: folder.check(workdir, fields, resume))
+    setup = hosts.each(
+      lambda: building.build(
+        experiment, fetch=fetch, data=data, parts=partition
+      )
+    )
+    claim = hosts.alone(lambda: stack.enter_context(folder.claim(workdir)))
+    hosts.alone(lambda: folder.check_begun(workdir, fields, resume))
+    own = identity.of(setup)
+    identity.check_hosts(own)
+    kept = hosts.told(
+      lambda: resuming.find(workdir, own, console, inexact) if resume else None
+    )
+    if kept:
+      own = identity.follow(kept.run, own, kept.rounds)
+    hosts.alone(lambda: resuming.check_partition(workdir, setup))
+    tell_unread(setup, console)
+    with (
+      watch.section('compile'),
+      console.status('Compiling a program for each class of clients'),
+    ):
+      run = Run(setup)
+    classes = run.class_costs()
+    # Nothing is refused from here on: the folder is this experiment's.
+    hosts.alone(lambda: folder.write_config(workdir, fields))
+    console.print(table.cost_table(classes))
+    if kept and kept.rounds >= experiment.rounds:
+      console.print(f'All {kept.rounds} rounds are done; none is left.')
+    with signals.patient(), endings.storing(workdir, only_full=True):
+      hosts.alone(lambda: write_setup(run, classes, workdir))
+      train_rounds(run, kept, own, claim, signals, workdir, console, watch)
+      return hosts.told(lambda: summary.write_results(run, workdir))
 
 
 def train_rounds(
   run: Run,
   kept: snapshot.Snapshot | None,
   own: identity.Identity,
-  claim: folder.Claim,
+  claim: folder.Claim | None,
   signals: interrupts.Interrupts,
   workdir: str,
   console: rich_console.Console,
@@ -128,7 +148,7 @@ def train_rounds(
     run: What to train.
     kept: Where to go on from; None starts at round 0.
     own: What identifies the run.
-    claim: The claim on the folder.
+    claim: The claim on the folder; None where another host writes there.
     signals: Those that ask to stop.
     workdir: The run's folder.
     console: Where the progress is shown.
@@ -145,15 +165,17 @@ def train_rounds(
   health.check_state(state, f'after {start} rounds')
   now = stopping.standing(reporting.parse(rows))
   last = start if now.over(experiment.patience) else experiment.rounds
-  if start < last:
-    # Its presence would say that the run is finished.
-    (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
   label = f'{experiment.method} seed {experiment.seed}'
-  with (
-    checkpoint.Checkpoints(workdir, experiment.checkpoint_every, own) as saved,
-    reporting.MetricsWriter(workdir, rows) as writer,
-    RoundProgress(last, start, label, console) as progress,
-  ):
+  with contextlib.ExitStack() as stack:
+    saved, writer = None, reporting.Rows(rows)
+    if claim:
+      if start < last:
+        # Its presence would say that the run is finished.
+        (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
+      every = experiment.checkpoint_every
+      saved = stack.enter_context(checkpoint.Checkpoints(workdir, every, own))
+      writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
+    progress = stack.enter_context(RoundProgress(last, start, label, console))
     outputs = ledger.Outputs(claim, saved, writer, progress, watch)
     books = ledger.Ledger(run, signals, outputs, last, start, meter, now, best)
     _compute(run, state, books, workdir)
@@ -166,8 +188,9 @@ def train_rounds(
       soft_wrap=True,
     )
   elif books.done < last:
+    asked = signals.asked or 'a signal to another host'
     raise endings.Interrupted(
-      f'{signals.asked} after round {books.done} of {last}, which is saved in'
+      f'{asked} after round {books.done} of {last}, which is saved in'
       f' {workdir}; --resume goes on from there.'
     )
 
@@ -188,7 +211,7 @@ def _compute(
 
   def settle() -> bool:
     ends = books.settle(waiting.pop())
-    if books.done == first + 1:
+    if books.done == first + 1 and hosts.is_first():
       draw_setup(run.setup, workdir)
     return ends
 
@@ -199,6 +222,8 @@ def _compute(
     lr = local_optimizer.learning_rate(experiment.local, plan.rnd)
     with watch.section('training'):
       state, sums = run.engine.round(state, plan, key, lr)
+    if hosts.count() > 1:
+      plan_next()  # Settling waits for the other hosts, so for this round.
     if waiting and settle():
       return
     plan_next()
@@ -219,13 +244,15 @@ def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
 
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs and partition."""
+  """Writes what is known before the first round: costs, partition, task."""
   place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
   reporting.write_json(place / 'costs.json', as_dicts)
   written = identity.partition(run.setup)
   reporting.write_json(place / resuming.PARTITION, written)
+  known = dataclasses.asdict(learned.of(run.setup))
+  reporting.write_json(place / learned.FILE, known)
 
 
 def draw_setup(setup: building.Setup, workdir: str) -> None:
@@ -233,15 +260,17 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
   path = pathlib.Path(workdir) / 'partition.png'
   if setup.train.class_names:
     # Here and not above: Matplotlib and SciPy take half a second.
-    from fedjax_tune.report import plots
+    from fedjax_tune.report import partition_plot
 
+    owned = setup.partition
+    clients = partition_plot.Clients(
+      owned.sizes(),
+      np.array(setup.budgets),
+      owned.domains,
+      setup.train.domain_names,
+    )
     with endings.storing(path):
-      owned = setup.partition
-      shown = plots.shown_clients(len(owned), len(setup.train.class_names))
-      plots.plot_partition(
-        owned.histogram(setup.train, shown),
-        [str(k) for k in shown],
-        setup.train.class_names,
-        path,
-        owned.sizes(),
+      counts = owned.histogram(setup.train, clients.shown)
+      partition_plot.plot_partition(
+        counts, clients, setup.train.class_names, path
       )

@@ -64,6 +64,7 @@ class Run:
         e.engine.mode,
         e.engine.chunk,
         e.engine.devices or jax.local_device_count(),
+        e.engine.fsdp,
       ),
     )
     tests = {
@@ -121,8 +122,7 @@ class Run:
 
   def prepare(self, plan: RoundPlan) -> None:
     """Compiles what a round needs besides what the planner foresaw."""
-    slabs = [work.slab for work in plan.works]
-    new = {s.sig: len(s.ids) for s in slabs if s.sig not in self.widths}
+    new = {s.sig: len(s.ids) for s in plan.slabs if s.sig not in self.widths}
     if new:
       self._add(new, self.engine.extend)
 

@@ -15,11 +15,16 @@ import os
 import pathlib
 import re
 import shutil
+from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from fedjax_tune.data import json_files
 from fedjax_tune.typing import Record
+
+if TYPE_CHECKING:
+  import orbax.checkpoint as ocp
 
 _STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', 'about.json'
 # What a killed process was about to write, or to delete.
@@ -120,11 +125,8 @@ def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
   """Writes leaves with Orbax, whose errors all become the disk's."""
   size = sum(leaf.nbytes for leaf in leaves.values())
   _check_room(place, size + _LEAF_BYTES * len(leaves) + _ORBAX_BYTES)
-  # Here and not above: a run reaches its first round sooner without it.
-  import orbax.checkpoint as ocp
-
   try:
-    with ocp.StandardCheckpointer() as orbax:
+    with _orbax() as orbax:
       orbax.save(place.absolute(), dict(leaves))
   except OSError:
     raise
@@ -132,6 +134,22 @@ def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
     full = 'No space left' in str(error)
     code = errno.ENOSPC if full else errno.EIO
     raise OSError(code, os.strerror(code), str(place)) from error
+
+
+def _orbax() -> 'ocp.StandardCheckpointer':
+  # Here and not above: a run reaches its first round sooner without it.
+  import orbax.checkpoint as ocp
+
+  # Of several hosts this one alone has a hand in checkpoints: all that they
+  # hold is whole on each host. By default Orbax would wait for the others.
+  me = jax.process_index()
+  return ocp.StandardCheckpointer(
+    multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=me,
+      active_processes={me},
+      barrier_sync_key_prefix='fedjax_tune',
+    )
+  )
 
 
 # Upper bounds of what Orbax writes besides the numbers, per leaf and in all.
@@ -148,9 +166,7 @@ def _check_room(place: pathlib.Path, size: int) -> None:
 
 
 def _restore(place: pathlib.Path) -> dict[str, np.ndarray]:
-  import orbax.checkpoint as ocp
-
-  with ocp.StandardCheckpointer() as orbax:
+  with _orbax() as orbax:
     found = orbax.restore(place.absolute())
   return {name: np.asarray(leaf) for name, leaf in found.items()}
 

@@ -22,7 +22,7 @@ import tiny
 
 from fedjax_tune import config
 from fedjax_tune.data import corpus, partition
-from fedjax_tune.report import plots, writer
+from fedjax_tune.report import partition_plot, plots, writer
 from fedjax_tune.training import build, checkpoint, loop
 
 ROUNDS = 6
@@ -73,7 +73,7 @@ def setup(
 _compiled: dict[str, Any] = {}
 
 
-def _run(made: build.Setup) -> loop.Run:
+def shared_run(made: build.Setup) -> loop.Run:
   """Returns a run that shares the programs of others."""
   e = dataclasses.asdict(made.experiment)
   # What no program depends on.
@@ -114,10 +114,13 @@ def go(
   made = functools.partial(setup, examples=examples or data(), weights=weights)
   with pytest.MonkeyPatch.context() as monkey, patch or _NOTHING:
     monkey.setattr(build, 'build', lambda e, **_: made(e))
-    monkey.setattr(loop, 'Run', _run)
+    monkey.setattr(loop, 'Run', shared_run)
     # A second each, and tested elsewhere.
-    for name in ('plot_run', 'plot_partition'):
-      monkey.setattr(plots, name, lambda *_: None)
+    for place, name in (
+      (plots, 'plot_run'),
+      (partition_plot, 'plot_partition'),
+    ):
+      monkey.setattr(place, name, lambda *_: None)
     loop.train(
       e or experiment(),
       str(workdir),

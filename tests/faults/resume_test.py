@@ -242,7 +242,7 @@ def test_a_refusal_by_the_compiler_leaves_the_folder_free(
     raise ValueError('does not fit')
 
   with monkeypatch.context() as refusing:
-    refusing.setattr(lab, '_run', too_large)
+    refusing.setattr(lab, 'shared_run', too_large)
     with pytest.raises(ValueError, match='does not fit'):
       lab.go(tmp_path, lab.experiment(seed=9))
   assert not _files(tmp_path)

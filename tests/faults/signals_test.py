@@ -82,7 +82,7 @@ def _interrupted_run(made):
 
 
 def test_before_the_first_round_it_ends_at_once(tmp_path, whole, monkeypatch):
-  monkeypatch.setattr(lab, '_run', _interrupted_run)
+  monkeypatch.setattr(lab, 'shared_run', _interrupted_run)
   with pytest.raises(endings.Interrupted, match='ended at once by SIGTERM'):
     lab.go(tmp_path)
   assert not (tmp_path / 'checkpoints').exists()

@@ -36,7 +36,7 @@ from fedjax_tune.data import (
 )
 from fedjax_tune.deploy import finished
 from fedjax_tune.models import packaged
-from fedjax_tune.report import plots, tables
+from fedjax_tune.report import partition_plot, plots, tables
 from launch import sweep_plan
 
 _MIB = 1 << 20
@@ -537,8 +537,13 @@ def test_names_are_no_markup_in_plots(tmp_path, monkeypatch):
     'draw',
     lambda self, *args: drawn.append(self.get_text()) or draw(self, *args),
   )
+  clients = partition_plot.Clients(
+    np.full(2, len(_NAMES)), np.ones(2, int), np.array([0, 1]), _NAMES[:2]
+  )
   ones = np.ones((2, len(_NAMES)), int)
-  plots.plot_partition(ones, _NAMES[:2], _NAMES, tmp_path / 'partition.png')
+  partition_plot.plot_partition(
+    ones, clients, _NAMES, tmp_path / 'partition.png'
+  )
   plots.plot_comparison(
     {name: [([1], [0.5])] for name in _NAMES}, tmp_path / 'comparison.png'
   )

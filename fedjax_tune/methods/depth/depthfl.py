@@ -23,8 +23,10 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Client,
   Context,
+  Ending,
   Evaluation,
   LossAndSums,
   layer_ids,
@@ -35,7 +37,7 @@ from fedjax_tune.methods.drift import feddyn
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.selection import Selection
-from fedjax_tune.typing import Allocation, AnyArray, Inputs
+from fedjax_tune.typing import Allocation, AnyArray, Inputs, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,26 @@ def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:
   return Evaluation(task, models, predict)
 
 
+def ending(exits: Exits) -> Ending:
+  """Ends with a model for each classifier: the blocks below, and it."""
+
+  def take(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    del clients
+    places = zip(exits.of(exits.depth), exits.rows(exits.depth), strict=True)
+    return {
+      f'exit{number}': Alone(
+        {
+          **theta,
+          'head': jax.tree.map(lambda x, row=row: x[row], theta['head']),
+        },
+        {'layer': block + 1},
+      )
+      for number, (block, row) in enumerate(places, 1)
+    }
+
+  return take
+
+
 def ramp(rnd: jax.Array, rounds: int) -> jax.Array:
   """Weight of the distillation: exp(-5 (1 - t/T)^2), and 1 from round T on."""
   phase = 1 - jnp.clip(rnd, 0, rounds) / rounds
@@ -250,7 +272,7 @@ def build(facts: Facts) -> Algorithm:
     client=client,
     aggregator=aggregator,
     evaluation=evaluation(facts.task, exits, options.evaluate or first),
-    plain=False,
+    ending=ending(exits),
   )
 
 

@@ -19,6 +19,7 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Client,
   Context,
   Evaluation,
@@ -73,6 +74,26 @@ class Sizes:
     return Selection.of(
       {'layer': np.arange(size), 'slot': self.slots(size), 'classifier': own}
     )
+
+  @property
+  def names(self) -> dict[str, int]:
+    """The sizes by the name of their model, the full one first."""
+    *smaller, largest = self.all
+    return {'full': largest} | {f'depth{size}': size for size in smaller}
+
+  def alone(self, theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    """Returns the model of each size, with its own top block and classifier."""
+    del clients
+
+    def take(size: int) -> Alone:
+      slots, own = self.slots(size), self.all.index(size)
+      parts = {
+        'blocks': jax.tree.map(lambda x: x[slots], theta['blocks']),
+        'head': jax.tree.map(lambda x: x[own], theta['head']),
+      }
+      return Alone({**theta, **parts}, {'layer': size})
+
+    return {name: take(size) for name, size in self.names.items()}
 
   def grow(self, found: Foundation) -> Foundation:
     """Adds a top per smaller size and a head per size, as copies."""
@@ -198,8 +219,6 @@ def build(facts: Facts) -> Algorithm:
     return uniform.fedavg(found, facts.task, facts.budgets, facts.depth)
   classifiers.require_classes('inclusivefl', facts.task)
   sizes = Sizes(facts.depth, facts.budgets)
-  *smaller, largest = sizes.all
-  names = {'full': largest} | {f'depth{size}': size for size in smaller}
   return Algorithm(
     model=sizes.grow(facts.foundation()),
     rule=layers.ByBudget(
@@ -209,10 +228,10 @@ def build(facts: Facts) -> Algorithm:
     aggregator=momentum_distillation(sizes, options.beta),
     evaluation=Evaluation(
       facts.task,
-      {name: sizes.held(size) for name, size in names.items()},
+      {name: sizes.held(size) for name, size in sizes.names.items()},
       lambda _, model, held, inputs: _logits(model, inputs, held),
     ),
-    plain=False,
+    ending=sizes.alone,
   )
 
 

@@ -25,6 +25,7 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Client,
   Context,
   Evaluation,
@@ -44,7 +45,7 @@ from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
 from fedjax_tune.models.foundation import Foundation, num_bytes
-from fedjax_tune.selection import GroupSum
+from fedjax_tune.selection import GroupSum, select
 from fedjax_tune.typing import Tree
 
 
@@ -142,14 +143,21 @@ def build(facts: Facts) -> Algorithm:
     cores = num_bytes(held(sig)[SHARED]['blocks'])
     return both._replace(uplink=both.uplink - cores + cores // len(each.held))
 
+  models = _build_models(facts, each)
+  model = federate(
+    models,
+    shared,
+    options.sites,
+    every_block=options.every_block,
+    by_index=options.mapping == 'index',
+  )
+
+  def alone(theta: Tree, name: str) -> Alone:
+    held = select(theta, model.axes, each.held[name])
+    return Alone(model.own(held, name), {'layer': models[name].depth}, name)
+
   made = Algorithm(
-    model=federate(
-      _build_models(facts, each),
-      shared,
-      options.sites,
-      every_block=options.every_block,
-      by_index=options.mapping == 'index',
-    ),
+    model=model,
     rule=each,
     client=client(facts.task, each, own_branches=own_branches),
     aggregator=aggregator(
@@ -163,12 +171,12 @@ def build(facts: Facts) -> Algorithm:
     eligible=lambda rnd: rnd >= joins,
     tier=lambda k: each.of_client[k],
     traffic=traffic,
-    plain=False,
+    ending=lambda theta, _: {name: alone(theta, name) for name in each.held},
   )
   if not options.personal:
     return made
   classifiers.require_classes('heterotune', facts.task)
-  return keeping.keep(made, each)
+  return keeping.keep(made, each, alone)
 
 
 def common_head(experiment: config.Experiment) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Context,
   CountTraffic,
   Sent,
@@ -59,12 +60,15 @@ class Flat:
     return jax.tree.unflatten(treedef, shaped)
 
 
-def keep(algorithm: Algorithm, each: Tiers) -> Algorithm:
+def keep(
+  algorithm: Algorithm, each: Tiers, alone: Callable[[Tree, str], Alone]
+) -> Algorithm:
   """Returns HeteroTune whose clients keep what is their tier's own.
 
   Args:
     algorithm: HeteroTune as it averages that within each tier.
     each: Its tiers.
+    alone: (theta, name) -> the model of a tier by itself.
 
   Raises:
     ValueError: A tier has nothing of its own.
@@ -90,8 +94,18 @@ def keep(algorithm: Algorithm, each: Tiers) -> Algorithm:
       client.finish(start, delta, steps, context),
       each.name(context.sig),
     )
-    own = jax.tree.map(jnp.add, start[name], delta[name])
-    return sent._replace(tree={SHARED: sent.tree[SHARED]}, state=flat.pack(own))
+    end = jax.tree.map(jnp.add, start[name], delta[name])
+    return sent._replace(tree={SHARED: sent.tree[SHARED]}, state=flat.pack(end))
+
+  def own(name: str, theta: Tree, vector: jax.Array) -> Tree:
+    return {**theta, name: flat.unpack(name, vector)}
+
+  def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
+    name = each.of_client
+    return {
+      f'client{k}': alone(own(name[k], theta, vector), name[k])
+      for k, vector in sorted(clients.items())
+    }
 
   return dataclasses.replace(
     algorithm,
@@ -102,10 +116,8 @@ def keep(algorithm: Algorithm, each: Tiers) -> Algorithm:
       state=lambda k: first[each.of_client[k]],
     ),
     aggregator=_without(algorithm.aggregator, tuple(each.held)),
-    evaluation=dataclasses.replace(
-      algorithm.evaluation,
-      personal=lambda name, theta, own: {**theta, name: flat.unpack(name, own)},
-    ),
+    evaluation=dataclasses.replace(algorithm.evaluation, personal=own),
+    ending=ending,
     traffic=_of_shared(algorithm.traffic),
   )
 

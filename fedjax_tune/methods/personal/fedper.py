@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
+  Alone,
   Client,
   Context,
   Sent,
@@ -82,5 +83,8 @@ def build(facts: Facts) -> Algorithm:
     aggregator=compose.partition({'head': compose.PRIVATE}, Aggregator()),
     evaluation=dataclasses.replace(fedavg.evaluation, personal=private),
     traffic=both_ways(lambda held: num_bytes(_shared(held))),
-    plain=False,
+    ending=lambda theta, clients: {
+      f'client{k}': Alone({**theta, 'head': head}, {'layer': facts.depth})
+      for k, head in sorted(clients.items())
+    },
   )

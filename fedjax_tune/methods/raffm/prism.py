@@ -27,6 +27,7 @@ from fedjax_tune import config
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Algorithm,
+  Alone,
   Client,
   Context,
   LossAndSums,
@@ -133,6 +134,16 @@ def orthogonalize(theta: Tree, axes: Axes) -> Callable[[Tree], Tree]:
   return _decompose
 
 
+def multiplied(theta: Tree) -> Tree:
+  """Returns the parameters with U V in place of the factors."""
+  blocks = theta['blocks']
+  mlp = dict(blocks['mlp'])
+  for name in _KERNELS:
+    kernel = mlp[name]['u'] @ mlp[name]['v']
+    mlp[name] = {'kernel': kernel, 'bias': mlp[name]['bias']}
+  return {**theta, 'blocks': {**blocks, 'mlp': mlp}}
+
+
 def squared_norm(u_LxDxR: Array, v_LxRxF: Array) -> jax.Array:
   """Returns the sum over layers of ||U V||^2, Frobenius."""
   inner = jnp.einsum('ldr,lds->lrs', u_LxDxR, u_LxDxR)
@@ -169,7 +180,9 @@ def build(facts: Facts) -> Algorithm:
     rule=compose.product(fedavg.rule, drawn),
     client=client(task, options.frob_decay),
     reorder=orthogonalize,
-    plain=False,
+    ending=lambda theta, _: {
+      '': Alone(multiplied(theta), {'layer': facts.depth})
+    },
   )
 
 

@@ -1,0 +1,250 @@
+"""Data sets of the user's own: folders and tables, read where they lie.
+
+`folder:PATH` has classes by the names of folders (`class_folders.py`), by lists
+(`lists.py`), or is CIFAR (`cifar.py`); `csv:PATH`,
+`jsonl:PATH`, `parquet:PATH` and `npz:PATH` have rows (`tables.py`), in one
+file or in a folder of them. Nothing is copied. Where files name no split, a
+seeded part of each class is held out (`splits.hold_out`).
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import functools
+import os
+import pathlib
+import re
+
+from fedjax_tune import config
+from fedjax_tune.data import digest, fetch, notes, text_sets
+from fedjax_tune.data.own import (
+  cells,
+  cifar,
+  class_folders,
+  columns,
+  divide,
+  lists,
+  tables,
+)
+from fedjax_tune.data.own.found import Example, Found
+from fedjax_tune.data.own.opened import Own
+
+KINDS = ('folder', 'csv', 'jsonl', 'parquet', 'npz')
+# What else people call them.
+_MEANT = {
+  'json': 'jsonl', 'ndjson': 'jsonl', 'tsv': 'csv', 'table': 'csv',
+  'text': 'csv', 'dir': 'folder', 'images': 'folder', 'imagefolder': 'folder',
+  'path': 'folder', 'npy': 'npz', 'numpy': 'npz', 'arrow': 'parquet',
+}  # fmt: skip
+# Fields of the section `data` that name columns.
+COLUMNS = (
+  'label_column', 'text_column', 'image_column', 'domain_column',
+  'client_column',
+)  # fmt: skip
+# What two runs of one configuration may understand differently.
+_READ_BY = (
+  'name', 'task', *COLUMNS, 'test_share', 'split_seed', 'bad_rows',
+)  # fmt: skip
+# More than as many labels of their own are no classes.
+_FEW = 10
+
+
+def is_own(name: str) -> bool:
+  """Whether a set's name has the form of the user's own files."""
+  kind, colon, _ = name.partition(':')
+  return bool(colon) and kind in KINDS
+
+
+def suggest(name: str) -> str:
+  """Returns what a name that is no set's may mean: '; did you mean ...?', or ''."""
+  kind, colon, path = name.partition(':')
+  if colon:
+    near = difflib.get_close_matches(kind.lower(), KINDS, n=1)
+    meant = _MEANT.get(kind.lower()) or (near[0] if near else '')
+    return f"; did you mean '{meant}:{path or 'PATH'}'?" if meant else ''
+  place = pathlib.Path(name).expanduser()
+  if not place.exists():
+    return ''
+  ending = place.suffix.lower().lstrip('.')
+  meant = ending if ending in KINDS else _MEANT.get(ending, 'folder')
+  return f"; did you mean '{meant}:{name}'?"
+
+
+def check(cfg: config.Data) -> pathlib.Path:
+  """Checks that what a name such as `csv:PATH` means is there, and returns it.
+
+  Raises:
+    FileNotFoundError: It is not.
+    ValueError: There is no path, or another kind of thing is there.
+  """
+  kind, _, path = cfg.name.partition(':')
+  place, said = pathlib.Path(path).expanduser(), f'data.name={cfg.name!r}'
+  if not path:
+    raise ValueError(f"{said}: must have a path, as in '{kind}:PATH'")
+  if not place.exists():
+    beside = place.absolute().parent
+    names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
+    near = difflib.get_close_matches(place.name, names, n=1)
+    hint = f'; did you mean {place.with_name(near[0])}?' if near else ''
+    raise FileNotFoundError(f'{said}: {place.absolute()} does not exist{hint}')
+  if kind == 'folder' and not place.is_dir():
+    raise ValueError(f'{said}: {place} must be a folder{suggest(path)}')
+  if not os.access(place, os.R_OK):
+    raise PermissionError(f'{said}: {place} is not readable')
+  return place
+
+
+def read(cfg: config.Data) -> Own:
+  """Reads what a set of the user's own has, but decodes no picture.
+
+  Raises:
+    FileNotFoundError: The path does not exist.
+    ValueError: What is there cannot be understood, or some of it cannot be used
+      and `data.bad_rows` does not say to leave that out.
+  """
+  place = check(cfg)
+  key = tuple(getattr(cfg, name) for name in _READ_BY)
+  own = _read(key, _state(cfg.name.partition(':')[0], place))
+  _check_splits(cfg, own)
+  return own
+
+
+def _check_splits(cfg: config.Data, own: Own) -> None:
+  """Raises a ValueError unless the domains have examples of both splits."""
+  for domain, parts in own.examples.items():
+    for split, examples in parts.items():
+      if not examples and domain in (cfg.domains or (domain,)):
+        raise ValueError(
+          f'data.name={own.name!r}: domain {domain!r} has no {split} example'
+        )
+
+
+def _state(kind: str, place: pathlib.Path) -> str:
+  """Returns a hash of what is understood of files, to see whether they changed.
+
+  Of pictures that is their names, which are told quickly.
+  """
+  if kind == 'folder':
+    files = list(class_folders.walk(place))
+  else:
+    files = tables.find(kind, place)
+  stats = [
+    (f, f.stat())
+    for f in files
+    if f.suffix.lower() not in class_folders.PICTURES and f.exists()
+  ]
+  return digest.of(
+    '\n'.join(map(str, files)),
+    [[str(f), s.st_size, s.st_mtime_ns] for f, s in stats],
+  )
+
+
+# The last one is kept: a run asks for it several times before it reads rows.
+@functools.lru_cache(maxsize=1)
+def _read(key: tuple[object, ...], state: str) -> Own:
+  del state
+  fields = dict(zip(_READ_BY, key, strict=True))
+  cfg = config.Data(**fields)  # pyright: ignore[reportArgumentType]
+  kind, _, path = cfg.name.partition(':')
+  place = pathlib.Path(path).expanduser()
+  if kind == 'folder' and cifar.find(place):
+    found = cifar.read(place)
+  elif kind == 'folder' and (files := lists.find(place)):
+    found = lists.read(place, files)
+  elif kind == 'folder':
+    found = class_folders.read(place)
+  else:
+    found = _read_table(cfg, kind, place)
+  found.faults.sort(key=lambda fault: _in_order(fault[0]))
+  _check(cfg, found)
+  try:
+    train, test = divide.divide(cfg, found)
+  except ValueError as error:
+    raise ValueError(f'{error}{_besides(found)}') from error
+  left = notes.Notes()
+  for where, reason in found.faults:
+    left.add(f'rows or files left out ({reason})', where)
+  return Own(
+    cfg.name,
+    found.texts,
+    _by_domain(place, train, test),
+    found.class_names or _classes([*train, *test]),
+    found.metrics,
+    tuple(found.faults),
+    (*found.notes, *left.lines()),
+  )
+
+
+def _in_order(place: str) -> list[str | int]:
+  """Returns what sorts places with line 9 before line 10."""
+  parts = re.split(r'(\d+)', place)
+  return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _read_table(cfg: config.Data, kind: str, place: pathlib.Path) -> Found:
+  """Reads a table; one in a folder called as a set of GLUE is that set."""
+  table = tables.read(kind, tables.find(kind, place))
+  name = f'glue/{place.name}'
+  known = None if cfg.task else text_sets.TEXT_SETS.get(name)
+  if known is None or not all(f in table.columns for f in known.features):
+    return cells.take(cfg, table, columns.find(cfg, table))
+  if known.kind == 'regression':
+    cfg = dataclasses.replace(cfg, task=known.kind)
+  found = cells.take(cfg, table, columns.of_known(known))
+  found.notes.append(f'read as {name}, by the names of its folder and columns')
+  found.metrics = known.metrics
+  return found
+
+
+def _check(cfg: config.Data, found: Found) -> None:
+  """Raises a ValueError unless there is something to use, and all of it is."""
+  said = f'data.name={cfg.name!r}'
+  if found.faults and cfg.bad_rows == 'refuse':
+    fields = {name: getattr(cfg, name) for name in ('task', *COLUMNS)}
+    command = fetch.command(source=cfg.name, **fields)
+    raise ValueError(
+      f'{said}: {_faults(found)}. `{command}` lists all;'
+      " data.bad_rows='leave_out' goes on without them"
+    )
+  if not found.examples:
+    raise ValueError(f'{said}: nothing in it can be used{_besides(found)}')
+  names = {e.label for e in found.examples if isinstance(e.label, str)}
+  if len(names) == len(found.examples) > _FEW and not found.class_names:
+    raise ValueError(
+      f'{said}: all {len(names)} examples have labels of their own, such as'
+      f' {min(names)!r}; name the label by data.label_column'
+    )
+
+
+def _besides(found: Found) -> str:
+  return f'; besides, {_faults(found)}' if found.faults else ''
+
+
+def _faults(found: Found) -> str:
+  listed = [f'{place}: {reason}' for place, reason in found.faults]
+  return (
+    f'{len(listed)} rows or files cannot be used.'
+    f' {notes.join_first(listed, "; ")}'
+  )
+
+
+def _classes(examples: Sequence[Example]) -> tuple[str, ...]:
+  """Returns the names of the classes, in order of their labels."""
+  names = {e.label for e in examples if isinstance(e.label, str)}
+  if cells.is_numeric(names):
+    return tuple(sorted(names, key=lambda name: (int(name), name)))
+  return tuple(sorted(names))
+
+
+def _by_domain(
+  place: pathlib.Path, train: Sequence[Example], test: Sequence[Example]
+) -> Mapping[str, Mapping[str, Sequence[Example]]]:
+  """Returns examples by domain, sorted by name, and split."""
+  names = sorted({e.domain for e in (*train, *test)})
+  found: dict[str, dict[str, list[Example]]] = {
+    name or place.stem or 'all': {'train': [], 'test': []} for name in names
+  }
+  for split, examples in (('train', train), ('test', test)):
+    for example in examples:
+      found[example.domain or place.stem or 'all'][split].append(example)
+  return found

@@ -1,0 +1,110 @@
+"""Writes what a finished run ends with for other programs: `launch.export`."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import NamedTuple
+
+from fedjax_tune.deploy import card, folders, formats, models
+from fedjax_tune.report import writer
+
+
+class Written(NamedTuple):
+  """A folder that was written.
+
+  Attributes:
+    name: Of the model; '' where the run has one.
+    folder: Where it is.
+    notes: What a user should know of it.
+  """
+
+  name: str
+  folder: pathlib.Path
+  notes: tuple[str, ...]
+
+
+def check(
+  ended: models.Ended, form: str, names: Sequence[str]
+) -> dict[str, models.Model]:
+  """Returns the models to write; refuses what has no place in a format.
+
+  Args:
+    ended: The run.
+    form: A key of `formats.FORMATS`.
+    names: Of its models; () takes all.
+
+  Raises:
+    ValueError: A name is unknown, or a model cannot leave in this format.
+  """
+  found = dict(ended.models)
+  for name in names:
+    if name not in found:
+      listed = ', '.join(found) if any(found) else 'none: the run has one model'
+      raise ValueError(f'models={name!r} must be of {listed}.')
+  chosen = {name: found[name] for name in names or found}
+  task = ended.learned.task
+  for model in chosen.values():
+    if why := formats.FORMATS[form].why_not(model, task):
+      tune = ended.results.experiment.model.tune
+      others = [
+        n for n, f in formats.FORMATS.items() if not f.why_not(model, task)
+      ]
+      raise ValueError(
+        f'format={form!r} must be {" or ".join(map(repr, others))} for'
+        f' model.tune={tune!r} here: {why}.'
+      )
+  return chosen
+
+
+def write(
+  ended: models.Ended,
+  form: str,
+  out: str | os.PathLike[str],
+  names: Sequence[str] = (),
+) -> list[Written]:
+  """Writes each model of a run as a folder, with a card.
+
+  A run of one model is written to `out` itself, others to a folder of each
+  model in it.
+
+  Args:
+    ended: The run.
+    form: A key of `formats.FORMATS`.
+    out: A new folder, or one of an earlier export.
+    names: Of the models to write; () takes all.
+
+  Raises:
+    FileExistsError, NotADirectoryError: As `folders.check`.
+    ValueError: As `check`.
+    Diverged: A parameter of a model is not finite.
+  """
+  chosen, out = check(ended, form, names), pathlib.Path(out)
+  folders.check(out)
+  for model in chosen.values():
+    _ = model.params  # Is refused where it is not finite, before anything is.
+  found = []
+  for name, model in chosen.items():
+    folder = out / name
+    source = ended.source(model)
+    context = formats.Context(
+      ended.learned,
+      source.tokenizer,
+      max(ended.results.experiment.data.lengths),
+      source,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = tuple(formats.FORMATS[form].write(model, context, folder))
+    record = {
+      'format': form,
+      'model': name,
+      'method': ended.results.experiment.method,
+      'labels': ended.learned.labels,
+    }
+    writer.write_json(folder / folders.EXPORTED, record)
+    text = card.render(ended, model, form, folder, notes)
+    writer.write_text(folder / 'README.md', text)
+    found.append(Written(name, folder, notes))
+  if any(chosen):
+    record = {'format': form, 'models': list(chosen)}
+    writer.write_json(out / folders.EXPORTED, record)
+  return found

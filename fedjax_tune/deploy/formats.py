@@ -1,0 +1,250 @@
+"""The formats in which a run's model can leave, and what has no place in one."""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_tune.data.tasks import Task
+from fedjax_tune.deploy import models
+from fedjax_tune.models import (
+  adapter_files,
+  backbone,
+  bottleneck,
+  export,
+  flax_folder,
+  foundation,
+  pretrained,
+  sizes,
+)
+from fedjax_tune.training.learned import Learned
+from fedjax_tune.typing import Path, Tree
+
+# What `transformers` calls them.
+_PROBLEMS = {
+  'classification': 'single_label_classification',
+  'regression': 'regression',
+}
+BASE = 'base'
+
+
+class Context(NamedTuple):
+  """What a folder says besides the model.
+
+  Attributes:
+    learned: What the run has learned.
+    tokenizer: Folder of a text model's tokenizer, else None.
+    max_length: Tokens to which texts are cut.
+    source: The pretrained model, where an adapter is written.
+  """
+
+  learned: Learned
+  tokenizer: str | None
+  max_length: int
+  source: pretrained.Pretrained | None = None
+
+
+class Format(NamedTuple):
+  """One way for a model to leave.
+
+  Attributes:
+    why_not: Says why a model cannot; '' if it can.
+    write: Writes a model's folder; returns what a user should know of it.
+  """
+
+  why_not: Callable[[models.Model, Task], str]
+  write: Callable[[models.Model, Context, pathlib.Path], list[str]]
+
+
+def _has_bottleneck(model: models.Model) -> bool:
+  kinds = model.adapters.values()
+  return any(isinstance(found, bottleneck.Bottleneck) for found in kinds)
+
+
+# -- Hugging Face's folders of whole models
+
+
+def _why_no_folder(model: models.Model, task: Task) -> str:
+  del task
+  config, place = model.config, 'no model of transformers has'
+  if _has_bottleneck(model):
+    return f'{place} bottlenecks behind its sublayers'
+  if config.prompts or config.prefixes:
+    kind = 'tokens behind the class token' if config.prompts else 'keys'
+    return f'{place} trained {kind}'
+  return ''
+
+
+def _write_folder(
+  model: models.Model, context: Context, folder: pathlib.Path
+) -> list[str]:
+  save_folder(folder, model.config, model.params, context)
+  return []
+
+
+def save_folder(
+  folder: pathlib.Path, config: sizes.Config, params: Tree, context: Context
+) -> None:
+  """Writes a whole model, or a part of one, as Hugging Face's folder."""
+  export.save_huggingface(
+    folder,
+    config,
+    params,
+    context.learned.labels,
+    context.tokenizer,
+    max_length=context.max_length,
+    problem=_PROBLEMS.get(context.learned.task.kind, ''),
+  )
+
+
+# -- peft's folders
+
+
+def _why_no_adapter(model: models.Model, task: Task) -> str:
+  return adapter_files.why_not(
+    model.config,
+    task.kind,
+    full=model.config.full,
+    bottleneck=_has_bottleneck(model),
+  )
+
+
+def _write_adapter(
+  model: models.Model, context: Context, folder: pathlib.Path
+) -> list[str]:
+  """Writes an adapter, and the model below it unless that is a folder already."""
+  config, notes = model.config, []
+  trained = foundation.flat(model.theta)
+  trained = {path: np.asarray(leaf) for path, leaf in trained.items()}
+  pairs = {
+    path: (trained.pop((*path, 'lora_a')), trained.pop((*path, 'lora_b')))
+    for path in model.lora
+  }
+  scale = model.scale
+  if jax.tree.leaves(model.added):
+    pairs, scale = _with_added(model, pairs), 1.0
+    rank = next(iter(pairs.values()))[0].shape[-1]
+    notes.append(
+      f'The server added to frozen kernels; with that the adapter has rank {rank}.'
+    )
+  assert context.source is not None
+  base = _original(model, context.source)
+  params = _untrained(model, context.source)
+  plain = dataclasses.replace(config, prompts=0, prefixes=0)
+  if config.prompts or config.prefixes:
+    assert isinstance(plain, sizes.TextConfig)
+    num = config.prompts or config.prefixes
+    plain, params, trained = adapter_files.shift(plain, params, trained, num)
+    base = ''
+  if not base:
+    save_folder(folder / BASE, plain, params, context)
+    base = str((folder / BASE).resolve())
+    notes.append(f'{BASE}/ is the model on which the adapter is put.')
+  adapter_files.save(
+    folder, config, base, context.learned.task.kind, pairs, scale, trained
+  )
+  export.save_processing(folder, plain, context.tokenizer, context.max_length)
+  return notes
+
+
+def _with_added(
+  model: models.Model, pairs: adapter_files.Pairs
+) -> adapter_files.Pairs:
+  """Returns the LoRA of scale 1 that is all that was added to kernels."""
+  added = foundation.flat(model.added)
+  found, stacks = {}, {path: int(path[0] == 'blocks') for path in pairs}
+  for path, (a, b) in pairs.items():
+    stack = stacks[path]
+    lead = a.shape[:stack]
+    left = a.reshape(*lead, -1, a.shape[-1]).astype(np.float64)
+    right = b.reshape(*lead, b.shape[stack], -1).astype(np.float64)
+    whole = model.scale * left @ right
+    whole += np.asarray(added[*path, 'kernel'], np.float64).reshape(whole.shape)
+    u, s, v = np.linalg.svd(whole, full_matrices=False)
+    least = s.max() * max(whole.shape[-2:]) * np.finfo(np.float32).eps
+    rank = max(1, int((s > least).sum(-1).max()))
+    u, v = u[..., :rank], s[..., :rank, None] * v[..., :rank, :]
+    found[path] = (
+      u.reshape(*a.shape[:-1], rank),
+      v.reshape(*lead, rank, *b.shape[stack + 1 :]),
+    )
+  most = max(a.shape[-1] for a, _ in found.values())
+  # Filled up with zeros, as one rank is for all maps.
+  return {
+    p: (_widen(a, -1, most), _widen(b, stacks[p], most))
+    for p, (a, b) in found.items()
+  }
+
+
+def _widen(x: np.ndarray, axis: int, size: int) -> np.ndarray:
+  """Fills an axis up with zeros."""
+  wide = [(0, 0)] * x.ndim
+  wide[axis] = (0, size - x.shape[axis])
+  return np.pad(x, wide)
+
+
+def _original(model: models.Model, source: pretrained.Pretrained) -> str:
+  """Returns the folder that has a model's frozen part as it is, or ''."""
+  folder = pathlib.Path(source.source).expanduser()
+  if source.drawn or not (folder / 'config.json').is_file():
+    return ''
+  there = foundation.flat(source.params)
+  here = foundation.flat(model.base)
+  for path, leaf in here.items():
+    if not np.array_equal(np.asarray(leaf, np.float32), there.get(path, ())):
+      return ''
+  # Biases that trained have no place where the folder has none.
+  trained = foundation.flat(model.theta)
+  if any(p[-1] == 'bias' and not np.any(there.get(p, 1)) for p in trained):
+    return ''
+  return str(folder.resolve())
+
+
+def _untrained(model: models.Model, source: pretrained.Pretrained) -> Tree:
+  """Returns all parameters of the model on which an adapter is put.
+
+  What trained, and is in the adapter, is there as it was pretrained; a head is
+  of zeros.
+  """
+  config = dataclasses.replace(model.config, prompts=0, prefixes=0)
+  base = foundation.flat(model.base)
+  before = foundation.flat(source.params)
+  theta = foundation.flat(model.theta)
+
+  def find(path: Path) -> np.ndarray:
+    if path in base:
+      return np.asarray(base[path], np.float32)
+    shape = theta[path].shape
+    if path in before:
+      return np.asarray(before[path])[tuple(map(slice, shape))]
+    return np.zeros(shape, np.float32)
+
+  names = backbone.variables(config)
+  return foundation.nest({path: find(path) for path in names})
+
+
+# -- folders of this package
+
+
+def _write_flax(
+  model: models.Model, context: Context, folder: pathlib.Path
+) -> list[str]:
+  flat = foundation.flat(model.frozen)
+  flat |= foundation.flat(model.theta)
+  params = foundation.nest(flat)
+  labels = tuple(context.learned.labels)
+  flax_folder.save(folder, model.config, model.adapters, params, labels)
+  export.save_processing(
+    folder, model.config, context.tokenizer, context.max_length
+  )
+  return []
+
+
+FORMATS = {
+  'hf': Format(_why_no_folder, _write_folder),
+  'peft': Format(_why_no_adapter, _write_adapter),
+  'flax': Format(lambda *_: '', _write_flax),
+}

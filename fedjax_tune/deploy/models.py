@@ -1,0 +1,204 @@
+"""The models that a finished run ends with, each by itself.
+
+Most methods end with one. Nothing here needs the run's data.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_tune import endings, selection
+from fedjax_tune.deploy import results
+from fedjax_tune.engine import finite, server
+from fedjax_tune.engine.algorithm import Algorithm, Alone
+from fedjax_tune.models import (
+  block,
+  export,
+  flax_folder,
+  foundation,
+  peft,
+  pretrained,
+  sizes,
+)
+from fedjax_tune.models.lora import Lora
+from fedjax_tune.training import build, identity, learned
+from fedjax_tune.typing import Path, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A plain model: one of a run's, with all that it trained.
+
+  Attributes:
+    name: Of the run's models; '' where it has one.
+    tier: Of which pretrained model it is one; '' where there is one.
+    config: Its sizes, trained tokens too.
+    adapters: What is added to its linear maps or sublayers.
+    base: Frozen parameters, as clients got them first.
+    added: What the server has added to them, nested like some of them.
+    theta: What trained.
+  """
+
+  name: str
+  tier: str
+  config: sizes.Config
+  adapters: block.Adapters
+  base: Tree
+  added: Tree
+  theta: Tree
+
+  @property
+  def frozen(self) -> Tree:
+    """What did not train, as it is in the end."""
+    return foundation.add_frozen(self.base, self.added)
+
+  @property
+  def lora(self) -> dict[Path, Lora]:
+    """For the path of each map with LoRA what that is."""
+    found = {}
+    for name, added in self.adapters.items():
+      path = tuple(name.split('.'))
+      if isinstance(added, Lora):
+        found[path if path[0] == 'embed' else ('blocks', *path)] = added
+    return found
+
+  @property
+  def scale(self) -> float:
+    """Alpha / rank of its LoRA, which all maps share."""
+    return next((found.scale for found in self.lora.values()), 0.0)
+
+  @functools.cached_property
+  def params(self) -> Tree:
+    """All parameters, LoRA folded in.
+
+    Raises:
+      Diverged: One is not finite.
+    """
+    found = export.fuse(self.frozen, self.theta, self.scale)
+    if names := finite.where_not(found):
+      raise endings.Diverged(
+        f'the model of the run must be finite, but its {", ".join(names[:3])}'
+        ' is not: training diverged, and nothing can be deployed.'
+      )
+    return found
+
+
+class Ended(NamedTuple):
+  """A finished run without its data.
+
+  Attributes:
+    results: Its folder.
+    learned: What it has learned, and from what.
+    models: What it ends with, by name.
+    sources: The pretrained models, by tier; '' where there is one.
+  """
+
+  results: results.Results
+  learned: learned.Learned
+  models: Mapping[str, Model]
+  sources: Mapping[str, pretrained.Pretrained]
+
+  def source(self, model: Model) -> pretrained.Pretrained:
+    """Returns the pretrained model of which one was made."""
+    return self.sources[model.tier]
+
+
+def load(workdir: str | os.PathLike[str]) -> Ended:
+  """Loads what a finished run ends with.
+
+  The data are read only of a run that is older than `task.json`.
+
+  Raises:
+    FileNotFoundError: There is no run, or its pretrained weights are gone.
+    ValueError: The run is not finished, its last checkpoint is damaged or was
+      trained on other weights, or no client of a personal method ever took
+      part.
+  """
+  found = results.read(workdir)
+  experiment, kept = found.experiment, found.last()
+  known = learned.read(found.workdir)
+  if known is None:
+    known = learned.of(build.build(found.here))
+  rebuilt = learned.rebuild(found.here, known)
+  there = {'content': {'weights': kept.run['content']['weights']}}
+  here = {'content': {'weights': rebuilt.weights}}
+  identity.check_content(there, here, found.where)
+  state = results.restore(found, kept, rebuilt.algorithm)
+  ends = take_apart(rebuilt.algorithm, state)
+  if not ends:
+    raise ValueError(
+      f'workdir={found.workdir}: method={experiment.method!r} gives each client'
+      ' a model of its own, but none ever took part.'
+    )
+  several = any(model.tier for model in ends.values())
+  sources = {t.name if several else '': t.weights for t in rebuilt.tiers}
+  return Ended(found, known, ends, sources)
+
+
+def take_apart(
+  algorithm: Algorithm, state: server.ServerState
+) -> dict[str, Model]:
+  """Returns the models that a run ends with, by name."""
+  added = results.added(algorithm, state)
+  alone = algorithm.alone(state.theta, state.clients)
+  return {n: _model(n, algorithm, added, one) for n, one in alone.items()}
+
+
+def _model(name: str, algorithm: Algorithm, added: Tree, alone: Alone) -> Model:
+  """Cuts a model to what it holds."""
+  found = algorithm.model
+  found = getattr(found, 'tiers', {'': found})[alone.tier]
+  assert isinstance(found, foundation.Foundation)
+  whole = found.merge(found.base, found.theta)
+  config, adapters = whole.embed.config, peft.find_adapters(whole)
+  axes = _axes(config, adapters)
+
+  def cut(tree: Tree) -> Tree:
+    flat = foundation.flat(tree)
+    return foundation.nest(
+      {p: _select(leaf, axes[p], alone) for p, leaf in flat.items()}
+    )
+
+  depth = selection.Selection.of(alone.held).amounts['layer']
+  return Model(
+    name,
+    alone.tier,
+    dataclasses.replace(config, depth=depth),
+    adapters,
+    cut(found.base),
+    cut(added),
+    cut(alone.theta),
+  )
+
+
+def _select(
+  leaf: np.ndarray, names: tuple[str, ...], alone: Alone
+) -> np.ndarray:
+  host = np.asarray(jax.device_get(leaf))
+  held = {
+    axis: n
+    for axis, n in alone.held.items()
+    if axis in names and not _is_all(n, host.shape[names.index(axis)])
+  }
+  return (
+    np.asarray(selection.select_within(host, names, held)) if held else host
+  )
+
+
+def _is_all(held: object, size: int) -> bool:
+  if isinstance(held, int):
+    return held == size
+  return np.array_equal(np.asarray(held), np.arange(size))
+
+
+def _axes(
+  config: sizes.Config, adapters: block.Adapters
+) -> dict[Path, tuple[str, ...]]:
+  """Returns the axes of a plain model's parameters, trained or not."""
+  split = flax_folder.build(config, adapters)
+  return foundation.flat(split.base_axes) | foundation.flat(split.axes)

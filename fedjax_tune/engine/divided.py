@@ -1,0 +1,144 @@
+"""Frozen weights divided among devices, each block whole only while it runs.
+
+What is known as FSDP or ZeRO-3. Every device keeps a part of each leaf along one
+of its named axes. Clients on several devices are at different blocks at the
+same time, so a block is put together by one exchange in which each device
+gets the one that it is at.
+"""
+
+import dataclasses
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_tune import selection
+from fedjax_tune.models.federation import Federation
+from fedjax_tune.models.foundation import Foundation, Models
+from fedjax_tune.typing import Allocation, Axes, Tree
+
+# The axis of the mesh, which is that of the clients.
+_MESH = 'clients'
+
+
+def base_axes(model: Models) -> Axes:
+  """Returns the names of the axes of each frozen leaf."""
+  if isinstance(model, Federation):
+    return {name: tier.base_axes for name, tier in model.tiers.items()}
+  assert isinstance(model, Foundation)
+  return model.base_axes
+
+
+def divide(model: Models, mesh: Mesh) -> Models:
+  """Returns a model whose frozen parameters lie divided on a mesh."""
+  if isinstance(model, Federation):
+    tiers = {n: _divide(tier, mesh) for n, tier in model.tiers.items()}
+    return dataclasses.replace(model, tiers=tiers)
+  assert isinstance(model, Foundation)
+  return _divide(model, mesh)
+
+
+def _divide(model: Foundation, mesh: Mesh) -> Foundation:
+  where = places(model.base, model.base_axes, mesh)
+  return dataclasses.replace(model, base=jax.device_put(model.base, where))
+
+
+def places(base: Tree, axes: Axes, mesh: Mesh) -> Tree:
+  """Returns the sharding of each leaf on a mesh; see `specs`."""
+  like = specs(base, axes, mesh.size)
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), like)
+
+
+def beside(base: Tree, tree: Tree, *, split: bool = False) -> Tree:
+  """Puts arrays where a base lies, so that one program reads both.
+
+  Args:
+    base: The frozen parameters.
+    tree: Arrays on one device or on the host.
+    split: Divide them along their first axis, if that can be.
+  """
+  where = next((leaf.sharding for leaf in jax.tree.leaves(base)), None)
+  if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+    return jax.device_put(tree)
+  size, mesh = len(jax.tree.leaves(tree)[0]) if split else 1, where.mesh
+  spec = PartitionSpec(_MESH) if size % mesh.size == 0 else PartitionSpec()
+  return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def specs(base: Tree, axes: Axes, devices: int) -> Tree:
+  """Says how each leaf is divided: along its longest axis that can be.
+
+  Never along 'layer', as a block is exchanged as a whole. A leaf without
+  such an axis lies on every device.
+
+  Args:
+    base: The frozen parameters, or their shapes.
+    axes: The names of their axes.
+    devices: Among how many devices.
+  """
+
+  def divide(leaf, names):
+    sizes = zip(leaf.shape, names, range(leaf.ndim), strict=True)
+    able = [
+      (size, -dim)
+      for size, name, dim in sizes
+      if name != 'layer' and size % devices == 0
+    ]
+    if not able or devices == 1:
+      return PartitionSpec()
+    return PartitionSpec(*[None] * -max(able)[1], _MESH)
+
+  return jax.tree.map(divide, base, axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack:
+  """A leaf [L, ...] of all blocks, of which this device has a part.
+
+  Attributes:
+    part: The part.
+    dim: Along which dimension it is one.
+  """
+
+  part: jax.Array
+  dim: int
+
+  @property
+  def ndim(self) -> int:
+    """As of an array."""
+    return self.part.ndim
+
+  def __getitem__(self, layer: jax.Array) -> jax.Array:
+    """Returns the leaf of a block, which each device may want of another."""
+    wanted = lax.all_gather(layer, _MESH)
+    parts = self.part[wanted]
+    dim = self.dim  # Where [L, ...] has it, [devices, ...] does.
+    found = lax.all_to_all(
+      parts, _MESH, split_axis=0, concat_axis=dim, tiled=True
+    )
+    return found[0]
+
+
+def opened(base: Tree, axes: Axes, like: Tree, held: Allocation) -> Tree:
+  """Makes of a device's parts what models read.
+
+  Blocks are put together one by one, as `models/stack.py` reads them. Where
+  clients hold parts of blocks, all is put together at once.
+
+  Args:
+    base: The parts of the frozen parameters that this device has.
+    axes: The names of their axes.
+    like: How each leaf is divided, as `specs` has it.
+    held: What clients hold.
+  """
+  by_block = not set(held) & selection.axis_names(axes) - {'layer'}
+
+  def open_leaf(leaf, names, spec):
+    if not spec:
+      return leaf
+    dim = len(spec) - 1
+    if by_block and names[0] == 'layer':
+      return Stack(leaf, dim)
+    return lax.all_gather(leaf, _MESH, axis=dim, tiled=True)
+
+  return jax.tree.map(open_leaf, base, axes, like)

@@ -1,0 +1,49 @@
+r"""Writes what a finished run ends with for other programs.
+
+  python -m launch.export --workdir=DIR --format=hf --out=FOLDER
+  python -m launch.export --workdir=DIR --format=peft --out=FOLDER
+  python -m launch.export --workdir=DIR --format=flax --out=FOLDER
+
+`hf` is a folder of the whole model for `transformers`, adapters merged; `peft`
+an adapter for `peft.PeftModel.from_pretrained`; `flax` all that trained, for
+`fedjax_tune.load_model`. A method that ends with several models (a classifier
+for each depth, a tier, a client) gets a folder of each in FOLDER. The run's
+data are not needed, its pretrained weights are. Each folder has a README.md, a
+model card.
+"""
+
+from absl import flags
+
+from fedjax_tune.deploy import exported, formats, models
+from launch import start
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of a finished run.', required=True
+)
+_FORMAT = flags.DEFINE_enum(
+  'format', None, list(formats.FORMATS), 'What for.', required=True
+)
+_OUT = flags.DEFINE_string('out', None, 'Where to write it.', required=True)
+_MODELS = flags.DEFINE_list(
+  'models', [], 'Which, where the run ends with several; all by default.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Loads the run, and writes its models."""
+  start.reject_arguments(argv)
+  workdir, out = start.folder(_WORKDIR), start.folder(_OUT)
+  console = start.console()
+  with console.status('Reading the run and its weights'):
+    ended = models.load(workdir)
+  with console.status('Writing'):
+    found = exported.write(ended, _FORMAT.value, out, _MODELS.value)
+  for written in found:
+    name = f'{written.name}: ' if written.name else ''
+    console.print(f'{name}{written.folder}', soft_wrap=True)
+    for note in written.notes:
+      console.print(f'  {note}', soft_wrap=True)
+
+
+if __name__ == '__main__':
+  start.run(main)

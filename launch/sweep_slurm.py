@@ -1,0 +1,250 @@
+"""Runs a sweep as an array of Slurm jobs, by submitit."""
+
+from collections.abc import Callable, Sequence
+import getpass
+import importlib
+import pathlib
+import re
+import subprocess
+import time
+from types import ModuleType
+
+from rich import console as rich_console
+
+from fedjax_tune import endings
+from fedjax_tune.training import interrupts
+from launch import sweep_progress, sweep_results, sweep_runner
+from launch.sweep_job import Job
+from launch.sweep_plan import PlannedRun
+
+# Between looks at the queue.
+_POLL_S = 10.0
+# In a run's folder: the job that trains it, or did.
+_JOB = 'slurm_job.txt'
+# How often a job may go on where its time was over.
+_TIMES = 1000
+_GRACE_S = 300
+
+Settings = dict[str, str | int]
+
+
+def settings(items: Sequence[str]) -> Settings:
+  """Reads FIELD=VALUE: flags of sbatch and fields of submitit.
+
+  Raises:
+    ValueError: One is malformed or given twice, or `time` is missing.
+  """
+  found: Settings = {}
+  for item in items:
+    name, equals, value = item.removeprefix('--').partition('=')
+    name = name.replace('-', '_')
+    if not (name and equals and value):
+      raise ValueError(f'slurm: {item!r} must read FIELD=VALUE.')
+    if name in found:
+      raise ValueError(f'slurm: {name} must be given only once.')
+    found[name] = int(value) if re.fullmatch('[0-9]+', value) else value
+  if 'time' not in found:
+    raise ValueError('slurm: time, the longest that a job runs, must be given.')
+  found['time'] = _minutes(str(found['time']))
+  return {'signal_delay_s': _GRACE_S, 'job_name': 'sweep'} | found
+
+
+def _minutes(text: str) -> int:
+  """Reads a time as sbatch does.
+
+  >>> _minutes('90'), _minutes('1:30:00'), _minutes('2-1')
+  (90, 90, 2940)
+  """
+  form = r'(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?'
+  if not (match := re.fullmatch(form, text)):
+    raise ValueError(
+      f'slurm: time={text!r} must read MINUTES, H:MM:SS or D-H:MM.'
+    )
+  days, first, second, third = match.groups()
+  if days is not None:
+    hours, minutes = int(first), int(second or 0)
+  elif third is not None:
+    hours, minutes = int(first), int(second)
+  else:  # Minutes and seconds.
+    hours, minutes = 0, int(first)
+  total = (int(days or 0) * 24 + hours) * 60 + minutes
+  if total < 1:
+    raise ValueError(f'slurm: time={text!r} must be at least a minute.')
+  return total
+
+
+def load() -> ModuleType:
+  """Imports submitit, which only this needs.
+
+  Raises:
+    ValueError: It is not installed.
+  """
+  try:
+    return importlib.import_module('submitit')
+  except ImportError as error:
+    raise ValueError(
+      "--backend=slurm needs submitit: pip install -e '.[slurm]'"
+    ) from error
+
+
+def run_sweep(
+  runs: Sequence[PlannedRun],
+  command_fn: Callable[[PlannedRun], list[str]],
+  workdir: pathlib.Path,
+  slurm: Settings,
+  jobs: int | None,
+  console: rich_console.Console,
+  last: int = 1,
+  *,
+  detach: bool = False,
+) -> list[sweep_runner.Failure]:
+  """Submits what is not finished and in no job, and follows until all ended.
+
+  Args:
+    runs: In the order in which they are submitted.
+    command_fn: Makes the command of a run, without --resume.
+    workdir: Gets the results, and what submitit writes.
+    slurm: See `settings`.
+    jobs: Jobs at a time; None is no limit.
+    console: Shows how far things are.
+    last: Evaluations of a run over which the tables average.
+    detach: Do not follow.
+
+  Returns:
+    The runs whose jobs ended before they were finished.
+
+  Raises:
+    Interrupted: If a signal came; the jobs go on.
+    ValueError: If a run's folder holds a run of other settings, or Slurm does
+      not know a setting.
+    RuntimeError: Slurm refuses, or does not answer.
+  """
+  sweep_runner.check_folders(runs)
+  queue = queued()
+  waiting = {
+    job: run for run in runs if not run.finished and (job := _job(run)) in queue
+  }
+  known = {run.name for run in waiting.values()}
+  new = [r for r in runs if not r.finished and r.name not in known]
+  if new:
+    ids = submit(new, command_fn, workdir, slurm, jobs)
+    waiting |= dict(zip(ids, new, strict=True))
+    console.print(f'Submitted {len(new)} runs as job {ids[0].split("_")[0]}.')
+  if known:
+    console.print(f'{len(known)} runs are in jobs from before.')
+  if detach:
+    sweep_runner.tell_results(runs, workdir, console, last)
+    if waiting:
+      console.print('The same command follows them, and makes the table.')
+    return []
+  failed = _follow(runs, waiting, workdir, console, last)
+  sweep_runner.tell_results(runs, workdir, console, last)
+  return failed
+
+
+def _follow(
+  runs: Sequence[PlannedRun],
+  waiting: dict[str, PlannedRun],
+  workdir: pathlib.Path,
+  console: rich_console.Console,
+  last: int,
+) -> list[sweep_runner.Failure]:
+  """Waits for jobs, and returns the runs that they left unfinished."""
+  failed: list[sweep_runner.Failure] = []
+  gone: set[str] = set()
+  done = len(runs) - len(waiting)
+  with (
+    interrupts.Interrupts() as signals,
+    signals.patient(),
+    sweep_progress.SweepProgress(len(runs), done, console) as progress,
+  ):
+    for run in waiting.values():
+      progress.start(run.name, run.workdir)
+    while waiting and not signals.asked:
+      queue = queued()
+      gone -= queue
+      for job in [job for job in waiting if job not in queue]:
+        run = waiting[job]
+        if run.finished and not run.problem():
+          progress.finish(run.name)
+          sweep_results.write_results(workdir, runs, last)
+        elif job not in gone:
+          # What it wrote on its node may not be seen here yet.
+          gone.add(job)
+          continue
+        else:
+          failed.append(sweep_runner.Failure(run, 1))
+          progress.fail(run.name, 1, run.log, _why(run, job, workdir))
+        del waiting[job]
+      progress.refresh()
+      # Signals end a sleep only by an exception.
+      until = time.monotonic() + _POLL_S
+      while waiting and not signals.asked and time.monotonic() < until:
+        time.sleep(0.1)
+  if waiting:
+    raise endings.Interrupted(
+      f'{signals.asked}: {len(waiting)} runs are still in jobs, which go on; the'
+      ' same command follows them, scancel ends them.'
+    )
+  return failed
+
+
+def _why(run: PlannedRun, job: str, workdir: pathlib.Path) -> str:
+  """Says why a job left a run unfinished, if the run's log does not."""
+  if problem := run.problem():
+    return problem
+  if run.log.exists():
+    return ''
+  return f'its job {job} never began; {workdir / "slurm"} has what Slurm wrote'
+
+
+def submit(
+  runs: Sequence[PlannedRun],
+  command_fn: Callable[[PlannedRun], list[str]],
+  workdir: pathlib.Path,
+  slurm: Settings,
+  jobs: int | None,
+) -> list[str]:
+  """Submits runs as one array, and returns the ids of their jobs.
+
+  Raises:
+    ValueError: Slurm does not know a setting.
+    RuntimeError: Slurm refuses, or there is none here.
+  """
+  executor = load().SlurmExecutor(workdir / 'slurm', max_num_timeout=_TIMES)
+  limit = {} if jobs is None else {'array_parallelism': jobs}
+  try:
+    executor.update_parameters(**slurm, **limit)
+  except ValueError as error:
+    raise ValueError(f'slurm: {error}') from error
+  made = executor.submit_array([Job(run, command_fn(run)) for run in runs])
+  ids = [job.job_id for job in made]
+  for run, job in zip(runs, ids, strict=True):
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    (run.workdir / _JOB).write_text(job + '\n')
+  return ids
+
+
+def _job(run: PlannedRun) -> str:
+  """Returns the last job of a run, '' if it had none."""
+  try:
+    return (run.workdir / _JOB).read_text().strip()
+  except OSError:
+    return ''
+
+
+def queued() -> set[str]:
+  """Returns the jobs that wait or run, as Slurm tells.
+
+  Raises:
+    RuntimeError: It does not answer.
+  """
+  command = ['squeue', '--noheader', '--array', '--format=%i']
+  command.append(f'--user={getpass.getuser()}')
+  try:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+  except FileNotFoundError as error:
+    raise RuntimeError('--backend=slurm: there is no squeue here.') from error
+  except subprocess.CalledProcessError as error:
+    raise RuntimeError(f'squeue: {error.stderr.strip()}') from error
+  return set(done.stdout.split())
