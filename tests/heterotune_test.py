@@ -227,6 +227,13 @@ def test_clients_keep_what_is_their_tiers_own():
     tiny.assert_equal(state.theta[name], run.theta[name])
     own = make(name, state.theta, state.clients[client])
     tiny.assert_close(own[name], averaged[name], **_ROUNDING)
+  alone = run.algorithm.alone(state.theta, state.clients)
+  assert {k: one.tier for k, one in alone.items()} == {
+    'client0': 'large',
+    'client1': 'small',
+  }
+  end = jax.tree.map(lambda x: x[0], averaged['large'])
+  tiny.assert_close(alone['client0'].theta['head'], end['head'], **_ROUNDING)
   cores = 2 * 2 * (2 * 3 * 3) * 4
   assert [_traffic(run).uplink, _traffic(run).downlink] == [cores, cores]
 
