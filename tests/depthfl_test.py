@@ -12,7 +12,9 @@ import tiny_depth
 from tiny_depth import found
 
 from fedjax_tune import config, selection
+from fedjax_tune.costs import flops
 from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.engine.evaluate import build_predict
 from fedjax_tune.methods.depth import depthfl
 
 _BUDGETS = (4, 3, 2, 3)
@@ -237,6 +239,21 @@ def test_evaluations():
   np.testing.assert_allclose(
     scores['ensemble'], np.mean(each, 0), rtol=1e-4, atol=1e-5
   )
+
+
+def test_evaluations_run_the_model_once():
+  algorithm, batch = _published().algorithm, tiny_depth.batch()
+  model = algorithm.model
+  predict = build_predict(model, algorithm.evaluation)
+
+  def count(*names):
+    program = lambda base, theta: predict(names, base, theta, batch)
+    return flops.count_flops(program, model.base, model.theta)
+
+  exits, width, classes = model.theta['head']['kernel'].shape
+  heads = 2 * exits * len(batch.label) * width * classes
+  assert count('ensemble', 'last') == count('last') + heads
+  assert count('last') > 2 * heads
 
 
 def test_evaluated_depth_when_nobody_holds_all():

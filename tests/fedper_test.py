@@ -1,6 +1,7 @@
 """FedPer: heads stay with their clients, who are judged on data like theirs."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import tiny
 
 import fedjax_tune as ft
-from fedjax_tune.engine import personal
+from fedjax_tune.costs import flops
+from fedjax_tune.engine import features, personal
 
 _LR, _ROUNDS = 0.1, 2
 
@@ -100,6 +102,36 @@ def test_every_client_is_judged_with_its_own_head():
   np.testing.assert_allclose(found['eval/accuracy'], np.mean(accuracies))
   worst = found['eval/worst_client/accuracy']
   np.testing.assert_allclose(worst, np.min(accuracies))
+
+
+def test_the_shared_part_runs_once_for_each_example(monkeypatch):
+  run, read = _run(), []
+  build = features.build
+
+  def counting(*given):
+    extract = build(*given)
+
+    def count(base, theta, corpus, rows, lengths):
+      read.extend(rows)
+      return extract(base, theta, corpus, rows, lengths)
+
+    return count
+
+  monkeypatch.setattr(features, 'build', counting)
+  test = tiny.examples(31, tiny.STACK_SIZE, seed=5)
+  rows = [np.arange(3, 20), np.arange(5, 31), np.array([4, 3])]
+  evaluate = personal.build(run.algorithm, {'full': test}, rows)
+  evaluate(run.foundation.base, run.engine.init())
+  assert read == list(range(3, 31))
+  # No client's own program has the body's products, but its head's alone.
+  predict = personal.build_own_predict(run.algorithm, of_head=True)
+  program = functools.partial(predict, 'full')
+  state = run.engine.init()
+  batch = tiny.batch(tiny.STACK_SIZE, 5)._replace(inputs=np.zeros((5, 6)))
+  start = run.algorithm.client.state
+  assert start is not None
+  given = (run.foundation.base, state.theta, start(0), batch)
+  assert flops.count_flops(program, *given) == 2 * 5 * 6 * tiny.CLASSES
 
 
 def test_a_run_with_few_classes_a_client(tmp_path):

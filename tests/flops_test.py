@@ -1,5 +1,7 @@
 """Counted operations and costs, by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import tiny
@@ -73,3 +75,27 @@ def test_the_cost_of_a_client_by_hand():
   block = 2 * B * (D * D + 2 * D * R) + 2 * B * (D * D + 4 * D * R)
   head = 3 * 2 * B * D * K
   assert got.flops == embed + N * block + head
+
+
+def test_what_a_program_traced_is_counted_without_another_trace():
+  run, traced = tiny.run(tiny.experiment()), []
+  loss = run.algorithm.client.loss
+
+  def noting(model, batch, context, key):
+    traced.append(context.sig)
+    return loss(model, batch, context, key)
+
+  client = dataclasses.replace(run.algorithm.client, loss=noting)
+  algorithm = dataclasses.replace(run.algorithm, client=client)
+  planner = dataclasses.replace(run.planner, algorithm=algorithm)
+  run = dataclasses.replace(run, algorithm=algorithm, planner=planner)
+  sigs = set(run.engine.programs.compiled)
+  assert len(traced) == len(sigs) > 1
+  batches = run.planner.plan(0).works[0].own.batches
+  one = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), batches
+  )
+  for sig in sigs:
+    place = run.engine.place(sig)
+    assert cost.client_cost(algorithm, sig, one, place=place).flops > 0
+  assert len(traced) == len(sigs)

@@ -320,7 +320,7 @@ def _without(planned, clients):
 def test_a_client_that_is_not_finite_is_left_out(case):
   run = case.run
   planned, state = run.planner.plan(1), run.engine.init()
-  for client, _ in planned.members:
+  for client in [member.client for member in planned.members]:
     broken, rest = (f(planned, [client]) for f in (_broken, _without))
     got, sums = run.engine.round(state, broken, case.key, 0.1)
     want, others = run.engine.round(state, rest, case.key, 0.1)
@@ -337,7 +337,7 @@ def test_a_round_of_broken_clients_leaves_all_as_it_is(case):
   run = case.run
   state = run.rounds(1)
   planned = run.planner.plan(1)
-  everyone = [client for client, _ in planned.members]
+  everyone = [member.client for member in planned.members]
   got, sums = run.engine.round(state, _broken(planned, everyone), case.key, 0.1)
   tiny.assert_equal(got, state)
   rejected, owners = health.rejected(planned, jax.device_get(sums['rejected']))

@@ -116,7 +116,7 @@ def _check_evaluation(algorithm, inputs, dtype):
     return
   predict = build_predict(model, evaluation)
   for name in evaluation.models:
-    _lower(predict, name, *seen, batch, static=0)
+    _lower(predict, (name,), *seen, batch, static=0)
 
 
 _IMAGE = np.zeros((tiny.STACK_SIZE, tiny.STACK_SIZE, 3), np.uint8)

@@ -108,11 +108,11 @@ def test_glue_is_judged_as_glue(tmp_path):
   assert train.task.metrics == ('matthews', 'accuracy')
   assert any('read as glue/cola' in note for note in test.notes)
   pair = {'sentence1': texts, 'sentence2': texts[::-1]}
-  stsb = pair | {'label': [0.0, 5.0, 2.5, 1.25, 3.0, 4.0]}
-  train, _ = load(_glue(tmp_path / 'stsb', stsb))
+  scores = [0.0, 5.0, 2.5, 1.25, 3.0, 4.0]
+  train, _ = load(_glue(tmp_path / 'stsb', pair | {'label': scores}))
   assert train.task.kind == 'regression'
   assert train.task.metrics == ('pearson', 'spearman')
-  np.testing.assert_allclose(train.labels, stsb['label'])
+  np.testing.assert_allclose(train.labels, scores)
   mnli = {'premise': texts, 'hypothesis': texts, 'label': [0, 1, 2] * 2}
   splits = ('train', 'validation_matched', 'validation_mismatched')
   train, test = load(_glue(tmp_path / 'mnli', mnli, splits))

@@ -170,3 +170,11 @@ def test_the_first_who_selects_along_an_axis_may_come_late():
   assert not any(got.programs.compiled[sig] is before[sig] for sig in some)
   states = [e.round(e.init(), planned, key, 0.1)[0] for e in (got, want)]
   tiny.assert_equal(*[state.theta for state in states])
+
+
+def test_batches_of_pictures_are_not_drawn_before_their_round(monkeypatch):
+  monkeypatch.delattr(plan, 'host_rng')
+  run = tiny.run(tiny.experiment(rounds=3))
+  assert [len(members) for members in run.planner.rounds] == [4] * 3
+  with pytest.raises(NameError):
+    run.planner.plan(0)

@@ -141,7 +141,9 @@ class Data:
     test_examples: How many test examples of each domain to evaluate, evenly
       spread over it; 0 takes all.
     lengths: Lengths in tokens to which texts are padded, ascending; longer
-      texts are cut to the last. Each compiles a program of its own.
+      texts are cut to the last. Each compiles a program of its own, or a branch
+      of one: without dropout, where clients run one by one, a batch runs in
+      parts of like length, which pays the more the finer the lengths are.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -320,6 +322,10 @@ class Engine:
     fsdp: Divide the frozen weights among these devices, each block whole only
       while it runs: for models that no device holds whole.
     compilation_cache: Keep compiled programs in the data folder.
+    cache_frozen: Where the head alone trains (`model.tune` 'head'), run the
+      frozen model once over all examples and keep what the head reads of each,
+      4 bytes times the model's width; results are the same but for rounding.
+      FLOPs are then those of the head.
   """
 
   mode: str = 'auto'
@@ -328,6 +334,7 @@ class Engine:
   devices: int = 0
   fsdp: bool = False
   compilation_cache: bool = True
+  cache_frozen: bool = False
 
 
 @dataclasses.dataclass

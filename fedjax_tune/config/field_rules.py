@@ -199,6 +199,7 @@ RULES = {
   'engine.devices': at_least(0),
   'engine.fsdp': _ANY,
   'engine.compilation_cache': _ANY,
+  'engine.cache_frozen': _ANY,
   'fedra.coverage_repair': _ANY,
   'inclusivefl.variant': one_of('published', 'fedra_port'),
   'inclusivefl.beta': _SHARE,

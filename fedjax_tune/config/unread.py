@@ -231,6 +231,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'engine.devices': (),
   'engine.fsdp': (),
   'engine.compilation_cache': (),
+  'engine.cache_frozen': (),
   'fedra.coverage_repair': (_method('fedra'),),
   'inclusivefl.variant': (_method('inclusivefl'),),
   'inclusivefl.beta': (

@@ -52,16 +52,16 @@ def check_model(
   # Whichever of A and B is at least as wide as the model, and its delta.
   if tune == 'lora' and lora.targets:
     needed = 2 * lora.rank * embed * depth * len(lora.targets) * _FLOAT
-    _check(f'lora.rank={lora.rank}', 'the adapters', needed)
+    check(f'lora.rank={lora.rank}', 'the adapters', needed)
   if tune == 'adapter':
     each = 2 * embed * cfg.rank + cfg.branches * cfg.rank**2
     needed = 2 * each * depth * _FLOAT
     fields = f'fedadapter.rank={cfg.rank} and branches={cfg.branches}'
-    _check(fields, 'the adapters', needed)
+    check(fields, 'the adapters', needed)
   # The scores of one block are held for the backward pass.
   needed = batch * sizes['heads'] * sizes['token'] * sizes['key'] * _FLOAT
   fields = f'local.batch_size={batch} with {sizes["key"]} tokens of an example'
-  _check(fields, 'attention', needed)
+  check(fields, 'attention', needed)
 
 
 def check_round(
@@ -86,7 +86,7 @@ def check_round(
   if not sizes['patch']:
     example = 2 * min(experiment.data.lengths) * _INT
   needed = 2 * clients * steps * cfg.batch_size * example
-  _check(
+  check(
     f'local.batch_size={cfg.batch_size}, {steps} local steps and {clients}'
     ' clients',
     'the examples of two rounds',
@@ -102,12 +102,12 @@ def check_shots(cfg: config.Clients) -> None:
   """
   if cfg.partition == 'k_shot':
     fields = f'clients.shots={cfg.shots} and clients.count={cfg.count}'
-    _check(fields, 'the examples dealt out', cfg.shots * cfg.count * _INDEX)
+    check(fields, 'the examples dealt out', cfg.shots * cfg.count * _INDEX)
   if cfg.replace and cfg.sizes:
     fields = f'clients.sizes={cfg.sizes} and clients.count={cfg.count}'
     each = sum(cfg.sizes) / len(cfg.sizes)
     needed = int(each * cfg.count) * _INDEX
-    _check(fields, 'the examples dealt out', needed)
+    check(fields, 'the examples dealt out', needed)
 
 
 def check_program(name: str, temporary: int, memory: int | None = None) -> None:
@@ -136,7 +136,17 @@ def _device_memory() -> int:
   return stats.get('bytes_limit') or machine_memory()
 
 
-def _check(fields: str, what: str, needed: int) -> None:
+def check(fields: str, what: str, needed: int) -> None:
+  """Refuses what takes more memory than the machine has.
+
+  Args:
+    fields: Those of the configuration that make it so large.
+    what: What takes it.
+    needed: Bytes, at least.
+
+  Raises:
+    ValueError: It cannot fit.
+  """
   if needed > (there := machine_memory()):
     raise ValueError(
       f'{fields}: {what} would take at least {tables.human_bytes(needed)}; this'

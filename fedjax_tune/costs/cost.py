@@ -3,7 +3,8 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+from jax.extend.core import Jaxpr
+import numpy as np
 import optax
 
 from fedjax_tune import selection
@@ -23,7 +24,7 @@ class Cost:
     base_params: Frozen parameters on the device.
     theta_params: Trainable parameters, which it receives and sends.
     theta_bytes: Their bytes, one way.
-    flops: Floating-point operations of one local step.
+    flops: Floating-point operations of one local step, of a whole batch.
     memory: Bytes at the peak of a local step, on a device that holds its part
       alone: weights, gradients, the optimizer's state, activations and a
       batch. An estimate (`memory.py`), within 10% of the compiler's figure.
@@ -43,6 +44,7 @@ def client_cost(
   batch: Batch,
   info: InfoShapes | None = None,
   optimizer: optax.GradientTransformation | None = None,
+  place: jax.sharding.Sharding | None = None,
 ) -> Cost:
   """Derives a client's cost from the shapes of its selection.
 
@@ -52,33 +54,13 @@ def client_cost(
     batch: Shapes of one local batch.
     info: Shapes of what it is told; None tells it nothing.
     optimizer: The client's; None counts no memory for its state.
+    place: Where the arrays of a slab's program lie that is there already: what
+      it traced serves here too.
   """
-  model, client = algorithm.model, algorithm.client
-  own = sig.shapes()
+  model = algorithm.model
   local = held_shapes(model.theta, model.axes, sig)
-  held = jax.eval_shape(model.held, model.base, own)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-
-  state = client.state(0) if client.state else ()
-  server = jax.eval_shape(algorithm.aggregator.init, model.theta)
-
-  def gradient(local, base, own, info, server, batch, key):
-    lr, rnd = jnp.float32(0), jnp.int32(0)
-    context = Context(sig, own, info, server, state, lr, rnd)
-
-    def objective(local):
-      seen = client.params(local, context)
-      loss, _ = client.loss(
-        model.assemble(base, seen, own), batch, context, key
-      )
-      return loss
-
-    return jax.grad(objective)(local)
-
-  weights = (local, model.base, own, info or {}, server)
-  program = flops.trace(gradient, *weights, batch, key)
-  given = len(jax.tree.leaves(weights))
-  fixed = [i < given for i in range(len(program.invars))]
+  held = jax.eval_shape(model.held, model.base, sig.shapes())
+  program, fixed = _program(algorithm, sig, batch, info, place)
   moments = jax.eval_shape(optimizer.init, local) if optimizer else ()
   # What it started from stays, since a client sends what it changed.
   lasting = (held, local, local, moments, batch)
@@ -90,6 +72,53 @@ def client_cost(
     flops.count(program),
     num_bytes(lasting) + memory.peak(program, fixed),
   )
+
+
+def step_flops(
+  algorithm: Algorithm,
+  sig: Signature,
+  batch: Batch,
+  info: InfoShapes | None = None,
+  place: jax.sharding.Sharding | None = None,
+) -> int:
+  """Counts the operations of one local step alone; see `client_cost`."""
+  return flops.count(_program(algorithm, sig, batch, info, place)[0])
+
+
+def _program(
+  algorithm: Algorithm,
+  sig: Signature,
+  batch: Batch,
+  info: InfoShapes | None,
+  place: jax.sharding.Sharding | None,
+) -> tuple[Jaxpr, list[bool]]:
+  """Traces the gradient of a step.
+
+  Returns:
+    The program, and which of its inputs are at hand as they are.
+  """
+  model, client = algorithm.model, algorithm.client
+  own = sig.shapes()
+  local = held_shapes(model.theta, model.axes, sig)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+
+  state = client.state(0) if client.state else ()
+  server = jax.eval_shape(algorithm.aggregator.init, model.theta)
+
+  def gradient(local, base, own, info, server, state, lr, rnd, batch, key):
+    context = Context(sig, own, info, server, state, lr, rnd)
+    known = context._replace(sig=None)
+    return algorithm.gradient(sig, base, known, local, batch, key)[1]
+
+  def placed(x):
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=place)
+
+  weights = local, model.base, own, info or {}, server, state
+  weights = (*weights, np.float32(0), np.int32(0))
+  given = jax.tree.map(placed, (*weights, batch, key))
+  program = flops.trace(gradient, *given)
+  known = len(jax.tree.leaves(weights))
+  return program, [i < known for i in range(len(program.invars))]
 
 
 def held_shapes(tree: Tree, axes: Axes, sig: Signature) -> Tree:

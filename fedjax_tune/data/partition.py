@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data import partitioners, shares
+from fedjax_tune.data import groups, partitioners, shares
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.data.shares import Shares
 
@@ -87,13 +87,13 @@ def partition(
     )
   if cfg.partition == partitioners.NATURAL:
     domains = client_domains(cfg, len(corpus.domain_names))
-    return Partition(_natural(cfg, corpus, reserved), domains)
+    return Partition(groups.natural(cfg, corpus, reserved), domains)
   by_domain = cfg.partition.startswith('domain')
   rule, values = partitioners.RULES[cfg.partition], corpus.labels
   if cfg.partition == partitioners.CONTINUOUS:
     values = _numbers(corpus)
   if cfg.divide_objects:
-    owners = _divide_objects(cfg, corpus)
+    owners = groups.divide_objects(cfg, corpus)
   else:
     owners = corpus.domains
   parts = []
@@ -212,69 +212,6 @@ def _numbers(corpus: Corpus) -> np.ndarray:
       " texts' lengths, and the data set has pictures."
     )
   return corpus.lengths
-
-
-def _natural(
-  cfg: config.Clients, corpus: Corpus, reserved: Sequence[int] | np.ndarray
-) -> Shares:
-  """Makes the groups with most examples the clients, e.g. speakers.
-
-  With `group_size` the largest are dealt to the clients in turn, so that sizes
-  differ little.
-  """
-  if corpus.groups is None:
-    raise ValueError(
-      "clients.partition='natural': the set does not say whose an example is."
-    )
-  _, owner = np.unique(corpus.groups, return_inverse=True)
-  free = np.ones(len(corpus), bool)
-  free[np.asarray(reserved, int)] = False
-  sizes = np.bincount(owner[free], minlength=owner.max() + 1)
-  wanted = cfg.count * cfg.group_size
-  largest = np.argsort(-sizes, kind='stable')[:wanted]
-  # One of several need not have the least number by itself.
-  least = cfg.min_examples if cfg.group_size == 1 else 1
-  fit = int(np.sum(sizes >= least))
-  if fit < wanted:
-    each = f' of clients.group_size={cfg.group_size}' * (cfg.group_size > 1)
-    raise ValueError(
-      f'clients.count={cfg.count}{each}: only {fit} groups have'
-      f' {"clients.min_examples=" * (least > 1)}{least} examples.'
-    )
-  client = np.full(len(sizes), -1)
-  client[largest] = np.arange(wanted) % cfg.count
-  chosen = np.flatnonzero((client[owner] >= 0) & free)
-  parts = Shares.owned(chosen, client[owner[chosen]], cfg.count)
-  if (smallest := parts.sizes.min()) < cfg.min_examples:
-    raise ValueError(
-      f'clients.min_examples={cfg.min_examples}: a client of'
-      f' clients.group_size={cfg.group_size} has only {smallest} examples.'
-    )
-  return parts
-
-
-def _divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
-  """Returns for each example the one domain that may use its object, int[N].
-
-  Objects are shuffled within each label and dealt to the domains in turn, so
-  each domain gets an equal number of each label, to within one.
-  """
-  if not cfg.partition.startswith('domain'):
-    raise ValueError(
-      f'clients.divide_objects=True: clients.partition={cfg.partition!r} must'
-      " be 'domain' or 'domain_dirichlet'"
-    )
-  if corpus.groups is None:
-    raise ValueError('clients.divide_objects=True: the set names no objects')
-  rng = np.random.default_rng((cfg.seed, len(corpus.domain_names)))
-  _, first, inverse = np.unique(
-    corpus.groups, return_index=True, return_inverse=True
-  )
-  shuffled = rng.permutation(len(first))
-  order = shuffled[np.argsort(corpus.labels[first][shuffled], kind='stable')]
-  owner = np.empty(len(first), int)
-  owner[order] = np.arange(len(first)) % len(corpus.domain_names)
-  return rng.permutation(len(corpus.domain_names))[owner][inverse]
 
 
 def _check(cfg: config.Clients) -> None:

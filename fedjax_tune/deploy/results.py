@@ -40,7 +40,9 @@ class Results:
   @property
   def here(self) -> config.Experiment:
     """Its experiment with one whole model, on whatever this machine has."""
-    engine = dataclasses.replace(self.experiment.engine, devices=0, fsdp=False)
+    engine = dataclasses.replace(
+      self.experiment.engine, devices=0, fsdp=False, cache_frozen=False
+    )
     return dataclasses.replace(self.experiment, engine=engine)
 
   def last(self) -> snapshot.Snapshot:

@@ -11,6 +11,7 @@ optax's transformations. What a part leaves out is FedAvg:
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,8 +20,9 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
-from fedjax_tune.data.tasks import LossAndSums, Task
+from fedjax_tune.data.tasks import LossAndSums, Sums, Task
 from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.gradient import of
 from fedjax_tune.engine.slabs import Info, Signature
 from fedjax_tune.models.foundation import Model, Models, num_bytes
 from fedjax_tune.selection import GroupSum, Selection
@@ -154,6 +156,9 @@ class Client:
       name, of the same shapes for all; on the host.
     state: client -> what it remembers before it first takes part, arrays of the
       same shapes for all; on the host. None remembers nothing.
+    by_example: Whether the loss is a mean over what its metric `count` counts,
+      and nothing besides. Then a batch may run in parts, each with the key of the
+      step; see `gradient.in_parts`.
   """
 
   loss: Callable[[Model, Batch, Context, jax.Array], LossAndSums]
@@ -163,6 +168,7 @@ class Client:
   finish: Callable[[Tree, Tree, jax.Array, Context], Sent] = send_change
   info: Callable[[int, Sequence[int]], list[Info]] | None = None
   state: Callable[[int], Tree] | None = None
+  by_example: bool = False
 
   def tell(self, rnd: int, cohort: Sequence[int]) -> list[Info]:
     """Returns what each client of a cohort is told."""
@@ -179,7 +185,7 @@ def fedavg_client(task: Task) -> Client:
   ) -> LossAndSums:
     return task.loss(outputs(model, batch.inputs, context.held, key), batch)
 
-  return Client(loss)
+  return Client(loss, by_example=True)
 
 
 def remember_nothing(theta: Tree) -> Tree:
@@ -346,6 +352,10 @@ class Alone(NamedTuple):
 
 # (theta, what each client remembers by its id) -> the models, by name.
 Ending = Callable[[Tree, Mapping[int, Tree]], Mapping[str, Alone]]
+# (signature, base, context, local, batch, key) -> metrics, and the gradient
+StepGradient = Callable[
+  [Signature, Tree, Context, Tree, Batch, jax.Array], tuple[Sums, Tree]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,6 +388,36 @@ class Algorithm:
   tier: Callable[[int], str] = one_model
   traffic: CountTraffic = theta_both_ways
   ending: Ending | None = None
+
+  @functools.cached_property
+  def gradient(self) -> StepGradient:
+    """The gradient of a local step.
+
+    It takes a signature (static), the frozen parameters, a context without the
+    signature, what trains, a batch and the step's key. It is traced once for
+    each signature and shape of a batch, whoever asks: the program of a slab, and
+    the count of its cost.
+    """
+    return jax.jit(self.differentiate, static_argnums=0, inline=True)
+
+  def differentiate(
+    self,
+    sig: Signature,
+    base: Tree,
+    context: Context,
+    local: Tree,
+    batch: Batch,
+    key: jax.Array,
+  ) -> tuple[Sums, Tree]:
+    """Is what `gradient` traces, for frozen parameters that are no arrays."""
+    context = context._replace(sig=sig)
+
+    def objective(local, batch, key):
+      seen = self.client.params(local, context)
+      assembled = self.model.assemble(base, seen, context.held)
+      return self.client.loss(assembled, batch, context, key)
+
+    return of(objective)(local, batch, key)
 
   def able(self, rnd: int, clients: int) -> np.ndarray:
     """Says which of so many clients may take part, bool [clients]."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.gradient import Batch, Parts, together
 
 
 def local_steps(
@@ -71,6 +71,48 @@ def shapes(train: Corpus, length: int, lead: tuple[int, ...]) -> Batch:
   batch = Batch(train.read(one, length), train.labels[one], np.zeros(1, bool))
   shape = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
   return jax.tree.map(shape, batch)
+
+
+def parts(
+  lengths: Sequence[int], tokens: np.ndarray, valid: np.ndarray
+) -> Parts:
+  """Divides batches of texts into parts of like length, the longest first.
+
+  A part is as long as its first text needs, and full but for the last, so that
+  together they are never much more than the batch.
+
+  Args:
+    lengths: Tokens to which texts are padded, ascending.
+    tokens: Tokens of each text, int [N, B].
+    valid: False where there is none, bool [N, B].
+  """
+  num, batch = tokens.shape
+  sizes = np.array([together(length, batch) for length in lengths])
+  least = np.searchsorted(np.asarray(lengths), tokens)
+  least = np.where(valid, least, -1)
+  order = np.argsort(-least, axis=1, kind='stable')
+  bucket = np.zeros((num, batch), np.int32)
+  rows = np.full((num, batch, sizes.max()), -1, np.int32)
+  part, filled, size = np.full(num, -1), np.zeros(num, int), np.zeros(num, int)
+  for row in order.T:
+    own = least[np.arange(num), row]
+    starts = (own >= 0) & (filled == size)
+    part, filled = part + starts, np.where(starts, 0, filled)
+    size = np.where(starts, sizes[own], size)
+    bucket[starts, part[starts]] = own[starts] + 1
+    at = np.flatnonzero(own >= 0)
+    rows[at, part[at], filled[at]] = row[at]
+    filled = filled + (own >= 0)
+  return Parts(bucket, rows)
+
+
+def part_shapes(lengths: Sequence[int], lead: tuple[int, ...]) -> Parts | None:
+  """Returns the shapes of `parts` of batches [..., B]; None without lengths."""
+  if not lengths:
+    return None
+  most = max(together(length, lead[-1]) for length in lengths)
+  make = lambda *shape: np.broadcast_to(np.int32(0), shape)
+  return jax.eval_shape(lambda: Parts(make(*lead), make(*lead, most)))
 
 
 def bucket(lengths: Sequence[int], tokens: np.ndarray) -> int:

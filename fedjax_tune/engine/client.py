@@ -1,32 +1,15 @@
 """The client update: local steps of any optax optimizer, as a pure function."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_tune.data.tasks import LossAndSums, Sums
-from fedjax_tune.typing import AnyArray, Inputs, Tree
-
-
-class Batch(NamedTuple):
-  """Examples, with any number of leading axes.
-
-  Attributes:
-    inputs: What the model reads.
-    label: int32 [..., B].
-    valid: bool [..., B]; False marks padding.
-  """
-
-  inputs: Inputs
-  label: AnyArray
-  valid: AnyArray
-
-
-# (local, batch, key) -> loss and metrics
-Objective = Callable[[Tree, Batch, jax.Array], LossAndSums]
+from fedjax_tune.data.tasks import Sums
+from fedjax_tune.engine.gradient import Batch as Batch
+from fedjax_tune.engine.gradient import Gradient, Objective, Parts, in_parts, of
+from fedjax_tune.typing import Tree
 
 # (step, steps) -> factor of the learning rate at a local step of the client's.
 RateSchedule = Callable[[jax.Array, jax.Array], jax.Array]
@@ -57,12 +40,43 @@ def client_update(
   Returns:
     delta = end - start, and the metrics summed over steps.
   """
+  gradient = of(objective)
+  return take_steps(gradient, optimizer, start, batches, key, lr, schedule)
+
+
+def take_steps(
+  gradient: Gradient,
+  optimizer: optax.GradientTransformation,
+  start: Tree,
+  batches: Batch,
+  key: jax.Array,
+  lr: jax.Array,
+  schedule: RateSchedule | None = None,
+  lengths: Sequence[int] = (),
+  parts: Parts | None = None,
+) -> tuple[Tree, Sums]:
+  """Does what `client_update` does, given the gradient of the loss.
+
+  Args:
+    gradient: Of a batch.
+    optimizer: As there, and so is all that is not named here.
+    start: The client's part of theta.
+    batches: Its batches.
+    key: Its key.
+    lr: The learning rate.
+    schedule: How it falls.
+    lengths: Tokens to which parts of batches are padded, ascending.
+    parts: Those of each batch, with an axis of steps; None runs batches whole.
+  """
 
   def step(carry, inputs):
     local, state = carry
-    index, batch = inputs
-    grad = jax.value_and_grad(objective, has_aux=True)
-    (_, metrics), grads = grad(local, batch, jax.random.fold_in(key, index))
+    index, batch, own = inputs
+    given = (local, batch, jax.random.fold_in(key, index))
+    if own is None:
+      metrics, grads = gradient(*given)
+    else:
+      metrics, grads = in_parts(gradient, lengths, own, *given)
     updates, new_state = optimizer.update(grads, state, local)
     rate = lr if schedule is None else lr * schedule(index, total)
     new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)
@@ -75,6 +89,6 @@ def client_update(
   # Padding is a client, too, of no steps.
   total = jnp.maximum(jnp.sum(jnp.any(batches.valid, -1)), 1)
   carry = (start, optimizer.init(start))
-  (end, _), metrics = jax.lax.scan(step, carry, (steps, batches))
+  (end, _), metrics = jax.lax.scan(step, carry, (steps, batches, parts))
   delta = jax.tree.map(jnp.subtract, end, start)
   return delta, jax.tree.map(lambda m: jnp.sum(m, 0), metrics)

@@ -57,7 +57,7 @@ def beside(base: Tree, tree: Tree, *, split: bool = False) -> Tree:
     tree: Arrays on one device or on the host.
     split: Divide them along their first axis, if that can be.
   """
-  where = next((leaf.sharding for leaf in jax.tree.leaves(base)), None)
+  where = getattr(next(iter(jax.tree.leaves(base)), None), 'sharding', None)
   if not isinstance(where, NamedSharding) or where.mesh.size == 1:
     return jax.device_put(tree)
   size, mesh = len(jax.tree.leaves(tree)[0]) if split else 1, where.mesh
@@ -117,6 +117,11 @@ class Stack:
       parts, _MESH, split_axis=0, concat_axis=dim, tiled=True
     )
     return found[0]
+
+
+def is_opened(base: Tree) -> bool:
+  """Says whether any leaf is put together block by block; see `opened`."""
+  return any(isinstance(leaf, Stack) for leaf in jax.tree.leaves(base))
 
 
 def opened(base: Tree, axes: Axes, like: Tree, held: Allocation) -> Tree:

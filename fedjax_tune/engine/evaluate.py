@@ -1,6 +1,7 @@
 """How good the server's models are, by domain."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -11,13 +12,15 @@ from fedjax_tune.engine import divided, hosts
 from fedjax_tune.engine.algorithm import Evaluation
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.models.foundation import Models
-from fedjax_tune.typing import Tree
+from fedjax_tune.models.foundation import Model, Models
+from fedjax_tune.typing import AnyArray, Inputs, Tree
 
 # (base, theta) -> {evaluation: {metric: value by domain [domains]}}
 Evaluate = Callable[[Tree, Tree], dict[str, dict[str, np.ndarray]]]
-# (evaluation, base, theta, batch) -> what the model says of each example
-Predict = Callable[[str, Tree, Tree, Batch], dict[str, jax.Array]]
+# (evaluations, base, theta, batch) -> for each what it says of each example
+Predict = Callable[
+  [tuple[str, ...], Tree, Tree, Batch], dict[str, dict[str, jax.Array]]
+]
 
 
 def build_evaluate(
@@ -52,15 +55,16 @@ def build_evaluate(
   def run(names, corpus, base, theta):
     """Evaluates the models that read one corpus; each host a part of it."""
     parts: dict[str, list[Tree]] = {name: [] for name in names}
-    order = []
+    order, together = [], _groups(evaluation, names)
     # Where there are fewer examples than hosts, some are predicted twice.
     part = np.arange(hosts.index(), max(len(corpus), hosts.count()))
     part = part[:: hosts.count()] % len(corpus)
     for index, batch in batches(corpus, part, lengths, batch_size):
       order.append(index)
       arrays = divided.beside(base, batch, split=True)
-      for name in names:
-        parts[name].append(predict(name, base, theta, arrays))
+      for group in together:
+        for name, found in predict(group, base, theta, arrays).items():
+          parts[name].append(found)
 
     def collect(*pieces):
       real = [p[: len(i)] for p, i in zip(pieces, order, strict=True)]
@@ -92,17 +96,66 @@ def build_predict(whole: Models, evaluation: Evaluation) -> Predict:
   """Builds the program of a batch.
 
   Returns:
-    predict(name, base, theta, batch), the name static.
+    predict(names, base, theta, batch), the names static: evaluations that hold
+    the same. What several of them ask the model for is computed once.
   """
 
-  def predict(name, base, theta, batch):
-    held = evaluation.models[name]
+  def predict(names, base, theta, batch):
+    held = evaluation.models[names[0]]
     local = selection.select_within(theta, whole.axes, held)
     model = whole.assemble(base, local, held)
-    scores = evaluation.predict(name, model, held, batch.inputs)
-    return evaluation.task.predict(scores, batch)
+    if len(names) > 1:
+      model = cast(Model, _Remembering(model))
+    found = {}
+    for name in names:
+      scores = evaluation.predict(name, model, held, batch.inputs)
+      found[name] = evaluation.task.predict(scores, batch)
+    return found
 
   return predict
+
+
+class _Remembering:
+  """A model that runs once for all who ask the same of it, in one trace."""
+
+  def __init__(self, model: Model) -> None:
+    self._model, self._known = model, {}
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._model, name)
+
+  def __call__(self, inputs: Inputs, layers: AnyArray, **more: Any) -> Any:
+    return self._once('__call__', inputs, layers, more)
+
+  def tokens(self, inputs: Inputs, layers: AnyArray, **more: Any) -> Any:
+    """Returns the model's tokens."""
+    return self._once('tokens', inputs, layers, more)
+
+  def class_tokens(self, inputs: Inputs, layers: AnyArray, **more: Any) -> Any:
+    """Returns the model's class tokens."""
+    return self._once('class_tokens', inputs, layers, more)
+
+  def _once(
+    self, name: str, inputs: Inputs, layers: AnyArray, more: dict[str, Any]
+  ) -> Any:
+    if not isinstance(layers, np.ndarray) or more.get('key') is not None:
+      return getattr(self._model, name)(inputs, layers, **more)
+    asked = (name, id(inputs), np.asarray(layers).tobytes())
+    if asked not in self._known:
+      self._known[asked] = getattr(self._model, name)(inputs, layers, **more)
+    return self._known[asked]
+
+
+def _groups(
+  evaluation: Evaluation, names: Sequence[str]
+) -> list[tuple[str, ...]]:
+  """Puts evaluations together that hold the same."""
+  groups: dict[object, list[str]] = {}
+  for name in names:
+    leaves, held = jax.tree.flatten(evaluation.models[name])
+    own = (held, *(np.asarray(x).tobytes() for x in leaves))
+    groups.setdefault(own, []).append(name)
+  return [tuple(group) for group in groups.values()]
 
 
 def _check(

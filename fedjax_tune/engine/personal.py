@@ -1,18 +1,20 @@
 """How good each client's own model is on the client's own data."""
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 
 import jax
 import numpy as np
 
-from fedjax_tune import endings
+from fedjax_tune import endings, selection
 from fedjax_tune.data import metrics
 from fedjax_tune.data.corpus import Corpus
-from fedjax_tune.engine import divided, hosts, store
-from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.engine import divided, features, hosts, store
+from fedjax_tune.engine.algorithm import Algorithm, predict_outputs
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import batches, build_predict
 from fedjax_tune.engine.server import ServerState
+from fedjax_tune.models.probe import Probe
 from fedjax_tune.typing import Tree
 
 # (base, state) -> metrics by name, as rows of a run have them
@@ -69,13 +71,26 @@ def build(
     where outputs or metrics are not finite.
   """
   task = algorithm.evaluation.task
-  predict = jax.jit(build_own_predict(algorithm), static_argnums=0)
+  of_head = _differ_in_head(algorithm)
+  own_predict = build_own_predict(algorithm, of_head=of_head)
+  predict = jax.jit(own_predict, static_argnums=0)
   first, test = next(iter(tests.items()))
   model_of = lambda client: algorithm.tier(client) or first
+  extract = features.build(algorithm.model, algorithm.evaluation.models[first])
 
-  def of_client(name, base, theta, remembered, rows):
+  def read(base, theta):
+    """Returns the test data as the clients' models read them."""
+    rows = np.unique(np.concatenate(own))
+    if not of_head or not rows.size:
+      return tests
+    made = extract(base, theta, test, rows, lengths)
+    inputs = np.zeros((len(test), made.shape[1]), made.dtype)
+    inputs[rows] = made
+    return {first: dataclasses.replace(test, inputs=inputs, lengths=None)}
+
+  def of_client(name, base, theta, remembered, seen, rows):
     order, parts = [], []
-    for index, batch in batches(tests[name], rows, lengths, _BATCH):
+    for index, batch in batches(seen[name], rows, lengths, _BATCH):
       arrays = divided.beside(base, batch, split=True)
       found = jax.device_get(predict(name, base, theta, remembered, arrays))
       order.append(index)
@@ -89,7 +104,7 @@ def build(
       task.kind, task.metrics, predicted, test.labels[rows]
     )
 
-  def of_own(base, state, client, rows):
+  def of_own(base, state, seen, client, rows):
     """Returns a client's metrics, and the primary one by domain."""
     states = store.gather(
       state.clients, np.array([client]), algorithm.client.state
@@ -97,7 +112,7 @@ def build(
     remembered = jax.tree.map(lambda x: x[0], states)
     theta = divided.beside(base, state.theta)
     name = model_of(client)
-    order, predicted = of_client(name, base, theta, remembered, rows)
+    order, predicted = of_client(name, base, theta, remembered, seen, rows)
     by_domain = {}
     for domain, domain_name in enumerate(test.domain_names):
       at = test.domains[order] == domain
@@ -107,10 +122,11 @@ def build(
     return judge(order, predicted), by_domain
 
   def evaluate(base, state):
-    # Each host has every so manieth client.
+    # Of n hosts each judges every n-th client.
     mine = range(hosts.index(), len(own), hosts.count())
+    seen = read(base, state.theta)
     given = hosts.exchange(
-      {k: of_own(base, state, k, own[k]) for k in mine if own[k].size}
+      {k: of_own(base, state, seen, k, own[k]) for k in mine if own[k].size}
     )
     found = {k: v for part in given for k, v in part.items()}
     by_client = {metric: [] for metric in task.metrics}
@@ -129,20 +145,50 @@ def build(
 
 
 def build_own_predict(
-  algorithm: Algorithm,
+  algorithm: Algorithm, *, of_head: bool = False
 ) -> Callable[[str, Tree, Tree, Tree, Batch], dict[str, jax.Array]]:
   """Builds the program of a batch.
+
+  Args:
+    algorithm: The method.
+    of_head: Whether batches have what the head reads, instead of examples.
 
   Returns:
     predict(name of the model, base, theta, remembered, batch).
   """
-  evaluation = algorithm.evaluation
+  evaluation, model = algorithm.evaluation, algorithm.model
   assert evaluation.personal is not None
   make = evaluation.personal
-  predict = build_predict(algorithm.model, evaluation)
-  return lambda name, base, theta, remembered, batch: predict(
-    name, base, make(name, theta, remembered), batch
-  )
+  if not of_head:
+    predict = build_predict(model, evaluation)
+    return lambda name, base, theta, remembered, batch: predict(
+      (name,), base, make(name, theta, remembered), batch
+    )[name]
+
+  def predict_head(name, base, theta, remembered, batch):
+    own, held = make(name, theta, remembered), evaluation.models[name]
+    own = selection.select_within(own, model.axes, held)
+    scores = model.assemble(base, own, held).head(batch.inputs)
+    return evaluation.task.predict(scores, batch)
+
+  return predict_head
+
+
+def _differ_in_head(algorithm: Algorithm) -> bool:
+  """Says whether clients' models are one but for the head that classifies.
+
+  All else then runs once for each example, not for each client.
+  """
+  evaluation, model = algorithm.evaluation, algorithm.model
+  start, make = algorithm.client.state, evaluation.personal
+  if start is None or make is None or isinstance(model, Probe):
+    return False
+  if len(evaluation.models) > 1:
+    return False
+  (name,) = evaluation.models
+  own = make(name, model.theta, start(0))
+  same = all(own[part] is model.theta[part] for part in own if part != 'head')
+  return same and evaluation.predict is predict_outputs
 
 
 def _summarize(

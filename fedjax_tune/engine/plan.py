@@ -5,7 +5,7 @@ while the device computes the round before.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from fedjax_tune.engine.slabs import (
   cut_slabs,
   deal,
 )
-from fedjax_tune.engine.step import Own
+from fedjax_tune.engine.step import Own, resolve
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs
 
@@ -68,10 +68,12 @@ class Member(NamedTuple):
   Attributes:
     client: Its id.
     sig: How much it holds.
+    parts: Of each of the planner's `lengths`, how many parts its batches have.
   """
 
   client: int
   sig: Signature
+  parts: tuple[int, ...] = ()
 
 
 class Work(NamedTuple):
@@ -147,6 +149,33 @@ class Planner:
     return self.indices.sizes
 
   @functools.cached_property
+  def lengths(self) -> tuple[int, ...]:
+    """Tokens to which parts of batches are padded; () pads whole batches.
+
+    Batches of texts run in parts where clients run one by one, and where that
+    changes nothing but rounding: the loss must be a mean over examples, and
+    there must be no dropout, whose masks depend on the padding.
+    """
+    e = self.experiment
+    mode = resolve(e.engine.mode, jax.default_backend())
+    drops = e.model.dropout or (e.model.tune == 'lora' and e.lora.dropout)
+    by_example = self.algorithm.client.by_example and not drops
+    longest = max(self._longest.values())
+    found = tuple(n for n in e.data.lengths if n <= longest)
+    return found if by_example and mode == 'map' and len(found) > 1 else ()
+
+  @functools.cached_property
+  def _longest(self) -> dict[int, int]:
+    """For each view of the examples the length that holds every text."""
+    readers = {0, *self.readers.values()}
+    views = {r: self.examples.view(r).lengths for r in readers}
+    lengths = self.experiment.data.lengths
+    return {
+      reader: 0 if of is None else batching.bucket(lengths, of)
+      for reader, of in views.items()
+    }
+
+  @functools.cached_property
   def rounds(self) -> list[list[Member]]:
     """The members of every round that is `foreseen`."""
     return [self._members(rnd) for rnd in self.foreseen]
@@ -174,8 +203,9 @@ class Planner:
     """For each signature of `rounds` the clients per slab.
 
     `engine.slab`, or a host's part of what a round brings on average: wider
-    slabs would be padded, narrower ones are more calls. A signature that `rounds` lack is
-    rare, and has slabs of `engine.slab` or one client, whenever it is met.
+    slabs would be padded, narrower ones are more calls. A signature that
+    `rounds` lack is rare, and has slabs of `engine.slab` or as few clients as
+    can be, whenever it is met.
     """
     counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
     total: collections.Counter = sum(counts, collections.Counter())
@@ -189,7 +219,7 @@ class Planner:
     """Plans a round and puts its arrays on the device."""
     draw = functools.cache(functools.partial(self._draw, rnd))
     members, held = self._cohort(rnd, draw)
-    clients, sigs = map(list, zip(*members, strict=True))
+    clients, sigs = [m.client for m in members], [m.sig for m in members]
     weights = self.sizes[clients]
     if self.experiment.server.weighting == 'uniform':
       weights = np.ones_like(weights)
@@ -197,7 +227,8 @@ class Planner:
     rare = self.experiment.engine.slab or self.devices
     widths = {sig: self.widths.get(sig, rare) for sig in set(sigs)}
     slabs = cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
-    slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
+    if self.hosts > 1:
+      slabs = deal(slabs, list(map(self._work, slabs)), self.hosts)
     layers = np.concatenate([layer_ids(row) for row in held])
     return RoundPlan(
       rnd,
@@ -222,20 +253,45 @@ class Planner:
     able = None if eligible is None else eligible(rnd)
     cohort = sample_cohort(e.clients, self.domains, able, e.seed, rnd)
     held = self.algorithm.rule.draw(rnd, cohort)
-    lengths = [self._length(k, draw) for k in cohort]
-    sigs = map(Signature.of, held, lengths)
+    texts = [self._tokens(k, draw) for k in cohort]
+    sigs = map(Signature.of, held, map(self._length, cohort, texts))
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
     sigs = [known.setdefault(sig, sig) for sig in sigs]
-    return list(map(Member, cohort, sigs)), held
+    counts = [()] * len(cohort)
+    if self.lengths:
+      counts = self._count_parts(texts, [draw(k)[1] for k in cohort])
+    return list(map(Member, cohort, sigs, counts)), held
 
-  def _length(self, client: int, draw: Draw) -> int:
-    """Returns the least length that holds all that the client will read."""
+  def _tokens(self, client: int, draw: Draw) -> np.ndarray | None:
+    """Returns the tokens of each text that a client reads, int [S, B]."""
     lengths = self._seen_by(client).lengths
-    if lengths is None:
+    return None if lengths is None else lengths[draw(client)[0]]
+
+  def _length(self, client: int, tokens: np.ndarray | None) -> int:
+    """Returns how long a client's texts are as arrays.
+
+    Batches that run whole are as long as their longest text. Where they run in
+    parts all have one length, so that one program serves every client.
+    """
+    if tokens is None:
       return 0
-    drawn = lengths[draw(client)[0]]
-    return batching.bucket(self.experiment.data.lengths, drawn)
+    if self.lengths:
+      return self._longest[self._reader(client)]
+    return batching.bucket(self.experiment.data.lengths, tokens)
+
+  def _count_parts(
+    self, texts: Sequence[np.ndarray | None], valid: Sequence[np.ndarray]
+  ) -> list[tuple[int, ...]]:
+    """Returns `Member.parts` of clients, whose batches run in parts."""
+    known = [tokens for tokens in texts if tokens is not None]
+    found = batching.parts(
+      self.lengths, np.concatenate(known), np.concatenate(valid)
+    )
+    buckets = found.bucket.reshape(len(texts), -1, 1)
+    numbers = np.arange(len(self.lengths)) + 1
+    counts = np.sum(buckets == numbers, axis=1)
+    return [tuple(row) for row in counts.tolist()]
 
   def _work(self, slab: Slab) -> int:
     """Returns roughly what a slab takes: its clients' steps times layers."""
@@ -251,7 +307,15 @@ class Planner:
     batches = Batch(
       jax.tree.map(unflatten, inputs), examples.labels[rows], valid
     )
-    own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches)
+    parts = None
+    if self.lengths and examples.lengths is not None:
+      flat = rows.reshape(-1, rows.shape[-1])
+      found = batching.parts(
+        self.lengths, examples.lengths[flat], valid.reshape(flat.shape)
+      )
+      steps = lambda x: x.reshape(*rows.shape[:2], *x.shape[1:])
+      parts = jax.tree.map(steps, found)
+    own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches, parts)
     return Work(slab, jax.device_put(own))
 
   @functools.cached_property
@@ -278,7 +342,11 @@ class Planner:
 
   def _seen_by(self, client: int) -> Examples:
     """Returns the examples as the client's model reads them."""
-    return self.examples.view(self.readers.get(self.algorithm.tier(client), 0))
+    return self.examples.view(self._reader(client))
+
+  def _reader(self, client: int) -> int:
+    """Returns the number of the view that the client's model reads."""
+    return self.readers.get(self.algorithm.tier(client), 0)
 
 
 def prefetch(

@@ -1,6 +1,6 @@
 """One round on the device: step each slab, add the sums, merge."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_tune import selection
+from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine import divided, finite, hosts, join, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
@@ -26,6 +27,7 @@ from fedjax_tune.engine.step import (
   Schedule,
   Shared,
   build_slab_step,
+  shared_places,
 )
 from fedjax_tune.models.foundation import add_frozen
 from fedjax_tune.selection import Selection
@@ -53,11 +55,22 @@ class Engine:
     server_opt: optax.GradientTransformation,
     *,
     schedule: RateSchedule | None = None,
+    lengths: Sequence[int] = (),
   ) -> None:
+    """Builds the server's programs.
+
+    Args:
+      algorithm: The method, with its model.
+      local_opt: The clients' optimizer, for learning rate 1.
+      server_opt: The server's.
+      schedule: How the clients' rate falls from one local step to the next.
+      lengths: Those of the parts of batches, see `Planner.lengths`.
+    """
     self.algorithm = algorithm
     self._server_opt = server_opt
     self._local_opt = local_opt
     self._schedule = schedule
+    self._lengths = lengths
     self._server_step = jax.jit(
       build_server_step(algorithm.aggregator, server_opt)
     )
@@ -151,13 +164,15 @@ class Engine:
         np.zeros((), np.float32),
         np.zeros((), np.int32),
       )
+      batches = jax.tree.map(lead, self._batches(sig))
       own = Own(
         sig.shapes(width),
         jax.tree.map(lead, self._info),
         jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
         np.zeros(width, np.float32),
         np.zeros(width, np.int32),
-        jax.tree.map(lead, self._batches(sig)),
+        batches,
+        batching.part_shapes(self._lengths, batches.valid.shape),
       )
       return jax.tree.map(_placed, self._places[sig], (shared, own))
 
@@ -167,11 +182,16 @@ class Engine:
         self._local_opt,
         schedule=self._schedule,
         selected=selected,
+        lengths=self._lengths,
       )
       self.programs, self._selected = Programs(step), selected
     there = self.programs.compiled
     new = {sig: s for sig, s in schedules.items() if sig not in there}
     self.programs.compile(new, arguments)
+
+  def place(self, sig: Signature) -> jax.sharding.Sharding:
+    """Returns where what the clients of a signature share lies, whole."""
+    return self._places[sig][0].rnd
 
   def round(
     self, state: ServerState, plan: RoundPlan, key: jax.Array, lr: float
@@ -244,7 +264,7 @@ class Engine:
       model = self.algorithm.model
       axes = divided.base_axes(model)
       base = divided.places(model.base, axes, schedule.mesh)
-    return Shared(base, *[whole] * 5), split
+    return shared_places(base, whole), split
 
   def _spread(self, base: Tree) -> dict[int, Tree]:
     """Copies the frozen weights to each set of devices, not once a call.

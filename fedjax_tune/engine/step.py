@@ -4,7 +4,7 @@
 once per signature, ahead of time.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import concurrent.futures
 import ctypes
 import dataclasses
@@ -23,10 +23,22 @@ from fedjax_tune import selection
 from fedjax_tune.data.tasks import Sums
 from fedjax_tune.engine import divided, finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
-from fedjax_tune.engine.client import Batch, RateSchedule, client_update
+from fedjax_tune.engine.client import Batch, RateSchedule, take_steps
+from fedjax_tune.engine.gradient import Parts
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import AnyArray, Tree
+
+
+def resolve(mode: str, platform: str) -> str:
+  """Returns what `engine.mode` is on a platform.
+
+  'auto' maps on 'cpu', where a vmap over clients was slower in every trial
+  (`launch/bench.py`), and vmaps on accelerators.
+  """
+  if mode == 'auto':
+    return 'map' if platform == 'cpu' else 'vmap'
+  return mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +69,9 @@ class Schedule:
   ) -> 'Schedule':
     """Resolves `engine.mode` for slabs of one width.
 
-    'auto' maps on the platform 'cpu', where a vmap over clients was slower in
-    every trial (`launch/bench.py`), and vmaps on accelerators. Of `devices` as
-    many are used as divide the width.
+    Of `devices` as many are used as divide the width.
     """
-    if mode == 'auto':
-      mode = 'map' if platform == 'cpu' else 'vmap'
+    mode = resolve(mode, platform)
     devices = math.gcd(width, devices)
     part = width // devices
     wanted = min(part, {'map': 1, 'chunk': chunk, 'vmap': part}[mode])
@@ -117,6 +126,11 @@ class Shared(NamedTuple):
   rnd: ArrayLike
 
 
+def shared_places(base: Tree, rest: Tree) -> Shared:
+  """Says where what clients share lies: the base, and all else."""
+  return Shared(base, *[rest] * 5)
+
+
 class Own(NamedTuple):
   """What is each client's own, for C clients of one signature.
 
@@ -127,6 +141,7 @@ class Own(NamedTuple):
     weight: Aggregation weights float32 [C]; 0 pads.
     ids: Client ids int32 [C]; -1 pads.
     batches: Leaves [C, S, B, ...].
+    parts: How batches of texts run, leaves [C, S, ...]; None runs them whole.
   """
 
   held: Selection
@@ -135,6 +150,7 @@ class Own(NamedTuple):
   weight: AnyArray
   ids: AnyArray
   batches: Batch
+  parts: Parts | None = None
 
 
 class Result(NamedTuple):
@@ -160,6 +176,7 @@ def build_slab_step(
   *,
   schedule: RateSchedule | None = None,
   selected: Collection[str] = (),
+  lengths: Sequence[int] = (),
 ) -> SlabStep:
   """Builds the program of a slab.
 
@@ -168,6 +185,7 @@ def build_slab_step(
     optimizer: The clients', for learning rate 1.
     schedule: How the learning rate falls from one local step to the next.
     selected: Axes along which what any client of the run sends is selected.
+    lengths: Tokens to which the parts of batches are padded, ascending.
 
   Returns:
     step(sig, schedule, shared, own); the first two are static.
@@ -198,10 +216,13 @@ def build_slab_step(
       shared.rnd,
     )
 
-    def objective(local, batch, step_key):
-      seen = client.params(local, context)
-      assembled = model.assemble(shared.base, seen, own.held)
-      return client.loss(assembled, batch, context, step_key)
+    of = algorithm.gradient
+    if divided.is_opened(shared.base):
+      of = algorithm.differentiate
+
+    def gradient(local, batch, step_key):
+      known = context._replace(sig=None)
+      return of(sig, shared.base, known, local, batch, step_key)
 
     key = jax.random.fold_in(shared.key, own.ids)
     start = client.init(
@@ -212,8 +233,16 @@ def build_slab_step(
     steps = optimizer
     if client.transform is not None:
       steps = optax.chain(client.transform(context), optimizer)
-    delta, metrics = client_update(
-      objective, steps, start, own.batches, key, shared.lr, schedule
+    delta, metrics = take_steps(
+      gradient,
+      steps,
+      start,
+      own.batches,
+      key,
+      shared.lr,
+      schedule,
+      [length for length in lengths if length <= sig.length],
+      own.parts,
     )
     taken = jnp.sum(jnp.any(own.batches.valid, -1), dtype=jnp.float32)
     sent = client.finish(start, delta, taken, context)
@@ -268,7 +297,7 @@ def build_slab_step(
     spread = jax.shard_map(
       on_device,
       mesh=schedule.mesh,
-      in_specs=(Shared(base, *[whole] * 5), split),
+      in_specs=(shared_places(base, whole), split),
       out_specs=(whole, split, split),
       check_vma=False,
     )

@@ -31,10 +31,11 @@ from fedjax_tune.models import (
   foundation,
   peft,
   pretrained,
+  probe,
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, provisions, shown
+from fedjax_tune.training import fitting, frozen, provisions, shown
 from fedjax_tune.typing import Inputs
 
 
@@ -58,6 +59,8 @@ class Setup:
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
+    features: Both splits as models read them, if that is what the frozen model
+      has made of them (`frozen.py`); else ().
   """
 
   experiment: config.Experiment
@@ -75,6 +78,12 @@ class Setup:
   readers: dict[str, int]
   weights: str
   notes: tuple[str, ...]
+  features: tuple[corpus.Corpus, ...] = ()
+
+  @property
+  def inputs(self) -> tuple[corpus.Corpus, ...]:
+    """Training and test data as models read them."""
+    return self.features or (self.train, self.test)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +127,7 @@ def agree(
   domains = partition.client_domains(clients, len(names))
   _check_cohort(clients, len(domains))
   capacity.check_shots(clients)
+  frozen.check(experiment)
   cohort = clients.cohort_size
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
@@ -205,10 +215,18 @@ def build(
     fitted,
     functools.partial(shown.show, experiment, found, readers, train, public),
   )
+  notes = [note for tier in found for note in tier.weights.notes]
+  features = ()
+  if experiment.engine.cache_frozen:
+    features, told = frozen.compute(
+      experiment, algorithm, len(owned), (train, test)
+    )
+    notes.append(told)
+  read, _ = features or (train, test)
   planner = Planner(
     experiment,
     algorithm,
-    train,
+    read,
     owned.indices,
     owned.domains,
     readers,
@@ -231,10 +249,8 @@ def build(
     tokenizer=weights.tokenizer,
     readers=readers,
     weights=hash_weights(found),
-    notes=(
-      *dict.fromkeys(n for tier in found for n in tier.weights.notes),
-      *shown.notes(public),
-    ),
+    notes=(*dict.fromkeys(notes), *shown.notes(public)),
+    features=features,
   )
 
 
@@ -292,7 +308,8 @@ def _build_tier(
 ) -> foundation.Foundation:
   """Builds a tier's model, around other bottleneck adapters if given."""
   if adapter is None:
-    return peft.build(experiment, tier.weights, task)
+    built = peft.build(experiment, tier.weights, task)
+    return probe.probe(built) if experiment.engine.cache_frozen else built
   own = dataclasses.replace(experiment, fedadapter=adapter)
   code = 0 if own.tiers.head == 'own' else own.tiers.head_rank
   if code and task.kind not in ('classification', 'regression'):
@@ -339,7 +356,10 @@ def _fsdp_devices(cfg: config.Engine) -> int:
 
 def _host_memory() -> contextlib.AbstractContextManager[None]:
   """Has arrays that are made inside lie in the host's memory."""
-  return jax.default_device(jax.local_devices(backend='cpu')[0])
+  try:
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
+  except RuntimeError:  # JAX_PLATFORMS leaves it out.
+    return contextlib.nullcontext()
 
 
 def data_dir(cfg: config.Data) -> str:

@@ -226,7 +226,7 @@ def _cores() -> int:
 @functools.cache
 def _code() -> str:
   """Hashes the package's source files."""
-  folder = pathlib.Path(__file__).parent
+  folder = pathlib.Path(fedjax_tune.__file__).parent
   files = sorted(folder.rglob('*.py'))
   return digest.of(
     {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -2,6 +2,9 @@
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -9,9 +12,10 @@ import numpy as np
 
 from fedjax_tune import endings, selection
 from fedjax_tune.costs import capacity, table
-from fedjax_tune.costs.cost import Cost, client_cost, held_shapes
+from fedjax_tune.costs.cost import Cost, client_cost, held_shapes, step_flops
 from fedjax_tune.engine import (
   batches,
+  gradient,
   local_optimizer,
   personal,
   server,
@@ -38,7 +42,7 @@ class Run:
     widths: For each signature that has a program, the clients per slab. Those
       of the planner; others are added when they are first met.
     batch_shapes: Likewise, the shapes of the batches [S, B, ...] of one client.
-    costs: Likewise, what a client costs.
+    costs: Likewise, what a client costs; what it computes is in `work`.
   """
 
   def __init__(self, setup: build.Setup) -> None:
@@ -50,11 +54,13 @@ class Run:
       local_optimizer.build(e.local),
       server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
+      lengths=setup.planner.lengths,
     )
     self.widths: dict[Signature, int] = {}
     self.batch_shapes: dict[Signature, Batch] = {}
     self.costs: dict[Signature, Cost] = {}
     self._held: dict[Signature, Tree] = {}
+    self._part_flops: dict[Signature, list[int]] = {}
     self._add(
       setup.planner.widths,
       lambda widths: self.engine.compile(
@@ -67,8 +73,9 @@ class Run:
         e.engine.fsdp,
       ),
     )
+    _, test = setup.inputs
     tests = {
-      name: setup.test.view(setup.readers.get(name, 0))
+      name: test.view(setup.readers.get(name, 0))
       for name in setup.algorithm.evaluation.models
     }
     self._evaluate = build_evaluate(
@@ -81,7 +88,7 @@ class Run:
     if setup.algorithm.evaluation.personal:
       parts = setup.partition
       own = personal.own_examples(
-        setup.train.labels, parts.indices, parts.domains, setup.test
+        setup.train.labels, parts.indices, parts.domains, test
       )
       self._personal = personal.build(
         setup.algorithm, tests, own, e.data.lengths
@@ -104,10 +111,10 @@ class Run:
     setup, e = self.setup, self.setup.experiment
     planner, model = setup.planner, setup.algorithm.model
     size, info = e.local.batch_size, planner.info_shapes
-    shapes = lambda sig, *lead: batches.shapes(setup.train, sig.length, lead)
+    shapes = functools.partial(batches.shapes, setup.inputs[0])
     self.widths |= widths
     self.batch_shapes |= {
-      sig: shapes(sig, planner.most_steps, size) for sig in widths
+      sig: shapes(sig.length, (planner.most_steps, size)) for sig in widths
     }
     compile_programs(widths)
     scratch = self.engine.programs.temp_bytes()
@@ -115,9 +122,21 @@ class Run:
       capacity.check_program(_describe(sig, setup.sizes), scratch[sig])
     optimizer = local_optimizer.build(e.local)
     for sig in widths:
+      batch, place = shapes(sig.length, (size,)), self.engine.place(sig)
       self.costs[sig] = client_cost(
-        setup.algorithm, sig, shapes(sig, size), info, optimizer
+        setup.algorithm, sig, batch, info, optimizer, place
       )
+      self._part_flops[sig] = [
+        step_flops(
+          setup.algorithm,
+          sig,
+          shapes(n, (gradient.together(n, size),)),
+          info,
+          place,
+        )
+        for n in planner.lengths
+        if n <= sig.length
+      ]
       self._held[sig] = held_shapes(model.theta, model.axes, sig)
 
   def prepare(self, plan: RoundPlan) -> None:
@@ -177,8 +196,7 @@ class Run:
     traffic = self.traffic(members)
     for member in members:
       moved = traffic[member.sig]
-      steps = int(self.setup.planner.steps[member.client])
-      work = self.costs[member.sig].flops * steps
+      work = self.work(member)
       up += moved.uplink
       down += moved.downlink
       flops += work
@@ -193,6 +211,14 @@ class Run:
       'simulated_us': round(1e6 * max(seconds)),
     }
     return {name: np.int64(meter[name] + n) for name, n in added.items()}
+
+  def work(self, member: Member) -> int:
+    """Returns the FLOPs of a client's local steps in a round."""
+    if member.parts:
+      each = self._part_flops[member.sig]
+      return sum(n * of for n, of in zip(member.parts, each, strict=False))
+    steps = int(self.setup.planner.steps[member.client])
+    return self.costs[member.sig].flops * steps
 
   def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
     """Returns the traffic of a client of each class in a round of these."""
@@ -257,13 +283,22 @@ class Run:
     costs = {sig: self.costs[sig] for sig in self.setup.planner.widths}
     ranked = sorted(costs.items(), key=lambda item: -item[1].flops)
     moved: dict[Signature, list[Traffic]] = collections.defaultdict(list)
+    work, steps = collections.Counter(), collections.Counter()
+    for member in itertools.chain.from_iterable(rounds):
+      work[member.sig] += self.work(member)
+      steps[member.sig] += int(self.setup.planner.steps[member.client])
     for members in rounds:
       for sig, traffic in self.traffic(members).items():
         moved[sig].append(traffic)
     # Traffic may depend on what others hold, so take the mean over rounds.
     mean = {sig: np.mean(rows, 0).round() for sig, rows in moved.items()}
     return [
-      self._class_cost(sig, c, clients[sig], Traffic(*map(int, mean[sig])))
+      self._class_cost(
+        sig,
+        dataclasses.replace(c, flops=work[sig] // steps[sig]),
+        clients[sig],
+        Traffic(*map(int, mean[sig])),
+      )
       for sig, c in ranked
     ]
 

@@ -142,7 +142,7 @@ def distilling_client(task: Task, exits: Exits, ramp_rounds: int) -> Client:
     total = jnp.sum(losses_E) + ramp(context.rnd, ramp_rounds) * pull
     return total, jax.tree.map(lambda m: m[-1], metrics)
 
-  return Client(loss)
+  return Client(loss, by_example=True)
 
 
 def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:

@@ -126,7 +126,7 @@ def client(task: Task) -> Client:
   ) -> LossAndSums:
     return task.loss(_logits(model, batch.inputs, context.held, key), batch)
 
-  return Client(loss)
+  return Client(loss, by_example=True)
 
 
 def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:

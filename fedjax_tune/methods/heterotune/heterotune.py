@@ -45,7 +45,7 @@ from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
 from fedjax_tune.models.foundation import Foundation, num_bytes
-from fedjax_tune.selection import GroupSum, select
+from fedjax_tune.selection import GroupSum, select_within
 from fedjax_tune.typing import Tree
 
 
@@ -153,7 +153,7 @@ def build(facts: Facts) -> Algorithm:
   )
 
   def alone(theta: Tree, name: str) -> Alone:
-    held = select(theta, model.axes, each.held[name])
+    held = select_within(theta, model.axes, each.held[name])
     return Alone(model.own(held, name), {'layer': models[name].depth}, name)
 
   made = Algorithm(

@@ -125,7 +125,8 @@ def client(task: Task, frob_decay: float) -> Client:
     squares = [squared_norm(m.u[...], m.v[...]) for m in maps]
     return total + frob_decay / 2 * sum(squares), metrics
 
-  return dataclasses.replace(inner, loss=loss)
+  # The penalty would be computed anew for each part.
+  return dataclasses.replace(inner, loss=loss, by_example=False)
 
 
 def orthogonalize(theta: Tree, axes: Axes) -> Callable[[Tree], Tree]:

@@ -136,6 +136,7 @@ def pruned(
     inner,
     init=init,
     loss=loss,
+    by_example=False,  # The penalty would be computed anew for each part.
     finish=finish,
     state=lambda k: {'rank': np.float32(client_ranks[k])},
   )

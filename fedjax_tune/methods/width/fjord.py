@@ -64,7 +64,7 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
     drawn = jax.random.randint(draw, (), 0, len(up_to_own))
     return jax.lax.switch(drawn, branches)
 
-  return Client(loss)
+  return Client(loss, by_example=True)
 
 
 def _divergence(

@@ -68,7 +68,7 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
     return [{_PRESENT: facts.present(k).astype(np.int32)} for k in cohort]
 
   told = facts.present is not None and (masked_loss or options.head_by_class)
-  return Client(loss, info=info if told else None)
+  return Client(loss, info=info if told else None, by_example=True)
 
 
 def aggregator(facts: Facts) -> Aggregator:

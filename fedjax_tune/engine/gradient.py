@@ -1,0 +1,126 @@
+"""The gradient of a local step: of its batch as a whole, or in parts.
+
+Texts differ in length, and a batch is as long as its longest. Of eight reviews
+of movies one is long, whichever are drawn, so that padding a batch to its own
+length saves next to nothing. In parts, texts of like length run together, each
+part padded to its own; the batch remains the one that was drawn, and its
+gradient is the mean of theirs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_tune.data.tasks import LossAndSums, Sums
+from fedjax_tune.typing import AnyArray, Inputs, Tree
+
+# About how many tokens run together: shorter products are slow on a CPU, and
+# what longer ones leave behind is out of its caches when it is read again.
+_TOKENS = 128
+
+
+class Batch(NamedTuple):
+  """Examples, with any number of leading axes.
+
+  Attributes:
+    inputs: What the model reads.
+    label: int32 [..., B].
+    valid: bool [..., B]; False marks padding.
+  """
+
+  inputs: Inputs
+  label: AnyArray
+  valid: AnyArray
+
+
+class Parts(NamedTuple):
+  """How a batch of B texts runs, in at most B parts of at most G.
+
+  Attributes:
+    bucket: Which of the run's lengths holds a part, from 1; 0 is no part.
+      int32 [..., B].
+    rows: Its texts, as rows of the batch; -1 pads. int32 [..., B, G].
+  """
+
+  bucket: AnyArray
+  rows: AnyArray
+
+
+# (local, batch, key) -> loss and metrics
+Objective = Callable[[Tree, Batch, jax.Array], LossAndSums]
+# (local, batch, key) -> metrics, and the gradient of the loss
+Gradient = Callable[[Tree, Batch, jax.Array], tuple[Sums, Tree]]
+
+
+def together(length: int, batch: int) -> int:
+  """Returns how many texts of a length run at once, of a batch of so many."""
+  return min(batch, max(1, _TOKENS // length))
+
+
+def of(objective: Objective) -> Gradient:
+  """Differentiates the loss of a batch."""
+  grad = jax.value_and_grad(objective, has_aux=True)
+
+  def gradient(local: Tree, batch: Batch, key: jax.Array) -> tuple[Sums, Tree]:
+    (_, metrics), grads = grad(local, batch, key)
+    return metrics, grads
+
+  return gradient
+
+
+def in_parts(
+  gradient: Gradient,
+  lengths: Sequence[int],
+  parts: Parts,
+  local: Tree,
+  batch: Batch,
+  key: jax.Array,
+) -> tuple[Sums, Tree]:
+  """Returns what `gradient` does of a batch, computed part by part.
+
+  For clients that run one at a time: under a `vmap` each part would be run in
+  every length. And for losses without dropout, whose masks depend on how far a
+  text is padded.
+
+  Args:
+    gradient: Of a mean over what the metric `count` counts.
+    lengths: Tokens to which texts are padded, ascending; there is a branch of
+      the program for each.
+    parts: Those of the batch.
+    local: What trains.
+    batch: The texts.
+    key: The step's.
+
+  Guarantees:
+    - It equals the gradient of the whole batch but for rounding.
+    - Rows of the batch that pad cost nothing.
+  """
+
+  def padded_to(length):
+    size = together(length, len(batch.valid))
+
+    def run(rows):
+      rows = rows[:size]
+      text, label, valid = jax.tree.map(lambda x: x[rows], batch)
+      text = jax.tree.map(lambda x: x[:, :length], text)
+      part = Batch(text, label, valid & (rows >= 0))
+      metrics, grads = gradient(local, part, key)
+      return metrics, jax.tree.map(lambda g: metrics['count'] * g, grads)
+
+    # Traced once, though its shapes are asked for before it is put in place.
+    return jax.jit(run, inline=True)
+
+  branches = [padded_to(length) for length in lengths]
+  shapes = jax.eval_shape(branches[0], parts.rows[0])
+  nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def add(total, part):
+    run = [lambda _: nothing, *branches]
+    sums = jax.lax.switch(part.bucket, run, part.rows)
+    return jax.tree.map(jnp.add, total, sums), None
+
+  (metrics, grads), _ = jax.lax.scan(add, nothing, parts)
+  count = jnp.maximum(metrics['count'], 1)
+  return metrics, jax.tree.map(lambda g: g / count, grads)
