@@ -24,7 +24,8 @@ from rich import table as rich_table
 
 from fedjax_tune.costs import products
 from fedjax_tune.training import folders
-from launch import (
+
+from . import (
   fixed_engine,
   machine,
   peer_runs,
@@ -32,9 +33,9 @@ from launch import (
   start,
   workloads,
 )
-from launch.fixed_workload import WORKLOADS as FIXED
-from launch.peers import harness
-from launch.rounds import Side
+from .fixed_workload import WORKLOADS as FIXED
+from .peers import harness
+from .rounds import Side
 
 _WORKLOAD = flags.DEFINE_enum(
   'workload', 'A', ['A', 'B', *workloads.WORKLOADS], 'What to run.'

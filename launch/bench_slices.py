@@ -30,7 +30,8 @@ from fedjax_tune.methods.raffm.spaces import row_of
 from fedjax_tune.models import backbone, foundation, sizes
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Tokens
-from launch import start
+
+from . import start
 
 _REPEATS = flags.DEFINE_integer(
   'repeats', 5, 'Timings each; the median counts.', lower_bound=1

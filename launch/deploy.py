@@ -22,7 +22,8 @@ from rich import progress as rich_progress
 from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import scaling, tables, writer
-from launch import start
+
+from . import start
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a finished run.', required=True

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 import difflib
+import importlib
+import importlib.util
 import itertools
 import pathlib
 import re
@@ -12,6 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+import fedjax_tune
 from fedjax_tune import config
 from fedjax_tune.config import fields
 
@@ -71,6 +74,8 @@ _MEANINGS = {
 }
 
 _NAME = 'config'
+# Where an installed package has its experiments.
+_PACKAGED = pathlib.Path(fedjax_tune.__file__).parent / 'experiments'
 
 
 def define() -> flags.FlagHolder:
@@ -89,6 +94,7 @@ def parse(argv: list[str]) -> list[str]:
   Raises:
     flags.Error, ValueError, OSError: A flag or the file is wrong; in one line.
   """
+  argv = _locate(argv)
   _check_fields(argv)
   return _parse(flags.FLAGS, argv)
 
@@ -108,12 +114,32 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
   Raises:
     flags.Error, ValueError, OSError: As `parse`.
   """
-  argv = ['', *arguments]
+  argv = _locate(['', *arguments])
   _check_fields(argv)
   values = flags.FlagValues()
   holder = _define(values, argv)
   _parse(values, argv)
   return holder.value
+
+
+def _locate(argv: Sequence[str]) -> list[str]:
+  """Finds experiments/NAME.py in the installed package, if it is not here.
+
+  Its files import each other from a package `experiments`, which nothing
+  installs under that name.
+  """
+  if not _PACKAGED.is_dir():
+    return list(argv)
+  if importlib.util.find_spec('experiments') is None:
+    name = f'{fedjax_tune.__name__}.experiments'
+    sys.modules['experiments'] = importlib.import_module(name)
+  found = []
+  for arg in argv:
+    named = re.fullmatch(r'(--?config=)?experiments/(\w+\.py)(:.*)?', arg)
+    if named and not pathlib.Path('experiments', named[2]).exists():
+      arg = f'{named[1] or ""}{_PACKAGED / named[2]}{named[3] or ""}'
+    found.append(arg)
+  return found
 
 
 def _define(

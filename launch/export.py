@@ -15,7 +15,8 @@ model card.
 from absl import flags
 
 from fedjax_tune.deploy import exported, formats, models
-from launch import start
+
+from . import start
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a finished run.', required=True

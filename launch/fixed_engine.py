@@ -20,9 +20,10 @@ from fedjax_tune.methods.depth import uniform
 from fedjax_tune.models import backbone, foundation, vit
 from fedjax_tune.models.lora import Lora
 from fedjax_tune.selection import Selection
-from launch import fixed_workload as fixed
-from launch.fixed_workload import Workload
-from launch.rounds import Side
+
+from . import fixed_workload as fixed
+from .fixed_workload import Workload
+from .rounds import Side
 
 Tensors = dict[str, np.ndarray]
 
@@ -38,7 +39,7 @@ def initial_weights(work: Workload, init: str) -> tuple[Tensors | None, str]:
   if init:
     return _read(init), init
   try:
-    from launch.peers import torch_model
+    from .peers import torch_model
   except ImportError:
     return None, 'random'
   return torch_model.tensors(torch_model.build(work)), 'transformers+peft'

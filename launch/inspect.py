@@ -18,7 +18,8 @@ from absl import flags
 from fedjax_tune.costs import products, table
 from fedjax_tune.training import build, loop
 from fedjax_tune.training.run import Run
-from launch import experiment_file, overview, start, timing
+
+from . import experiment_file, overview, start, timing
 
 _CONFIG = experiment_file.define()
 _BUDGETS = flags.DEFINE_list(

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_tune.report import tables
-from launch import machine
+
+from . import machine
 
 OURS = 'this engine'
 _TOLERANCE = 1e-3

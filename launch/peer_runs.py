@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 
-from launch import fixed_engine, fixed_workload, peer_report
+from . import fixed_engine, fixed_workload, peer_report
 
 _TIMEOUT_S = 3600
 
@@ -43,11 +43,12 @@ class Program:
 
 
 _TORCH = ('torch', 'transformers', 'peft')
-_PEERS = 'launch.peers'
+_PEERS = f'{__package__}.peers'
+_OWN = f'{__package__}.bench'
 # Ours first: the others are held against it.
 PROGRAMS = (
-  Program(peer_report.OURS, 'launch.bench'),
-  Program('this engine, bfloat16', 'launch.bench', (), ('--dtype=bfloat16',)),
+  Program(peer_report.OURS, _OWN),
+  Program('this engine, bfloat16', _OWN, (), ('--dtype=bfloat16',)),
   Program('torch + peft loop', f'{_PEERS}.torch_loop', _TORCH),
   Program(
     'torch + peft loop, bfloat16 autocast',
@@ -147,7 +148,9 @@ def _run(program: Program, given: list[str]) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
   """Returns the environment of a program with one thread."""
-  root = str(pathlib.Path(__file__).parents[1])
+  # The folder from which this package is imported, whatever it is called.
+  depth = len((__package__ or '').split('.'))
+  root = str(pathlib.Path(__file__).parents[depth])
   path = os.environ.get('PYTHONPATH')
   return os.environ | {
     'OMP_NUM_THREADS': '1',

@@ -26,7 +26,8 @@ from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.data import fetch
 from fedjax_tune.data.own import sets
 from fedjax_tune.models import packaged
-from launch import start
+
+from . import start
 
 _DATASET = flags.DEFINE_string(
   'dataset',
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> None:
   if made:
     _prepare(console, folder, _DATASET.value, made)
   if own:
-    from launch import survey
+    from . import survey
 
     cfg = config.Data(name=own)
     for flag in (_TASK, *_COLUMNS):

@@ -7,7 +7,8 @@ import threading
 from rich import console as rich_console
 
 from fedjax_tune import endings
-from launch import start
+
+from . import start
 
 
 def watch(console: rich_console.Console) -> None:

@@ -18,7 +18,8 @@ import fedjax_tune
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.engine import hosts
 from fedjax_tune.training import build, folders
-from launch import end_at_once, experiment_file, manual, users_code
+
+from . import end_at_once, experiment_file, manual, users_code
 
 flags.DEFINE_bool(
   'print_config', False, 'Show every field of the experiment, and end.'

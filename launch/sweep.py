@@ -37,7 +37,8 @@ from rich import console as rich_console
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.training import build
-from launch import (
+
+from . import (
   experiment_file,
   start,
   sweep_merge,
@@ -83,7 +84,7 @@ _DETACH = flags.DEFINE_bool(
 
 def train_command(run: sweep_plan.PlannedRun) -> list[str]:
   """The command of one run, from its beginning."""
-  command = [sys.executable, '-m', 'launch.train', *run.flags]
+  command = [sys.executable, '-m', f'{__package__}.train', *run.flags]
   return [*command, f'--workdir={run.workdir}']
 
 

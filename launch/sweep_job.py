@@ -12,7 +12,7 @@ import signal
 import subprocess
 from typing import Any
 
-from launch.sweep_plan import PlannedRun
+from .sweep_plan import PlannedRun
 
 # Of a run that was asked to stop, and has saved what it had done.
 _SAVED = 4

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from fedjax_tune.deploy import results
 from fedjax_tune.training import folders
-from launch.sweep_plan import PlannedRun
+
+from .sweep_plan import PlannedRun
 
 
 class Gathered(NamedTuple):

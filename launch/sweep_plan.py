@@ -11,7 +11,8 @@ from absl import flags
 from fedjax_tune import config, plugins
 from fedjax_tune.training import provisions
 from fedjax_tune.training import workdir as workdirs
-from launch import sweep_outcome
+
+from . import sweep_outcome
 
 # From a run's part of the command line to its experiment.
 Resolve = Callable[[Sequence[str]], config.Experiment]

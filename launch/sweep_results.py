@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from fedjax_tune.costs import table
 from fedjax_tune.report import frontier, plots, tables, targets, writer
 from fedjax_tune.typing import Record
-from launch import sweep_outcome
-from launch.sweep_plan import PlannedRun
+
+from . import sweep_outcome
+from .sweep_plan import PlannedRun
 
 # Full models on every client, which others are compared with.
 _BASELINE = 'all_large'

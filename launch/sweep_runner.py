@@ -13,8 +13,9 @@ from rich import console as rich_console
 from fedjax_tune import endings
 from fedjax_tune.report import tables
 from fedjax_tune.training import interrupts
-from launch import sweep_progress, sweep_results
-from launch.sweep_plan import PlannedRun
+
+from . import sweep_progress, sweep_results
+from .sweep_plan import PlannedRun
 
 # Between looks at the running processes.
 _POLL_S = 0.2

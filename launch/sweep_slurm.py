@@ -13,9 +13,10 @@ from rich import console as rich_console
 
 from fedjax_tune import endings
 from fedjax_tune.training import interrupts
-from launch import sweep_progress, sweep_results, sweep_runner
-from launch.sweep_job import Job
-from launch.sweep_plan import PlannedRun
+
+from . import sweep_progress, sweep_results, sweep_runner
+from .sweep_job import Job
+from .sweep_plan import PlannedRun
 
 # Between looks at the queue.
 _POLL_S = 10.0

@@ -90,7 +90,7 @@ install_there() {
 { python3.11 --version || python3.12 --version || python3.13 --version ||
 { sudo apt-get update && sudo apt-get install --yes python3.11-venv; }; } &&
 bash -c "set -euo pipefail; . launch/venv.sh;
-install tpu requirements.txt pyproject.toml -- --editable .[tpu]"'
+install tpu requirements.txt pyproject.toml -- -r requirements.txt --editable .[tpu]"'
 }
 
 run() {

@@ -7,7 +7,8 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
 from absl import flags
 
 from fedjax_tune.training import clock, loop
-from launch import distributed, experiment_file, second_signal, start
+
+from . import distributed, experiment_file, second_signal, start
 
 _CONFIG = experiment_file.define()
 _WORKDIR = flags.DEFINE_string(

@@ -18,9 +18,10 @@ from experiments import quickstart
 from fedjax_tune import config
 from fedjax_tune.data import arrays
 from fedjax_tune.models import packaged
-from launch import drawn_data
-from launch import fixed_workload as fixed
-from launch.rounds import Side, Timing
+
+from . import drawn_data
+from . import fixed_workload as fixed
+from .rounds import Side, Timing
 
 Compare = Callable[[Mapping[str, Side], Mapping[str, Timing]], dict[str, float]]
 

@@ -51,7 +51,10 @@ def _imports(source: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+      # Only the commands know each other by their place.
+      parts = [*(['launch'] if node.level else []), node.module]
+      place = '.'.join(filter(None, parts))
+      yield from (f'{place}.{alias.name}' for alias in node.names)
 
 
 def _breaches(source: str, forbidden: tuple[str, ...]) -> list[str]:

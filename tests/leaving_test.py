@@ -149,6 +149,23 @@ def test_fedper_leaves_a_model_of_each_client(root, tmp_path):
   )
 
 
+def test_heterotune_leaves_a_model_of_each_tier(root, tmp_path):
+  """Of all formats only our own has its bottlenecks."""
+  base = tiny_leaving.base(root, 'vit')
+  e = tiny.experiment('heterotune', data={'image_size': tiny_leaving.SIZE})
+  e.tiers.weights = (str(base), 'random:vit_test')
+  found, case = build.load_tiers(e), tiny_leaving.make(base, 'adapter')
+  sizes = {f'tier:{t.name}': t.kept['layer'] for t in found}
+  task = case.context.learned.task
+  algorithm = build.build_method(e, found, task, sizes, (1,) * 4)
+  state = server.ServerState(tiny.noise(algorithm.model.theta, 3, 0.3), (), ())
+  case = dataclasses.replace(case, algorithm=algorithm, state=state)
+  left = _assert_all(case, 'flax', tmp_path)
+  assert list(left) == ['vit', 'vit_test']
+  for name, logits in left.items():
+    np.testing.assert_allclose(logits, _predict(case, name), atol=_NEAR)
+
+
 @pytest.mark.parametrize('method', ['flora', 'fedex_lora'])
 def test_what_the_server_adds_to_kernels_leaves(root, tmp_path, method):
   """Of full rank here, so that the adapter is."""
@@ -255,3 +272,13 @@ def test_unknown_models_are_refused(finished, tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(FileExistsError, match='of something else'):
     exported.write(ended, 'hf', tmp_path)
+  earlier = tmp_path / 'earlier'
+  earlier.mkdir()
+  (earlier / 'export.json').write_text('{"format": "peft"}')
+  with pytest.raises(FileExistsError, match="has an export of format 'peft'"):
+    exported.write(ended, 'hf', earlier)
+
+
+def test_a_frozen_a_leaves_too(root, tmp_path):
+  case = tiny_leaving.make(tiny_leaving.base(root, 'vit'), method='ffa_lora')
+  assert tiny_leaving.difference(case, 'peft', tmp_path / 'out') < _NEAR

@@ -15,6 +15,7 @@ import tiny_text
 import torch
 import transformers
 
+from fedjax_tune import config
 from fedjax_tune.data import tasks
 from fedjax_tune.deploy import formats, models
 from fedjax_tune.engine import server
@@ -45,7 +46,7 @@ CONFIGS: dict[str, Any] = {
     DEPTH, 16, 2, 24, vocab=270, positions=16, group=2, head_dim=4, pad=1
   ),
 }
-TUNES = ('lora', 'bitfit', 'prompt', 'prefix', 'adapter', 'full')
+TUNES = ('head', 'lora', 'bitfit', 'prompt', 'prefix', 'adapter', 'full')
 _IMAGE_TARGETS = ('attn.q', 'attn.proj', 'mlp.fc2')
 _LLAMA_TARGETS = ('attn.k', 'attn.proj', 'mlp.gate')
 
@@ -74,12 +75,14 @@ class Case:
 
   Attributes:
     model: It.
+    experiment: What made it.
     algorithm: The method.
     state: What the run ended with.
     context: What a folder says besides.
   """
 
   model: models.Model
+  experiment: config.Experiment
   algorithm: Any
   state: server.ServerState
   context: formats.Context
@@ -142,7 +145,7 @@ def make(
   )
   context = formats.Context(known, loaded.tokenizer, 8, loaded)
   ends = models.take_apart(algorithm, state)
-  return Case(next(iter(ends.values())), algorithm, state, context)
+  return Case(next(iter(ends.values())), e, algorithm, state, context)
 
 
 def inputs(config: Any) -> Any:
@@ -161,8 +164,10 @@ def run(model: models.Model) -> np.ndarray:
   """Returns our logits, from the parameters apart as they trained."""
   found = flax_folder.build(model.config, model.adapters)
   whole = found.merge(*jax.device_put((model.frozen, model.theta)))
-  layers = np.arange(model.config.depth)
-  return np.asarray(jax.jit(lambda x: whole(x, layers))(inputs(model.config)))
+  with jax.disable_jit():  # Its operations are compiled once, for all models.
+    return np.asarray(
+      whole(inputs(model.config), np.arange(model.config.depth))
+    )
 
 
 def outside(
@@ -170,7 +175,8 @@ def outside(
 ) -> np.ndarray:
   """Returns the logits of what others load."""
   if form == 'flax':
-    return np.asarray(flax_folder.load_model(folder)(inputs(config)))
+    with jax.disable_jit():
+      return np.asarray(flax_folder.load_model(folder)(inputs(config)))
   auto = _auto(config, kind)
   if form == 'hf':
     model, info = auto.from_pretrained(folder, output_loading_info=True)
@@ -182,7 +188,7 @@ def outside(
     base = auto.from_pretrained(place, ignore_mismatched_sizes=True, **labels)
     model = peft.PeftModel.from_pretrained(base, folder)
   with torch.no_grad():
-    out = model.eval()(**_torch_inputs(folder, config))
+    out = model.eval()(**torch_inputs(folder, config))
   if 'start_logits' in out:
     return np.stack([out.start_logits, out.end_logits], -1)
   return out.logits.numpy()
@@ -197,7 +203,8 @@ def _auto(config: Any, kind: str) -> Any:
   }.get(kind, transformers.AutoModelForSequenceClassification)
 
 
-def _torch_inputs(folder: pathlib.Path, config: Any) -> dict[str, Any]:
+def torch_inputs(folder: pathlib.Path, config: Any) -> dict[str, Any]:
+  """Returns what torch reads of the same examples."""
   found = inputs(config)
   if isinstance(config, sizes.ViTConfig):
     auto = transformers.AutoImageProcessor.from_pretrained(folder)

@@ -24,7 +24,8 @@ class Model:
   Attributes:
     weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
       'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
-      Hugging Face folder.
+      Hugging Face folder. One that launch.export wrote brings its head along,
+      where that is of the data's classes.
     dtype: Type of the factors in products with frozen weights, and of these
       weights in memory: 'float32', or 'bfloat16', which is faster where the
       hardware multiplies it. Their sums, and all else (adapters, norms,
@@ -62,6 +63,8 @@ class Lora:
     dropout: Rate at which inputs of the adapters are dropped in training.
     targets: Which linear maps of every block are adapted.
     patch_embed: Adapt the convolution that embeds patches, too; texts have none.
+    init: Where adapters start: a folder of Hugging Face's peft, such as
+      launch.export writes, of the same rank, alpha and targets; '' starts anew.
   """
 
   rank: int = 8
@@ -69,6 +72,7 @@ class Lora:
   dropout: float = 0.1
   targets: tuple[str, ...] = ('attn.proj', 'mlp.fc2')
   patch_embed: bool = True
+  init: str = ''
 
 
 @dataclasses.dataclass

@@ -110,6 +110,7 @@ RULES = {
     'mlp.down',
   ),
   'lora.patch_embed': _ANY,
+  'lora.init': _ANY,
   'fedadapter.rank': _PARAMETERS,
   'fedadapter.branches': _PARAMETERS,
   'fedadapter.after': one_of('mlp', 'attn'),

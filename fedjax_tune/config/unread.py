@@ -137,6 +137,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'lora.dropout': (_tune('lora'),),
   'lora.targets': (_tune('lora'),),
   'lora.patch_embed': (_tune('lora'),),
+  'lora.init': (_tune('lora'),),
   'fedadapter.rank': (_tune('adapter'),),
   'fedadapter.branches': (_tune('adapter'), _ONE_MODEL),
   'fedadapter.after': (_tune('adapter'),),

@@ -22,7 +22,6 @@ import pathlib
 from typing import ClassVar, cast
 
 from PIL import Image
-import resvg_py
 import tensorflow_datasets as tfds
 
 from fedjax_tune.data import archive, fetch, json_files, pictures, splits, svg
@@ -196,8 +195,23 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
       'packages': [style.package for style in STYLES.values()],
       'contents': [style.sha256 for style in STYLES.values()],
       'size': cast(EmojiConfig, self.builder_config).size,
-      'renderer': f'resvg_py {importlib.metadata.version("resvg_py")}',
+      'renderer': f'resvg_py {_renderer_version()}',
     }
+
+
+def _renderer_version() -> str:
+  """Returns the version of what draws.
+
+  Raises:
+    RuntimeError: It is not installed.
+  """
+  try:
+    return importlib.metadata.version('resvg_py')
+  except importlib.metadata.PackageNotFoundError as error:
+    raise RuntimeError(
+      'emoji_styles is drawn by resvg-py, which is not installed: it is in the'
+      " extra `emoji` (`pip install 'fedjax-tune[emoji]'`)."
+    ) from error
 
 
 def make_builder(
@@ -299,6 +313,9 @@ def render(icons: Record, name: str, size: int) -> Image.Image:
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}"'
     f' viewBox="{" ".join(map(str, box))}" color="black">{icon["body"]}</svg>'
   )
+  # Here and not above: only this set needs it, an extra of the package.
+  import resvg_py
+
   png = resvg_py.svg_to_bytes(
     svg_string=drawing, background='white', skip_system_fonts=True
   )

@@ -46,7 +46,17 @@ def command(given: str | os.PathLike = '', **options: object) -> str:
   """
   options |= {'data_dir': os.fspath(given)}
   flags = [f' --{k}={shlex.quote(str(v))}' for k, v in options.items() if v]
-  return 'python -m launch.prepare' + ''.join(flags)
+  return start_of('prepare') + ''.join(flags)
+
+
+def start_of(name: str) -> str:
+  """Returns how a command is started: of this repository, or as installed."""
+  here = pathlib.Path(__file__).parents[2]
+  return (
+    f'python -m launch.{name}'
+    if (here / 'launch').is_dir()
+    else (f'fedjax-tune {name}')
+  )
 
 
 def npm_pack(

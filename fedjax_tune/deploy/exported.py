@@ -79,7 +79,7 @@ def write(
     Diverged: A parameter of a model is not finite.
   """
   chosen, out = check(ended, form, names), pathlib.Path(out)
-  folders.check(out)
+  folders.check(out, form)
   for model in chosen.values():
     _ = model.params  # Is refused where it is not finite, before anything is.
   found = []

@@ -2,17 +2,23 @@
 
 import pathlib
 
-from fedjax_tune.models.huggingface import EXPORTED as EXPORTED
+from fedjax_tune.data import json_files
+from fedjax_tune.models.heads import EXPORTED as EXPORTED
 
 DEPLOYED = 'deploy.json'
 _OURS = {DEPLOYED, EXPORTED, 'curve.json', 'box.json'}
 
 
-def check(folder: pathlib.Path) -> None:
+def check(folder: pathlib.Path, form: str = '') -> None:
   """Checks that a model may be written to a folder.
 
+  Args:
+    folder: It need not exist.
+    form: The format of an export; files of two would be taken for one model.
+
   Raises:
-    FileExistsError: It has files, but none from an earlier deployment or export.
+    FileExistsError: It has files, but none from an earlier deployment or export,
+      or an export in another format.
     NotADirectoryError: It is not a folder.
   """
   if not folder.exists():
@@ -25,3 +31,9 @@ def check(folder: pathlib.Path) -> None:
       f'out={folder} has files of something else ({", ".join(names[:3])});'
       ' choose a new or an empty folder.'
     )
+  if EXPORTED in names:
+    there = json_files.read_object(folder / EXPORTED).get('format')
+    if there != form:
+      raise FileExistsError(
+        f'out={folder} has an export of format {there!r}; choose another folder.'
+      )

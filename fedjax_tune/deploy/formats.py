@@ -119,10 +119,13 @@ def _write_adapter(
   config, notes = model.config, []
   trained = foundation.flat(model.theta)
   trained = {path: np.asarray(leaf) for path, leaf in trained.items()}
-  pairs = {
-    path: (trained.pop((*path, 'lora_a')), trained.pop((*path, 'lora_b')))
-    for path in model.lora
+  # A may be frozen.
+  known = foundation.flat(model.base) | trained
+  find = lambda path, name: np.asarray(known[*path, name])
+  pairs: adapter_files.Pairs = {
+    path: (find(path, 'lora_a'), find(path, 'lora_b')) for path in model.lora
   }
+  trained = {p: x for p, x in trained.items() if p[:-1] not in pairs}
   scale = model.scale
   if jax.tree.leaves(model.added):
     pairs, scale = _with_added(model, pairs), 1.0
@@ -194,6 +197,8 @@ def _original(model: models.Model, source: pretrained.Pretrained) -> str:
   there = foundation.flat(source.params)
   here = foundation.flat(model.base)
   for path, leaf in here.items():
+    if path[-1] == 'lora_a':
+      continue
     if not np.array_equal(np.asarray(leaf, np.float32), there.get(path, ())):
       return ''
   # Biases that trained have no place where the folder has none.

@@ -79,7 +79,7 @@ METHODS: dict[str, Method] = {
   ),
   'flora': Method(
     products.build_flora,
-    products.check,
+    products.check_flora,
     menus=menus.rank,
     source='arXiv 2409.05976',
   ),

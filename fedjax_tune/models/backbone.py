@@ -39,6 +39,8 @@ class Pretrained:
       'pooler/kernel' and 'pooler/bias', or nothing.
     tokenizer: Folder of a text model's tokenizer, else None.
     notes: What a user should be told of the weights, a sentence each.
+    head: By path what a head that came along has, of whatever classes.
+    labels: Of which classes that is, if the source says so.
   """
 
   config: Config
@@ -47,6 +49,10 @@ class Pretrained:
   drawn: tuple[str, ...] = ()
   tokenizer: str | None = None
   notes: tuple[str, ...] = ()
+  head: Mapping[layouts.Path, np.ndarray] = dataclasses.field(
+    default_factory=dict
+  )
+  labels: tuple[str, ...] | None = None
 
 
 def build_model(

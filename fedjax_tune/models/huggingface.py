@@ -5,6 +5,7 @@ import pathlib
 
 from fedjax_tune.models import (
   backbone,
+  heads,
   hub_config,
   hub_fields,
   hub_switches,
@@ -14,9 +15,6 @@ from fedjax_tune.models import (
 )
 from fedjax_tune.models.sizes import ViTConfig
 
-# What marks a folder that `launch.export` has written.
-EXPORTED = 'export.json'
-
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   """Loads a model of one of `families.FAMILIES` as `save_pretrained` wrote it.
@@ -24,7 +22,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   Tensors may carry the names of transformers 4 or 5, with or without the
   prefix that a model with a head puts before them, in one file or in shards.
   DeiT's model has a distillation token beside the class token. The head is left
-  out, and with it the dense map before RoBERTa's and DistilBERT's classifier;
+  out, unless the folder is of this package's own (`heads`), and with it the dense map before RoBERTa's and DistilBERT's classifier;
   but the one that predicts Llama's next token is kept if it is there.
 
   Args:
@@ -48,6 +46,10 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   if isinstance(config, ViTConfig):
     config = _with_preprocessor(config, folder)
   stored = shards.read(folder)
+  head, labels = {}, None
+  if (folder / heads.EXPORTED).is_file():  # Of this package.
+    head = heads.read(config, stored, str(folder))
+    labels = tuple(dict(raw.get('id2label') or {}).values())
   names, outside = leftovers.rename(stored, config.family, str(folder))
   loaded = backbone.assemble(
     {name: stored[old] for name, old in names.items()},
@@ -56,7 +58,9 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
     biased=hub_fields.boolean(raw, 'qkv_bias', path, True),
     outside=outside,
   )
-  loaded = dataclasses.replace(loaded, notes=notes + loaded.notes)
+  loaded = dataclasses.replace(
+    loaded, notes=notes + loaded.notes, head=head, labels=labels
+  )
   if isinstance(config, ViTConfig):
     return loaded
   return dataclasses.replace(loaded, tokenizer=str(folder))

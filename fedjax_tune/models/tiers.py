@@ -6,7 +6,7 @@ import pathlib
 
 from fedjax_tune import config
 from fedjax_tune.data import tokens
-from fedjax_tune.models import pretrained, sizes
+from fedjax_tune.models import adapter_start, pretrained, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,15 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
 
 
 def load_one(experiment: config.Experiment, data_dir: str) -> tuple[Tier]:
-  """Loads `model.weights` alone, for methods that know one model."""
-  return (_load(experiment, data_dir, experiment.model.weights, 'model'),)
+  """Loads `model.weights` alone, for methods that know one model.
+
+  With the adapter that it starts from, if there is one.
+  """
+  tier = _load(experiment, data_dir, experiment.model.weights, 'model')
+  if experiment.lora.init and experiment.model.tune == 'lora':
+    weights = adapter_start.load(experiment.lora, tier.weights)
+    tier = dataclasses.replace(tier, weights=weights)
+  return (tier,)
 
 
 def _load(

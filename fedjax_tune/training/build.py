@@ -29,6 +29,7 @@ from fedjax_tune.methods.facts import Facts, nothing_public
 from fedjax_tune.models import (
   federation,
   foundation,
+  heads,
   peft,
   pretrained,
   probe,
@@ -182,6 +183,8 @@ def build(
   found, budgets = agreed.tiers, agreed.budgets
   weights, readers = found[0].weights, tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers, data)
+  found = with_heads(found, train.task, train.class_names)
+  weights = found[0].weights
   for tier in found:
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
@@ -259,6 +262,14 @@ def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
   several = METHODS[experiment.method].several_models
   load = tiers.load if several else tiers.load_one
   return load(experiment, data_dir(experiment.data))
+
+
+def with_heads(
+  found: Sequence[tiers.Tier], task: tasks.Task, class_names: Sequence[str]
+) -> tuple[tiers.Tier, ...]:
+  """Puts heads that came with models on them, where they are of these classes."""
+  put = lambda t: heads.put(t.weights, task, class_names)
+  return tuple(dataclasses.replace(t, weights=put(t)) for t in found)
 
 
 def hash_weights(found: Sequence[tiers.Tier]) -> str:

@@ -112,6 +112,7 @@ def rebuild(experiment: config.Experiment, learned: Learned) -> Rebuilt:
     FileNotFoundError, ValueError: The pretrained weights are gone, or damaged.
   """
   found = build.load_tiers(experiment)
+  found = build.with_heads(found, learned.task, learned.class_names)
   weights = found[0].weights
   widths = peft.axis_sizes(
     peft.with_trained(weights.config, experiment.model), experiment.data

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import fixed_workload as fixed
-from launch.peers import harness, jax_model
+from .. import fixed_workload as fixed
+from . import harness, jax_model
 
 
 def start(options: harness.Options) -> harness.RunRound:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch import fixed_workload as fixed
-from launch.peers import harness, torch_model
+from .. import fixed_workload as fixed
+from . import harness, torch_model
 
 _QUIET = {'FLWR_TELEMETRY_ENABLED': '0', 'RAY_USAGE_STATS_ENABLED': '0'}
 
@@ -103,4 +103,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   # Workers import what they run, and know no __main__ of ours.
-  importlib.import_module('launch.peers.flower_simulation').main()
+  importlib.import_module(f'{__package__}.flower_simulation').main()

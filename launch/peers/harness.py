@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from launch import fixed_workload as fixed
+from .. import fixed_workload as fixed
 
 # Trains the clients of a round, from data [clients, steps, batch, ...], and
 # returns the mean loss over their steps.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import fixed_workload as fixed
+from .. import fixed_workload as fixed
 
 Tensors = dict[str, jax.Array]
 _ROOT = 'base_model.model.'

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch import fixed_workload as fixed
-from launch.peers import harness, torch_model
+from .. import fixed_workload as fixed
+from . import harness, torch_model
 
 
 class _Wrapped(torch.nn.Module):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from launch.peers import harness, torch_model
+from . import harness, torch_model
 
 
 def start(options: harness.Options) -> harness.RunRound:

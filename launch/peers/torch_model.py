@@ -8,7 +8,7 @@ import peft
 import torch
 import transformers
 
-from launch import fixed_workload as fixed
+from .. import fixed_workload as fixed
 
 
 def build(work: fixed.Workload) -> torch.nn.Module:

@@ -124,6 +124,24 @@ def check(
   ranks.check(experiment, sizes, budgets)
 
 
+def check_flora(
+  experiment: config.Experiment,
+  sizes: Mapping[str, int],
+  budgets: tuple[int, ...],
+) -> None:
+  """Checks the options.
+
+  Raises:
+    ValueError: As `check`, or adapters would start from what FLoRA throws away.
+  """
+  if given := experiment.lora.init:
+    raise ValueError(
+      f"lora.init={given!r} must be '' where method='flora': its adapters start"
+      ' anew in each round.'
+    )
+  check(experiment, sizes, budgets)
+
+
 def build_flexlora(facts: Facts) -> Algorithm:
   """Builds FlexLoRA: the SVD of the mean product gives the next A and B.
 
