@@ -53,6 +53,19 @@ def test_what_agrees_is_averaged():
   np.testing.assert_allclose(got, 2.5 * delta)
 
 
+def test_a_bias_is_aligned_for_itself():
+  """Each bias [R] of [site, branch, R], as a matrix of one row would be."""
+  deltas = np.random.default_rng(1).normal(size=(3, 4, 2)).astype(np.float32)
+  sums = [
+    GroupSum({'core_in_bias': d}, {'core_in_bias': np.ones((1, 1), np.float32)})
+    for d in deltas
+  ]
+  got = cmga.combine(sums, cmga.pairwise)['core_in_bias']
+  np.testing.assert_allclose(
+    got, _twin(deltas, [1.0] * 3, 'pairwise'), atol=1e-5
+  )
+
+
 def test_a_tier_without_clients_does_not_count():
   delta = np.ones((1, 2, 2), np.float32)
   got = cmga.combine(_sums([delta, 0 * delta], [2.0, 0.0]), cmga.pairwise)

@@ -20,7 +20,8 @@ from fedjax_tune.training import loop
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 _FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
-_NAMES = sorted(p.stem for p in _FOLDER.glob('*.py') if p.stem != '__init__')
+# Those that begin with '_' are parts of others.
+_NAMES = sorted(p.stem for p in _FOLDER.glob('*.py') if p.stem[0] != '_')
 _SKEWS = [
   (name, skew)
   for name in ('fedra_domainnet', 'fedra_nico')

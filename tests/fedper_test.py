@@ -1,6 +1,7 @@
 """FedPer: heads stay with their clients, who are judged on data like theirs."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -84,7 +85,7 @@ def test_every_client_is_judged_with_its_own_head():
   test = tiny.examples(31, tiny.STACK_SIZE, seed=5)
   test = dataclasses.replace(test, inputs=np.asarray(test.inputs))
   rows = [np.arange(7), np.arange(5, 31), np.array([], int)]
-  evaluate = personal.build(run.algorithm, test, rows)
+  evaluate = personal.build(run.algorithm, {'full': test}, rows)
   state = run.rounds(1)
   found = evaluate(run.foundation.base, state)
   start = run.algorithm.client.state
@@ -119,11 +120,12 @@ def test_the_shared_part_runs_once_for_each_example(monkeypatch):
   monkeypatch.setattr(features, 'build', counting)
   test = tiny.examples(31, tiny.STACK_SIZE, seed=5)
   rows = [np.arange(3, 20), np.arange(5, 31), np.array([4, 3])]
-  evaluate = personal.build(run.algorithm, test, rows)
+  evaluate = personal.build(run.algorithm, {'full': test}, rows)
   evaluate(run.foundation.base, run.engine.init())
   assert read == list(range(3, 31))
   # No client's own program has the body's products, but its head's alone.
-  program = personal.build_own_predict(run.algorithm, of_head=True)
+  predict = personal.build_own_predict(run.algorithm, of_head=True)
+  program = functools.partial(predict, 'full')
   state = run.engine.init()
   batch = tiny.batch(tiny.STACK_SIZE, 5)._replace(inputs=np.zeros((5, 6)))
   start = run.algorithm.client.state

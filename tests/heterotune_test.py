@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
+from fedjax_tune import selection
 from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.heterotune import cmga, heterotune
+from fedjax_tune.methods.heterotune import cmga, membership
 from fedjax_tune.models import bottleneck, federation
 
 _WIDE = bottleneck.Bottleneck(3, 2)
@@ -91,7 +92,7 @@ def test_the_deepest_tier_has_the_most_branches():
   depths = {'a': 2, 'b': 4, 'c': 2, 'd': 3}
   sizes = {federation.tier_axis(n): d for n, d in depths.items()}
   METHODS['heterotune'].check(e, sizes, (4, 4, 4, 4))
-  rows = heterotune.make_tiers(e, sizes, 4).draw(0, range(4))
+  rows = membership.make_tiers(e, sizes, 4).draw(0, range(4))
   assert [row['branch'] for row in rows] == [2, 4, 1, 3]
 
 
@@ -160,6 +161,90 @@ def test_the_width_reading_shares_the_first_columns():
   assert not moved[..., :, 2:].any()
 
 
+def test_blocks_of_one_index_share_a_core():
+  """And the last two of the deeper tier have theirs alone."""
+  whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
+  found = federation.federate(whole.tiers, bottleneck.CORES, by_index=True)
+  core = found.theta['shared']['blocks']['extra']['core_in']
+  assert core.shape == (4, 2, 3, 3)
+  e = _experiment(heterotune={'mapping': 'index'}, tiers={'joins': (9, 0)})
+  run = tiny.run(e, whole)
+  assert tiny.signature(run.algorithm, 0)['site'] == 4
+  assert tiny.signature(run.algorithm, 1)['site'] == 2
+  state = run.rounds(1)
+  moved = np.any(
+    state.theta['shared']['blocks']['extra']['core_in'] != core, (-1, -2)
+  )
+  np.testing.assert_array_equal(
+    moved, [[True, False], [True, False], [False, False], [False, False]]
+  )
+
+
+@pytest.mark.parametrize('mapping', ['depth', 'index'])
+def test_a_tier_runs_with_the_cores_of_its_blocks(mapping):
+  whole = tiny.federated_stacks((4, _WIDE), (2, _NARROW))
+  found = federation.federate(
+    whole.tiers, bottleneck.CORES, by_index=mapping == 'index'
+  )
+  e = _experiment(heterotune={'mapping': mapping})
+  row = tiny.build(e, whole).evaluation.models['small']
+  local = selection.select_within(found.theta, found.axes, row)
+  images, layers = tiny.batch(tiny.STACK_SIZE, 3).inputs, np.arange(2)
+  got = found.assemble(found.base, local, row)(images, layers)
+  small = found.tiers['small']
+  theta = jax.tree.map(np.array, small.theta)
+  for name in bottleneck.CORES:
+    core = found.theta['shared']['blocks']['extra'][name]
+    theta['blocks']['extra'][name] = core[:2, :1]
+  want = small.merge(small.base, theta)(images, layers)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_only_its_own_branch_of_biases_and_cores():
+  run = _own_branches('frozen')[2]
+  rule: Any = run.algorithm.rule
+  for shape in ((2, 2, 3, 3), (2, 2, 3)):
+    ones, zeros = np.ones(shape), np.zeros(shape)
+    own = np.asarray(rule.only_own('small', ones, zeros))
+    assert not own[:, 0].any()
+    assert own[:, 1].all()
+
+
+def test_clients_keep_what_is_their_tiers_own():
+  """With one client a tier, nothing else comes of it than of averaging."""
+  two = {'count': 2, 'cohort_size': 2}
+  e = _experiment(clients=two, engine={'slab': 1})
+  averaged = tiny.run(e).rounds(2).theta
+  e = _experiment(
+    heterotune={'personal': True}, clients=two, engine={'slab': 1}
+  )
+  run = tiny.run(e)
+  state = run.rounds(2)
+  tiny.assert_close(state.theta['shared'], averaged['shared'], **_ROUNDING)
+  make: Any = run.algorithm.evaluation.personal
+  for client, name in enumerate(('large', 'small')):
+    # The server has no part in it.
+    tiny.assert_equal(state.theta[name], run.theta[name])
+    own = make(name, state.theta, state.clients[client])
+    tiny.assert_close(own[name], averaged[name], **_ROUNDING)
+  alone = run.algorithm.alone(state.theta, state.clients)
+  assert {k: one.tier for k, one in alone.items()} == {
+    'client0': 'large',
+    'client1': 'small',
+  }
+  end = jax.tree.map(lambda x: x[0], averaged['large'])
+  tiny.assert_close(alone['client0'].theta['head'], end['head'], **_ROUNDING)
+  cores = 2 * 2 * (2 * 3 * 3) * 4
+  assert [_traffic(run).uplink, _traffic(run).downlink] == [cores, cores]
+
+
+def test_clients_of_one_tier_keep_parts_of_their_own():
+  run = tiny.run(_experiment(heterotune={'personal': True}))
+  found = run.rounds(1).clients
+  assert np.abs(found[0] - found[2]).max() > 1e-3
+  assert found[0].shape == found[1].shape
+
+
 def _opposed():
   """Returns tiers of which the smaller wants of the cores the opposite."""
   tiers = tiny.federated_stacks((4, _WIDE), (2, _NARROW)).tiers
@@ -214,8 +299,25 @@ def test_alignment_touches_the_cores_alone(align):
     ({'tiers': {'weights': ()}}, r'tiers\.weights=\(\)'),
     ({'model': {'tune': 'lora'}}, r"model\.tune='lora' must be 'adapter'"),
     (
+      {'model': {'tune': 'head'}},
+      r"'head' with tiers\.head='common'; tiers\.head='own'",
+    ),
+    (
+      {'fedadapter': {'projections': 'aligned'}},
+      r"fedadapter\.placement='sequential' must be 'parallel' with fedadapter"
+      r"\.projections='aligned'",
+    ),
+    (
+      {'tiers': {'head': 'common'}},
+      r"tiers\.head='common' must be 'own' with fedadapter\.projections='free'",
+    ),
+    (
       {'clients': {'budgets': (4,) * 4}},
       r'clients\.budgets=.* or the blocks of each tier',
+    ),
+    (
+      {'heterotune': {'personal': True, 'share': False}},
+      r'personal=True must be False with heterotune\.share=False',
     ),
     (
       {'heterotune': {'branches': (2,)}},
@@ -248,6 +350,10 @@ def test_alignment_touches_the_cores_alone(align):
     (
       {'tiers': {'weights': ('large', 'small', 'x', 'y', 'z')}},
       r'tiers\.weights=.* must be at most 4, the number of clients',
+    ),
+    (
+      {'heterotune': {'mapping': 'index', 'sites': 1}},
+      r'heterotune\.sites=1 and every_block=True must be 0 and True',
     ),
     ({'tiers': {'joins': (2, 1)}}, r'tiers\.joins=\(2, 1\) must have a 0'),
     ({'tiers': {'depth': (2,)}}, r'tiers\.depth=\(2,\) must have 2 values'),

@@ -141,7 +141,7 @@ def test_fedper_leaves_a_model_of_each_client(root, tmp_path):
   found = _assert_all(case, 'hf', tmp_path)
   assert list(found) == ['client2']
   theta = case.algorithm.evaluation.personal(
-    case.state.theta, case.state.clients[2]
+    'full', case.state.theta, case.state.clients[2]
   )
   own = dataclasses.replace(case, state=case.state._replace(theta=theta))
   np.testing.assert_allclose(

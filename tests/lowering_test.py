@@ -111,8 +111,13 @@ def _check_evaluation(algorithm, inputs, dtype):
   batch = _batch(inputs, 3)
   if evaluation.personal:
     predict = personal.build_own_predict(algorithm)
-    (held,) = algorithm.rule.draw(0, [0])
-    _lower(predict, *seen, algorithm.client.state(0), held, batch)
+    # Clients have the tiers in turn.
+    for client, first in enumerate(evaluation.models):
+      (held,) = algorithm.rule.draw(0, [client])
+      name = algorithm.tier(client) or first
+      _lower(
+        predict, name, *seen, algorithm.client.state(0), held, batch, static=0
+      )
     return
   predict = build_predict(model, evaluation)
   for name in evaluation.models:

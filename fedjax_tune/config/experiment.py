@@ -89,6 +89,14 @@ class Fedadapter:
     gating: Weights of the branches: 'static', 'token' or 'uniform'.
     placement: 'sequential' or 'parallel'.
     scale: Factor of what is added.
+    projections: What stands before and behind the cores, of method heterotune.
+      'free' trains with them, in each tier by itself. 'aligned' is computed
+      once, from public inputs (`tiers.public`), so that a core means the same
+      in every tier, and never changes; 'aligned_start' trains from there.
+      'random' is drawn and never changes, to compare with. All but 'free' need
+      placement 'parallel'.
+    private: Give each tier a branch besides that it alone trains, between free
+      projections, mixed with the shared ones by a learned share of each site.
   """
 
   rank: int = 32
@@ -98,6 +106,8 @@ class Fedadapter:
   gating: str = 'static'
   placement: str = 'sequential'
   scale: float = 1.0
+  projections: str = 'free'
+  private: bool = False
 
 
 @dataclasses.dataclass

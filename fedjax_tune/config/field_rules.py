@@ -120,10 +120,19 @@ RULES = {
   'fedadapter.gating': one_of('static', 'token', 'uniform'),
   'fedadapter.placement': one_of('sequential', 'parallel'),
   'fedadapter.scale': _POSITIVE,
+  'fedadapter.projections': one_of(
+    'free', 'random', 'aligned', 'aligned_start'
+  ),
+  'fedadapter.private': _ANY,
   'tiers.weights': _NAMED,
   'tiers.depth': at_least(0),
   'tiers.width': _DECAY,
   'tiers.joins': at_least(0),
+  'tiers.public': _ANY,
+  'tiers.public_examples': _EXAMPLES,
+  'tiers.head': one_of('own', 'common', 'common_any'),
+  'tiers.head_rank': _PARAMETERS,
+  'tiers.head_map': one_of('procrustes', 'ridge'),
   'data.name': _NAMED,
   'data.task': one_of('', 'next_token', 'regression'),
   'data.label_column': _ANY,
@@ -249,6 +258,8 @@ RULES = {
   'heterotune.foreign': one_of('frozen', 'trained'),
   'heterotune.sites': at_least(0),
   'heterotune.every_block': _ANY,
+  'heterotune.mapping': one_of('depth', 'index'),
   'heterotune.share': _ANY,
+  'heterotune.personal': _ANY,
   'heterotune.cmga': one_of('off', 'pairwise', 'mean'),
 }

@@ -215,8 +215,8 @@ class Feddyn:
 class Tiers:
   """Different models in one federation; clients take the tiers in turn.
 
-  Each field has one value per tier; client k has tier k modulo the number of
-  tiers. () takes the default for all.
+  The first four fields have one value per tier; client k has tier k modulo the
+  number of tiers. () takes the default for all.
 
   Attributes:
     weights: The tiers' checkpoints, as `model.weights`, which they replace with
@@ -225,12 +225,28 @@ class Tiers:
     depth: The first blocks that are kept; 0 keeps all.
     width: Share of the heads and of the MLP that is kept.
     joins: The first round in which clients of the tier take part.
+    public: Unlabelled texts or pictures that everyone may see, on which tiers
+      are aligned: the name of a prepared data set; '' sets some training
+      examples of this one apart, which then no client has.
+    public_examples: How many of them.
+    head: 'own' gives each tier a head for its own features. 'common' gives all
+      one, averaged over all, on a code that public inputs align across tiers;
+      it needs projections that are not free, since free ones let the code
+      drift apart. 'common_any' does not.
+    head_rank: Width of the code.
+    head_map: How a tier's features become the code: 'procrustes' (a rotation)
+      or 'ridge' (a regression, ridge 1e-3), which was worse with 512 texts.
   """
 
   weights: tuple[str, ...] = ()
   depth: tuple[int, ...] = ()
   width: tuple[float, ...] = ()
   joins: tuple[int, ...] = ()
+  public: str = ''
+  public_examples: int = 512
+  head: str = 'own'
+  head_rank: int = 64
+  head_map: str = 'procrustes'
 
 
 @dataclasses.dataclass
@@ -249,10 +265,17 @@ class Heterotune:
     sites: How many of each core are shared, at equal relative depths; 0 takes
       the number of blocks of the shallowest tier.
     every_block: Whether all blocks have adapters; else one a site.
+    mapping: Which blocks of two tiers share a core: those at the same relative
+      'depth', or of the same 'index', which is natural for parts of one model;
+      what only deeper tiers have is theirs alone.
     share: Whether tiers share anything; without it they train apart, and the
       cores of a tier's blocks are not tied at a site, either.
     cmga: Cross-model gradient alignment of the tiers' updates: 'off',
       'pairwise' (as in PCGrad) or 'mean'.
+    personal: Whether each client keeps to itself what its tier would average:
+      projections, gates, private branches and heads, where these train and are
+      not shared. Then each client's own model is evaluated, on test examples of
+      its domain and classes.
   """
 
   reading: str = 'nested'
@@ -260,5 +283,7 @@ class Heterotune:
   foreign: str = 'frozen'
   sites: int = 0
   every_block: bool = True
+  mapping: str = 'depth'
   share: bool = True
   cmga: str = 'off'
+  personal: bool = False

@@ -93,6 +93,7 @@ _FILES = Files('data.name', ('folder', *_TABLE.values))
 _ADAPTIVE = ('fedadam', 'fedyogi', 'fedadagrad')
 _HETEROTUNE, _RAFFM = _method('heterotune'), _method('raffm')
 _ONE_MODEL = Need('method', ('heterotune',), but=True)
+_COMMON_HEAD = Need('tiers.head', ('own',), but=True)
 _OF_WIDTH = ('heterofl', 'fedrolex', 'fjord', 'federated_dropout')
 _OF_RANK = (
   'fedit',
@@ -146,10 +147,21 @@ READ: dict[str, tuple[Need, ...]] = {
   'fedadapter.gating': (_tune('adapter'),),
   'fedadapter.placement': (_tune('adapter'),),
   'fedadapter.scale': (_tune('adapter'),),
+  'fedadapter.projections': (_tune('adapter'), _HETEROTUNE),
+  'fedadapter.private': (
+    _tune('adapter'),
+    _HETEROTUNE,
+    Need('fedadapter.projections', ('free',), but=True),
+  ),
   'tiers.weights': (_HETEROTUNE,),
   'tiers.depth': (_HETEROTUNE,),
   'tiers.width': (_HETEROTUNE,),
   'tiers.joins': (_HETEROTUNE,),
+  'tiers.public': (_HETEROTUNE,),
+  'tiers.public_examples': (_HETEROTUNE,),
+  'tiers.head': (_HETEROTUNE,),
+  'tiers.head_rank': (_HETEROTUNE, _COMMON_HEAD),
+  'tiers.head_map': (_HETEROTUNE, _COMMON_HEAD),
   'data.name': (),
   'data.task': (),
   'data.label_column': (_TABLE,),
@@ -286,8 +298,10 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.foreign': (_HETEROTUNE, Need('heterotune.reading', ('own',))),
   'heterotune.sites': (_HETEROTUNE,),
   'heterotune.every_block': (_HETEROTUNE,),
+  'heterotune.mapping': (_HETEROTUNE, Need('heterotune.share', (True,))),
   'heterotune.share': (_HETEROTUNE,),
   'heterotune.cmga': (_HETEROTUNE,),
+  'heterotune.personal': (_HETEROTUNE,),
 }
 # Read for one kind of data only; the model decides which.
 OF_IMAGES = (

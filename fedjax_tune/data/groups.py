@@ -1,5 +1,7 @@
 """Groups that a set names: natural clients, and objects of several domains."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedjax_tune import config
@@ -7,19 +9,24 @@ from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.data.shares import Shares
 
 
-def natural(cfg: config.Clients, corpus: Corpus) -> Shares:
+def natural(
+  cfg: config.Clients,
+  corpus: Corpus,
+  reserved: Sequence[int] | np.ndarray = (),
+) -> Shares:
   """Makes the groups with most examples the clients, e.g. speakers.
 
   With `group_size` the largest are dealt to the clients in turn, so that sizes
-  differ little.
+  differ little. Nobody gets the reserved examples.
   """
   if corpus.groups is None:
     raise ValueError(
       "clients.partition='natural': the set does not say whose an example is."
     )
-  _, owner, sizes = np.unique(
-    corpus.groups, return_inverse=True, return_counts=True
-  )
+  _, owner = np.unique(corpus.groups, return_inverse=True)
+  free = np.ones(len(corpus), bool)
+  free[np.asarray(reserved, int)] = False
+  sizes = np.bincount(owner[free], minlength=owner.max() + 1)
   wanted = cfg.count * cfg.group_size
   largest = np.argsort(-sizes, kind='stable')[:wanted]
   # One of several need not have the least number by itself.
@@ -33,7 +40,7 @@ def natural(cfg: config.Clients, corpus: Corpus) -> Shares:
     )
   client = np.full(len(sizes), -1)
   client[largest] = np.arange(wanted) % cfg.count
-  chosen = np.flatnonzero(client[owner] >= 0)
+  chosen = np.flatnonzero((client[owner] >= 0) & free)
   parts = Shares.owned(chosen, client[owner[chosen]], cfg.count)
   if (smallest := parts.sizes.min()) < cfg.min_examples:
     raise ValueError(

@@ -60,12 +60,21 @@ class Partition:
     )
 
 
-def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
+def partition(
+  cfg: config.Clients,
+  corpus: Corpus,
+  reserved: Sequence[int] | np.ndarray = (),
+) -> Partition:
   """Divides the examples of a corpus among clients.
 
-  All examples are dealt out, each to one client, except with k_shot, natural,
-  sizes and clients.replace; with `divide_objects` an object's images in other
-  domains are left out.
+  All examples but the reserved are dealt out, each to one client, except with
+  k_shot, natural, sizes and clients.replace; with `divide_objects` an object's
+  images in other domains are left out.
+
+  Args:
+    cfg: How.
+    corpus: The examples.
+    reserved: Positions of those that nobody gets.
 
   Raises:
     ValueError: What is asked for is impossible; names the field and the rule.
@@ -78,7 +87,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     )
   if cfg.partition == partitioners.NATURAL:
     domains = client_domains(cfg, len(corpus.domain_names))
-    return Partition(groups.natural(cfg, corpus), domains)
+    return Partition(groups.natural(cfg, corpus, reserved), domains)
   by_domain = cfg.partition.startswith('domain')
   rule, values = partitioners.RULES[cfg.partition], corpus.labels
   if cfg.partition == partitioners.CONTINUOUS:
@@ -92,6 +101,7 @@ def partition(cfg: config.Clients, corpus: Corpus) -> Partition:
     pool = np.arange(len(corpus))
     if by_domain:
       pool = np.flatnonzero((corpus.domains == domain) & (owners == domain))
+    pool = np.setdiff1d(pool, reserved) if len(reserved) else pool
     _check_pool(cfg, name, len(pool))
     rng = np.random.default_rng((cfg.seed, domain))
     parts.append(_of_pool(pool, rule(values[pool], cfg, rng)))

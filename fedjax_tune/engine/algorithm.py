@@ -278,8 +278,8 @@ class Evaluation:
     predict: (name, model, held, inputs) -> outputs.
     headline: How much each counts in the one number; {} takes the first alone.
     subnetworks: Parts of *the* model that were trained to stand alone.
-    personal: (theta, what a client remembers) -> the parameters of the client's
-      own model. How good these are on their clients' own data is then the one
+    personal: (name of its model, theta, what a client remembers) -> the
+      parameters of the client's own model. How good these are on their clients' own data is then the one
       number, and `models` are not evaluated; None has no such models.
   """
 
@@ -290,7 +290,7 @@ class Evaluation:
   )
   headline: Mapping[str, float] = dataclasses.field(default_factory=dict)
   subnetworks: tuple[Selection, ...] = ()
-  personal: Callable[[Tree, Tree], Tree] | None = None
+  personal: Callable[[str, Tree, Tree], Tree] | None = None
 
   @property
   def weights(self) -> Mapping[str, float]:

@@ -64,7 +64,9 @@ def decays(params: Tree) -> Tree:
 
   def of(path: KeyPath, _: jax.Array) -> bool:
     *modules, name = (p.key for p in path)
-    return name != 'bias' and not any(m.startswith('norm') for m in modules)
+    return not name.endswith('bias') and not any(
+      m.startswith('norm') for m in modules
+    )
 
   return jax.tree.map_with_path(of, params)
 

@@ -1,6 +1,6 @@
 """How good each client's own model is on the client's own data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import jax
@@ -53,7 +53,7 @@ def own_examples(
 
 def build(
   algorithm: Algorithm,
-  test: Corpus,
+  tests: Mapping[str, Corpus],
   own: Sequence[np.ndarray],
   lengths: Sequence[int] = (),
 ) -> Evaluate:
@@ -61,7 +61,7 @@ def build(
 
   Args:
     algorithm: The method, of which clients have models of their own.
-    test: The test data, with classes.
+    tests: The test data, with classes, as each model reads them.
     own: For each client the positions of the test examples that are like its
       own; a client without any does not count.
     lengths: Tokens to which texts are padded.
@@ -69,30 +69,34 @@ def build(
   Returns:
     The evaluation: `eval/accuracy` is the mean over clients of the task's
     primary metric, `eval/accuracy/DOMAIN` that over their examples of a domain,
-    `eval/worst_client/accuracy` the least of a client. It raises `Diverged`
+    `eval/worst_client/accuracy` the least of a client, and `eval/NAME/accuracy`
+    that over the clients of a model, if there are several. It raises `Diverged`
     where outputs or metrics are not finite.
   """
   task = algorithm.evaluation.task
   of_head = _differ_in_head(algorithm)
-  predict = jax.jit(build_own_predict(algorithm, of_head=of_head))
-  first = next(iter(algorithm.evaluation.models.values()))
-  extract = features.build(algorithm.model, first)
+  own_predict = build_own_predict(algorithm, of_head=of_head)
+  predict = jax.jit(own_predict, static_argnums=0)
+  first, test = next(iter(tests.items()))
+  model_of = lambda client: algorithm.tier(client) or first
+  extract = features.build(algorithm.model, algorithm.evaluation.models[first])
 
   def read(base, theta):
     """Returns the test data as the clients' models read them."""
     rows = np.unique(np.concatenate(own))
     if not of_head or not rows.size:
-      return test
+      return tests
     made = extract(base, theta, test, rows, lengths)
     inputs = np.zeros((len(test), made.shape[1]), made.dtype)
     inputs[rows] = made
-    return dataclasses.replace(test, inputs=inputs, lengths=None)
+    return {first: dataclasses.replace(test, inputs=inputs, lengths=None)}
 
-  def of_client(base, theta, remembered, held, seen, rows):
+  def of_client(name, base, theta, remembered, held, seen, rows):
     order, parts = [], []
-    for index, batch in batches(seen, rows, lengths, _BATCH):
+    for index, batch in batches(seen[name], rows, lengths, _BATCH):
       arrays = divided.beside(base, batch, split=True)
-      found = jax.device_get(predict(base, theta, remembered, held, arrays))
+      found = predict(name, base, theta, remembered, held, arrays)
+      found = jax.device_get(found)
       order.append(index)
       real = np.arange(len(index))
       parts.append(jax.tree.map(lambda x, real=real: x[real], found))
@@ -108,7 +112,10 @@ def build(
     theta = divided.beside(base, state.theta)
     # The same in every round, or it could not be a model of the client's own.
     (held,) = algorithm.rule.draw(0, [client])
-    order, predicted = of_client(base, theta, remembered, held, seen, rows)
+    name = model_of(client)
+    order, predicted = of_client(
+      name, base, theta, remembered, held, seen, rows
+    )
     by_domain = {}
     for domain, domain_name in enumerate(test.domain_names):
       at = test.domains[order] == domain
@@ -127,20 +134,22 @@ def build(
     found = {k: v for part in given for k, v in part.items()}
     by_client = {metric: [] for metric in task.metrics}
     by_domain = {domain: [] for domain in test.domain_names}
+    by_model = {name: [] for name in tests}
     for client in sorted(found):
-      for values, into in zip(
-        found[client], (by_client, by_domain), strict=True
-      ):
+      metrics_of, domains_of = found[client]
+      by_model[model_of(client)].append(metrics_of[task.primary])
+      for values, into in ((metrics_of, by_client), (domains_of, by_domain)):
         for name, value in values.items():
           into[name].append(value)
-    return _summarize(task.primary, by_client, by_domain)
+    models = by_model if len(tests) > 1 else {}
+    return _summarize(task.primary, by_client, by_domain, models)
 
   return evaluate
 
 
 def build_own_predict(
   algorithm: Algorithm, *, of_head: bool = False
-) -> Callable[[Tree, Tree, Tree, Selection, Batch], dict[str, jax.Array]]:
+) -> Callable[[str, Tree, Tree, Tree, Selection, Batch], dict[str, jax.Array]]:
   """Builds the program of a batch.
 
   Args:
@@ -148,14 +157,15 @@ def build_own_predict(
     of_head: Whether batches have what the head reads, instead of examples.
 
   Returns:
-    predict(base, theta, remembered, held, batch).
+    predict(name of the model, base, theta, remembered, held, batch).
   """
   evaluation, model = algorithm.evaluation, algorithm.model
-  make, name = evaluation.personal, next(iter(evaluation.models))
-  assert make is not None
+  assert evaluation.personal is not None
+  make = evaluation.personal
 
-  def predict(base, theta, remembered, held, batch):
-    own = selection.select_within(make(theta, remembered), model.axes, held)
+  def predict(name, base, theta, remembered, held, batch):
+    own = make(name, theta, remembered)
+    own = selection.select_within(own, model.axes, held)
     if not of_head:
       return predict_held(algorithm, name, base, own, held, batch)
     scores = model.assemble(base, own, held).head(batch.inputs)
@@ -173,8 +183,11 @@ def _differ_in_head(algorithm: Algorithm) -> bool:
   start, make = algorithm.client.state, evaluation.personal
   if start is None or make is None or isinstance(model, Probe):
     return False
-  own = make(model.theta, start(0))
-  same = all(own[name] is model.theta[name] for name in own if name != 'head')
+  if len(evaluation.models) > 1:
+    return False
+  (name,) = evaluation.models
+  own = make(name, model.theta, start(0))
+  same = all(own[part] is model.theta[part] for part in own if part != 'head')
   return same and evaluation.predict is predict_outputs
 
 
@@ -206,6 +219,7 @@ def _summarize(
   primary: str,
   by_client: dict[str, list[float]],
   by_domain: dict[str, list[float]],
+  by_model: dict[str, list[float]],
 ) -> dict[str, float]:
   if not all(np.isfinite(values).all() for values in by_client.values()):
     raise endings.Diverged(
@@ -216,5 +230,6 @@ def _summarize(
     {'eval/accuracy': mean(by_client[primary])}
     | {f'metric/{m}': mean(v) for m, v in by_client.items() if m != primary}
     | {f'eval/accuracy/{d}': mean(v) for d, v in by_domain.items() if v}
+    | {f'eval/{n}/accuracy': mean(v) for n, v in by_model.items() if v}
     | {'eval/worst_client/accuracy': float(np.min(by_client[primary]))}
   )

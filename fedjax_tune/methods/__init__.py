@@ -4,7 +4,7 @@ from fedjax_tune.methods import composed, menus
 from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform
 from fedjax_tune.methods.drift import feddyn, scaffold
 from fedjax_tune.methods.facts import Method
-from fedjax_tune.methods.heterotune import heterotune
+from fedjax_tune.methods.heterotune import checks, heterotune
 from fedjax_tune.methods.personal import fedper, local_only
 from fedjax_tune.methods.raffm import prism, prunefl, raffm
 from fedjax_tune.methods.rank import hetlora, products, ranks
@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
   'feddyn': Method(feddyn.build, feddyn.check, source='arXiv 2111.04263'),
   'heterotune': Method(
     heterotune.build,
-    heterotune.check,
+    checks.check,
     several_models=True,
     source='arXiv 2411.16796, reconstructed',
   ),

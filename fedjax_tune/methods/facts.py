@@ -11,6 +11,20 @@ from fedjax_tune.costs.fit import Menu
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.typing import Inputs
+
+
+def nothing_public(tier: str) -> Inputs:
+  """Has no inputs that everyone may see.
+
+  Raises:
+    ValueError: Always.
+  """
+  raise ValueError(
+    f'tier {tier!r} is aligned on public inputs, which are not at hand here: what'
+    ' a run ends with whose fedadapter.projections or tiers.head are not its'
+    " tiers' own cannot be exported yet."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +43,8 @@ class Facts:
       given, or the experiment's. Methods of one model have one.
     fitted: For each menu of amounts (`menus.py`) what each client's device can
       train, where `clients.fit` asks for it; else {}.
+    public: Returns the unlabelled inputs that everyone may see, as a tier reads
+      them.
   """
 
   experiment: config.Experiment
@@ -40,6 +56,7 @@ class Facts:
   fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict
   )
+  public: Callable[[str], Inputs] = nothing_public
 
   @property
   def depth(self) -> int:

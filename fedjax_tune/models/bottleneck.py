@@ -6,6 +6,12 @@ adapters. Its code is not public: the paper says that there are branches, that
 all of them are active, and that they carry what different models share; the
 formula is a reconstruction. Not the FedAdapter of arXiv 2205.10162 (AdaFL),
 which grows depth and width of ordinary adapters over time.
+
+With free D and U a core means nothing to another model: (D, W1) and (D R^-1,
+R W1) are the same function for any invertible R. So, our addition, D and U may
+be aligned across models instead (`alignment.py`); close to Co-LoRA (FedMosaic,
+arXiv 2506.11024), where matrices of size r x r are shared between aligned
+projections that stay as they are.
 """
 
 import dataclasses
@@ -22,6 +28,10 @@ from fedjax_tune.models.sizes import Axes, BlockSizes
 
 # The parameters that have the same shape in every model.
 CORES = ('core_in', 'core_out')
+# With the biases that they have between projections that are not free.
+SHARED = (*CORES, 'core_in_bias', 'core_out_bias')
+# The branch of which nothing is shared, whatever its parameters are called.
+PRIVATE = 'private'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +47,9 @@ class Bottleneck:
     placement: 'sequential' (reads what the sublayer puts out) or 'parallel'
       (reads what the sublayer reads).
     scale: Factor s of what is added.
+    projections: 'free' (D and U train), 'aligned' or 'random' (set once, then
+      frozen), or 'aligned_start' (set once, then trained).
+    private: Whether the model has a branch besides that nobody else has.
   """
 
   rank: int
@@ -45,6 +58,8 @@ class Bottleneck:
   gating: str = 'static'
   placement: str = 'sequential'
   scale: float = 1.0
+  projections: str = 'free'
+  private: bool = False
 
 
 class FedAdapter(nnx.Module):
@@ -53,10 +68,21 @@ class FedAdapter(nnx.Module):
   D and U belong to one model, the branches f_b to all models. U starts at zero,
   so that y = out at first.
 
+  Unless D and U are free, h = (x - mean) D, the cores have biases, and it is
+  their last map that starts at zero. `mean`, D and U are zeros until they are
+  set.
+
   Attributes:
     down: [L, D, R]; up: [L, R, D].
+    mean: [L, D], only where D and U are not free.
     core_in, core_out: [L, branch, R, R]; a linear core has the first only.
+    core_in_bias, core_out_bias: [L, branch, R], likewise, and as `mean`.
     gate: Logits [L, branch], or of token gating their map [L, R, branch].
+    private: A FedAdapter of one branch between free projections, if the model
+      has one; the two are mixed by a learned share, a half at first. So each
+      model keeps all of its capacity; Co-LoRA, too, has a gate between what is
+      shared and a LoRA of a client's own.
+    mix: [L], the logit of the private branch's share.
   """
 
   def __init__(
@@ -73,19 +99,42 @@ class FedAdapter(nnx.Module):
         nnx.Param, spread * jax.random.normal(rngs.params(), shape), names
       )
 
-    def zeros(*names: linear.Axis) -> nnx.Param:
+    def zeros(
+      *names: linear.Axis, kind: type[linear.V] = nnx.Param
+    ) -> linear.V:
       shape = tuple(size for _, size in names)
-      return linear.variable(nnx.Param, jnp.zeros(shape), names)
+      return linear.variable(kind, jnp.zeros(shape), names)
 
-    self.down = drawn(axes.layer, axes.embed, rank)
-    self.core_in = drawn(axes.layer, branch, rank, rank)
-    if sizes.core == 'mlp':
-      self.core_out = drawn(axes.layer, branch, rank, rank)
+    free, mlp = sizes.projections == 'free', sizes.core == 'mlp'
+    frozen = sizes.projections in ('aligned', 'random')
+    kind = linear.Frozen if frozen else nnx.Param
+    # What the cores start with: with U = 0 anything, else nothing at the end.
+    last = drawn if free else zeros
+    narrow, square = (
+      (axes.layer, branch, rank),
+      (axes.layer, branch, rank, rank),
+    )
+    down = (axes.layer, axes.embed, rank)
+    self.down = drawn(*down) if free else zeros(*down, kind=kind)
+    self.core_in = drawn(*square) if mlp else last(*square)
+    if mlp:
+      self.core_out = last(*square)
+    if not free:
+      self.mean = zeros(axes.layer, axes.embed, kind=linear.Frozen)
+      self.core_in_bias = zeros(*narrow)
+      if mlp:
+        self.core_out_bias = zeros(*narrow)
     if sizes.gating == 'static':
       self.gate = zeros(axes.layer, branch)
     elif sizes.gating == 'token':
       self.gate = zeros(axes.layer, rank, branch)
-    self.up = zeros(axes.layer, rank, axes.embed)
+    self.up = zeros(axes.layer, rank, axes.embed, kind=kind)
+    if sizes.private:
+      alone = dataclasses.replace(
+        sizes, branches=1, projections='free', private=False
+      )
+      self.private = FedAdapter(config, alone, rngs)
+      self.mix = zeros(axes.layer)
 
   def __call__(
     self, read: Float[Array, '... D'], out: Float[Array, '... D']
@@ -96,19 +145,34 @@ class FedAdapter(nnx.Module):
       read: What the sublayer reads.
       out: What it puts out.
     """
+    added = self._added(read, out)
+    if self.sizes.private:
+      share = jax.nn.sigmoid(self.mix[...])
+      own = self.private._added(read, out)
+      added = (1 - share) * added + share * own
+    return out + self.sizes.scale * added
+
+  def _added(
+    self, read: Float[Array, '... D'], out: Float[Array, '... D']
+  ) -> Float[Array, '... D']:
+    """Returns what the branches add, all but the private one."""
     x = read if self.sizes.placement == 'parallel' else out
+    if self.sizes.projections != 'free':
+      x = x - self.mean[...]
     h = x @ self.down[...]
     mixed = jnp.einsum('...br,...b->...r', self._branches(h), self._gates(h))
-    return out + self.sizes.scale * (mixed @ self.up[...])
+    return mixed @ self.up[...]
 
   def _branches(self, h: Float[Array, '... R']) -> Float[Array, '... b R']:
     """Returns f_b(h) of every branch."""
     z = jnp.einsum('...r,brs->...bs', h, self.core_in[...])
+    biased = self.sizes.projections != 'free'
+    if biased:
+      z = z + self.core_in_bias[...]
     if self.sizes.core == 'linear':
       return z
-    return jnp.einsum(
-      '...br,brs->...bs', primitives.gelu(z), self.core_out[...]
-    )
+    z = jnp.einsum('...br,brs->...bs', primitives.gelu(z), self.core_out[...])
+    return z + self.core_out_bias[...] if biased else z
 
   def _gates(self, h: Float[Array, '... R']) -> Float[Array, '... b']:
     """Returns the branches' weights, which add up to 1."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear, primitives, stack
+from fedjax_tune.models import common_head, linear, primitives, stack
 from fedjax_tune.models.block import Adapters
 from fedjax_tune.models.decoder_block import DecoderBlock, norm
 from fedjax_tune.models.sizes import DecoderConfig, kind
@@ -71,15 +71,27 @@ class Decoder(nnx.Module):
     self.blocks = DecoderBlock(config, adapters or {}, rngs)
     self.norm = norm(config)
     if config.num_classes:
-      classes = (('class', config.num_classes),)
-      self.head = linear.Linear(
-        embed, classes, kind=nnx.Param, bias=False, rngs=rngs
-      )
+      self.head = common_head.head(config, rngs, bias=False)
     elif not config.tied:
       words = (('vocab', config.vocab),)
       self.lm_head = linear.Linear(
         embed, words, kind=kind(config), bias=False, rngs=rngs
       )
+
+  def start(
+    self, inputs: Tokens, key: Array | None = None
+  ) -> tuple[Float[Array, 'B T D'], Bool[Array, 'B T']]:
+    """Returns what the first block reads, backwards, and what is real."""
+    del key
+    ids_BxT = jnp.take_along_axis(inputs.ids, self._backwards(inputs), axis=1)
+    return self.embed(ids_BxT), ids_BxT != self.config.pad
+
+  def features(
+    self, x_BxTxD: Float[Array, 'B T D'], key: Array | None = None
+  ) -> Float[Array, 'B D']:
+    """Returns what the head reads of the tokens after the last block."""
+    del key
+    return self.norm(x_BxTxD[:, 0])
 
   def tokens(
     self,
@@ -121,7 +133,7 @@ class Decoder(nnx.Module):
     """Returns the logits of the classes, or for each token of the next one."""
     if self.config.num_classes:
       last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
-      return self.head(self.norm(last_Bx1xD[:, 0]))
+      return self.head(self.features(last_Bx1xD))
     x_BxTxD = self.tokens(inputs, layers_N, key=key)
     if self.config.tied:
       flat = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
@@ -138,11 +150,10 @@ class Decoder(nnx.Module):
 
   def _run(self, inputs, layers_N, key, pool):
     """Runs the blocks, backwards; returns tokens and the earlier last ones."""
-    ids_BxT = jnp.take_along_axis(inputs.ids, self._backwards(inputs), axis=1)
-    real_BxT: Bool[Array, 'B T'] = ids_BxT != self.config.pad
+    x_BxTxD, real_BxT = self.start(inputs)
     return stack.run_blocks(
       self.blocks,
-      self.embed(ids_BxT),
+      x_BxTxD,
       layers_N,
       key,
       real_BxT,

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_tune.models import foundation
+from fedjax_tune.models import bottleneck, foundation
 from fedjax_tune.models.foundation import Foundation, Model
 from fedjax_tune.typing import Allocation, Axes, Path, Tree
 
 # Shared parameters are stacked on 'site' where a model stacks them on 'layer'.
 SITE = 'site'
+SHARED = 'shared'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Federation:
     sites: Their sites, by name.
     theta: {'shared': ..., NAME: what only tier NAME has}; without 'shared' if
       nothing is shared.
-    axes: Its axes; 'site' first where a leaf is shared, else 'tier:NAME'.
+    axes: Its axes; 'tier:NAME' first unless a leaf is shared, and 'site' where
+      a shared one is stacked.
   """
 
   tiers: Mapping[str, Foundation]
@@ -111,11 +113,12 @@ class Federation:
     tier, sites = self.tiers[name], self.sites[name]
     axes = foundation.flat(tier.axes)
     leaves = {}
-    for path, leaf in foundation.flat(local[name]).items():
+    for path, leaf in foundation.flat(local.get(name, {})).items():
       apart = axes[path][0] == 'layer' and not sites.every_block
       leaves[path] = sites.spread(leaf[0]) if apart else leaf[0]
-    for path, leaf in foundation.flat(local.get('shared', {})).items():
-      leaves[path] = sites.spread(leaf)
+    for path, leaf in foundation.flat(local.get(SHARED, {})).items():
+      stacked = axes[path][0] == 'layer'
+      leaves[path] = sites.spread(leaf) if stacked else leaf
     return traverse_util.unflatten_dict(leaves)
 
   def _name(self, alloc: Allocation) -> str:
@@ -135,22 +138,82 @@ def federate(
   sites: int = 0,
   *,
   every_block: bool = True,
+  by_index: bool = False,
 ) -> Federation:
   """Joins models that share leaves.
 
   Args:
     tiers: The models, by name.
-    shared: Names of the shared leaves: stacked on 'layer' in each model, their
-      other axes independent of its sizes. Where an axis is shorter in one
-      model, it is the beginning of the largest model's.
+    shared: Names of the shared leaves, or of modules all of whose leaves are
+      shared: of axes independent of a model's sizes, but for the layers on
+      which they may be stacked. Where an axis is shorter in one model, it is
+      the beginning of the largest model's.
     sites: How many of each are shared; 0 takes the blocks of the shallowest.
     every_block: See `Sites`.
+    by_index: See `find_sites`.
 
   Raises:
-    ValueError: There are more sites than blocks, or a tier is called 'shared'.
+    ValueError: As `find_sites`, or a tier is called 'shared', or no model has
+      the most of every axis of a shared leaf.
   """
-  if 'shared' in tiers:
+  if SHARED in tiers:
     raise ValueError("tiers.weights: a tier must not be called 'shared'.")
+  places = find_sites(tiers, sites, every_block=every_block, by_index=by_index)
+  theta: dict[str, dict[Path, jax.Array]] = {SHARED: {}}
+  axes: dict[str, dict[Path, tuple[str, ...]]] = {SHARED: {}}
+  for name, tier in tiers.items():
+    leaves, names = foundation.flat(tier.theta), foundation.flat(tier.axes)
+    own = [path for path in leaves if not _is_shared(path, shared)]
+    theta[name] = {p: places[name].private(leaves[p], names[p]) for p in own}
+    axes[name] = {
+      p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
+      for p in own
+    }
+    for path in leaves.keys() - set(own):
+      # The largest model's, so that every smaller one has a part of it.
+      leaf, largest = leaves[path], theta[SHARED].get(path)
+      stacked = names[path][0] == 'layer'
+      leaf = leaf[: places[name].num] if stacked else leaf
+      if largest is None or leaf.size > largest.size:
+        leaf, largest = largest, leaf
+        theta[SHARED][path] = largest
+        of_site = (SITE, *names[path][1:])
+        axes[SHARED][path] = of_site if stacked else names[path]
+      if leaf is not None and np.any(np.array(leaf.shape) > largest.shape):
+        raise ValueError(
+          'heterotune.branches: no tier must have more than a deeper one with'
+          " heterotune.mapping='index'."
+        )
+  nest = lambda tree: {
+    part: traverse_util.unflatten_dict(leaves)
+    for part, leaves in tree.items()
+    if leaves
+  }
+  return Federation(tiers, places, nest(theta), nest(axes))
+
+
+def find_sites(
+  tiers: Mapping[str, Foundation],
+  sites: int = 0,
+  *,
+  every_block: bool = True,
+  by_index: bool = False,
+) -> dict[str, Sites]:
+  """Returns where the blocks of each model find what is shared.
+
+  Args:
+    tiers: The models, by name.
+    sites: How many there are; 0 takes the blocks of the shallowest.
+    every_block: See `Sites`.
+    by_index: Whether a block shares a core with the block of its number in
+      every other model, rather than with those at its relative depth. So each
+      model has as many sites as blocks, the first of the deepest's.
+
+  Raises:
+    ValueError: There are more sites than blocks.
+  """
+  if by_index:
+    return {name: Sites(tier.depth, tier.depth) for name, tier in tiers.items()}
   shallowest = min(tiers, key=lambda name: tiers[name].depth)
   least = tiers[shallowest].depth
   if sites > least:
@@ -159,26 +222,9 @@ def federate(
       f'{shallowest!r}.'
     )
   num = sites or least
-  places = {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
-  theta: dict[str, dict[Path, jax.Array]] = {'shared': {}}
-  axes: dict[str, dict[Path, tuple[str, ...]]] = {'shared': {}}
-  for name, tier in tiers.items():
-    leaves, names = foundation.flat(tier.theta), foundation.flat(tier.axes)
-    own = [path for path in leaves if path[-1] not in shared]
-    theta[name] = {p: places[name].private(leaves[p], names[p]) for p in own}
-    axes[name] = {
-      p: (tier_axis(name), *(f'{name}.{axis}' for axis in names[p]))
-      for p in own
-    }
-    for path in leaves.keys() - set(own):
-      # The largest model's, so that every smaller one has a part of it.
-      leaf, largest = leaves[path][:num], theta['shared'].get(path)
-      if largest is None or leaf.size > largest.size:
-        theta['shared'][path] = leaf
-        axes['shared'][path] = (SITE, *names[path][1:])
-  nest = lambda tree: {
-    part: traverse_util.unflatten_dict(leaves)
-    for part, leaves in tree.items()
-    if leaves
-  }
-  return Federation(tiers, places, nest(theta), nest(axes))
+  return {n: Sites(t.depth, num, every_block) for n, t in tiers.items()}
+
+
+def _is_shared(path: Path, shared: Collection[str]) -> bool:
+  """Says whether a leaf, or a module that it is in, is one of the shared."""
+  return bottleneck.PRIVATE not in path and not set(path).isdisjoint(shared)

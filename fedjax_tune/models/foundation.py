@@ -28,6 +28,18 @@ class Model(Protocol):
     """Returns what the task reads, after the blocks of these ids."""
     ...
 
+  def start(
+    self, inputs: Inputs, /, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns what the first block reads, and which tokens are real, or None."""
+    ...
+
+  def features(
+    self, x_BxTxD: jax.Array, /, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns what the head reads of the tokens after the last block."""
+    ...
+
   def tokens(
     self, inputs: Inputs, layers: AnyArray, /, *, key: jax.Array | None = None
   ) -> jax.Array:

@@ -112,10 +112,22 @@ def build(
   experiment: config.Experiment,
   weights: pretrained.Pretrained,
   task: tasks.Task,
+  projections: str = 'free',
+  code: int = 0,
 ) -> foundation.Foundation:
-  """Builds the model, with its adapters, around pretrained weights."""
+  """Builds the model, with its adapters, around pretrained weights.
+
+  Args:
+    experiment: The configuration.
+    weights: The pretrained part.
+    task: What is learned.
+    projections: Of bottleneck adapters; all but 'free' are still to be set.
+    code: Width of the code that the head reads, still to be set; 0 has none.
+  """
   cfg = _set_task(with_trained(weights.config, experiment.model), task)
-  split = foundation.split(_make(experiment, cfg), cfg.depth)
+  cfg = dataclasses.replace(cfg, code=code)
+  model = _make(experiment, cfg, projections)
+  split = foundation.split(model, cfg.depth)
   base = _overlay(split.base, weights.params, np.asarray)
   return dataclasses.replace(
     split,
@@ -141,14 +153,16 @@ def shapes(
   return dataclasses.replace(split, base=jax.eval_shape(store, split.base))
 
 
-def _make(experiment: config.Experiment, cfg: sizes.Config) -> nnx.Module:
+def _make(
+  experiment: config.Experiment, cfg: sizes.Config, projections: str = 'free'
+) -> nnx.Module:
   """Builds the modules, with random weights."""
   if isinstance(cfg, sizes.ViTConfig) and experiment.data.normalization:
     mean, std = NORMALIZATIONS[experiment.data.normalization]
     cfg = dataclasses.replace(cfg, mean=mean, std=std)
   model = backbone.build_model(
     cfg,
-    adapters(experiment),
+    adapters(experiment, projections),
     remat=experiment.model.remat,
     rngs=nnx.Rngs(experiment.seed),
   )
@@ -190,8 +204,16 @@ def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
   return sizes.axis_sizes(cfg) | seen
 
 
-def adapters(experiment: config.Experiment) -> block.Adapters:
-  """Returns what is added to each adapted linear map or sublayer."""
+def adapters(
+  experiment: config.Experiment, projections: str = 'free'
+) -> block.Adapters:
+  """Returns what is added to each adapted linear map or sublayer.
+
+  Args:
+    experiment: The configuration.
+    projections: Of bottlenecks; not as `fedadapter` says, for only a method of
+      several models reads that.
+  """
   tune, lora = experiment.model.tune, experiment.lora
   if tune == 'lora':
     targets = [*lora.targets, *(['embed.patch'] if lora.patch_embed else [])]
@@ -201,6 +223,8 @@ def adapters(experiment: config.Experiment) -> block.Adapters:
     return dict.fromkeys(targets, added)
   if tune == 'adapter':
     cfg = dataclasses.asdict(experiment.fedadapter)
+    cfg['projections'] = projections
+    cfg['private'] = cfg['private'] and projections != 'free'
     return dict.fromkeys(cfg.pop('after'), bottleneck.Bottleneck(**cfg))
   return {}
 

@@ -76,6 +76,8 @@ class ViTConfig:
     prompts: Trained tokens behind the prefix tokens.
     prefixes: Trained keys and values of each block.
     dropout: Rate of the backbone's own dropout, see `BlockSizes`.
+    code: Width of the common code that the head reads (`common_head.py`); 0
+      reads the model's own features.
   """
 
   depth: int
@@ -94,6 +96,7 @@ class ViTConfig:
   prompts: int = 0
   prefixes: int = 0
   dropout: float = 0.0
+  code: int = 0
 
   @property
   def head_dim(self) -> int:
@@ -134,6 +137,8 @@ class TextConfig:
     prompts: Trained tokens behind the first one.
     prefixes: Trained keys and values of each block.
     dropout: Rate of the backbone's own dropout, see `BlockSizes`.
+    code: Width of the common code that the head reads (`common_head.py`); 0
+      reads the model's own features.
   """
 
   depth: int
@@ -152,6 +157,7 @@ class TextConfig:
   prompts: int = 0
   prefixes: int = 0
   dropout: float = 0.0
+  code: int = 0
 
   @property
   def head_dim(self) -> int:
@@ -190,6 +196,8 @@ class DecoderConfig:
     num_classes: Outputs of a new head on the last token; 0 predicts for every
       token the next one, with the pretrained head.
     full: Whether all parameters train, instead of adapters and head.
+    code: Width of the common code that the head reads (`common_head.py`); 0
+      reads the model's own features.
   """
 
   depth: int
@@ -206,6 +214,7 @@ class DecoderConfig:
   eps: float = 1e-5
   num_classes: int = 0
   full: bool = False
+  code: int = 0
   # Always 0: prompt and prefix tuning, and dropout, are not there for decoders.
   prompts: int = 0
   prefixes: int = 0

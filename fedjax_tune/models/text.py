@@ -10,7 +10,13 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from fedjax_tune.models import linear, primitives, prompts, stack
+from fedjax_tune.models import (
+  common_head,
+  linear,
+  primitives,
+  prompts,
+  stack,
+)
 from fedjax_tune.models.block import Adapters, Keys, PostNormBlock
 from fedjax_tune.models.sizes import TextConfig as TextConfig
 from fedjax_tune.models.sizes import kind
@@ -96,17 +102,30 @@ class TextEncoder(nnx.Module):
     self.remat = remat
     self.embed = Embedding(config, rngs)
     self.blocks = PostNormBlock(config, adapters or {}, rngs)
-    if not config.span:
-      new = config.family != 'bert'
+    new = config.family != 'bert'
+    # A common head takes the place of what is new.
+    if not config.span and not (new and config.code):
       self.pooler = linear.Linear(
         (embed,),
         (embed,),
         kind=nnx.Param if new else kind(config),
         rngs=rngs,
       )
-    self.head = linear.Linear(
-      (embed,), (('class', config.num_classes),), kind=nnx.Param, rngs=rngs
-    )
+    self.head = common_head.head(config, rngs)
+
+  def start(
+    self, inputs: Tokens, key: Array | None = None
+  ) -> tuple[Float[Array, 'B T D'], Bool[Array, 'B T']]:
+    """Returns what the first block reads, and which tokens are real."""
+    real_BxT = inputs.ids != self.config.pad
+    x_BxTxD = self.embed(inputs, real_BxT, self._keys(key)('embed.output'))
+    return x_BxTxD, prompts.extend(real_BxT, self.config.prompts, 1)
+
+  def features(
+    self, x_BxTxD: Float[Array, 'B T D'], key: Array | None = None
+  ) -> Float[Array, 'B D']:
+    """Returns what the head reads of the tokens after the last block."""
+    return self._pool(x_BxTxD[:, 0], self._keys(key))
 
   def tokens(
     self,
@@ -162,13 +181,14 @@ class TextEncoder(nnx.Module):
     if self.config.span:
       return self.spans(inputs, layers_N, key=key)
     last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
-    pooled_BxD = self._pool(last_Bx1xD[:, 0], self._keys(key))
-    return self.head(pooled_BxD)
+    return self.head(self.features(last_Bx1xD, key))
 
   def _pool(self, x: Array, keys: Keys) -> Array:
     """Returns what the head reads."""
     family, rate = self.config.family, self.config.dropout
     act = jax.nn.relu if family == 'distilbert' else jnp.tanh
+    if not hasattr(self, 'pooler'):
+      return primitives.dropout(x, keys('head.input'), rate)
     if family == 'roberta':
       x = primitives.dropout(x, keys('head.hidden'), rate)
     return primitives.dropout(act(self.pooler(x)), keys('head.input'), rate)
@@ -179,9 +199,7 @@ class TextEncoder(nnx.Module):
 
   def _run(self, inputs, layers_N, key, pool):
     """Runs the blocks; returns the tokens and the earlier first tokens."""
-    real_BxT = inputs.ids != self.config.pad
-    x_BxTxD = self.embed(inputs, real_BxT, self._keys(key)('embed.output'))
-    real_BxT = prompts.extend(real_BxT, self.config.prompts, 1)
+    x_BxTxD, real_BxT = self.start(inputs, key)
     return stack.run_blocks(
       self.blocks, x_BxTxD, layers_N, key, real_BxT, pool=pool, remat=self.remat
     )

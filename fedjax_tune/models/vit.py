@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from fedjax_tune.models import linear, primitives, prompts, stack
+from fedjax_tune.models import (
+  common_head,
+  linear,
+  primitives,
+  prompts,
+  stack,
+)
 from fedjax_tune.models.block import Adapters, Block, Keys
 from fedjax_tune.models.sizes import ViTConfig as ViTConfig
 from fedjax_tune.models.sizes import kind
@@ -87,9 +93,20 @@ class ViT(nnx.Module):
     self.embed = Embedding(config, adapters, rngs)
     self.blocks = Block(config, adapters, rngs)
     self.norm = linear.LayerNorm(embed, eps=config.eps, kind=kind(config))
-    self.head = linear.Linear(
-      (embed,), (('class', config.num_classes),), kind=nnx.Param, rngs=rngs
-    )
+    self.head = common_head.head(config, rngs)
+
+  def start(
+    self, images: Array, key: jax.Array | None = None
+  ) -> tuple[Float[Array, 'B T D'], None]:
+    """Returns what the first block reads, and that no token is padding."""
+    return self.embed(images, key), None
+
+  def features(
+    self, x_BxTxD: Float[Array, 'B T D'], key: jax.Array | None = None
+  ) -> Float[Array, 'B D']:
+    """Returns what the head reads of the tokens after the last block."""
+    del key
+    return self.norm(x_BxTxD[:, 0])
 
   def tokens(
     self,
@@ -133,11 +150,11 @@ class ViT(nnx.Module):
   ) -> Float[Array, 'B K']:
     """Returns the logits after the selected blocks."""
     last_Bx1xD, _ = self._run(images, layers_N, key, pool=True)
-    return self.head(self.norm(last_Bx1xD[:, 0]))
+    return self.head(self.features(last_Bx1xD))
 
   def _run(self, images, layers_N, key, pool):
     """Runs the blocks; returns the tokens and the earlier class tokens."""
-    x_BxTxD = self.embed(images, key)
+    x_BxTxD, _ = self.start(images, key)
     return stack.run_blocks(
       self.blocks, x_BxTxD, layers_N, key, pool=pool, remat=self.remat
     )

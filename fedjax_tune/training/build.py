@@ -27,7 +27,7 @@ from fedjax_tune.engine import divided, hosts, personal, step
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, augment, proximal
-from fedjax_tune.methods.facts import Facts
+from fedjax_tune.methods.facts import Facts, nothing_public
 from fedjax_tune.models import (
   federation,
   foundation,
@@ -38,7 +38,8 @@ from fedjax_tune.models import (
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, frozen, provisions
+from fedjax_tune.training import fitting, frozen, provisions, shown
+from fedjax_tune.typing import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +214,7 @@ def build(
   for tier in found:
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
-  if parts is None:
-    owned = partition.partition(experiment.clients, train)
-  else:
-    owned = partition.of(parts, experiment.clients, train)
+  owned, public = shown.divide(experiment, train, parts)
   apart: dict[str, shares.Shares] = {}
   for field, share in (
     ('data.validation', experiment.data.validation),
@@ -252,6 +250,7 @@ def build(
     budgets,
     owned.present(train),
     fitted,
+    functools.partial(shown.show, experiment, found, readers, train, public),
   )
   changes = experiment.data
   if train.lengths is None and (changes.flip or changes.crop):
@@ -290,7 +289,7 @@ def build(
     tokenizer=weights.tokenizer,
     readers=readers,
     weights=hash_weights(found),
-    notes=tuple(dict.fromkeys(notes)),
+    notes=(*dict.fromkeys(notes), *shown.notes(public)),
     features=features,
     validation=apart.get('data.validation'),
     held_out=apart.get('clients.held_out'),
@@ -325,6 +324,7 @@ def build_method(
   budgets: tuple[int, ...],
   present: Callable[[int], np.ndarray] | None = None,
   fitted: Mapping[str, tuple[Any, ...]] | None = None,
+  public: Callable[[str], Inputs] = nothing_public,
 ) -> Algorithm:
   """Builds a method around pretrained models; arguments are those of `Facts`."""
   build_of = lambda t: functools.partial(_build_tier, experiment, t, task)
@@ -336,6 +336,7 @@ def build_method(
     present,
     {tier.name: build_of(tier) for tier in found},
     fitted or {},
+    public,
   )
   mesh = step.clients_mesh(_fsdp_devices(experiment.engine))
   # A model that one accelerator can't hold must not begin there.
@@ -360,7 +361,14 @@ def _build_tier(
     built = peft.build(experiment, tier.weights, task)
     return probe.probe(built) if experiment.engine.cache_frozen else built
   own = dataclasses.replace(experiment, fedadapter=adapter)
-  return foundation.cut(peft.build(own, tier.weights, task), tier.kept)
+  code = 0 if own.tiers.head == 'own' else own.tiers.head_rank
+  if code and task.kind not in ('classification', 'regression'):
+    raise ValueError(
+      f"tiers.head={own.tiers.head!r} must be 'own' for a task of kind"
+      f' {task.kind!r}: a common head reads one code an example.'
+    )
+  made = peft.build(own, tier.weights, task, adapter.projections, code)
+  return foundation.cut(made, tier.kept)
 
 
 def _check_cohort(cfg: config.Clients, num_clients: int) -> None:

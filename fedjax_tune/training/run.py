@@ -26,6 +26,7 @@ from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.plan import Member, RoundPlan
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.slabs import Signature
+from fedjax_tune.models.federation import tier_axis
 from fedjax_tune.training import build, checkpoint, evaluation, snapshot
 from fedjax_tune.typing import Tree
 
@@ -323,6 +324,8 @@ def _check_axes(setup: build.Setup) -> None:
   for part in parts:
     trees += [part.axes, part.base_axes]
   known = {'layer'}.union(*map(selection.axis_names, trees))
+  # A tier may have nothing of its own, but is known by its axis.
+  known |= {tier_axis(name) for name in getattr(model, 'tiers', ())}
   for axis in {axis for sig in setup.planner.widths for axis in sig.axes}:
     if axis not in known:
       raise ValueError(

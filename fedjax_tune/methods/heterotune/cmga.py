@@ -25,8 +25,8 @@ def combine(totals: Sequence[GroupSum], align: Align) -> Tree:
   """Averages what tiers changed, after aligning their means.
 
   Args:
-    totals: The sums of each tier, over shared matrices [..., R, R]. Each matrix
-      is aligned for itself.
+    totals: The sums of each tier, over shared matrices [..., R, R] and biases
+      [..., R]. Each of them is aligned for itself.
     align: One of `ALIGN`.
 
   Returns:
@@ -34,16 +34,20 @@ def combine(totals: Sequence[GroupSum], align: Align) -> Tree:
     coordinate; 0 where nobody does.
   """
 
-  def combined(*parts):
+  def combined(path, *parts):
     count = len(parts) // 2
     nums, dens = jnp.stack(parts[:count]), jnp.stack(parts[count:])
     means = selection.coverage_mean(GroupSum(nums, dens))
     total = dens.sum(0)
     shares = dens / jnp.where(total > 0, total, 1)
-    return jnp.sum(shares * align(means, shares), 0)
+    if not path[-1].key.endswith('bias'):
+      return jnp.sum(shares * align(means, shares), 0)
+    # A bias is a matrix of one row.
+    rows = align(means[..., None, :], shares[..., None, :])
+    return jnp.sum(shares * rows[..., 0, :], 0)
 
   nums, dens = zip(*totals, strict=True)
-  return jax.tree.map(combined, *nums, *dens)
+  return jax.tree.map_with_path(combined, *nums, *dens)
 
 
 def pairwise(deltas: Array, shares: Array) -> Array:

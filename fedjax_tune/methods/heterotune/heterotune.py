@@ -6,14 +6,15 @@ built from its public abstracts. Theirs: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
 else; open choices are fields of `config.Heterotune` and, of the adapter,
-of `config.Fedadapter`. One is not built: projections and heads that each client
-keeps to itself. Another method, AdaFL (arXiv 2205.10162), also calls its
+of `config.Fedadapter`, and `keeping.py` has projections and heads that each client
+keeps to itself. Ours: what makes cores mean the same in every model, projections
+aligned on public inputs (`models/alignment.py`), and a head in common
+(`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls its
 adapters FedAdapter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,50 +38,15 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
+from fedjax_tune.methods.depth import classifiers
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.methods.heterotune import cmga
-from fedjax_tune.models import bottleneck, tiers
-from fedjax_tune.models.federation import federate, tier_axis
-from fedjax_tune.models.foundation import num_bytes
-from fedjax_tune.selection import GroupSum, Selection, select_within
+from fedjax_tune.methods.heterotune import cmga, keeping
+from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
+from fedjax_tune.models import alignment, bottleneck
+from fedjax_tune.models.federation import SHARED, federate, find_sites
+from fedjax_tune.models.foundation import Foundation, num_bytes
+from fedjax_tune.selection import GroupSum, select_within
 from fedjax_tune.typing import Tree
-
-T = TypeVar('T')
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiers:
-  """Which client has which model, and what it holds; itself the rule.
-
-  Attributes:
-    of_client: The tier of each client, by name.
-    held: What a client of each tier holds: all of its tier's.
-    adapters: The bottleneck of each tier's model.
-  """
-
-  of_client: tuple[str, ...]
-  held: Mapping[str, Selection]
-  adapters: Mapping[str, config.Fedadapter]
-
-  @property
-  def axes(self) -> frozenset[str]:
-    """The axes of the tiers, of blocks and of branches."""
-    return frozenset().union(*self.held.values())
-
-  def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
-    """Returns what each client of the cohort holds."""
-    del rnd
-    return [self.held[self.of_client[k]] for k in cohort]
-
-  def name(self, sig: Signature) -> str:
-    """Names the tier of a signature's clients."""
-    (name,) = (name for name in self.held if sig[tier_axis(name)])
-    return name
-
-  def own_branch(self, name: str) -> jax.Array:
-    """Says which branch is a tier's, bool [branch, 1, 1]."""
-    names = list(self.held)
-    return jnp.arange(len(names))[:, None, None] == names.index(name)
 
 
 def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
@@ -98,12 +64,9 @@ def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
     return inner
 
   def params(local: Tree, context: Context) -> Tree:
-    own_Bx1x1 = each.own_branch(each.name(context.sig))
-
-    def stop(core):  # [site, branch, R, R]
-      return jnp.where(own_Bx1x1, core, jax.lax.stop_gradient(core))
-
-    return {**local, 'shared': jax.tree.map(stop, local['shared'])}
+    name = each.name(context.sig)
+    stop = lambda x: each.only_own(name, x, jax.lax.stop_gradient(x))
+    return {**local, SHARED: _of_branches(stop, local[SHARED])}
 
   return dataclasses.replace(inner, params=params)
 
@@ -123,8 +86,9 @@ def aggregator(
     theta: Tree, sums: GroupSums, memory: Tree
   ) -> tuple[Update, Tree]:
     if own_branches:
+      keep = lambda name: lambda x: each.only_own(name, x, jnp.zeros_like(x))
       sums = {
-        name: _only(total, each.own_branch(name))
+        name: GroupSum(*(_of_branches(keep(name), part) for part in total))
         for name, total in sums.items()
       }
     update, memory = average_held(theta, sums, memory)
@@ -136,15 +100,16 @@ def aggregator(
   if align is None and not own_branches:
     return Aggregator()
   # Sums are kept apart, for cores tell tiers apart.
-  cores = compose.partition({'shared': Aggregator(merge_cores)}, Aggregator())
+  cores = compose.partition({SHARED: Aggregator(merge_cores)}, Aggregator())
   return compose.by_group(each.name, cores)
 
 
-def _only(total: GroupSum, own_Bx1x1: jax.Array) -> GroupSum:
-  """Leaves what a tier sends of other tiers' branches out of its sums."""
-  # [site, branch, ...]; `den` is 1 wide where all is held, and widens.
-  keep = lambda x: jnp.where(own_Bx1x1, x, 0)
-  return jax.tree.map(keep, total)
+def _of_branches(
+  change: Callable[[jax.Array], jax.Array], shared: Tree
+) -> Tree:
+  """Changes what has branches of all that is shared: not a head."""
+  blocks = jax.tree.map(change, shared['blocks'])
+  return {**shared, 'blocks': blocks}
 
 
 def build(facts: Facts) -> Algorithm:
@@ -155,15 +120,15 @@ def build(facts: Facts) -> Algorithm:
 
     W_b <- W_b + sum_{k: b <= B_m(k)} n_k delta_k / sum_{k: b <= B_m(k)} n_k.
 
-  The model of every tier is evaluated; the headline weighs them by their
-  clients.
+  Projections that are not free stay out of theta, or start in one space of all
+  tiers; so does the code of a common head, which is averaged as cores are. The
+  model of every tier is evaluated; the headline weighs them by their clients.
   """
   e, clients = facts.experiment, range(len(facts.budgets))
   options, each = e.heterotune, make_tiers(e, facts.sizes, len(facts.budgets))
   own_branches = options.reading == 'own' and options.foreign == 'frozen'
-  models = {n: facts.tiers[n](a) for n, a in each.adapters.items()}
-  shared = bottleneck.CORES if options.share else ()
-  joins = np.array([_turn(e.tiers.joins or (0,), k) for k in clients])
+  shared = (*bottleneck.SHARED, *common_head(e)) if options.share else ()
+  joins = np.array([turn(e.tiers.joins or (0,), k) for k in clients])
   count = each.of_client.count
 
   def traffic(
@@ -175,26 +140,23 @@ def build(facts: Facts) -> Algorithm:
     both = theta_both_ways(sig, cohort, held)
     if not own_branches:
       return both
-    cores = num_bytes(held(sig)['shared'])
+    cores = num_bytes(held(sig)[SHARED]['blocks'])
     return both._replace(uplink=both.uplink - cores + cores // len(each.held))
 
+  models = _build_models(facts, each)
   model = federate(
-    models, shared, options.sites, every_block=options.every_block
+    models,
+    shared,
+    options.sites,
+    every_block=options.every_block,
+    by_index=options.mapping == 'index',
   )
 
-  def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
-    """Returns the model of each tier."""
-    del clients
-    return {
-      name: Alone(
-        model.own(select_within(theta, model.axes, held), name),
-        {'layer': models[name].depth},
-        name,
-      )
-      for name, held in each.held.items()
-    }
+  def alone(theta: Tree, name: str) -> Alone:
+    held = select_within(theta, model.axes, each.held[name])
+    return Alone(model.own(held, name), {'layer': models[name].depth}, name)
 
-  return Algorithm(
+  made = Algorithm(
     model=model,
     rule=each,
     client=client(facts.task, each, own_branches=own_branches),
@@ -209,138 +171,45 @@ def build(facts: Facts) -> Algorithm:
     eligible=lambda rnd: rnd >= joins,
     tier=lambda k: each.of_client[k],
     traffic=traffic,
-    ending=ending,
+    ending=lambda theta, _: {name: alone(theta, name) for name in each.held},
   )
+  if not options.personal:
+    return made
+  classifiers.require_classes('heterotune', facts.task)
+  return keeping.keep(made, each, alone)
 
 
-def make_tiers(
-  experiment: config.Experiment, sizes: Mapping[str, int], clients: int
-) -> Tiers:
-  """Says which client has which model.
-
-  Args:
-    experiment: The configuration.
-    sizes: Of each tier, under `tier_axis`, its number of blocks.
-    clients: How many there are.
-  """
-  names = tiers.names(experiment.tiers)
-  unique = tuple(dict.fromkeys(names))
-  branches = dict(zip(names, experiment.heterotune.branches, strict=False))
-  if not branches:
-    deepest = sorted(unique, key=lambda name: -sizes[tier_axis(name)])
-    branches = {name: len(unique) - i for i, name in enumerate(deepest)}
-  adapters, held = {}, {}
-  for name in unique:
-    adapters[name], part = _adapter(experiment, branches, name)
-    membership = {tier_axis(other): int(other == name) for other in unique}
-    held[name] = Selection.of(
-      {'layer': sizes[tier_axis(name)], **membership, **part}
-    )
-  of_client = tuple(_turn(names, k) for k in range(clients))
-  return Tiers(of_client, held, adapters)
+def common_head(experiment: config.Experiment) -> tuple[str, ...]:
+  """Names the head, if tiers have one in common."""
+  return () if experiment.tiers.head == 'own' else ('head',)
 
 
-def _turn(values: Sequence[T], client: int) -> T:
-  """Returns what a client has where clients take values in turn."""
-  return values[client % len(values)]
+def is_aligned(experiment: config.Experiment) -> bool:
+  """Says whether tiers are aligned, so that public inputs are needed."""
+  adapted = experiment.model.tune == 'adapter'
+  free = not adapted or experiment.fedadapter.projections == 'free'
+  return not free or bool(common_head(experiment))
 
 
-def _adapter(
-  experiment: config.Experiment, branches: Mapping[str, int], name: str
-) -> tuple[config.Fedadapter, dict[str, int]]:
-  """Returns a tier's bottleneck, and which part of the cores that is."""
-  cfg, options = experiment.fedadapter, experiment.heterotune
-  most = max(branches.values())
-  if options.reading == 'own':
-    return dataclasses.replace(cfg, branches=len(branches)), {}
-  if options.reading == 'nested':
-    held = {'branch': branches[name]}
-    return dataclasses.replace(cfg, branches=branches[name]), held
-  rank, rest = divmod(cfg.rank * branches[name], most)
-  if rest:
-    raise ValueError(
-      f'fedadapter.rank={cfg.rank} must be a multiple of {most}, the most of '
-      "heterotune.branches, with heterotune.reading='width'."
-    )
-  return dataclasses.replace(cfg, branches=1, rank=rank), {'bottleneck': rank}
-
-
-def check(
-  experiment: config.Experiment,
-  sizes: Mapping[str, int],
-  budgets: tuple[int, ...],
-) -> None:
-  """Checks the options.
-
-  Args:
-    experiment: The configuration.
-    sizes: Of each tier, under `tier_axis`, its number of blocks.
-    budgets: One per client; if they are given at all, for other methods of
-      the same experiment, they must agree with the tiers.
-
-  Raises:
-    ValueError: Options contradict each other.
-  """
-  names = tiers.names(experiment.tiers)
-  _check(experiment, names)
-  if len(budgets) < len(names):
-    raise ValueError(
-      f'tiers.weights={experiment.tiers.weights} must be at most '
-      f'{len(budgets)}, the number of clients.'
-    )
-  each = make_tiers(experiment, sizes, len(budgets))
-  depths = tuple(each.held[name]['layer'] for name in each.of_client)
-  if experiment.clients.budgets and budgets != depths:
-    raise ValueError(
-      f'clients.budgets={experiment.clients.budgets} must be () with '
-      'method=heterotune, or the blocks of each tier, which clients take in '
-      'turn.'
-    )
-
-
-def _check(experiment: config.Experiment, each: tuple[str, ...]) -> None:
-  """Raises a ValueError for fields that contradict each other."""
-  options = experiment.heterotune
-  if experiment.model.tune != 'adapter':
-    raise ValueError(
-      f'model.tune={experiment.model.tune!r} must be '
-      "'adapter' with method=heterotune."
-    )
-  joins = experiment.tiers.joins
-  if joins and min(joins) > 0:
-    raise ValueError(
-      f'tiers.joins={joins} must have a 0: somebody takes part in round 0.'
-    )
-  if not options.share and (options.cmga, options.reading) != ('off', 'nested'):
-    raise ValueError(
-      f'heterotune.share=False leaves nothing for heterotune.cmga='
-      f'{options.cmga!r} and reading={options.reading!r}; they must be '
-      "'off' and 'nested'."
-    )
-  own, frozen = options.reading == 'own', options.foreign == 'frozen'
-  if own and options.branches:
-    raise ValueError(
-      f'heterotune.branches={options.branches} must be () with heterotune.'
-      "reading='own': all tiers have all branches, one of each tier."
-    )
-  if own and frozen and options.cmga != 'off':
-    raise ValueError(
-      f"heterotune.cmga={options.cmga!r} must be 'off' with heterotune."
-      "reading='own' and foreign='frozen': no two tiers train one branch."
-    )
-  if not own and not frozen:
-    raise ValueError(
-      f"heterotune.foreign={options.foreign!r} must be 'frozen' but with "
-      "heterotune.reading='own'."
-    )
-  if options.branches and len(options.branches) != len(each):
-    raise ValueError(
-      f'heterotune.branches={options.branches} must have {len(each)} numbers, '
-      'one for each of tiers.weights.'
-    )
-  pairs = set(zip(each, options.branches, strict=False))
-  if len(pairs) > len(set(each)):
-    raise ValueError(
-      f'heterotune.branches={options.branches} must be alike where '
-      'tiers.weights, depth and width are.'
-    )
+def _build_models(facts: Facts, each: Tiers) -> dict[str, Foundation]:
+  """Builds the tiers' models, aligned if the options ask for it."""
+  e = facts.experiment
+  models = {n: facts.tiers[n](a) for n, a in each.adapters.items()}
+  if not is_aligned(e):
+    return models
+  options = e.heterotune
+  sites = find_sites(
+    models,
+    options.sites,
+    every_block=options.every_block,
+    by_index=options.mapping == 'index',
+  )
+  return alignment.align(
+    models,
+    sites,
+    {name: facts.public(name) for name in models},
+    projections=e.fedadapter.projections,
+    head_map=e.tiers.head_map,
+    first_token=facts.task.kind in ('classification', 'regression'),
+    seed=e.seed,
+  )

@@ -32,8 +32,9 @@ def _shared(tree: Tree) -> Tree:
   return {name: part for name, part in tree.items() if name != 'head'}
 
 
-def private(theta: Tree, head: Tree) -> Tree:
+def private(name: str, theta: Tree, head: Tree) -> Tree:
   """Returns a client's own parameters: all, with its own head."""
+  del name
   return {**theta, 'head': head}
 
 
@@ -47,7 +48,7 @@ def keeping(client: Client, head: Tree) -> Client:
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
     del key
-    return private(held, context.state)
+    return {**held, 'head': context.state}
 
   def finish(
     start: Tree, delta: Tree, steps: jax.Array, context: Context
@@ -83,7 +84,7 @@ def build(facts: Facts) -> Algorithm:
     evaluation=dataclasses.replace(fedavg.evaluation, personal=private),
     traffic=both_ways(lambda held: num_bytes(_shared(held))),
     ending=lambda theta, clients: {
-      f'client{k}': Alone(private(theta, head), {'layer': facts.depth})
+      f'client{k}': Alone({**theta, 'head': head}, {'layer': facts.depth})
       for k, head in sorted(clients.items())
     },
   )

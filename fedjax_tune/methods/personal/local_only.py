@@ -64,8 +64,8 @@ def _send_nothing(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
   return _PRESENT, {'present': ()}
 
 
-def _own(theta: Tree, own: Tree) -> Tree:
-  del theta
+def _own(name: str, theta: Tree, own: Tree) -> Tree:
+  del name, theta
   return own
 
 

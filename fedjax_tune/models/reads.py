@@ -1,0 +1,132 @@
+"""What the adapters and the head of a model read of some inputs."""
+
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_tune.models.block import Keys
+from fedjax_tune.models.foundation import Foundation
+from fedjax_tune.typing import Inputs, Tree
+
+# Inputs at a time.
+_BATCH = 64
+# Tokens of an input, so that what is read of many inputs fits into memory.
+_TOKENS = 8
+
+
+class Reads(NamedTuple):
+  """What is read of N inputs.
+
+  Attributes:
+    adapters: For each adapted sublayer what the adapter of each block reads,
+      float32 [L, M, D]: M rows, of all inputs alike.
+    first: Likewise of the first token alone, [L, N, D].
+    head: What the head reads, float32 [N, D].
+  """
+
+  adapters: dict[str, np.ndarray]
+  first: dict[str, np.ndarray]
+  head: np.ndarray
+
+
+def read(found: Foundation, inputs: Inputs, *, pooled: bool) -> Reads:
+  """Runs a model without what its adapters add.
+
+  Args:
+    found: The model.
+    inputs: N pictures or texts.
+    pooled: Whether a row is the mean over all real tokens of an input; else
+      there is one for each of a few real tokens, the first among them, evenly
+      spaced.
+  """
+  count = len(jax.tree.leaves(inputs)[0])
+  parts = []
+  for begin in range(0, count, _BATCH):
+    # The last batch is filled up, so that one program serves all.
+    at = np.minimum(np.arange(begin, begin + _BATCH), count - 1)
+    batch = jax.device_put(jax.tree.map(lambda x, at=at: x[at], inputs))
+    parts.append(jax.device_get(_read_batch(found, batch, pooled)))
+  adapters, first = (
+    jax.tree.map(lambda *xs: np.concatenate(xs, 1)[:, :count], *of)
+    for of in list(zip(*parts, strict=True))[:2]
+  )
+  head = np.concatenate([features for *_, features in parts])[:count]
+  rows = lambda x: x.reshape(len(x), -1, x.shape[-1])
+  return Reads({name: rows(x) for name, x in adapters.items()}, first, head)
+
+
+def tokens(found: Foundation, inputs: Inputs) -> int:
+  """Returns how many tokens the model makes of an input, padding too."""
+  model = lambda: found.merge(found.base, found.theta)
+  x, _ = jax.eval_shape(lambda x: model().start(x), inputs)
+  return x.shape[1]
+
+
+def _read_batch(found: Foundation, inputs: Inputs, pooled: bool) -> Reads:
+  """Returns what is read of a batch; by adapters [L, B, m, D]."""
+  start, block, end = _programs(found.graph)
+  arrays = found.base, found.theta
+  x, real = start(*arrays, inputs)
+  read = []
+  for layer in range(found.depth):
+    x, seen = block(*arrays, x, real, layer, pooled)
+    read.append(seen)
+  adapters, first = jax.tree.map(lambda *xs: jnp.stack(xs), *read)
+  return Reads(adapters, first, end(*arrays, x))
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
+  """Compiles a model in three parts: before, in and behind its blocks."""
+
+  def model(base: Tree, theta: Tree) -> Any:
+    return nnx.merge(graph, nnx.State(theta), nnx.State(base))
+
+  def start(base, theta, inputs):
+    x, real = model(base, theta).start(inputs)
+    return x, jnp.ones(x.shape[:2], bool) if real is None else real
+
+  def block(base, theta, x, real, layer, pooled):
+    structure, stacks = nnx.split(model(base, theta).blocks)
+    one = nnx.merge(structure, jax.tree.map(lambda p: p[layer], stacks))
+    seen: dict[str, Array] = {}
+    for name in ('attn', 'mlp'):
+      if hasattr(one, f'{name}_adapter'):
+        setattr(one, f'{name}_adapter', functools.partial(_keep, seen, name))
+    y = one(x, x.shape[1], Keys(None, layer), real)
+    thin = _mean if pooled else _some
+    rows = {name: thin(read, real) for name, read in seen.items()}
+    return y, (rows, {name: read[:, 0] for name, read in seen.items()})
+
+  def end(base, theta, x):
+    return model(base, theta).features(x)
+
+  return (
+    jax.jit(start),
+    jax.jit(block, static_argnums=5),
+    jax.jit(end),
+  )
+
+
+def _keep(seen: dict[str, Array], name: str, read: Array, out: Array) -> Array:
+  """Stands where an adapter does: keeps what it reads, and adds nothing."""
+  seen[name] = read
+  return out
+
+
+def _mean(x_BxTxD: Array, real_BxT: Array) -> Array:
+  """Returns the mean over real tokens, [B, 1, D]."""
+  weight = real_BxT / jnp.sum(real_BxT, 1, keepdims=True)
+  return jnp.einsum('btd,bt->bd', x_BxTxD, weight)[:, None]
+
+
+def _some(x_BxTxD: Array, real_BxT: Array) -> Array:
+  """Returns some real tokens, [B, m, D]; real ones come before padding."""
+  count = jnp.sum(real_BxT, 1, keepdims=True)
+  at = jnp.arange(_TOKENS) * count // _TOKENS
+  return jnp.take_along_axis(x_BxTxD, at[..., None], 1)

@@ -1,0 +1,78 @@
+"""Spaces of principal directions, and maps of other rows into them."""
+
+import dataclasses
+
+import numpy as np
+
+# Below this part of the largest, a deviation is rounding.
+_LEAST = 1e-5
+# Of the regression, in mean squares of the features.
+_RIDGE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """What codes are to be like.
+
+  Attributes:
+    scores: Of M rows, [M, r]; centred and uncorrelated, largest first.
+    sigma: Their deviations [r].
+  """
+
+  scores: np.ndarray
+  sigma: np.ndarray
+
+
+def find_space(x: np.ndarray, rank: int, field: str) -> Space:
+  """Returns the space of the first principal directions.
+
+  Args:
+    x: What a reference reads, [M, D].
+    rank: How many directions.
+    field: What sets that, for the message.
+
+  Raises:
+    ValueError: There are not as many.
+  """
+  centred = centre(x)
+  values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+  largest = np.maximum(values[::-1], 0)
+  there = int(np.sum(largest > _LEAST**2 * largest[0]))
+  if rank > there:
+    raise ValueError(
+      f'{field}={rank} must be at most {there}: the public inputs of the'
+      ' deepest tier vary along no more directions (tiers.public_examples).'
+    )
+  basis = vectors[:, ::-1][:, :rank]
+  # An eigenvector's sign is arbitrary.
+  at = np.argmax(np.abs(basis), 0)
+  basis = basis * np.sign(basis[at, np.arange(rank)])
+  return Space(centred @ basis, np.sqrt(largest[:rank]))
+
+
+def polar(matrix: np.ndarray) -> np.ndarray:
+  """Returns the nearest matrix of orthonormal columns, of the same shape."""
+  left, _, right = np.linalg.svd(matrix, full_matrices=False)
+  return left @ right
+
+
+def rotation(x: np.ndarray, space: Space) -> np.ndarray:
+  """Returns Q [D, r], by which rows [M, D] come nearest to a space's scores."""
+  return polar(centre(x).T @ space.scores)
+
+
+def regression(x: np.ndarray, space: Space) -> np.ndarray:
+  """Returns the map [D, r] from rows to codes of least squares, with a ridge."""
+  centred = centre(x)
+  moment = centred.T @ centred
+  ridge = _RIDGE * np.trace(moment) / len(moment)
+  codes = space.scores / space.sigma
+  return np.linalg.solve(
+    moment + ridge * np.eye(len(moment)), centred.T @ codes
+  )
+
+
+def centre(x: np.ndarray) -> np.ndarray:
+  """Returns rows without their mean, in float64."""
+  x = x.astype(np.float64)
+  return x - x.mean(0)
