@@ -275,13 +275,12 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
       ax.plot(labels, mean, color=color, linestyle=dash, marker='o', ms=3)
       ends.append(figure.EndLabel(labels[-1], mean[-1], design, color))
     sizes = sorted({row['labels'] for row in own})
-    figure.finish(
-      ax, 'The poor tier, after ten rounds of its own', sizes[-1], ends
-    )
+    title = 'The poor tier, after ten rounds of its own'
+    figure.by_round(ax, title, 'accuracy, %', sizes[-1], ends)
     ax.set_xscale('log', base=2)
     ax.set_xlim(sizes[0], sizes[-1])
     ax.set_xticks(sizes, [str(size) for size in sizes])
-    ax.set(xlabel='its labels', ylabel='accuracy, %')
+    ax.set_xlabel('its labels')
 
 
 def main() -> None:

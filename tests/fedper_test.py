@@ -130,7 +130,8 @@ def test_the_shared_part_runs_once_for_each_example(monkeypatch):
   batch = tiny.batch(tiny.STACK_SIZE, 5)._replace(inputs=np.zeros((5, 6)))
   start = run.algorithm.client.state
   assert start is not None
-  given = (run.foundation.base, state.theta, start(0), batch)
+  (held,) = run.algorithm.rule.draw(0, [0])
+  given = (run.foundation.base, state.theta, start(0), held, batch)
   assert flops.count_flops(program, *given) == 2 * 5 * 6 * tiny.CLASSES
 
 

@@ -128,7 +128,8 @@ class EachClient:
       size = self._batch_size(128)
       for index, batch in evaluate.batches(corpus, rows, self.lengths, size):
         self.check()
-        told = predict(name, shared.base, shared.theta, jax.device_put(batch))
+        batch = jax.device_put(batch)
+      told = predict((name,), shared.base, shared.theta, batch)[name]
         order.append(index)
         outputs.append(
           {k: v[: len(index)] for k, v in jax.device_get(told).items()}
