@@ -14,12 +14,11 @@ import dataclasses
 
 import numpy as np
 
-from experiments import quickstart
 from fedjax_tune import config
 from fedjax_tune.data import arrays
 from fedjax_tune.models import packaged
 
-from . import drawn_data
+from . import drawn_data, experiment_file
 from . import fixed_workload as fixed
 from .rounds import Side, Timing
 
@@ -162,7 +161,8 @@ def _compare_speed(
 
 
 def _quickstart() -> Workload:
-  experiment = quickstart.get_config()
+  # As a command finds it, in a checkout or an installed package.
+  experiment = experiment_file.resolve(['--config=experiments/quickstart.py'])
   experiment.rounds = 4
   return Workload(experiment, None)
 
