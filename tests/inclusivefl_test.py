@@ -251,7 +251,7 @@ def test_build():
   ported = _algorithm(variant='fedra_port')
   assert ported.model is found
   assert ported.rule == layers.Prefix(_BUDGETS)
-  assert ported.client == Client(ported.client.loss)
+  assert ported.client == Client(ported.client.loss, by_example=True)
   assert ported.aggregator == Aggregator()
   ((name, held),) = ported.evaluation.models.items()
   assert (name, dict(held)) == ('full', {'layer': 4})

@@ -1,5 +1,6 @@
 """Tiny models that leave in each format, and what others make of them."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -160,11 +161,19 @@ def inputs(config: Any) -> Any:
   return Tokens(ids, np.tile(types, (2, 1)).astype(np.int32))
 
 
+def _apart(config: Any) -> contextlib.AbstractContextManager[None]:
+  """Compiles operations one by one, each once for all models.
+
+  JAX has no loop of no steps then, as a model of one block has.
+  """
+  return jax.disable_jit(config.depth > 1)
+
+
 def run(model: models.Model) -> np.ndarray:
   """Returns our logits, from the parameters apart as they trained."""
   found = flax_folder.build(model.config, model.adapters)
   whole = found.merge(*jax.device_put((model.frozen, model.theta)))
-  with jax.disable_jit():  # Its operations are compiled once, for all models.
+  with _apart(model.config):
     return np.asarray(
       whole(inputs(model.config), np.arange(model.config.depth))
     )
@@ -175,7 +184,7 @@ def outside(
 ) -> np.ndarray:
   """Returns the logits of what others load."""
   if form == 'flax':
-    with jax.disable_jit():
+    with _apart(config):
       return np.asarray(flax_folder.load_model(folder)(inputs(config)))
   auto = _auto(config, kind)
   if form == 'hf':

@@ -17,8 +17,7 @@ def test_it_is_the_accuracy_on_its_examples():
     algorithm=run.algorithm,
     experiment=run.experiment,
     readers={},
-    train=data,
-    test=tiny.examples(31, 4, seed=8),
+    inputs=(data, tiny.examples(31, 4, seed=8)),
     own_data=None,
     validation=shares.Shares.of(rows),
   )

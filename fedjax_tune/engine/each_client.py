@@ -129,7 +129,7 @@ class EachClient:
       for index, batch in evaluate.batches(corpus, rows, self.lengths, size):
         self.check()
         batch = jax.device_put(batch)
-      told = predict((name,), shared.base, shared.theta, batch)[name]
+        told = predict((name,), shared.base, shared.theta, batch)[name]
         order.append(index)
         outputs.append(
           {k: v[: len(index)] for k, v in jax.device_get(told).items()}
