@@ -15,6 +15,7 @@ import gc
 import itertools
 import pathlib
 import socket
+import sys
 
 from absl import flags
 import chex
@@ -48,6 +49,14 @@ def _few_programs():
     if mappings > _MANY:
       jax.clear_caches()
       gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _same_path():
+  """Experiment files find their neighbours from then on; tests must not."""
+  before = list(sys.path)
+  yield
+  sys.path[:] = before
 
 
 def _refuse(*args, **_kwargs):

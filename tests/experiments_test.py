@@ -51,7 +51,7 @@ def test_experiment_is_valid_and_takes_flags(name):
   experiment = _parse(
     f'{name}.py',
     '--config.method=all_small',
-    '--config.rounds=7',
+    '--config.rounds=17',
     '--config.seed=3',
     f'--config.clients.budgets={budgets}',
     '--config.lora.patch_embed=false',

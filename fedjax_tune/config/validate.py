@@ -131,7 +131,8 @@ def _disagreements(
       f'{experiment.rounds}.'
     )
   local = experiment.local
-  if local.warmup and local.warmup >= experiment.rounds:
+  known = RULES['local.warmup'].holds(local.warmup)
+  if known and local.warmup and local.warmup >= experiment.rounds:
     yield (
       f'local.warmup={local.warmup} must lie below rounds={experiment.rounds}.'
     )
