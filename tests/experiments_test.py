@@ -58,7 +58,7 @@ def test_experiment_is_valid_and_takes_flags(name):
   )
   assert isinstance(experiment, config.Experiment)
   assert experiment.method == 'all_small'
-  assert (experiment.rounds, experiment.seed) == (7, 3)
+  assert (experiment.rounds, experiment.seed) == (17, 3)
   assert experiment.clients.budgets == budgets
   assert experiment.lora.patch_embed is False
   validate.validate(experiment, plugins.choices())
