@@ -19,6 +19,9 @@ from launch import (
 )
 from launch.peers import harness, plain_jax, torch_loop, torch_model
 
+# ml_collections loads the file in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
 _TINY = fixed_workload.WORKLOADS['tiny']
 
 
