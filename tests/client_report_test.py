@@ -103,6 +103,7 @@ def test_the_start_is_written_and_chance_is_told(reported):
   assert summary['chance'] == {'1 of 4 classes': 0.25, 'largest class': 0.25}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_there_writes_the_same(
   reported, tmp_path, monkeypatch
 ):
@@ -138,6 +139,7 @@ class _Kept:
     self.told.append(('closed', {}))
 
 
+@pytest.mark.slow
 def test_alone_clients_have_no_model_of_the_server(tmp_path, monkeypatch):
   """And a run that is not asked tells nothing."""
   with monkeypatch.context() as patch:

@@ -78,7 +78,7 @@ def check(case, devices, mode='map'):
   [
     ('fedra', 'map'),
     pytest.param('fedra', 'chunk', marks=pytest.mark.slow),
-    ('heterofl', 'map'),
+    pytest.param('heterofl', 'map', marks=pytest.mark.slow),
   ],
 )
 def test_two_devices_equal_one(case, mode):

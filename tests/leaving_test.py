@@ -5,7 +5,6 @@ import json
 import pathlib
 from typing import Any
 
-from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from fedjax_tune.engine import server
 from fedjax_tune.report import writer
 from fedjax_tune.training import build, checkpoint, identity, learned
 from fedjax_tune.training import workdir as run_folder
-from launch import export as command
 
 # peft reads an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings('ignore:`is_gradient_checkpointing`')
@@ -210,12 +208,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_without_its_data(finished, tmp_path, monkeypatch, form):
   workdir = finished
   monkeypatch.setattr(build, 'build', None)
-  flags = {
-    'workdir': str(workdir), 'format': form, 'out': str(tmp_path / 'out'),
-    'models': ['full'],
-  }  # fmt: skip
-  with flagsaver.flagsaver(**flags):
-    command.main(['export'])
+  exported.write(models.load(workdir), form, str(tmp_path / 'out'), ['full'])
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
     'export.json',
     'full',

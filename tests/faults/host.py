@@ -20,7 +20,7 @@ import pytest
 import fedjax_tune as ft
 from fedjax_tune import endings
 from fedjax_tune.engine import hosts
-from fedjax_tune.report import plots
+from fedjax_tune.report import partition_plot, plots
 from fedjax_tune.training import loop
 
 _SIDE, _ROUNDS = 16, 3
@@ -65,8 +65,8 @@ def train(folder, case, resume=False):
 
   with pytest.MonkeyPatch.context() as patch:
     # A second each, and tested elsewhere.
-    for name in ('plot_run', 'plot_partition'):
-      patch.setattr(plots, name, lambda *_: None)
+    patch.setattr(plots, 'plot_run', lambda *_: None)
+    patch.setattr(partition_plot, 'plot_partition', lambda *_: None)
     if not resume:
       patch.setattr(loop.Run, 'charge', count)
     # Where it goes on it has its programs.
