@@ -137,6 +137,15 @@ def test_a_command_starts_without_what_it_may_not_need():
   assert not slow & imported
 
 
+def test_a_command_starts_before_jax_computes():
+  """Hosts can join only until then."""
+  program = (
+    'import launch.train; from jax._src import xla_bridge;'
+    'assert not xla_bridge.backends_are_initialized()'
+  )
+  subprocess.run([sys.executable, '-c', program], cwd=_ROOT, check=True)
+
+
 # -- what is imported is declared
 
 _PROJECT = tomllib.loads((_ROOT / 'pyproject.toml').read_text())

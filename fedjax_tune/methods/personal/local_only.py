@@ -23,7 +23,8 @@ from fedjax_tune.models.foundation import Models
 from fedjax_tune.typing import Axes, Tree
 
 # Of what clients send: nothing but that they took part.
-_PRESENT = {'present': jnp.zeros(())}
+# Of NumPy: hosts must join before JAX computes anything.
+_PRESENT = {'present': np.zeros((), np.float32)}
 
 
 def alone(client: Client, model: Models) -> Client:
