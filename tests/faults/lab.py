@@ -80,7 +80,8 @@ def shared_run(made: build.Setup) -> loop.Run:
   for name in ('rounds', 'seed', 'patience', 'keep_best'):
     del e[name]
   del e['local']['lr']
-  key = json.dumps(e)
+  read = jax.tree.map(lambda x: f'{x.shape[1:]} {x.dtype}', made.train.inputs)
+  key = json.dumps([e, read])
   if key not in _compiled:
     _compiled[key] = _RUN(made)
   run = copy.copy(_compiled[key])
