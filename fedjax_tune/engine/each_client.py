@@ -123,18 +123,14 @@ class EachClient:
     for name in dict.fromkeys(names):
       members = [i for i, own in enumerate(names) if own == name]
       rows = np.unique(np.concatenate([subjects.rows[i] for i in members]))
-      order, outputs = [], []
-      corpus = self._corpus(subjects, members[0])
-      size = self._batch_size(128)
-      for index, batch in evaluate.batches(corpus, rows, self.lengths, size):
+
+      def say(batch, name=name):
         self.check()
-        batch = jax.device_put(batch)
-        told = predict((name,), shared.base, shared.theta, batch)[name]
-        order.append(index)
-        outputs.append(
-          {k: v[: len(index)] for k, v in jax.device_get(told).items()}
-        )
-      found = Predicted.join(order, outputs)
+        return predict((name,), shared.base, shared.theta, batch)[name]
+
+      corpus = self._corpus(subjects, members[0])
+      size = self._batch_size(_BATCH)
+      found = Predicted.of(corpus, rows, self.lengths, size, say)
       for i in members:
         scores[i] = self._score(subjects, i, found)
     return scores
@@ -202,13 +198,11 @@ class EachClient:
       outputs: list[list[dict[str, np.ndarray]]] = [[] for _ in at]
       rows = [subjects.rows[i] for i in at]
       for indices, batch in side_by_side(corpus, rows, self.lengths, size):
-        batch = jax.device_put(batch)
         told = self._outputs(name, shared.base, seen, own.held, batch)
+        told = jax.device_get(told)
         for c, index in enumerate(indices):
           order[c].append(index)
-          outputs[c].append(
-            {k: v[c, : len(index)] for k, v in jax.device_get(told).items()}
-          )
+          outputs[c].append({k: v[c, : len(index)] for k, v in told.items()})
       for c in np.flatnonzero(ids >= 0):
         yield at[c], Predicted.join(order[c], outputs[c])
 

@@ -11,7 +11,7 @@ from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import divided, features, hosts, store
 from fedjax_tune.engine.algorithm import Algorithm, predict_outputs
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.evaluate import batches
+from fedjax_tune.engine.predicted import Predicted
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.models.probe import Probe
 from fedjax_tune.selection import Selection
@@ -92,16 +92,11 @@ def build(
     return {first: dataclasses.replace(test, inputs=inputs, lengths=None)}
 
   def of_client(name, base, theta, remembered, held, seen, rows):
-    order, parts = [], []
-    for index, batch in batches(seen[name], rows, lengths, _BATCH):
+    def say(batch):
       arrays = divided.beside(base, batch, split=True)
-      found = predict(name, base, theta, remembered, held, arrays)
-      found = jax.device_get(found)
-      order.append(index)
-      real = np.arange(len(index))
-      parts.append(jax.tree.map(lambda x, real=real: x[real], found))
-    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    return np.concatenate(order), joined
+      return predict(name, base, theta, remembered, held, arrays)
+
+    return Predicted.of(seen[name], rows, lengths, _BATCH, say)
 
   def of_own(base, state, seen, client, rows):
     """Returns a client's metrics, and the primary one by domain."""

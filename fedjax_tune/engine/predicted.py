@@ -1,6 +1,6 @@
 """What models say of examples, and the batches in which they are asked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine.batches import bucket
 from fedjax_tune.engine.client import Batch
+from fedjax_tune.engine.evaluate import batches
 
 # Arrays [n] of `Task.predict`.
 Outputs = Mapping[str, np.ndarray]
@@ -32,6 +33,31 @@ class Predicted(NamedTuple):
     by = np.argsort(at, kind='stable')
     join = lambda *pieces: np.concatenate(pieces)[by]
     return cls(at[by], jax.tree.map(join, *outputs))
+
+  @classmethod
+  def of(
+    cls,
+    corpus: Corpus,
+    rows: np.ndarray,
+    lengths: Sequence[int],
+    size: int,
+    say: Callable[[Batch], Mapping[str, jax.Array]],
+  ) -> Self:
+    """Asks a model, batch by batch.
+
+    Args:
+      corpus: The examples.
+      rows: Positions of those to ask about, int [n].
+      lengths: Tokens to which texts are padded.
+      size: Examples at a time.
+      say: What the model says of a batch.
+    """
+    order, outputs = [], []
+    for index, batch in batches(corpus, rows, lengths, size):
+      told = jax.device_get(say(batch))
+      order.append(index)
+      outputs.append({name: x[: len(index)] for name, x in told.items()})
+    return cls.join(order, outputs)
 
   def judge(self, corpus: Corpus, rows: np.ndarray) -> float:
     """Returns the primary metric of some of the examples."""
