@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_folders
+import tiny_runs
 
 import fedjax_tune as ft
 from fedjax_tune import plugins
@@ -31,17 +32,6 @@ def _images(count, seed=0):
   return (images + 60 * labels[:, None, None, None]).astype(np.uint8), labels
 
 
-def _experiment(**fields):
-  e = ft.Experiment(rounds=2, eval_every=1, **fields)
-  e.model.weights, e.data.image_size = 'random:vit_test', _SIDE
-  e.clients.partition, e.clients.count = 'iid', 3
-  e.clients.cohort, e.clients.cohort_size = 'uniform', 2
-  e.clients.budgets, e.clients.min_examples = (4, 2, 2), 1
-  e.lora.rank, e.local.batch_size, e.local.steps = 2, 4, 2
-  e.engine.compilation_cache = False
-  return e
-
-
 def _data(**options):
   return ft.from_arrays(*_images(48), *_images(20, 1), **options)
 
@@ -57,12 +47,12 @@ def test_names_are_there():
 def test_a_run_on_arrays(tmp_path):
   parts = [np.arange(0, 20), np.arange(20, 30), np.arange(30, 48)]
   options = {'data': _data(class_names=('a', 'b', 'c')), 'partition': parts}
-  summary = ft.train(_experiment(), str(tmp_path), **options)
+  summary = ft.train(tiny_runs.experiment(), str(tmp_path), **options)
   assert summary['rounds'] == 2
   assert 0 <= summary['accuracy'] <= 1
   written = json.loads((tmp_path / 'partition.json').read_text())
   assert written['indices'] == [list(map(int, part)) for part in parts]
-  longer = _experiment()
+  longer = tiny_runs.experiment()
   longer.rounds = 3
   again = ft.train(longer, str(tmp_path), resume=True, **options)
   assert again['rounds'] == 3
@@ -81,7 +71,7 @@ def test_clients_of_arrays():
   data = _data(
     clients=owners, domains=domains, test_domains=['web', 'print'] * 10
   )
-  e = _experiment()
+  e = tiny_runs.experiment()
   e.clients.partition, e.clients.count = 'natural', 4
   e.clients.budgets = (4, 4, 2, 2)
   setup = build.build(e, data=data)
@@ -96,7 +86,7 @@ def test_clients_of_arrays():
 
 
 def test_texts_of_domains(tmp_path):
-  e = _experiment()
+  e = tiny_runs.experiment()
   e.model.weights = tiny_folders.write_bert(tmp_path)
   e.clients.budgets = ()
   e.clients.partition, e.clients.cohort = 'domain', 'one_per_domain'
@@ -160,11 +150,13 @@ def test_arrays_that_do_not_fit(change, message):
 )
 def test_partitions_that_do_not_fit(tmp_path, parts, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    ft.train(_experiment(), str(tmp_path), data=_data(), partition=parts)
+    ft.train(
+      tiny_runs.experiment(), str(tmp_path), data=_data(), partition=parts
+    )
 
 
 def test_images_of_another_size(tmp_path):
-  e = _experiment()
+  e = tiny_runs.experiment()
   e.data.image_size = 24
   with pytest.raises(ValueError, match=r'must be of shape \(24, 24, 3\)'):
     ft.train(e, str(tmp_path), data=_data())
@@ -219,7 +211,7 @@ def module(tmp_path, monkeypatch):
 def test_the_readmes_method_runs_and_resumes(tmp_path, module):
   (text,) = re.findall('```python\n(# drop_half.*?)```', _README, re.DOTALL)
   module('drop_half', text)
-  e = _experiment(method='drop_half', imports=('drop_half',))
+  e = tiny_runs.experiment(method='drop_half', imports=('drop_half',))
   summary = ft.train(e, str(tmp_path / 'run'), data=_data())
   assert summary['method'] == 'drop_half'
   (costs,) = json.loads((tmp_path / 'run/costs.json').read_text())
@@ -244,7 +236,7 @@ ft.register_partition('by_parity', by_parity)
 
 def test_a_partition_of_your_own(tmp_path, module):
   module('mine', _PARTITION)
-  e = _experiment(imports=('mine',))
+  e = tiny_runs.experiment(imports=('mine',))
   e.clients.partition = 'by_parity'
   ft.train(e, str(tmp_path / 'run'), data=_data())
   written = json.loads((tmp_path / 'run/partition.json').read_text())
@@ -261,9 +253,9 @@ ft.register_server_optimizer('half', lambda cfg: optax.sgd(cfg.lr / 2))
 
 def test_a_server_optimizer_of_your_own(tmp_path, module):
   module('mine', _OPTIMIZER)
-  start = _experiment()
+  start = tiny_runs.experiment()
   start.server.lr = 0.5
-  own = _experiment(imports=('mine',))
+  own = tiny_runs.experiment(imports=('mine',))
   own.server.optimizer = 'half'
   losses = []
   # Nobody knows what it reads of the section.
@@ -307,9 +299,13 @@ def test_modules_that_do_not_serve(tmp_path, module, text, message):
   if text:
     module('mine', text)
   with pytest.raises(ValueError, match=re.escape(message)):
-    ft.train(_experiment(imports=('mine',)), str(tmp_path), data=_data())
+    ft.train(
+      tiny_runs.experiment(imports=('mine',)), str(tmp_path), data=_data()
+    )
 
 
 def test_imports_are_names_of_modules():
   with pytest.raises(ValueError, match=r"imports\[0\]='../x' must be the name"):
-    validate.validate(_experiment(imports=('../x',)), plugins.choices())
+    validate.validate(
+      tiny_runs.experiment(imports=('../x',)), plugins.choices()
+    )

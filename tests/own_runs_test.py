@@ -9,6 +9,7 @@ import pytest
 import rich.console
 import tiny_folders
 import tiny_own
+import tiny_runs
 
 import fedjax_tune as ft
 from fedjax_tune import config
@@ -62,14 +63,8 @@ def test_options_of_tables_are_read_with_tables_only():
 
 
 def _experiment(name):
-  e = ft.Experiment(rounds=2, eval_every=1)
-  e.model.weights, e.data.image_size = 'random:vit_test', 16
+  e = tiny_runs.experiment()
   e.data.name = name
-  e.clients.partition, e.clients.count = 'iid', 3
-  e.clients.cohort, e.clients.cohort_size = 'uniform', 2
-  e.clients.budgets, e.clients.min_examples = (4, 2, 2), 1
-  e.lora.rank, e.local.batch_size, e.local.steps = 2, 4, 2
-  e.engine.compilation_cache = False
   return e
 
 

@@ -6,9 +6,28 @@ import functools
 
 from fedjax_tune import config
 
+# The part of a stand-in for launch.train that writes what a run leaves.
+RESULTS = """
+import json
+
+def leave(out, rows, **summary):
+  spent = {'cost/uplink_bytes': 5, 'cost/downlink_bytes': 7}
+  spent['cost/train_flops'] = 3
+  lines = [json.dumps({**row, **spent}) + '\\n' for row in rows]
+  (out / 'metrics.jsonl').write_text(''.join(lines))
+  (out / 'costs.json').write_text(json.dumps([{
+    'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
+    'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
+    'downlink_bytes': 2**20, 'flops_per_step': 10**9,
+    'peak_memory_bytes': 2**27}]))
+  (out / 'summary.json').write_text(json.dumps({
+    'accuracy_by_domain': {'noto': 0.5}, 'other_accuracies': {},
+    'client_steps_per_s': 1.0, 'compiles': 1, 'uplink_bytes': 1,
+    'downlink_bytes': 1, 'train_flops': 1, **summary}))
+"""
 # Stands in for launch.train: writes what a run leaves, or fails as told.
-FAKE = """
-import json, os, pathlib, sys
+FAKE = f"""{RESULTS}
+import os, pathlib, sys
 out, label, seed = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print('cores', len(os.sched_getaffinity(0)), sys.argv[5:], flush=True)
 (out / 'config.json').write_text(sys.argv[4])
@@ -16,22 +35,11 @@ rounds = json.loads(sys.argv[4])['rounds']
 if label == 'broken':
   raise ValueError('out of luck')
 accuracy = 0.5 + 0.1 * seed
-spent = {'cost/uplink_bytes': 5, 'cost/downlink_bytes': 7}
-spent['cost/train_flops'] = 3
-rows = [{'round': r, 'eval/accuracy': accuracy, **spent} for r in range(rounds)]
-lines = [json.dumps(row) + '\\n' for row in rows]
-(out / 'metrics.jsonl').write_text(''.join(lines))
-(out / 'costs.json').write_text(json.dumps([{
-  'name': '12 layers', 'clients': 5, 'layers': 12, 'params_held': 10**7,
-  'params_trainable': 10**5, 'trainable_percent': 1.0, 'uplink_bytes': 2**20,
-  'downlink_bytes': 2**20, 'flops_per_step': 10**9,
-  'peak_memory_bytes': 2**27}]))
-(out / 'summary.json').write_text(json.dumps({
-  'method': label, 'seed': seed, 'rounds': rounds, 'accuracy': accuracy,
-  'accuracy_by_domain': {'noto': 0.5},
-  'other_accuracies': {'small': 0.3 + 0.1 * seed} if label == 'a' else {},
-  'client_steps_per_s': 1.0,
-  'compiles': 1, 'uplink_bytes': 1, 'downlink_bytes': 1, 'train_flops': 1}))
+others = {{'small': 0.3 + 0.1 * seed}} if label == 'a' else {{}}
+leave(
+  out, [{{'round': r, 'eval/accuracy': accuracy}} for r in range(rounds)],
+  method=label, seed=seed, rounds=rounds, accuracy=accuracy,
+  other_accuracies=others)
 """
 
 
