@@ -19,8 +19,8 @@ from fedjax_tune.engine import (
   evaluate,
   round,
   server_optimizer,
-  step,
 )
+from fedjax_tune.engine.schedule import clients_mesh
 from fedjax_tune.models import foundation
 from fedjax_tune.training import build
 
@@ -30,7 +30,7 @@ _CLIENTS = 8
 
 def _found(devices):
   found = tiny.vit_foundation(dropout=0.1)
-  return divided.divide(found, step.clients_mesh(devices))
+  return divided.divide(found, clients_mesh(devices))
 
 
 @functools.cache

@@ -9,8 +9,9 @@ import optax
 import pytest
 import tiny
 
-from fedjax_tune.engine import evaluate, plan, slabs, step
+from fedjax_tune.engine import evaluate, plan, slabs
 from fedjax_tune.engine.client import Batch, client_update
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.methods import proximal
 from fedjax_tune.selection import Selection
 
@@ -111,7 +112,7 @@ def test_slabs_by_hand():
 )
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_schedule(mode, chunk, width, want, platform):
-  choose = step.Schedule.choose
+  choose = Schedule.choose
   assert choose(mode, chunk, width, platform=platform).chunk == want
 
 
@@ -121,8 +122,8 @@ def test_schedule(mode, chunk, width, want, platform):
   [('cpu', 1, 1), ('cpu', 2, 1), ('gpu', 1, 6), ('tpu', 1, 6), ('tpu', 4, 3)],
 )
 def test_schedule_by_itself(platform, devices, want):
-  got = step.Schedule.choose('auto', 3, 6, devices, platform=platform)
-  assert got == step.Schedule(want, devices=min(devices, 2))
+  got = Schedule.choose('auto', 3, 6, devices, platform=platform)
+  assert got == Schedule(want, devices=min(devices, 2))
 
 
 # -- planning

@@ -9,8 +9,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
+import tiny_leaving
 import tiny_text
 import torch
 import transformers
@@ -76,20 +76,6 @@ def _inputs(config: Any) -> Any:
   return Tokens(ids, types.astype(np.int32))
 
 
-def _torch_inputs(folder: Any, config: Any) -> dict[str, Any]:
-  """What torch reads of the same inputs: pictures by the folder's processor."""
-  inputs = _inputs(config)
-  if isinstance(config, sizes.ViTConfig):
-    auto = transformers.AutoImageProcessor.from_pretrained(folder)
-    pictures = [Image.fromarray(pixels) for pixels in inputs]
-    return dict(auto(pictures, return_tensors='pt'))
-  mask = (inputs.ids != config.pad).astype(np.int64)
-  kwargs = {'input_ids': inputs.ids, 'attention_mask': mask}
-  if config.types:
-    kwargs['token_type_ids'] = inputs.types
-  return {name: torch.tensor(value) for name, value in kwargs.items()}
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(graph, params, inputs):
   layers = jnp.arange(jax.tree.leaves(params['blocks'])[0].shape[0])
@@ -118,7 +104,8 @@ def _assert_export(folder: Any, config: Any, graph: Any, params: Any) -> Any:
   """Exports, and compares what torch computes with what we do."""
   labels = _LABELS[: config.num_classes]
   written = export.save_huggingface(folder, config, params, labels)
-  got = _torch_logits(folder, config, _torch_inputs(folder, config))
+  seen = tiny_leaving.torch_inputs(folder, config, _inputs(config))
+  got = _torch_logits(folder, config, seen)
   want = np.asarray(_apply(graph, params, _inputs(config)))
   if getattr(config, 'span', False):
     real = _inputs(config).ids != config.pad

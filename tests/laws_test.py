@@ -17,6 +17,7 @@ import tiny
 from fedjax_tune import config, selection
 from fedjax_tune.engine import server, server_optimizer, step, store
 from fedjax_tune.engine.algorithm import Context
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.rank import adapters
 from fedjax_tune.selection import Selection
@@ -263,7 +264,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
       ids[at],
       jax.tree.map(lambda x: x[at], batches),
     )
-    return program(sig, step.Schedule(chunk), shared, own)
+    return program(sig, Schedule(chunk), shared, own)
 
   got, metrics, states = slab_step(weights, batches)
   sent, reports = zip(

@@ -16,7 +16,13 @@ from fedjax_tune import selection
 from fedjax_tune.deploy import card, exported, formats, models
 from fedjax_tune.engine import server
 from fedjax_tune.report import writer
-from fedjax_tune.training import build, checkpoint, identity, learned
+from fedjax_tune.training import (
+  build,
+  checkpoint,
+  identity,
+  learned,
+  method,
+)
 from fedjax_tune.training import workdir as run_folder
 
 # peft reads an attribute that transformers has renamed.
@@ -152,10 +158,10 @@ def test_heterotune_leaves_a_model_of_each_tier(root, tmp_path):
   base = tiny_leaving.base(root, 'vit')
   e = tiny.experiment('heterotune', data={'image_size': tiny_leaving.SIZE})
   e.tiers.weights = (str(base), 'random:vit_test')
-  found, case = build.load_tiers(e), tiny_leaving.make(base, 'adapter')
+  found, case = method.load_tiers(e), tiny_leaving.make(base, 'adapter')
   sizes = {f'tier:{t.name}': t.kept['layer'] for t in found}
   task = case.context.learned.task
-  algorithm = build.build_method(e, found, task, sizes, (1,) * 4)
+  algorithm = method.build(e, found, task, sizes, (1,) * 4)
   state = server.ServerState(tiny.noise(algorithm.model.theta, 3, 0.3), (), ())
   case = dataclasses.replace(case, algorithm=algorithm, state=state)
   left = _assert_all(case, 'flax', tmp_path)

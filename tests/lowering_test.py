@@ -20,6 +20,7 @@ from fedjax_tune.engine import (
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.evaluate import build_predict
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.models import backbone, foundation, sizes
 from fedjax_tune.models.lora import Lora
 from fedjax_tune.selection import Selection
@@ -129,7 +130,7 @@ _IMAGE = np.zeros((tiny.STACK_SIZE, tiny.STACK_SIZE, 3), np.uint8)
 
 def _accelerators(mode, devices=1):
   """Returns the one schedule of all platforms."""
-  choose = lambda platform: step.Schedule.choose(
+  choose = lambda platform: Schedule.choose(
     mode, 1, _CLIENTS, devices, platform=platform
   )
   (schedule,) = {choose(name) for name in _PLATFORMS}

@@ -117,10 +117,11 @@ def test_an_adapter_that_peft_trained(root, tmp_path):
   # It does not say of which classes its head is.
   task = tiny_leaving.tasks.Task('classification', 2)
   _, found = _start(e, ('no', 'yes'), task)
-  inputs = tiny_leaving.torch_inputs(tmp_path, case.model.config)
+  cfg = case.model.config
+  read = tiny_leaving.torch_inputs(tmp_path, cfg, tiny_leaving.inputs(cfg))
   with torch.no_grad():
-    want = model(**inputs).logits.numpy()
-  got = _outputs(found, case.model.config)
+    want = model(**read).logits.numpy()
+  got = _outputs(found, cfg)
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 

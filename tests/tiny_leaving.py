@@ -29,7 +29,7 @@ from fedjax_tune.models import (
   tiers,
 )
 from fedjax_tune.models import peft as tuned
-from fedjax_tune.training import build, learned
+from fedjax_tune.training import learned, method
 from fedjax_tune.typing import Tokens
 
 DEPTH, SIZE, NUM = 2, 8, 2
@@ -128,7 +128,7 @@ def make(
   tier = tiers.Tier('model', loaded, {'layer': loaded.config.depth})
   widths = tuned.axis_sizes(tuned.with_trained(loaded.config, e.model), e.data)
   budgets = e.clients.budgets
-  algorithm = build.build_method(
+  algorithm = method.build(
     e, [tier], task, {**widths, 'tier:model': loaded.config.depth}, budgets
   )
   memory = algorithm.aggregator.init(algorithm.model.theta)
@@ -197,7 +197,7 @@ def outside(
     base = auto.from_pretrained(place, ignore_mismatched_sizes=True, **labels)
     model = peft.PeftModel.from_pretrained(base, folder)
   with torch.no_grad():
-    out = model.eval()(**torch_inputs(folder, config))
+    out = model.eval()(**torch_inputs(folder, config, inputs(config)))
   if 'start_logits' in out:
     return np.stack([out.start_logits, out.end_logits], -1)
   return out.logits.numpy()
@@ -212,9 +212,10 @@ def _auto(config: Any, kind: str) -> Any:
   }.get(kind, transformers.AutoModelForSequenceClassification)
 
 
-def torch_inputs(folder: pathlib.Path, config: Any) -> dict[str, Any]:
-  """Returns what torch reads of the same examples."""
-  found = inputs(config)
+def torch_inputs(
+  folder: pathlib.Path, config: Any, found: Any
+) -> dict[str, Any]:
+  """Returns examples as torch reads them: pictures by the folder's processor."""
   if isinstance(config, sizes.ViTConfig):
     auto = transformers.AutoImageProcessor.from_pretrained(folder)
     pictures = [Image.fromarray(pixels) for pixels in found]

@@ -279,8 +279,9 @@ class Evaluation:
     headline: How much each counts in the one number; {} takes the first alone.
     subnetworks: Parts of *the* model that were trained to stand alone.
     personal: (name of its model, theta, what a client remembers) -> the
-      parameters of the client's own model. How good these are on their clients' own data is then the one
-      number, and `models` are not evaluated; None has no such models.
+      parameters of the client's own model. How good these are on their clients'
+      own data is then the one number, and `models` are not evaluated; None has
+      no such models.
   """
 
   task: Task

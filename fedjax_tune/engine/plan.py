@@ -22,6 +22,7 @@ from fedjax_tune.engine.algorithm import Algorithm, layer_ids
 from fedjax_tune.engine.client import Batch
 from fedjax_tune.engine.cohort import sample_cohort
 from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.schedule import resolve
 from fedjax_tune.engine.slabs import (
   Info,
   InfoShapes,
@@ -30,7 +31,7 @@ from fedjax_tune.engine.slabs import (
   cut_slabs,
   deal,
 )
-from fedjax_tune.engine.step import Own, resolve
+from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
 from fedjax_tune.typing import Inputs
 

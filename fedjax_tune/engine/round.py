@@ -14,6 +14,8 @@ from fedjax_tune.engine import divided, finite, hosts, join, store
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.client import Batch, RateSchedule
 from fedjax_tune.engine.plan import RoundPlan
+from fedjax_tune.engine.programs import Programs
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.engine.server import (
   ServerState,
   anybody,
@@ -23,8 +25,6 @@ from fedjax_tune.engine.server import (
 from fedjax_tune.engine.slabs import InfoShapes, Signature
 from fedjax_tune.engine.step import (
   Own,
-  Programs,
-  Schedule,
   Shared,
   build_slab_step,
   shared_places,

@@ -1,20 +1,14 @@
 """One slab of clients on the device: train, weigh, sum.
 
-`build_slab_step` returns a pure function of arrays; `Programs` compiles it
-once per signature, ahead of time.
+`build_slab_step` returns a pure function of arrays, which `programs.py` compiles.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-import concurrent.futures
-import ctypes
-import dataclasses
-import math
-import os
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 import numpy as np
 import optax
@@ -25,82 +19,10 @@ from fedjax_tune.engine import divided, finite
 from fedjax_tune.engine.algorithm import Algorithm, Context
 from fedjax_tune.engine.client import Batch, RateSchedule, take_steps
 from fedjax_tune.engine.gradient import Parts
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.selection import GroupSum, Selection
 from fedjax_tune.typing import AnyArray, Tree
-
-
-def resolve(mode: str, platform: str) -> str:
-  """Returns what `engine.mode` is on a platform.
-
-  'auto' maps on 'cpu', where a vmap over clients was slower in every trial
-  (`launch/bench.py`), and vmaps on accelerators.
-  """
-  if mode == 'auto':
-    return 'map' if platform == 'cpu' else 'vmap'
-  return mode
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-  """How the clients of a slab share the device.
-
-  Attributes:
-    chunk: Clients under one `vmap`; chunks run one after another. 1 is a
-      plain `map`, the slab's width a plain `vmap`.
-    devices: Devices among which the slab's clients are split.
-    fsdp: Whether the frozen parameters are divided among them (`divided.py`).
-  """
-
-  chunk: int
-  devices: int = 1
-  fsdp: bool = False
-
-  @classmethod
-  def choose(
-    cls,
-    mode: str,
-    chunk: int,
-    width: int,
-    devices: int = 1,
-    fsdp: bool = False,
-    *,
-    platform: str,
-  ) -> 'Schedule':
-    """Resolves `engine.mode` for slabs of one width.
-
-    Of `devices` as many are used as divide the width.
-    """
-    mode = resolve(mode, platform)
-    devices = math.gcd(width, devices)
-    part = width // devices
-    wanted = min(part, {'map': 1, 'chunk': chunk, 'vmap': part}[mode])
-    chunk = max(c for c in range(1, wanted + 1) if part % c == 0)
-    return cls(chunk, devices, fsdp and devices > 1)
-
-  @property
-  def shardings(self) -> tuple[NamedSharding, NamedSharding]:
-    """Where what all clients share lies, and what is each client's own."""
-    return (
-      NamedSharding(self.mesh, PartitionSpec()),
-      NamedSharding(self.mesh, PartitionSpec('clients')),
-    )
-
-  @property
-  def mesh(self) -> jax.sharding.Mesh:
-    """The devices, along one axis named 'clients'."""
-    return clients_mesh(self.devices)
-
-
-def clients_mesh(devices: int) -> jax.sharding.Mesh:
-  """Returns the first devices of this host, along one axis 'clients'."""
-  return jax.make_mesh(
-    (devices,),
-    ('clients',),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.local_devices()[:devices],
-  )
-
 
 # Stands for no local step: what a client draws before its first.
 _BEGIN = np.uint32(2**32 - 1)
@@ -382,73 +304,3 @@ def _sum_over_chunks(
   total, apart = jax.lax.scan(body, zeros.total, chunks)
   join = lambda m: m.reshape(-1, *m.shape[2:])
   return Result(total, *jax.tree.map(join, apart))
-
-
-def _trim() -> None:
-  """Hands freed memory back to the system, where the C library can.
-
-  glibc keeps what a compiler freed for good: 260 MB after six programs.
-  """
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
-
-
-class Programs:
-  """The compiled slab programs of a run, one per signature.
-
-  Attributes:
-    compiled: The programs by signature; its length is the compile count.
-    results: The shapes of what each gives.
-  """
-
-  def __init__(self, step: SlabStep) -> None:
-    self._jitted = jax.jit(step, static_argnums=(0, 1))
-    self.compiled: dict[Signature, jax.stages.Compiled] = {}
-    self.results: dict[Signature, Result] = {}
-
-  def compile(
-    self,
-    schedules: Mapping[Signature, Schedule],
-    arguments: Callable[[Signature], tuple[Shared, Own]],
-  ) -> None:
-    """Compiles every signature, a few at a time.
-
-    Args:
-      schedules: How each signature's slabs share the devices.
-      arguments: Gives a signature's arguments (arrays or ShapeDtypeStructs)
-        after the static ones.
-    """
-
-    def build(item):
-      sig, schedule = item
-      lowered = self._jitted.lower(sig, schedule, *arguments(sig))
-      compiled = lowered.compile()
-      _trim()
-      return sig, compiled, lowered.out_info
-
-    # XLA's CPU compiler takes half a gigabyte for a program, and has threads of
-    # its own: on two cores, six programs side by side took 4.1 GB and 65
-    # seconds of CPU time, one after another 1.1 GB and 42.
-    pool = concurrent.futures.ThreadPoolExecutor(
-      (os.cpu_count() or 2) // 2 or 1
-    )
-    try:
-      for sig, compiled, result in pool.map(build, schedules.items()):
-        self.compiled[sig], self.results[sig] = compiled, result
-    finally:
-      # Whoever interrupts does not wait for programs that nobody needs.
-      pool.shutdown(wait=False, cancel_futures=True)
-
-  def temp_bytes(self) -> dict[Signature, int]:
-    """Returns the scratch memory of each program, as the compiler says."""
-    found = {}
-    for sig, program in self.compiled.items():
-      memory = program.memory_analysis()
-      assert memory is not None, 'no backend that JAX comes with leaves it out'
-      found[sig] = memory.temp_size_in_bytes
-    return found
-
-  def __call__(self, sig: Signature, shared: Shared, own: Own) -> Result:
-    """Runs the program of a signature."""
-    return self.compiled[sig](shared, own)

@@ -1,10 +1,8 @@
 """Turns an experiment's names into objects; the only place that does."""
 
-from collections.abc import Callable, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,32 +12,25 @@ from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import (
   arrays,
   corpus,
-  digest,
   outlines,
   partition,
   shares,
-  tasks,
 )
 from fedjax_tune.data import fetch as fetching
 from fedjax_tune.data import held_out as holding
 from fedjax_tune.engine import batches as batching
-from fedjax_tune.engine import divided, hosts, personal, step
+from fedjax_tune.engine import hosts, personal
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
-from fedjax_tune.methods import METHODS, augment, proximal
-from fedjax_tune.methods.facts import Facts, nothing_public
+from fedjax_tune.methods import METHODS, augment
 from fedjax_tune.models import (
   federation,
-  foundation,
-  heads,
   peft,
   pretrained,
-  probe,
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, frozen, provisions, shown
-from fedjax_tune.typing import Inputs
+from fedjax_tune.training import fitting, frozen, method, provisions, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +150,8 @@ def agree(
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
   _check_engine(experiment.engine, cohort)
-  method = METHODS[experiment.method]
-  found = load_tiers(experiment)
+  entry = METHODS[experiment.method]
+  found = method.load_tiers(experiment)
   for tier in found:
     peft.check(experiment, tier.weights)
   weights = found[0].weights
@@ -175,7 +166,7 @@ def agree(
   budgets = partition.expand_budgets(clients.budgets, domains, deepest)
   budgets = tuple(budgets.tolist())
   devices = hardware.assign(clients.devices, len(domains))
-  method.check(experiment, widths | depths, budgets)
+  entry.check(experiment, widths | depths, budgets)
   return Agreement(found, widths, depths, budgets, devices, cohort)
 
 
@@ -209,7 +200,7 @@ def build(
   found, budgets = agreed.tiers, agreed.budgets
   weights, readers = found[0].weights, tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers, data)
-  found = with_heads(found, train.task, train.class_names)
+  found = method.with_heads(found, train.task, train.class_names)
   weights = found[0].weights
   for tier in found:
     for split in (train, test):
@@ -242,7 +233,7 @@ def build(
   if 'depth' in fitted:
     budgets = fitted['depth']
     METHODS[experiment.method].check(experiment, sizes, budgets)
-  algorithm = build_method(
+  algorithm = method.build(
     experiment,
     found,
     train.task,
@@ -272,7 +263,7 @@ def build(
     readers,
     hosts.index(),
     hosts.count(),
-    _fsdp_devices(experiment.engine),
+    method.fsdp_devices(experiment.engine),
   )
   return Setup(
     experiment=experiment,
@@ -288,87 +279,12 @@ def build(
     planner=planner,
     tokenizer=weights.tokenizer,
     readers=readers,
-    weights=hash_weights(found),
+    weights=method.hash_weights(found),
     notes=(*dict.fromkeys(notes), *shown.notes(public)),
     features=features,
     validation=apart.get('data.validation'),
     held_out=apart.get('clients.held_out'),
   )
-
-
-def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
-  """Loads the pretrained models; raises as `build`."""
-  several = METHODS[experiment.method].several_models
-  load = tiers.load if several else tiers.load_one
-  return load(experiment, data_dir(experiment.data))
-
-
-def with_heads(
-  found: Sequence[tiers.Tier], task: tasks.Task, class_names: Sequence[str]
-) -> tuple[tiers.Tier, ...]:
-  """Puts heads that came with models on them, where they are of these classes."""
-  put = lambda t: heads.put(t.weights, task, class_names)
-  return tuple(dataclasses.replace(t, weights=put(t)) for t in found)
-
-
-def hash_weights(found: Sequence[tiers.Tier]) -> str:
-  """Hashes pretrained models and their sizes."""
-  return digest.of([[t.weights.config, t.weights.params] for t in found])[:16]
-
-
-def build_method(
-  experiment: config.Experiment,
-  found: Sequence[tiers.Tier],
-  task: tasks.Task,
-  sizes: Mapping[str, int],
-  budgets: tuple[int, ...],
-  present: Callable[[int], np.ndarray] | None = None,
-  fitted: Mapping[str, tuple[Any, ...]] | None = None,
-  public: Callable[[str], Inputs] = nothing_public,
-) -> Algorithm:
-  """Builds a method around pretrained models; arguments are those of `Facts`."""
-  build_of = lambda t: functools.partial(_build_tier, experiment, t, task)
-  facts = Facts(
-    experiment,
-    sizes,
-    budgets,
-    task,
-    present,
-    {tier.name: build_of(tier) for tier in found},
-    fitted or {},
-    public,
-  )
-  mesh = step.clients_mesh(_fsdp_devices(experiment.engine))
-  # A model that one accelerator can't hold must not begin there.
-  with _host_memory() if mesh.size > 1 else contextlib.nullcontext():
-    algorithm = METHODS[experiment.method].build(facts)
-  if mesh.size > 1:
-    model = divided.divide(algorithm.model, mesh)
-    algorithm = dataclasses.replace(algorithm, model=model)
-  if experiment.local.prox:
-    algorithm = proximal.add(algorithm, experiment.local.prox)
-  return algorithm
-
-
-def _build_tier(
-  experiment: config.Experiment,
-  tier: tiers.Tier,
-  task: tasks.Task,
-  adapter: config.Fedadapter | None,
-) -> foundation.Foundation:
-  """Builds a tier's model, around other bottleneck adapters if given."""
-  if adapter is None:
-    built = peft.build(experiment, tier.weights, task)
-    return probe.probe(built) if experiment.engine.cache_frozen else built
-  own = dataclasses.replace(experiment, fedadapter=adapter)
-  code = 0 if own.tiers.head == 'own' else own.tiers.head_rank
-  if code and task.kind not in ('classification', 'regression'):
-    raise ValueError(
-      f"tiers.head={own.tiers.head!r} must be 'own' for a task of kind"
-      f' {task.kind!r}: a common head reads one code an example.'
-    )
-  made = peft.build(own, tier.weights, task, adapter.projections, code)
-  return foundation.cut(made, tier.kept)
 
 
 def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
@@ -391,25 +307,12 @@ def _check_engine(cfg: config.Engine, cohort: int) -> None:
       f'engine.devices={cfg.devices} must be at most {here}, the devices of'
       ' this machine.'
     )
-  devices = _fsdp_devices(cfg)
+  devices = method.fsdp_devices(cfg)
   if cfg.slab % devices:
     raise ValueError(
       f'engine.slab={cfg.slab} must be a multiple of {devices}, the devices,'
       ' with engine.fsdp.'
     )
-
-
-def _fsdp_devices(cfg: config.Engine) -> int:
-  """Returns among how many devices the frozen parameters are divided."""
-  return (cfg.devices or jax.local_device_count()) if cfg.fsdp else 1
-
-
-def _host_memory() -> contextlib.AbstractContextManager[None]:
-  """Has arrays that are made inside lie in the host's memory."""
-  try:
-    return jax.default_device(jax.local_devices(backend='cpu')[0])
-  except RuntimeError:  # JAX_PLATFORMS leaves it out.
-    return contextlib.nullcontext()
 
 
 def data_dir(cfg: config.Data) -> str:

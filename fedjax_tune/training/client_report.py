@@ -12,8 +12,9 @@ from fedjax_tune.engine import local_optimizer
 from fedjax_tune.engine.each_client import EachClient, Subjects
 from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.engine.server import ServerState
-from fedjax_tune.engine.step import Schedule, Shared
+from fedjax_tune.engine.step import Shared
 from fedjax_tune.report import clients as reporting
 from fedjax_tune.report import writer
 from fedjax_tune.training.run import Run

@@ -14,7 +14,7 @@ from fedjax_tune import config
 from fedjax_tune.data import json_files, tasks
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models import federation, peft, tiers
-from fedjax_tune.training import build
+from fedjax_tune.training import build, method
 
 FILE = 'task.json'
 
@@ -111,8 +111,8 @@ def rebuild(experiment: config.Experiment, learned: Learned) -> Rebuilt:
   Raises:
     FileNotFoundError, ValueError: The pretrained weights are gone, or damaged.
   """
-  found = build.load_tiers(experiment)
-  found = build.with_heads(found, learned.task, learned.class_names)
+  found = method.load_tiers(experiment)
+  found = method.with_heads(found, learned.task, learned.class_names)
   weights = found[0].weights
   widths = peft.axis_sizes(
     peft.with_trained(weights.config, experiment.model), experiment.data
@@ -120,7 +120,7 @@ def rebuild(experiment: config.Experiment, learned: Learned) -> Rebuilt:
   depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
   # Of the method's structure only the levels and the number of clients matter.
   budgets = itertools.islice(itertools.cycle(learned.budgets), learned.clients)
-  algorithm = build.build_method(
+  algorithm = method.build(
     experiment, found, learned.task, widths | depths, tuple(budgets)
   )
-  return Rebuilt(algorithm, found, build.hash_weights(found))
+  return Rebuilt(algorithm, found, method.hash_weights(found))
