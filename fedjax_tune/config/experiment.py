@@ -146,8 +146,8 @@ class Data:
       spread over it; 0 takes all.
     lengths: Lengths in tokens to which texts are padded, ascending; longer
       texts are cut to the last. Each compiles a program of its own, or a branch
-      of one: without dropout, where clients run one by one, a batch runs in
-      parts of like length, which pays the more the finer the lengths are.
+      of one: where clients run one by one, a batch runs in parts of like
+      length, which pays the more the finer the lengths are.
     validation: Share of each client's examples that nobody trains on, but which
       together are the validation split: `patience` and `keep_best` judge by it.
       0 has none.
