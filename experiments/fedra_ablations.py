@@ -12,7 +12,7 @@ The setting after the colon is the blocks that each client holds, in place of
 12/10/8/6/4/3: `fedra_ablations.py:9`.
 """
 
-from experiments import fedra_emoji
+from experiments import _draws, fedra_emoji
 from fedjax_tune import config
 
 
@@ -21,5 +21,5 @@ def get_config(blocks: str = '') -> config.Experiment:
   experiment = fedra_emoji.get_config('feature')
   if blocks:
     experiment.clients.budgets = (int(blocks),) * 6
-  experiment.imports = ('experiments._draws',)
+  experiment.imports = (_draws.__name__,)
   return experiment
