@@ -157,7 +157,7 @@ class Ledger:
     out.progress.advance(
       loss=record['train/loss'],
       client_steps_per_s=record['time/client_steps_per_s'],
-      accuracy=record.get('eval/accuracy'),
+      score=record.get('eval/accuracy'),
       rejected=record['train/rejected_clients'],
     )
     return ends
