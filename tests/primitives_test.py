@@ -104,7 +104,7 @@ def test_examples_with_keys_drop_alike_whatever_is_beside_them(kind):
       return primitives.attention(q, q, q, real, key=keys, rate=0.4)
     flat, seeds = x.reshape(-1, 6), primitives.words(keys)
     given = (_normal(1, 6, 5), _normal(2, 6, 2), _normal(3, 2, 5))
-    y = primitives.lora_dense(flat, *given, seeds, 1.7, 0.4)
+    y: jax.Array = primitives.lora_dense(flat, *given, seeds, 1.7, 0.4)
     return y.reshape(*x.shape[:2], -1)
 
   def outputs_and_grads(x, keys):

@@ -364,7 +364,7 @@ class Planner:
       jax.tree.map(unflatten, inputs),
       examples.labels[rows],
       valid,
-      batching.row_numbers(examples, rows.shape),
+      batching.row_numbers(examples.lengths, rows.shape),
     )
     parts = None
     if self.lengths and examples.lengths is not None:
