@@ -43,7 +43,6 @@ def get_config(mix: str = 'small') -> config.Experiment:
       count=30,
       alpha=1.0,
       min_examples=2,
-      budgets=(12, 10, 8, 6, 4, 3),
       cohort='uniform',
       cohort_size=10,
       devices=mix,

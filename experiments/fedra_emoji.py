@@ -23,10 +23,10 @@ Results, commands and minutes: experiments/README.md.
 from fedjax_tune import config
 
 _SETTINGS = {
-  'feature': {'partition': 'domain', 'count': 1},
+  'feature': {},
   'feature_label': {'partition': 'domain_dirichlet', 'count': 5, 'alpha': 0.5},
-  'six': {'partition': 'domain', 'count': 1, 'budgets': (6,) * 6},
-  'four': {'partition': 'domain', 'count': 1, 'budgets': (4,) * 6},
+  'six': {'budgets': (1 / 2,) * 6},
+  'four': {'budgets': (1 / 3,) * 6},
 }
 
 

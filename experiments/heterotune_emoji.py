@@ -28,7 +28,7 @@ def get_config() -> config.Experiment:
   experiment.model.weights = 'dinov2_vits14'
   experiment.data, experiment.clients = pictures.data, pictures.clients
   experiment.clients.devices = ''
-  experiment.clients.budgets = (12, 8, 6) * 20
+  experiment.clients.budgets = (1.0, 2 / 3, 1 / 2) * 20
   experiment.clients.cohort_size = 12
   experiment.tiers = config.Tiers(
     weights=('dinov2_vits14',) * 3, depth=(12, 8, 6)

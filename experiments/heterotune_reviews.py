@@ -43,7 +43,7 @@ def get_config() -> config.Experiment:
       partition='dirichlet',
       count=100,
       alpha=5.0,
-      budgets=(6, 3),
+      budgets=(1.0, 1 / 2),
       cohort='uniform',
       cohort_size=10,
     ),

@@ -18,7 +18,9 @@ examples.
 
 from fedjax_tune import config
 
-_PICTURES, _TEXTS = (12, 9, 6, 4, 3), (6, 5, 4, 3, 2)
+# Of 12 blocks 12, 9, 6, 4 and 3; of 6 blocks 6, 5, 4, 3 and 2.
+_PICTURES = (1.0, 3 / 4, 1 / 2, 1 / 3, 1 / 4)
+_TEXTS = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3)
 
 
 def get_config(kind: str = 'pictures') -> config.Experiment:

@@ -14,7 +14,7 @@ import sys
 
 from fedjax_tune import config
 from fedjax_tune.config import validate
-from fedjax_tune.config.field_rules import RULES
+from fedjax_tune.config.field_rules import AUTO, RULES
 from fedjax_tune.data import partitioners
 from fedjax_tune.engine import local_optimizer, server_optimizer
 from fedjax_tune.engine.algorithm import Algorithm
@@ -74,7 +74,7 @@ def register_partition(
   Raises:
     ValueError: There is another one of that name.
   """
-  if name == partitioners.NATURAL:
+  if name in (partitioners.NATURAL, AUTO):
     raise ValueError(
       f'clients.partition={name!r} must be another name: the set itself divides'
       ' there.'
@@ -154,7 +154,7 @@ def choices() -> dict[str, Collection[str]]:
   """Gathers the names in all registries, by the field that takes one."""
   return {
     'method': tuple(METHODS),
-    'clients.partition': partitioners.names(),
+    'clients.partition': (AUTO, *partitioners.names()),
     'local.optimizer': tuple(local_optimizer.OPTIMIZERS),
     'local.schedule': tuple(local_optimizer.SCHEDULES),
     'server.optimizer': tuple(server_optimizer.OPTIMIZERS),

@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from fedjax_tune.costs import products, table
-from fedjax_tune.training import build, loop
+from fedjax_tune.training import build, defaults, loop
 from fedjax_tune.training.run import Run
 
 from . import experiment_file, overview, start, timing
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
     run = Run(setup)
   ready = time.perf_counter() - begin
   loop.tell_unread(setup, console)
+  if left := defaults.left_open(experiment):
+    console.print(overview.decided(left, setup.experiment), soft_wrap=True)
   console.print(overview.table(run))
   if experiment.model.tune != 'full':
     faster = products.advice(products.rates(), experiment.model.dtype)

@@ -1,6 +1,6 @@
 """What `--help` and `--print_config` show: every field, every method."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import inspect
 import textwrap
@@ -41,18 +41,22 @@ def options(flag: str = 'config') -> str:
   return '\n'.join(lines)
 
 
-def written(experiment: config.Experiment) -> str:
+def written(experiment: config.Experiment, usual: Mapping[str, object]) -> str:
   """Lists the values of all fields, one line each.
 
   A line that ends with a comment has a value that is not the default.
+
+  Args:
+    experiment: What to list.
+    usual: Defaults that depend on data set and model (`training/defaults.py`).
   """
   default = {field.path: field.default for field in fields.fields()}
+  default.update(usual)
   lines = []
   for field in fields.fields(experiment):
     line = f'{field.path}={field.default!r}'
-    usual = default[field.path]
-    if field.default != usual:
-      line += f'  # not {usual!r}'
+    if field.default != default[field.path]:
+      line += f'  # not {default[field.path]!r}'
     lines.append(line)
   return '\n'.join(lines)
 

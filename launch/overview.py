@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from rich import table as rich_table
 
+from fedjax_tune import config
+from fedjax_tune.config import fields
 from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.costs import table as cost_tables
 from fedjax_tune.models import federation
@@ -29,6 +31,13 @@ def table(run: Run) -> rich_table.Table:
   for name, value in _lines(run).items():
     made.add_row(name, value)
   return made
+
+
+def decided(paths: Sequence[str], experiment: config.Experiment) -> str:
+  """Tells what fields amount to that data set and model have decided."""
+  values = {f.path: f.default for f in fields.fields(experiment)}
+  listed = ', '.join(f'{path}={values[path]!r}' for path in paths)
+  return f'By data set and model: {listed}'
 
 
 def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:

@@ -17,7 +17,7 @@ from rich import console as rich_console
 import fedjax_tune
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.engine import hosts
-from fedjax_tune.training import build, folders
+from fedjax_tune.training import build, defaults, folders
 
 from . import end_at_once, experiment_file, manual, users_code
 
@@ -184,7 +184,13 @@ def _print_config(argv: list[str]) -> NoReturn:
   """Shows an experiment, checked, with all its values."""
   found = experiment_file.resolve(experiment_file.arguments(argv))
   plugins.check(found)
-  sys.stdout.write(manual.written(found) + '\n')
+  try:
+    found = defaults.resolve(found)
+  except (ValueError, OSError) as error:
+    open_ = ', '.join(defaults.left_open(found))
+    why = str(error).replace('\n', '\n# ')
+    sys.stdout.write(f'# Left open: {open_}. {why}\n')
+  sys.stdout.write(manual.written(found, defaults.usual(found)) + '\n')
   sys.exit(0)
 
 

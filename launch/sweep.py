@@ -36,7 +36,7 @@ from rich import console as rich_console
 
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
-from fedjax_tune.training import build
+from fedjax_tune.training import build, defaults
 
 from . import (
   experiment_file,
@@ -198,7 +198,9 @@ def _tell_unread(
     run.label: {
       line.partition('=')[0]: line
       for line in unread.in_vain(
-        run.experiment, registered=plugins.registered(run.experiment)
+        run.experiment,
+        registered=plugins.registered(run.experiment),
+        usual=defaults.usual(run.experiment),
       )
     }
     for run in runs

@@ -8,8 +8,8 @@ import re
 
 from absl import flags
 
-from fedjax_tune import config, plugins
-from fedjax_tune.training import provisions
+from fedjax_tune import config
+from fedjax_tune.training import defaults, provisions
 from fedjax_tune.training import workdir as workdirs
 
 from . import sweep_outcome
@@ -27,7 +27,8 @@ class PlannedRun:
     seed: Of the run.
     flags: Its part of `launch.train`'s command line.
     workdir: Where it writes.
-    experiment: What that part of the command line amounts to.
+    experiment: What that part of the command line amounts to, which leaves
+      nothing open.
     own: The fields that its method entry sets.
   """
 
@@ -190,9 +191,7 @@ def _resolve(
 ) -> config.Experiment | None:
   """Returns a run's experiment, or None and notes what is wrong with it."""
   try:
-    experiment = resolve(line)
-    plugins.check(experiment)
-    return experiment
+    return defaults.resolve(resolve(line))
   except (flags.Error, ValueError, OSError) as error:
     for text in str(error).splitlines():
       # Seeds share their label's problems.

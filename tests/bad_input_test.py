@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from fedjax_tune import config
 from fedjax_tune.data import corpus, fetch
-from fedjax_tune.training import build, loop, workdir
+from fedjax_tune.training import build, defaults, loop, workdir
 
 
 def _experiment(**fields):
@@ -64,6 +64,7 @@ _IID = {'clients__partition': 'iid', 'clients__cohort': 'uniform'}
       r'clients.budgets=\(5, .*: 5 is not from 1 to 4',
     ),
     ({'clients__budgets': (4, 3)}, r'=\(4, 3\): has 2 .*, must have 6 '),
+    ({'clients__budgets': (1, 0.5)}, r'=\(1, 0.5\) must be all whole numbers'),
     (
       {'tiers__joins': (0, 99)},
       r'tiers.joins=\(0, 99\) must lie below rounds=',
@@ -85,6 +86,10 @@ _IID = {'clients__partition': 'iid', 'clients__cohort': 'uniform'}
     (
       {**_IID, 'clients__count': 2},
       r'must have at most clients.count=2 numbers',
+    ),
+    (
+      {'clients__partition': 'iid', 'clients__cohort': 'one_per_domain'},
+      r"clients.cohort='one_per_domain' must be 'uniform' with .*'iid'",
     ),
     (
       {'method': 'exclusivefl', 'clients__budgets': (3,) * 6},
@@ -229,7 +234,7 @@ def test_workdir_of_an_earlier_run(
   fields, resume, message, tmp_path, monkeypatch
 ):
   monkeypatch.delattr(build, 'build')
-  old = dataclasses.asdict(_experiment())
+  old = dataclasses.asdict(defaults.resolve(_experiment()))
   workdir.write_config(tmp_path, old)
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError, match=message):
@@ -250,7 +255,7 @@ _EMOJI = '--config=experiments/fedra_emoji.py'
     ),
     (
       [_EMOJI, '--config.clients.budgets=(12,"a")'],
-      "clients.budgets=(12, 'a') must be of type tuple[int, ...].",
+      "clients.budgets=(12, 'a') must be of type tuple[float, ...].",
     ),
     (
       [],

@@ -42,7 +42,8 @@ def test_attention_must_fit():
 
 def test_examples_of_two_rounds_must_fit():
   e = _experiment(batch_size=32)
-  example = e.data.image_size**2 * 3
+  e.data.image_size = 56
+  example = 56**2 * 3
   most = 2**30 // (2 * 6 * 32 * example)
   capacity.check_round(e, 6, most, _SIZES)
   with pytest.raises(

@@ -25,7 +25,14 @@ from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.engine import evaluate, server, server_optimizer
 from fedjax_tune.models import backbone, export, foundation, sizes
 from fedjax_tune.report import scaling
-from fedjax_tune.training import build, checkpoint, identity, loop, provisions
+from fedjax_tune.training import (
+  build,
+  checkpoint,
+  defaults,
+  identity,
+  loop,
+  provisions,
+)
 from fedjax_tune.training import workdir as run_folder
 from fedjax_tune.typing import Tokens
 from launch import deploy as command
@@ -113,6 +120,7 @@ def patch():
 
 def _finish(experiment, workdir):
   """Leaves what a run leaves, but for noise instead of training."""
+  experiment = defaults.resolve(experiment)
   fields = dataclasses.asdict(experiment)
   workdir.mkdir(exist_ok=True)
   run_folder.write_config(workdir, fields)
@@ -165,6 +173,7 @@ def test_the_best_state_of_a_run_that_ended_early_is_deployed(tmp_path, patch):
   del patch
   experiment = _text_experiment(tmp_path)
   experiment.rounds, experiment.patience, experiment.keep_best = 9, 2, True
+  experiment = defaults.resolve(experiment)
   run_folder.write_config(tmp_path, dataclasses.asdict(experiment))
   setup = build.build(experiment)
   states = {

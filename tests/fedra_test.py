@@ -267,7 +267,7 @@ def test_two_rounds_are_their_twin():
   uncovered = 0
   for rnd in (0, 1):
     rows = [
-      layers.draw_row(e.seed, rnd, k, tiny.DEPTH, budget)
+      layers.draw_row(e.seed, rnd, k, tiny.DEPTH, int(budget))
       for k, budget in enumerate(e.clients.budgets)
     ]
     uncovered += tiny.DEPTH - len(set(np.concatenate(rows)))

@@ -129,7 +129,7 @@ def test_a_round_leaves_absent_classes_out():
   run = tiny.run(tiny.experiment('heterofl', width={'rates': (1.0,)}))
   e, found = run.experiment, run.foundation
   present = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]], bool)
-  algorithm = tiny.build(e, found, e.clients.budgets, present)
+  algorithm = tiny.build(e, found, present=present)
   planner = dataclasses.replace(run.planner, algorithm=algorithm)
   run = dataclasses.replace(run, algorithm=algorithm, planner=planner)
   key, start = jax.random.key(0), run.engine.init()

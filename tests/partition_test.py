@@ -282,17 +282,22 @@ def test_divided_objects_have_one_owner(seed, num_objects):
       {'kind': 'pathological', 'min_examples': 40},
       r'clients.min_examples=40: a client',
     ),
-    ({'divide_objects': True}, r"divide_objects=True: .*'dirichlet' must be"),
-    (
-      {'kind': 'domain', 'divide_objects': True},
-      r'clients.divide_objects=True: the set names no objects',
-    ),
   ],
 )
 def test_impossible_requests_are_refused(fields, message):
   cfg = _clients(**{'kind': 'dirichlet'} | fields)
   with pytest.raises(ValueError, match=message):
     partition.partition(cfg, _corpus())
+
+
+@pytest.mark.parametrize('kind', ['domain', 'dirichlet'])
+def test_objects_that_nothing_names_are_not_divided(kind):
+  plain, divided = (
+    partition.partition(_clients(kind, divide_objects=divide), _corpus())
+    for divide in (False, True)
+  )
+  for rows, others in zip(plain.indices, divided.indices, strict=True):
+    np.testing.assert_array_equal(rows, others)
 
 
 def test_empty_domain_is_refused():

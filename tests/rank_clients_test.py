@@ -34,7 +34,7 @@ def test_a_client_computes_what_peft_does(scaling, rank):
   """Also where it holds less than the server: alpha / r, or one alpha / R."""
   server, alpha, ins, outs = 4, 6.0, 5, 3
   e = config.Experiment(rank=config.Rank(scaling=scaling))
-  e.lora = config.Lora(rank=server, alpha=alpha, dropout=0.0)
+  e.lora = config.Lora(server, alpha, dropout=0.0, targets=('attn.proj',))
   adapter: Any = tuned.adapters(e)['attn.proj']
   layer = linear.Linear(
     (('embed', ins),), (('ffn', outs),), adapter=adapter, rngs=tiny.nnx.Rngs(0)

@@ -431,7 +431,7 @@ def run(
   data: corpus.Corpus | None = None,
 ) -> Run:
   """Builds a run; of the stack on random images unless told otherwise."""
-  budgets = e.clients.budgets or (DEPTH,) * e.clients.count
+  budgets = tuple(map(int, e.clients.budgets or (DEPTH,) * e.clients.count))
   if found is None and e.method == 'heterotune':
     found = federated_stacks(
       (DEPTH, bottleneck.Bottleneck(3, 2)), (2, bottleneck.Bottleneck(3, 1))

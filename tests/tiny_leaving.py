@@ -127,7 +127,7 @@ def make(
   task = tasks.Task(kind, outputs)
   tier = tiers.Tier('model', loaded, {'layer': loaded.config.depth})
   widths = tuned.axis_sizes(tuned.with_trained(loaded.config, e.model), e.data)
-  budgets = e.clients.budgets
+  budgets = tuple(map(int, e.clients.budgets))
   algorithm = method.build(
     e, [tier], task, {**widths, 'tier:model': loaded.config.depth}, budgets
   )

@@ -53,6 +53,10 @@ def test_every_field_is_in_the_table(table):
     ),
     ({'local.decay_every': 3}, r'local.decay_every=3 .*decay other than 1'),
     ({'clients.cohort_size': 3}, "cohort_size=3 .*cohort='uniform'"),
+    (
+      {'clients.partition': 'iid', 'clients.divide_objects': True},
+      "divide_objects=True .*partition='domain'",
+    ),
   ],
 )
 def test_what_is_set_in_vain_is_named(fields, line):
@@ -73,6 +77,13 @@ def test_what_is_set_in_vain_is_named(fields, line):
 )
 def test_what_is_read_is_not_named(fields):
   assert unread.in_vain(_experiment(**fields)) == []
+
+
+def test_what_set_and_model_decide_is_not_set():
+  experiment = _experiment(**{'method': 'all_large', 'clients.budgets': (4, 2)})
+  assert unread.in_vain(experiment, usual={'clients.budgets': (4, 2)}) == []
+  (line,) = unread.in_vain(experiment, usual={'clients.budgets': (4, 3)})
+  assert line.startswith('clients.budgets=(4, 2) has no effect here')
 
 
 def test_images_and_texts_read_their_own_options():

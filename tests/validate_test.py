@@ -40,11 +40,11 @@ _BROKEN = [
   ('tiers.head_rank', 0, 'must be at least 1.'),
   ('tiers.head_map', 'svd', "must be one of 'procrustes', 'ridge'."),
   ('data.name', '', 'must not be empty.'),
-  ('data.image_size', 0, 'must be at least 1.'),
+  ('data.image_size', -1, 'must be at least 0.'),
   ('data.num_classes', -1, 'must be at least 0.'),
   ('data.normalization', 'imgnet', "'half'; did you mean 'imagenet'?"),
   ('clients.partition', 'domains', "; did you mean 'domain'?"),
-  ('clients.count', 0, 'must be at least 1.'),
+  ('clients.count', -1, 'must be at least 0.'),
   ('clients.alpha', 0.0, 'must be above 0.'),
   ('clients.classes_per_client', 0, 'must be at least 1.'),
   ('clients.min_examples', 0, 'must be at least 1.'),
@@ -52,7 +52,7 @@ _BROKEN = [
   ('raffm.ffn', (), 'must not be empty.'),
   ('data.lengths', (64, 32), 'must be ascending, and at least one.'),
   ('clients.cohort', 'unifrom', "; did you mean 'uniform'?"),
-  ('clients.cohort_size', 0, 'must be at least 1.'),
+  ('clients.cohort_size', -1, 'must be at least 0.'),
   ('clients.seed', -1, 'must be at least 0.'),
   ('clients.seed', 2**32, 'must be at most 4294967295: random keys'),
   ('local.optimizer', 'lamb', "must be one of 'sgd', 'adam', 'adamw'."),
@@ -91,8 +91,9 @@ _BROKEN = [
   ('server.lr', 1e300, 'must be a finite float, 0 or within the range of'),
   ('prism.power', 400.0, 'must be at most 30: small singular values would'),
   ('model.remat', 1, 'must be of type bool.'),
-  ('clients.budgets', [3, 3], 'must be of type tuple[int, ...].'),
-  ('clients.budgets', (3.0,), 'must be of type tuple[int, ...].'),
+  ('clients.budgets', [3, 3], 'must be of type tuple[float, ...].'),
+  ('clients.budgets', (1, 1.0), 'must be all whole numbers of blocks, or all'),
+  ('lora.targets', ('auto', 'attn.q'), "must be ('auto',), or name maps alone"),
   ('lora', 8, 'must be of type Lora.'),
 ]
 
@@ -126,7 +127,18 @@ def test_registered_names_are_told():
 @pytest.mark.parametrize(
   ('path', 'value', 'line'),
   [
-    ('clients.budgets', (3, 2, 0), 'clients.budgets[2]=0 must be at least 1.'),
+    (
+      'clients.budgets',
+      (3, 2, 0),
+      'clients.budgets[2]=0 must be a whole number of blocks, at least 1, or a'
+      ' share of them in (0, 1].',
+    ),
+    (
+      'clients.budgets',
+      (0.5, 3.0),
+      'clients.budgets[1]=3.0 must be a whole number of blocks, at least 1, or a'
+      ' share of them in (0, 1].',
+    ),
     ('data.domains', ('a', ''), "data.domains[1]='' must not be empty."),
   ],
 )
@@ -137,7 +149,7 @@ def test_element_is_named(path, value, line):
 @pytest.mark.parametrize(
   ('path', 'value', 'says'),
   [
-    ('lora.targets', ('attn.proj', 'mlp.fc3'), "'mlp.fc3' must be one of 'att"),
+    ('lora.targets', ('attn.proj', 'mlp.fc3'), "'mlp.fc3' must be one of 'aut"),
     ('width.axes', ('embed', 'layer'), "'layer' must be one of 'embed', "),
   ],
 )
@@ -171,17 +183,12 @@ def test_rules_are_checked_beside_wrong_types():
 
 
 def test_partition_without_domains():
-  lines = _problems(**{'clients.partition': 'iid', 'clients.count': 2})
+  fields = {'clients.partition': 'iid', 'clients.count': 2}
+  fields |= {'clients.cohort': 'one_per_domain', 'clients.budgets': (3, 2, 1)}
+  lines = _problems(**fields)
   assert len(lines) == 2
   assert "clients.cohort='one_per_domain' must be 'uniform'" in lines[0]
   assert 'must have at most clients.count=2 numbers' in lines[1]
-
-
-def test_objects_are_divided_among_domains_only():
-  fields = {'clients.partition': 'natural', 'clients.cohort': 'uniform'}
-  fields |= {'clients.budgets': (), 'clients.divide_objects': True}
-  (line,) = _problems(**fields)
-  assert "divide_objects=True must be False, or clients.partition='nat" in line
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,7 @@ def test_objects_are_divided_among_domains_only():
     {},
     {'lora.alpha': 4, 'local.clip_norm': 0, 'local.steps': 0},
     {'clients.budgets': (3,) * 6, 'data.domains': ('a', 'b')},
+    {'clients.budgets': (1.0, 0.5), 'clients.partition': 'iid'},
     {
       'clients.partition': 'iid',
       'clients.cohort': 'uniform',

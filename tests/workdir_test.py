@@ -49,7 +49,7 @@ def test_lets_only_rounds_grow(tmp_path):
 
 @pytest.mark.parametrize('resume', [False, True])
 def test_lists_each_difference_and_changes_nothing(tmp_path, resume):
-  _guard(tmp_path)
+  _guard(tmp_path, lora=config.Lora(targets=('attn.proj', 'mlp.fc2')))
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError, match='of another experiment') as caught:
     _guard(

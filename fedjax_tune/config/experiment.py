@@ -3,7 +3,9 @@
 An experiment file in `experiments/` returns one `Experiment`. The dataclasses
 are plain (not frozen) because absl's config flags write into them; nothing
 below `launch/` changes them. Every default stands here or, if only one method
-reads it, in `methods.py`, and nowhere else.
+reads it, in `methods.py`, and nowhere else. Some leave a field open ('auto', 0,
+shares of a model): `training/defaults.py` says what it is for each data set and
+model, so that another one of these needs no other fields.
 """
 
 import dataclasses
@@ -61,7 +63,9 @@ class Lora:
     rank: Inner width of each adapter; what it adds is B A x.
     alpha: What an adapter adds is multiplied by alpha / rank.
     dropout: Rate at which inputs of the adapters are dropped in training.
-    targets: Which linear maps of every block are adapted.
+    targets: Which linear maps of every block are adapted; ('auto',) takes those
+      of FedRA's authors, 'attn.proj' and 'mlp.fc2', and of a decoder those of
+      peft, 'attn.q' and 'attn.v'.
     patch_embed: Adapt the convolution that embeds patches, too; texts have none.
     init: Where adapters start: a folder of Hugging Face's peft, such as
       launch.export writes, of the same rank, alpha and targets; '' starts anew.
@@ -70,7 +74,7 @@ class Lora:
   rank: int = 8
   alpha: float = 8.0
   dropout: float = 0.1
-  targets: tuple[str, ...] = ('attn.proj', 'mlp.fc2')
+  targets: tuple[str, ...] = ('auto',)
   patch_embed: bool = True
   init: str = ''
 
@@ -137,7 +141,8 @@ class Data:
     bad_rows: 'refuse' ends a run over a row or file that cannot be used;
       'leave_out' counts such ones, and goes on.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
-    image_size: Pixels of a side, a multiple of the model's patch size. Other
+    image_size: Pixels of a side, a multiple of the model's patch size; 0 takes
+      the size that the model is for, or that arrays in memory have. Other
       pictures are resized to that square, bicubically, whatever the weights'
       own preprocessor does.
     domains: Which domains, in this order; () takes all that the set has.
@@ -169,7 +174,7 @@ class Data:
   split_seed: int = 0
   bad_rows: str = 'refuse'
   data_dir: str = ''
-  image_size: int = 56
+  image_size: int = 0
   domains: tuple[str, ...] = ()
   num_classes: int = 0
   test_examples: int = 0
@@ -185,18 +190,21 @@ class Clients:
   """Who the clients are: their data, their budgets, who takes part.
 
   Attributes:
-    partition: How examples are divided. By classes: 'dirichlet', 'pathological',
-      'shard' (runs of the examples sorted by class), 'inner_dirichlet' (each
-      client's own Dirichlet shares, in sizes that are given), 'distribution'
-      (shares that a file lists), 'k_shot' (`shots` examples of each class, with
-      replacement where they run out). By size, classes by chance: 'iid',
-      'quantity' (Dirichlet), 'linear', 'square', 'exponential' (growing with the
-      client's number), 'sizes' (listed). By a number: 'continuous' (of a
-      regression, the label; of texts, the length). By domain: 'domain',
-      'domain_dirichlet' (Dirichlet over labels inside each domain). By what
-      the set says: 'natural' (each of the largest groups that it names, such as
-      speakers, is a client).
-    count: Number of clients; with a domain partition, clients per domain.
+    partition: How examples are divided. 'auto' is 'domain' where the set has
+      several, else 'natural' where it says whose an example is, else
+      'dirichlet', or 'iid' without classes. By classes: 'dirichlet',
+      'pathological', 'shard' (runs of the examples sorted by class),
+      'inner_dirichlet' (each client's own Dirichlet shares, in sizes that are
+      given), 'distribution' (shares that a file lists), 'k_shot' (`shots`
+      examples of each class, with replacement where they run out). By size,
+      classes by chance: 'iid', 'quantity' (Dirichlet), 'linear', 'square',
+      'exponential' (growing with the client's number), 'sizes' (listed). By a
+      number: 'continuous' (of a regression, the label; of texts, the length).
+      By domain: 'domain', 'domain_dirichlet' (Dirichlet over labels inside
+      each domain). By what the set says: 'natural' (each of the largest groups
+      that it names, such as speakers, is a client).
+    count: Number of clients; with a domain partition, clients per domain. 0
+      takes one per domain; without domains, one for each of `budgets`, or six.
     alpha: Concentration of the Dirichlet and quantity partitions.
     shards: Runs that a client of the shard partition has.
     sizes: Examples of each client, or of clients in turn, for 'sizes' and
@@ -215,9 +223,14 @@ class Clients:
       domains) to the clients of one domain only.
     budgets: Transformer blocks that a client can hold, one number per client
       or per domain; without domains clients take them in turn; () for the whole
-      model on every client.
-    cohort: 'one_per_domain' or 'uniform'.
-    cohort_size: Clients a round when the cohort is uniform.
+      model on every client. Or shares of its blocks, above 0 and up to 1.0,
+      rounded to the nearest number of blocks, halves down, at least 1. Shares
+      fit any number of domains, or of clients without domains: more take
+      them in turn, fewer take evenly spaced ones.
+    cohort: 'one_per_domain', 'uniform', or 'auto': the first with a domain
+      partition, the second with any other.
+    cohort_size: Clients a round when the cohort is uniform; 0 takes six, or all
+      where there are fewer.
     devices: What hardware the clients have: one of the settings of RaFFM's
       paper ('xsmall' to 'xlarge', see `costs/hardware.py`), or a TOML file of
       your own; '' leaves it open.
@@ -238,8 +251,8 @@ class Clients:
       server sends it, at `local.lr`; 0 takes those of a round.
   """
 
-  partition: str = 'domain'
-  count: int = 1
+  partition: str = 'auto'
+  count: int = 0
   alpha: float = 0.5
   classes_per_client: int = 2
   shards: int = 2
@@ -251,9 +264,10 @@ class Clients:
   shots: int = 12
   min_examples: int = 10
   divide_objects: bool = False
-  budgets: tuple[int, ...] = (12, 10, 8, 6, 4, 3)
-  cohort: str = 'one_per_domain'
-  cohort_size: int = 6
+  # Of 12 blocks 12, 10, 8, 6, 4 and 3, as FedRA's authors have them.
+  budgets: tuple[float, ...] = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 4)
+  cohort: str = 'auto'
+  cohort_size: int = 0
   devices: str = ''
   fit: str = ''
   deadline_s: float = 60.0

@@ -1,6 +1,6 @@
 """The rules that each field of an experiment must meet by itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import difflib
 from typing import Any, NamedTuple
 
@@ -43,11 +43,41 @@ def one_of(*names: str) -> Rule:
   """Takes one of some names, and suggests the nearest."""
 
   def text(value: str) -> str:
-    nearest = difflib.get_close_matches(value, names, n=1)
-    hint = f'; did you mean {nearest[0]!r}?' if nearest else ''
+    nearest = near(value, names)
+    hint = f'; did you mean {nearest!r}?' if nearest else ''
     return f'must be one of {", ".join(map(repr, names))}{hint}'
 
   return Rule(lambda x: x in names, text, names)
+
+
+# What people write who know a value by another name.
+_MEANT = {
+  'fedavg': 'all_large', 'fedprox': 'all_large', 'full_model': 'all_large',
+  'hetero_fl': 'heterofl', 'local': 'local_only', 'non_iid': 'dirichlet',
+  'noniid': 'dirichlet', 'label_skew': 'dirichlet', 'dir': 'dirichlet',
+  'user': 'natural', 'client': 'natural', 'by_client': 'natural',
+  'by_domain': 'domain', 'random': 'uniform', 'linear': 'head',
+  'linear_probe': 'head', 'probe': 'head', 'finetune': 'full', 'all': 'full',
+  'bf16': 'bfloat16', 'float16': 'bfloat16', 'fp16': 'bfloat16',
+  'fp32': 'float32', 'f32': 'float32', 'momentum': 'sgd', 'q_proj': 'attn.q',
+  'k_proj': 'attn.k', 'v_proj': 'attn.v', 'o_proj': 'attn.proj',
+  'query': 'attn.q', 'key': 'attn.k', 'value': 'attn.v',
+  'up_proj': 'mlp.up', 'gate_proj': 'mlp.gate', 'down_proj': 'mlp.down',
+}  # fmt: skip
+
+
+def near(value: str, names: Collection[str]) -> str:
+  """Returns the one of some names that somebody means, or ''.
+
+  >>> near('emoji', ['nico', 'emoji_styles']), near('SGD', ['adam', 'sgd'])
+  ('emoji_styles', 'sgd')
+  """
+  lower = value.lower().replace('-', '_')
+  if _MEANT.get(lower) in names:
+    return _MEANT[lower]
+  close = difflib.get_close_matches(lower, names, n=1)
+  begun = [name for name in names if len(lower) > 2 and name.startswith(lower)]
+  return next(iter([*close, *begun]), '')
 
 
 _POSITIVE = _rule(lambda x: x > 0, 'must be above 0')
@@ -59,7 +89,13 @@ _MODULE = _rule(
   lambda x: all(part.isidentifier() for part in x.split('.')),
   'must be the name of a module, as in an import',
 )
+_BUDGET = _rule(
+  lambda x: x >= 1 if isinstance(x, int) else 0 < x <= 1,
+  'must be a whole number of blocks, at least 1, or a share of them in (0, 1]',
+)
 _ANY = _rule(lambda _: True, '')
+# What leaves a name to the data set and the model (`training/defaults.py`).
+AUTO = 'auto'
 # One of the names of a registry, of which `validate` is told.
 REGISTERED = _rule(lambda _: True, '')
 
@@ -72,6 +108,7 @@ _SEED = within(
 _ROUNDS = within(1, _MOST, 'all rounds are planned before the first one')
 _RAMP = within(0, _MOST, 'there are at most as many rounds')
 _CLIENTS = within(1, _MOST, 'each client is planned for by itself')
+_OPEN_CLIENTS = within(0, _MOST, 'each client is planned for by itself')
 _EXAMPLES = within(1, _MOST, 'the examples of a round are held in memory')
 _STEPS = within(0, _MOST, 'the examples of a round are held in memory')
 _PARAMETERS = within(1, _MOST, 'more parameters fit no memory')
@@ -101,6 +138,7 @@ RULES = {
   'lora.alpha': _POSITIVE,
   'lora.dropout': _FRACTION,
   'lora.targets': one_of(
+    AUTO,
     'attn.q',
     'attn.k',
     'attn.v',
@@ -145,7 +183,7 @@ RULES = {
   'data.bad_rows': one_of('refuse', 'leave_out'),
   'data.data_dir': _ANY,
   'data.image_size': within(
-    1, 4096, 'every patch of a picture attends to every other'
+    0, 4096, 'every patch of a picture attends to every other'
   ),
   'data.domains': _NAMED,
   'data.num_classes': at_least(0),
@@ -158,7 +196,7 @@ RULES = {
     8, 2**17, 'every token of a text attends to every other'
   ),
   'clients.partition': REGISTERED,
-  'clients.count': _CLIENTS,
+  'clients.count': _OPEN_CLIENTS,
   'clients.alpha': _POSITIVE,
   'clients.classes_per_client': at_least(1),
   'clients.shards': _EXAMPLES,
@@ -170,9 +208,9 @@ RULES = {
   'clients.shots': _EXAMPLES,
   'clients.min_examples': at_least(1),
   'clients.divide_objects': _ANY,
-  'clients.budgets': at_least(1),
-  'clients.cohort': one_of('one_per_domain', 'uniform'),
-  'clients.cohort_size': at_least(1),
+  'clients.budgets': _BUDGET,
+  'clients.cohort': one_of(AUTO, 'one_per_domain', 'uniform'),
+  'clients.cohort_size': at_least(0),
   'clients.devices': _ANY,
   'clients.fit': one_of('', 'time', 'memory', 'both'),
   'clients.deadline_s': _POSITIVE,

@@ -1,6 +1,6 @@
 """Which options of an experiment nothing reads, so that none is set in vain."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import functools
 
@@ -196,7 +196,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'clients.classes_per_client': (_partition('pathological'),),
   'clients.shots': (_partition('k_shot'),),
   'clients.min_examples': (),
-  'clients.divide_objects': (),
+  'clients.divide_objects': (_partition('domain', 'domain_dirichlet'),),
   'clients.budgets': (_BUDGETS,),
   'clients.cohort': (),
   'clients.cohort_size': (Need('clients.cohort', ('uniform',)),),
@@ -304,6 +304,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'heterotune.cmga': (_HETEROTUNE,),
   'heterotune.personal': (_HETEROTUNE,),
 }
+_NONE: Mapping[str, object] = {}
 # Read for one kind of data only; the model decides which.
 OF_IMAGES = (
   'data.image_size',
@@ -319,6 +320,7 @@ def in_vain(
   experiment: config.Experiment,
   images: bool | None = None,
   registered: Collection[str] = (),
+  usual: Mapping[str, object] = _NONE,
 ) -> list[str]:
   """Returns a line for each option that is set but that nothing reads.
 
@@ -329,10 +331,11 @@ def in_vain(
     images: Whether its model reads images; None while that is not known.
     registered: Fields that name something of the user's own, which may read
       whatever depends on them.
+    usual: What fields are by default that data set and model decide.
   """
   other_kind = {True: OF_TEXTS, False: OF_IMAGES, None: ()}[images]
   lines = []
-  for path, value in _set(experiment):
+  for path, value in _set(experiment, usual):
     needs = [
       str(need)
       for need in READ[path]
@@ -348,12 +351,15 @@ def in_vain(
   return lines
 
 
-def _set(experiment: config.Experiment) -> Iterator[tuple[str, object]]:
+def _set(
+  experiment: config.Experiment, usual: Mapping[str, object]
+) -> Iterator[tuple[str, object]]:
   """Yields the fields that differ from the defaults and are not empty."""
   default = config.Experiment()
   for path in READ:
     value = _value(experiment, path)
-    if value != _value(default, path) and value not in ((), ''):
+    defaults = (_value(default, path), usual.get(path), (), '')
+    if value not in defaults:
       yield path, value
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping
 import dataclasses
-import difflib
 import functools
 import math
 import typing
 from typing import Any
 
 from fedjax_tune import config
-from fedjax_tune.config.field_rules import REGISTERED, RULES, one_of
+from fedjax_tune.config import meanings
+from fedjax_tune.config.field_rules import AUTO, REGISTERED, RULES, one_of
 
 # Parameters and rates are float32 on the device: what is smaller is 0 there,
 # what is larger infinite.
@@ -45,7 +45,7 @@ def validate(
         stop = '' if text.endswith('?') else '.'
         problems.append(f'{place}={value!r} {text}{stop}')
   if not ill_formed:
-    problems += _empty(experiment)
+    problems += [*_empty(experiment), *_mixed(experiment)]
     problems += _disagreements(experiment, choices['clients.partition'])
   if problems:
     raise ValueError('\n'.join(problems))
@@ -67,9 +67,7 @@ def _ill_formed(section: Any, within: str = '') -> Iterator[tuple[str, str]]:
   for name, value in vars(section).items():
     place = f'{within}{name}'
     if name not in kinds:
-      nearest = difflib.get_close_matches(name, kinds, n=1)
-      hint = f'; did you mean {within}{nearest[0]}?' if nearest else '.'
-      yield place, f'{place} is not a field{hint}'
+      yield place, f'{place} is not a field{meanings.like(place, [*RULES])}'
     elif not _fits(value, kinds[name]):
       yield place, f'{place}={value!r} must be {_describe(kinds[name])}.'
     elif dataclasses.is_dataclass(value):
@@ -112,6 +110,18 @@ def _empty(experiment: config.Experiment) -> Iterator[str]:
   for name in ('head_dim', 'heads', 'ffn', 'embed', 'layers'):
     if not getattr(experiment.raffm, name):
       yield f'raffm.{name}=() must not be empty.'
+
+
+def _mixed(experiment: config.Experiment) -> Iterator[str]:
+  """Yields tuples whose elements must be of one kind, and are not."""
+  budgets, targets = experiment.clients.budgets, experiment.lora.targets
+  if len({isinstance(x, int) for x in budgets}) > 1:
+    yield (
+      f'clients.budgets={budgets} must be all whole numbers of blocks, or all'
+      ' shares of them: 1 is one block, 1.0 the whole model.'
+    )
+  if AUTO in targets and len(targets) > 1:
+    yield f"lora.targets={targets} must be ('{AUTO}',), or name maps alone."
 
 
 def _disagreements(
@@ -159,18 +169,15 @@ def _disagreements(
       f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"
       ' hardware that clients have.'
     )
-  if cfg.divide_objects and not cfg.partition.startswith('domain'):
-    by_domain = [name for name in partitions if name.startswith('domain')]
-    yield (
-      f'clients.divide_objects=True must be False, or clients.partition='
-      f'{cfg.partition!r} one of {", ".join(map(repr, by_domain))}.'
-    )
-  if cfg.partition not in partitions or cfg.partition.startswith('domain'):
+  if cfg.partition == AUTO or cfg.partition not in partitions:
+    return
+  if cfg.partition.startswith('domain'):
     return
   where = f'with clients.partition={cfg.partition!r}'
   if cfg.cohort == 'one_per_domain':
     yield f"clients.cohort='one_per_domain' must be 'uniform' {where}."
-  if len(cfg.budgets) > cfg.count:
+  whole = all(isinstance(x, int) for x in cfg.budgets)
+  if whole and 0 < cfg.count < len(cfg.budgets):
     yield (
       f'clients.budgets={cfg.budgets} must have at most clients.count='
       f'{cfg.count} numbers {where}.'

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import difflib
 import importlib.util
 import io
 import logging
@@ -14,8 +13,10 @@ import urllib.request
 from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
+from fedjax_tune.config import field_rules
 from fedjax_tune.data import (
   emoji_styles,
+  fetch,
   friends,
   metadata,
   movie_reviews,
@@ -138,8 +139,8 @@ def make_builder(
     )
   except tfds.core.DatasetNotFoundError as error:
     known = tuple(dict.fromkeys((*DOMAINS, *PACKAGED)))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else own.suggest(name)
+    near = field_rules.near(name, known)
+    hint = f'; did you mean {near!r}?' if near else own.suggest(name)
     raise ValueError(
       f'data.name={name!r}: must be one of {", ".join(known)}, a set of the TFDS'
       f' catalogue, one prepared in {data_dir}, or files of your own, such as'
@@ -294,7 +295,7 @@ def check_possible(
     if not source:
       raise ValueError(
         '--source is empty: nico needs the folder of NICO++, as in'
-        ' `python -m launch.prepare --dataset=nico --source=FOLDER`'
+        f' `{fetch.command(dataset="nico", source="FOLDER")}`'
       )
     nico_lists.check(source)
   elif name not in PACKAGED:

@@ -206,6 +206,8 @@ def load(
       for split in outline.splits
     )
   else:
+    if cfg.image_size < 1:
+      raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
     assert classes is not None
     outputs = 0
     train, test = (

@@ -92,10 +92,9 @@ def partition(
   rule, values = partitioners.RULES[cfg.partition], corpus.labels
   if cfg.partition == partitioners.CONTINUOUS:
     values = _numbers(corpus)
-  if cfg.divide_objects:
+  owners = corpus.domains
+  if cfg.divide_objects and by_domain:
     owners = groups.divide_objects(cfg, corpus)
-  else:
-    owners = corpus.domains
   parts = []
   for domain, name in enumerate(corpus.domain_names if by_domain else ('all',)):
     pool = np.arange(len(corpus))
@@ -165,7 +164,7 @@ def client_domains(cfg: config.Clients, num_domains: int) -> np.ndarray:
 
 
 def expand_budgets(
-  budgets: tuple[int, ...], domains: np.ndarray, depth: int
+  budgets: tuple[float, ...], domains: np.ndarray, depth: int
 ) -> np.ndarray:
   """Returns the budget of each client, int32[C].
 

@@ -25,8 +25,6 @@ def check(cfg: config.Data) -> None:
       metadata.check_name(cfg.name)
     except ValueError as error:
       raise ValueError(f'{error}{own.suggest(cfg.name)}') from error
-  if cfg.image_size < 1:
-    raise ValueError(f'data.image_size={cfg.image_size}: must be at least 1')
   if cfg.num_classes < 0:
     raise ValueError(
       f'data.num_classes={cfg.num_classes}: must not be negative'

@@ -17,7 +17,7 @@ Sizes = Mapping[str, int]
 def depth(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
   """Returns the numbers of blocks in `clients.budgets`, else all up to L."""
   whole = sizes['layer']
-  listed = experiment.clients.budgets or range(1, whole + 1)
+  listed = map(int, experiment.clients.budgets or range(1, whole + 1))
   return (_amounts('depth', 'layer', whole, (n for n in listed if n <= whole)),)
 
 

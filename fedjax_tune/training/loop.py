@@ -28,6 +28,7 @@ from fedjax_tune.training import (
   checkpoint,
   client_report,
   clock,
+  defaults,
   folders,
   health,
   identity,
@@ -98,13 +99,16 @@ def train(
   if data is not None:
     named = dataclasses.replace(experiment.data, name=arrays.NAME)
     experiment = dataclasses.replace(experiment, data=named)
-  fields = dataclasses.asdict(experiment)
   with (
     hosts.noticing(),
     interrupts.Interrupts() as signals,
     clock.Clock() as watch,
     contextlib.ExitStack() as stack,
   ):
+    experiment = hosts.each(
+      lambda: defaults.resolve(experiment, data, partition)
+    )
+    fields = dataclasses.asdict(experiment)
     hosts.alone(lambda: folder.check(workdir, fields, resume))
     setup = hosts.each(
       lambda: building.build(
@@ -121,7 +125,7 @@ def train(
     if kept:
       own = identity.follow(kept.run, own, kept.rounds)
     hosts.alone(lambda: resuming.check_partition(workdir, setup))
-    tell_unread(setup, console)
+    tell_unread(setup, console, data)
     with (
       watch.section('compile'),
       console.status('Compiling a program for each class of clients'),
@@ -191,6 +195,7 @@ def train_rounds(
   now = stopping.standing(reporting.parse(rows))
   last = start if now.over(experiment.patience) else experiment.rounds
   label = f'{experiment.method} seed {experiment.seed}'
+  metric = tables.spoken(run.setup.train.task.primary)
   with contextlib.ExitStack() as stack:
     saved, writer = None, reporting.Rows(rows)
     if claim:
@@ -200,7 +205,6 @@ def train_rounds(
       every = experiment.checkpoint_every
       saved = stack.enter_context(checkpoint.Checkpoints(workdir, every, own))
       writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
-    metric = tables.spoken(run.setup.train.task.primary)
     progress = stack.enter_context(
       RoundProgress(last, start, label, console, metric)
     )
@@ -294,11 +298,17 @@ def _compute(
       return
 
 
-def tell_unread(setup: building.Setup, console: rich_console.Console) -> None:
+def tell_unread(
+  setup: building.Setup,
+  console: rich_console.Console,
+  data: arrays.Arrays | None = None,
+) -> None:
   """Prints options set in vain, and what is odd about data and weights."""
-  images = setup.train.lengths is None
   lines = unread.in_vain(
-    setup.experiment, images, plugins.registered(setup.experiment)
+    setup.experiment,
+    setup.train.lengths is None,
+    plugins.registered(setup.experiment),
+    defaults.usual(setup.experiment, data),
   )
   notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
   for line in (*lines, *notes):

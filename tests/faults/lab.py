@@ -57,7 +57,7 @@ def setup(
     train=examples,
     test=tiny.examples(31, tiny.STACK_SIZE, seed=8),
     partition=owned,
-    budgets=e.clients.budgets,
+    budgets=tuple(map(int, e.clients.budgets)),
     sizes={'layer': tiny.DEPTH},
     devices=(),
     find=None,

@@ -181,7 +181,7 @@ def test_what_loads_does_not_fetch(tmp_path):
       pretrained.load_pretrained(name, tmp_path, 56)
   words = tiny_text.write_bert(tmp_path / 'words')
   for name in ('emoji_styles', 'movie_reviews', 'newsgroups', 'friends'):
-    cfg = config.Data(name=name, data_dir=str(tmp_path))
+    cfg = config.Data(name=name, data_dir=str(tmp_path), image_size=56)
     message = rf'is not prepared.*launch.prepare --dataset={name}'
     with pytest.raises(FileNotFoundError, match=message):
       corpus.load(cfg, None if name == 'emoji_styles' else words)

@@ -1,0 +1,83 @@
+"""Which field somebody means who knows it by another name."""
+
+from collections.abc import Sequence
+import difflib
+
+# What people call a field who know it from other tools, and its name here: the
+# last part of either, or the whole.
+_MEANINGS = {
+  'learning_rate': 'lr',
+  'eta': 'lr',
+  'wd': 'weight_decay',
+  'bs': 'batch_size',
+  'batch': 'batch_size',
+  'train_batch_size': 'batch_size',
+  'local_epochs': 'epochs',
+  'num_epochs': 'epochs',
+  'local_steps': 'steps',
+  'num_rounds': 'rounds',
+  'n_rounds': 'rounds',
+  'comm_rounds': 'rounds',
+  'num_clients': 'count',
+  'n_clients': 'count',
+  'clients_per_round': 'cohort_size',
+  'clients_per_domain': 'count',
+  'fraction_fit': 'cohort_size',
+  'r': 'rank',
+  'lora_r': 'rank',
+  'lora_alpha': 'alpha',
+  'dirichlet_alpha': 'alpha',
+  'lora_dropout': 'dropout',
+  'target_modules': 'targets',
+  'mu': 'prox',
+  'proximal_mu': 'prox',
+  'grad_clip': 'clip_norm',
+  'max_grad_norm': 'clip_norm',
+  'beta1': 'momentum',
+  'tau': 'eps',
+  'epsilon': 'eps',
+  'resolution': 'image_size',
+  'img_size': 'image_size',
+  'max_length': 'lengths',
+  'max_seq_length': 'lengths',
+  'dataset': 'name',
+  'model_name': 'weights',
+  'model.name': 'weights',
+  'model_name_or_path': 'weights',
+  'checkpoint': 'weights',
+  'pretrained': 'weights',
+  'peft': 'tune',
+  'peft_type': 'tune',
+  'precision': 'dtype',
+  'gradient_checkpointing': 'remat',
+  'algorithm': 'method',
+  'strategy': 'method',
+  'random_seed': 'seed',
+  'early_stopping': 'patience',
+  'eval_interval': 'eval_every',
+  'save_every': 'checkpoint_every',
+}
+
+
+def like(path: str, known: Sequence[str]) -> str:
+  """Returns the end of a sentence: '; did you mean A or B?', or '.'.
+
+  Args:
+    path: What somebody wrote for a field.
+    known: All fields.
+  """
+  found = near(path, known)
+  return f'; did you mean {" or ".join(found)}?' if found else '.'
+
+
+def near(path: str, known: Sequence[str]) -> list[str]:
+  """Returns fields of the same meaning or last name, or else similar ones."""
+  section, _, last = path.rpartition('.')
+  meant = _MEANINGS.get(path, _MEANINGS.get(last, last))
+  found = [p for p in known if p == meant or p.endswith(f'.{meant}')]
+  # Of its own section rather than another.
+  own = [p for p in known if section and p.startswith(f'{section}.')]
+  found = [p for p in found if p in own] or found
+  found = found or [p for p in known if p.startswith(f'{path}.')]
+  found = found or difflib.get_close_matches(path, own, n=1)
+  return found or difflib.get_close_matches(path, known)

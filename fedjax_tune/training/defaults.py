@@ -1,0 +1,293 @@
+"""What a field amounts to that is left to the data set and the model.
+
+`OPEN` lists these fields, each with the rule that decides it. `resolve` applies
+them once, before anything else of a run; whatever is below reads plain values,
+and `config.json` keeps these.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from fedjax_tune import config, plugins
+from fedjax_tune.config.field_rules import AUTO
+from fedjax_tune.data import arrays, fetch, outlines, text_sets
+from fedjax_tune.data.own import sets as own
+from fedjax_tune.methods import METHODS
+from fedjax_tune.models import pretrained, sizes, tiers
+
+# As many clients as FedRA's authors have, where nothing says how many.
+_CLIENTS = 6
+# Of FedRA's authors, whose model is a ViT; and peft's for Llama.
+_ENCODER, _DECODER = ('attn.proj', 'mlp.fc2'), ('attn.q', 'attn.v')
+# DINOv2's training ends at 518 pixels, but it is used at 224.
+_DINOV2_SIZE = 224
+# Of texts, where nothing reads it.
+_NO_PICTURES = 56
+# A share that is written with a few digits is meant.
+_DUST = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What is known of data and model without reading either; looked up if asked.
+
+  Attributes:
+    experiment: The configuration.
+    data: Its data, if they are in memory.
+    parts: For each client its examples, if its user has divided them.
+  """
+
+  experiment: config.Experiment
+  data: arrays.Arrays | None = None
+  parts: Sequence[np.ndarray] | None = None
+
+  @functools.cached_property
+  def domains(self) -> int:
+    """How many domains the set has."""
+    if self.data:
+      return len(self.data.domain_names)
+    return len(outlines.domain_names(self.experiment.data))
+
+  @property
+  def texts(self) -> bool:
+    """Whether the set has texts, as far as its name tells."""
+    if self.data:
+      return self.data.texts
+    return self.experiment.data.name in text_sets.TEXT_SETS
+
+  @property
+  def has_clients(self) -> bool:
+    """Whether the set says whose an example is."""
+    if self.data:
+      return self.data.train.groups is not None
+    cfg = self.experiment.data
+    if own.is_own(cfg.name):
+      return own.read(cfg).has_clients
+    return bool(self._layout and self._layout.group)
+
+  @property
+  def has_classes(self) -> bool:
+    """Whether its labels are classes."""
+    if self.experiment.data.task:
+      return False
+    return self._layout is None or self._layout.kind == 'classification'
+
+  @functools.cached_property
+  def _layout(self) -> text_sets.TextSet | None:
+    cfg = self.experiment.data
+    if own.is_own(cfg.name):
+      return own.read(cfg).entry(cfg.task)
+    return None if self.data else text_sets.TEXT_SETS.get(cfg.name)
+
+  @property
+  def several(self) -> bool:
+    """Whether clients have different models."""
+    return METHODS[self.experiment.method].several_models
+
+  @functools.cached_property
+  def models(self) -> tuple[sizes.Config, ...]:
+    """The sizes of the models."""
+    e = self.experiment
+    if not self.several:
+      return (pretrained.read_sizes(e.model.weights),)
+    tiers.names(e.tiers)  # Checks them.
+    return tuple(map(pretrained.read_sizes, e.tiers.weights))
+
+  def problems(self) -> Iterator[str]:
+    """Yields what is wrong with the names of the set and of the models."""
+    for look in (self._open_set, lambda: self.models):
+      try:
+        look()
+      except (ValueError, OSError) as error:
+        yield str(error)
+
+  def _open_set(self) -> None:
+    """Raises a ValueError or an OSError where no set has the name."""
+    from fedjax_tune.data import builders
+
+    cfg = self.experiment.data
+    if self.data is None:
+      domain, *_ = outlines.domain_names(cfg)
+      if not own.is_own(cfg.name):
+        folder = fetch.data_dir(cfg.data_dir)
+        builders.make_builder(cfg.name, domain, cfg.image_size, folder)
+
+  @property
+  def depth(self) -> int:
+    """How many blocks the deepest model has."""
+    depths = [model.depth for model in self.models]
+    kept = self.experiment.tiers.depth if self.several else ()
+    return max(k or n for k, n in zip(kept or depths, depths, strict=True))
+
+
+def _image_size(e: config.Experiment, known: Known) -> int:
+  del e
+  if known.texts:
+    return _NO_PICTURES
+  if known.data:
+    return known.data.train.inputs.shape[1]
+  own_sizes, patches = [], []
+  for model in known.models:
+    if isinstance(model, sizes.ViTConfig):
+      dinov2 = model.family == 'dinov2'
+      most = _DINOV2_SIZE if dinov2 else model.image_size
+      own_sizes.append(min(model.image_size, most))
+      patches.append(model.patch)
+  if not patches:
+    return _NO_PICTURES
+  whole = math.lcm(*patches)
+  return math.ceil(max(own_sizes) / whole) * whole
+
+
+def _targets(e: config.Experiment, known: Known) -> tuple[str, ...]:
+  if e.model.tune != 'lora':
+    return _ENCODER  # Nothing reads it.
+  decoder = isinstance(known.models[0], sizes.DecoderConfig)
+  return _DECODER if decoder else _ENCODER
+
+
+def _partition(e: config.Experiment, known: Known) -> str:
+  del e
+  if known.domains > 1:
+    return 'domain'
+  if known.has_clients:
+    return 'natural'
+  return 'dirichlet' if known.has_classes else 'iid'
+
+
+def _by_domain(e: config.Experiment) -> bool:
+  return e.clients.partition.startswith('domain')
+
+
+def _count(e: config.Experiment, known: Known) -> int:
+  if known.parts is not None:
+    return len(known.parts) // (known.domains if _by_domain(e) else 1)
+  if _by_domain(e):
+    return 1
+  return len(e.clients.budgets) or _CLIENTS
+
+
+def _cohort(e: config.Experiment, known: Known) -> str:
+  del known
+  return 'one_per_domain' if _by_domain(e) else 'uniform'
+
+
+def _cohort_size(e: config.Experiment, known: Known) -> int:
+  if e.clients.cohort != 'uniform':
+    return _CLIENTS  # Nothing reads it.
+  domains = known.domains if _by_domain(e) else 1
+  return min(_CLIENTS, e.clients.count * domains)
+
+
+def _budgets(e: config.Experiment, known: Known) -> tuple[float, ...]:
+  """Turns shares into blocks, as many as domains or clients can take."""
+  shares = e.clients.budgets
+  if known.several and shares == config.Clients().budgets:
+    return ()  # The tiers say it.
+  by_domain = _by_domain(e)
+  takers = known.domains if by_domain else e.clients.count
+  clients = takers * e.clients.count if by_domain else takers
+  if len(shares) > takers and len(shares) != clients:
+    at = np.linspace(0, len(shares) - 1, takers).round().astype(int)
+    shares = tuple(shares[i] for i in at)
+  elif by_domain and len(shares) < takers:
+    shares = tuple(shares[i % len(shares)] for i in range(takers))
+  return tuple(blocks(share, known.depth) for share in shares)
+
+
+def blocks(share: float, depth: int) -> int:
+  """Returns the nearest number of blocks, the lower of two, but at least 1.
+
+  >>> [blocks(share, 6) for share in (1.0, 5 / 6, 2 / 3, 0.5, 1 / 3, 0.25, 0.05)]
+  [6, 5, 4, 3, 2, 1, 1]
+  """
+  return max(1, math.ceil(share * depth - 0.5 - _DUST))
+
+
+# Field -> what leaves it open, and what it then is, given those before it.
+OPEN: dict[str, tuple[object, Callable[[config.Experiment, Known], object]]] = {
+  'data.image_size': (0, _image_size),
+  'lora.targets': ((AUTO,), _targets),
+  'clients.partition': (AUTO, _partition),
+  'clients.count': (0, _count),
+  'clients.cohort': (AUTO, _cohort),
+  'clients.cohort_size': (0, _cohort_size),
+  'clients.budgets': (config.Clients().budgets, _budgets),
+}
+
+
+def resolve(
+  experiment: config.Experiment,
+  data: arrays.Arrays | None = None,
+  parts: Sequence[np.ndarray] | None = None,
+) -> config.Experiment:
+  """Returns an experiment that leaves nothing open, checked.
+
+  Args:
+    experiment: The configuration; it stays as it is.
+    data: Its data, if they are in memory.
+    parts: For each client its examples, if its user has divided them.
+
+  Raises:
+    ValueError, FileNotFoundError: A field is wrong, or the data or the weights
+      that decide one are not there.
+  """
+  plugins.check(experiment)
+  made, known = copy.deepcopy(experiment), Known(experiment, data, parts)
+  try:
+    for path in left_open(experiment):
+      _set(made, path, OPEN[path][1](made, known))
+  except (ValueError, OSError) as error:
+    lines = dict.fromkeys([str(error), *known.problems()])
+    if len(lines) == 1:
+      raise
+    raise ValueError('\n'.join(lines)) from error
+  if made != experiment:
+    plugins.check(made)
+  return made
+
+
+def left_open(experiment: config.Experiment) -> list[str]:
+  """Returns the fields that an experiment leaves open."""
+  shares = any(isinstance(x, float) for x in experiment.clients.budgets)
+  return [
+    path
+    for path, (mark, _) in OPEN.items()
+    if (path == 'clients.budgets' and shares) or _get(experiment, path) == mark
+  ]
+
+
+def usual(
+  experiment: config.Experiment, data: arrays.Arrays | None = None
+) -> Mapping[str, object]:
+  """Returns what each of these fields would be if it alone were left open.
+
+  Without those of which data or weights, which are not there, would decide.
+
+  Args:
+    experiment: A resolved one.
+    data: Its data, if they are in memory.
+  """
+  found, known = {}, Known(experiment, data)
+  for path, (mark, rule) in OPEN.items():
+    alone = copy.deepcopy(experiment)
+    _set(alone, path, mark)
+    try:
+      found[path] = rule(alone, known)
+    except (ValueError, OSError):
+      continue
+  return found
+
+
+def _get(experiment: config.Experiment, path: str) -> object:
+  return functools.reduce(getattr, path.split('.'), experiment)
+
+
+def _set(experiment: config.Experiment, path: str, value: object) -> None:
+  section, name = path.split('.')
+  setattr(getattr(experiment, section), name, value)
