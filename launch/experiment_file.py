@@ -1,7 +1,7 @@
 """Experiment files on the command line: --config=FILE, --config.FIELD=VALUE."""
 
 from collections.abc import Sequence
-import difflib
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -15,63 +15,10 @@ from absl import flags
 from ml_collections import config_flags
 
 import fedjax_tune
-from fedjax_tune import config
-from fedjax_tune.config import fields
+from fedjax_tune import config, plugins
+from fedjax_tune.config import field_rules, fields, meanings
 
-# What people call a field who know it from other tools, and its name here: the
-# last part of either, or the whole.
-_MEANINGS = {
-  'learning_rate': 'lr',
-  'eta': 'lr',
-  'wd': 'weight_decay',
-  'bs': 'batch_size',
-  'batch': 'batch_size',
-  'train_batch_size': 'batch_size',
-  'local_epochs': 'epochs',
-  'num_epochs': 'epochs',
-  'local_steps': 'steps',
-  'num_rounds': 'rounds',
-  'n_rounds': 'rounds',
-  'comm_rounds': 'rounds',
-  'num_clients': 'count',
-  'n_clients': 'count',
-  'clients_per_round': 'cohort_size',
-  'clients_per_domain': 'count',
-  'fraction_fit': 'cohort_size',
-  'r': 'rank',
-  'lora_r': 'rank',
-  'lora_alpha': 'alpha',
-  'dirichlet_alpha': 'alpha',
-  'lora_dropout': 'dropout',
-  'target_modules': 'targets',
-  'mu': 'prox',
-  'proximal_mu': 'prox',
-  'grad_clip': 'clip_norm',
-  'max_grad_norm': 'clip_norm',
-  'beta1': 'momentum',
-  'tau': 'eps',
-  'epsilon': 'eps',
-  'resolution': 'image_size',
-  'img_size': 'image_size',
-  'max_length': 'lengths',
-  'max_seq_length': 'lengths',
-  'dataset': 'name',
-  'model_name': 'weights',
-  'model.name': 'weights',
-  'model_name_or_path': 'weights',
-  'checkpoint': 'weights',
-  'pretrained': 'weights',
-  'peft': 'tune',
-  'peft_type': 'tune',
-  'precision': 'dtype',
-  'gradient_checkpointing': 'remat',
-  'algorithm': 'method',
-  'strategy': 'method',
-  'random_seed': 'seed',
-  'early_stopping': 'patience',
-  'eval_interval': 'eval_every',
-  'save_every': 'checkpoint_every',
-}
+from . import command_line
 
 _NAME = 'config'
 # Where an installed package has its experiments.
@@ -92,20 +39,43 @@ def parse(argv: list[str]) -> list[str]:
     The arguments that are not flags, the program's name first.
 
   Raises:
-    flags.Error, ValueError, OSError: A flag or the file is wrong; in one line.
+    flags.Error, ValueError, OSError: Flags, fields or the file are wrong; with
+      a line for each problem.
   """
-  argv = _locate(argv)
-  _check_fields(argv)
-  return _parse(flags.FLAGS, argv)
+  argv, values = _locate(argv), flags.FLAGS
+  sifted = command_line.sift(values, argv, _NAME)
+  # A sweep has the file's name alone, as text.
+  of_experiment = _NAME in values and values[_NAME].flag_type() != 'string'
+  if 'set' in values:
+    sifted.problems.extend(
+      f'{arg} must be --set={arg.partition(".")[2]}, for every run.'
+      for arg in arguments(argv)
+      if not _names_file(arg)
+    )
+  if sifted.clean:
+    try:
+      _check_file(argv)
+      return _parse(values, argv)
+    except flags.Error as error:
+      besides = _problems(sifted) if of_experiment else []
+      if set(besides) <= {str(error)}:
+        raise
+      lines = dict.fromkeys([str(error), *besides])
+      raise ValueError('\n'.join(lines)) from error
+  lines = _problems(sifted) if of_experiment else sifted.problems
+  raise ValueError('\n'.join(lines))
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
   """Returns the part of a command line that `resolve` takes."""
-  found = []
-  for arg, following in itertools.pairwise([*argv[1:], '']):
-    if re.match(rf'--?(no)?{_NAME}(=|$|\.)', arg):
-      found += [arg] if '=' in arg else [f'{arg}={following}']
-  return found
+  switches = {
+    f'{_NAME}.{f.path}' for f in fields.fields() if type(f.default) is bool
+  }
+  return [
+    f'--{found.name}' if found.text is None else f'--{found.name}={found.text}'
+    for found in command_line.read(argv, switches)
+    if re.match(rf'(no)?{_NAME}($|\.)', found.name)
+  ]
 
 
 def resolve(arguments: Sequence[str]) -> config.Experiment:
@@ -115,11 +85,41 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
     flags.Error, ValueError, OSError: As `parse`.
   """
   argv = _locate(['', *arguments])
-  _check_fields(argv)
+  sifted = command_line.sift(flags.FlagValues(), argv, _NAME)
+  if not sifted.clean:
+    raise ValueError('\n'.join(_problems(sifted)))
+  return _read(argv)
+
+
+def _read(argv: list[str]) -> config.Experiment:
+  """Runs an experiment file, and sets the fields that are given."""
+  _check_file(argv)
   values = flags.FlagValues()
   holder = _define(values, argv)
   _parse(values, argv)
   return holder.value
+
+
+def _problems(sifted: command_line.Sifted) -> list[str]:
+  """Returns a line for all that is wrong with a command line's experiment."""
+  lines, found = list(sifted.problems), None
+  try:
+    found = _read(['', *arguments(sifted.argv)])
+  except (flags.Error, ValueError, OSError) as error:
+    lines += str(error).splitlines()
+  found = found or config.Experiment()
+  for path, text in sifted.ill.items():
+    *sections, name = path.split('.')
+    setattr(functools.reduce(getattr, sections, found), name, text)
+  try:
+    plugins.check(found)
+  except ValueError as error:
+    lines += str(error).splitlines()
+  return lines
+
+
+def _names_file(arg: str) -> bool:
+  return re.match(rf'--?{_NAME}(=|$)', arg) is not None
 
 
 def _locate(argv: Sequence[str]) -> list[str]:
@@ -168,7 +168,8 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     head, quoted, trace = str(error).partition(': Error whilst parsing config')
     if not quoted:
       raise
-    raise ValueError(f'{head}: {trace.strip().splitlines()[-1]}') from error
+    said = trace.strip().splitlines()[-1]
+    raise ValueError(f'{head}: {said}{_meant(said)}') from error
   # The rest is the experiment file's doing: whatever it raises ends up here.
   except SyntaxError as error:
     place = f' (line {error.lineno})' if error.lineno else ''
@@ -196,6 +197,17 @@ def _line_of(error: BaseException, given: str) -> str:
   return f' (line {lines[-1]})' if lines else ''
 
 
+def _meant(said: str) -> str:
+  """Suggests a field where a section was given one that it does not have."""
+  found = re.search(r"(\w+)\.__init__\(\).*unexpected.*'(\w+)'", said)
+  if not found:
+    return ''
+  section = '' if found[1] == 'Experiment' else f'{found[1].lower()}.'
+  known = [field.path for field in fields.fields()]
+  near = meanings.near(section + found[2], known)
+  return f'; did you mean {" or ".join(near)}?' if near else ''
+
+
 def _check_kind(given: str, value: Any) -> None:
   """Refuses anything but an experiment."""
   if isinstance(value, str):  # The flag of the sweep is just a name.
@@ -220,38 +232,19 @@ def _file(argv: Sequence[str]) -> str:
   return ''
 
 
-def _check_fields(argv: Sequence[str]) -> None:
-  """Checks --config=FILE and the names of --config.FIELD=VALUE.
-
-  Raises:
-    FileNotFoundError: There is no such file.
-    ValueError: Fields are unknown, with a line for each, which suggests
-      others.
-  """
-  given = any(re.match(rf'--?{_NAME}(=|$)', arg) for arg in argv[1:])
+def _check_file(argv: Sequence[str]) -> None:
+  """Raises a FileNotFoundError where --config=FILE names none."""
   # What follows a colon is an argument of get_config.
-  file = _file(argv).partition(':')[0]
-  if given and not pathlib.Path(file).is_file():
-    raise FileNotFoundError(f'--{_NAME}={file} is not a file.')
-  known = [field.path for field in fields.fields()]
-  named = (re.match(rf'--?(?:no)?{_NAME}\.([^=]+)', arg) for arg in argv[1:])
-  unknown = [field[1] for field in named if field and field[1] not in known]
-  if unknown:
-    raise ValueError(
-      '\n'.join(
-        f'--{_NAME}.{path} is not a field{_like(path, known)}'
-        for path in unknown
-      )
-    )
-
-
-def _like(path: str, known: list[str]) -> str:
-  """Suggests fields of the same meaning or last name, or similar ones."""
-  section, _, last = path.rpartition('.')
-  meant = _MEANINGS.get(path, _MEANINGS.get(last, last))
-  near = [p for p in known if p == meant or p.endswith(f'.{meant}')]
-  # Of its own section rather than another.
-  near = [p for p in near if p.rpartition('.')[0] == section] or near
-  near = near or [p for p in known if p.startswith(f'{path}.')]
-  near = near or difflib.get_close_matches(path, known)
-  return f'; did you mean {" or ".join(near)}?' if near else '.'
+  named = _file(argv).partition(':')[0]
+  file = pathlib.Path(named)
+  if not any(map(_names_file, argv[1:])) or file.is_file():
+    return
+  folders = (file.parent, pathlib.Path('experiments'), _PACKAGED)
+  known = {
+    path.stem: path
+    for folder in reversed(folders)
+    for path in folder.glob('[!_]*.py')
+  }
+  near = known.get(field_rules.near(file.stem, known))
+  hint = f'; did you mean {near}?' if near else '.'
+  raise FileNotFoundError(f'--{_NAME}={named} is not a file{hint}')

@@ -22,7 +22,7 @@ import rich.progress
 import rich.table
 
 from fedjax_tune import config
-from fedjax_tune.config.field_rules import RULES
+from fedjax_tune.config import field_rules
 from fedjax_tune.data import fetch
 from fedjax_tune.data.own import sets
 from fedjax_tune.models import packaged
@@ -49,7 +49,7 @@ _SOURCE = flags.DEFINE_string(
 )
 # Fields of the section `data` that say how to read them.
 _TASK = flags.DEFINE_enum(
-  'task', '', RULES['data.task'].choices, 'As --config.data.task.'
+  'task', '', field_rules.RULES['data.task'].choices, 'As --config.data.task.'
 )
 _COLUMNS = [
   flags.DEFINE_string(name, '', f'As --config.data.{name}.')
@@ -107,11 +107,11 @@ def _check_own(source: str) -> None:
 
 
 def _check_weights() -> None:
-  for name in _WEIGHTS.value:
-    if name not in packaged.PACKAGED:
-      raise ValueError(
-        f'--weights={name}: must be of {", ".join(packaged.PACKAGED)}'
-      )
+  rule = field_rules.one_of(*packaged.PACKAGED)
+  if wrong := [name for name in _WEIGHTS.value if not rule.holds(name)]:
+    raise ValueError(
+      '\n'.join(f'--weights={name} {rule.text(name)}' for name in wrong)
+    )
 
 
 def _builders(name: str, folder: pathlib.Path) -> dict[str, Any]:

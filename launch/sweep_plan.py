@@ -138,32 +138,32 @@ def plan(
   """
   problems: list[str] = []
   entries = _entries(methods, problems)
-  numbers = [_seed(seed, problems) for seed in seeds]
+  found = [_seed(seed, problems) for seed in seeds]
+  numbers = [seed for seed in found if seed is not None]
   problems += _twice('methods', [label for label, _ in entries])
   problems += _twice('seeds', numbers)
-  if not numbers:
+  if not seeds:
     problems.append('seeds: at least one must be given.')
-  shared: dict[str, str] = {}
-  if bad := [item for item in common if not re.fullmatch(r'[\w.]+=.*', item)]:
-    problems.append(f'set: {bad[0]!r} must read FIELD=VALUE.')
-  else:
-    shared = _distinct('set', common, problems)
-  if 'method' in shared:
-    problems.append('set: method must be given by --methods.')
-  _refuse(problems)
-  runs = []
-  for seed in numbers:
+  shared = _shared(common, problems)
+  runs: list[PlannedRun] = []
+  wrong: dict[str, list[str]] = {}
+  for seed in numbers or [0]:
     for label, own in entries:
       fields = shared | own | {'seed': str(seed)}
       line = (
         f'--config={file}',
         *(f'--config.{name}={value}' for name, value in fields.items()),
       )
-      if (experiment := _resolve(resolve, label, line, problems)) is not None:
+      if (experiment := _resolve(resolve, label, line, wrong)) is not None:
         folder = workdir / label / f'seed{seed}'
         runs.append(
           PlannedRun(label, seed, line, folder, experiment, tuple(own))
         )
+  labels = {label for label, _ in entries}
+  for text, by in wrong.items():
+    # What all share need not be read once for each.
+    everyone = len(labels) > 1 and labels == set(by)
+    problems.append(f'{"all methods" if everyone else ", ".join(by)}: {text}')
   _refuse(problems)
   _refuse(_alike(runs))
   return runs
@@ -186,17 +186,34 @@ def _entries(
   return found
 
 
+def _shared(common: Sequence[str], problems: list[str]) -> dict[str, str]:
+  """Returns the fields that every run sets."""
+  good = [item for item in common if re.fullmatch(r'[\w.]+=.*', item)]
+  problems += [
+    f'set: {item!r} must read FIELD=VALUE.'
+    for item in common
+    if item not in good
+  ]
+  shared = _distinct('set', good, problems)
+  if 'method' in shared:
+    problems.append('set: method must be given by --methods.')
+  return shared
+
+
 def _resolve(
-  resolve: Resolve, label: str, line: tuple[str, ...], problems: list[str]
+  resolve: Resolve,
+  label: str,
+  line: tuple[str, ...],
+  wrong: dict[str, list[str]],
 ) -> config.Experiment | None:
-  """Returns a run's experiment, or None and notes what is wrong with it."""
+  """Returns a run's experiment, or None and notes what is wrong, and with whom."""
   try:
     return defaults.resolve(resolve(line))
   except (flags.Error, ValueError, OSError) as error:
     for text in str(error).splitlines():
-      # Seeds share their label's problems.
-      if f'{label}: {text}' not in problems:
-        problems.append(f'{label}: {text}')
+      by = wrong.setdefault(text, [])
+      if label not in by:  # Seeds share their label's problems.
+        by.append(label)
   return None
 
 
@@ -219,12 +236,12 @@ def _refuse(problems: list[str]) -> None:
     raise ValueError('\n'.join(problems))
 
 
-def _seed(text: str, problems: list[str]) -> int:
+def _seed(text: str, problems: list[str]) -> int | None:
   """Reads a seed; its folder is named by the number, however it is written."""
   if re.fullmatch(r'[0-9]+', text.strip()):
     return int(text)
   problems.append(f'seeds: {text!r} must be a whole number, 0 or more.')
-  return -1 - len(problems)
+  return None
 
 
 def _twice(field: str, values: Iterable[str | int]) -> list[str]:

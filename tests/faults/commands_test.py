@@ -7,12 +7,14 @@ import subprocess
 import sys
 import types
 
+from absl import flags
 import jax
 import pytest
 
+from fedjax_tune import plugins
 from fedjax_tune.training import folders
 import launch
-from launch import experiment_file, start, users_code
+from launch import command_line, experiment_file, start, users_code
 
 # ml_collections loads the file in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -54,13 +56,17 @@ def test_experiment_file(text, says, tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'says'),
   [
-    ('--config.rounds=abc', "invalid literal for int() with base 10: 'abc'"),
-    ('--config.clients.budgets=(12,', 'parsing string: (12, as tuple'),
-    ('--config.model.remat=maybe', 'Non-boolean argument'),
-    ('--config.local.lr=', 'could not convert string to float'),
+    ('--config.rounds=abc', "rounds='abc' must be of type int."),
+    ('--config.rounds=1.5', "rounds='1.5' must be of type int."),
+    (
+      '--config.clients.budgets=(12,',
+      "clients.budgets='(12,' must be of type tuple[float, ...].",
+    ),
+    ('--config.model.remat=maybe', "model.remat='maybe' must be of type bool."),
+    ('--config.local.lr=', "local.lr='' must be a finite float"),
     ('--config.metod=fedra', 'is not a field; did you mean method?'),
-    ('--config.rounds', 'Missing value for flag'),
-    ('--bogus=1', "Unknown command line flag 'bogus'"),
+    ('--config.rounds', '--config.rounds must have a value.'),
+    ('--bogus=1', '--bogus is not a flag.'),
   ],
 )
 def test_field(flag, says, tmp_path):
@@ -74,11 +80,95 @@ def test_field(flag, says, tmp_path):
   assert len(str(caught.value).splitlines()) == 1
 
 
+def test_all_that_is_wrong_comes_at_once(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from fedjax_tune import config\n'
+    'def get_config():\n'
+    '  return config.Experiment(seed=-1, eval_every="x")\n'
+  )
+  arguments = (
+    '--config.rounds=abc', '--config.local.learning_rate=3',
+    '--config.local.lr=x', '--config.lora.patch_embed=maybe',
+    '--config.data.bad_rows=skip', '--config.rank.ranks=(1,', '--noconfig.x=1',
+    '--config.lora.targets', '("attn.pro",)', '--config.model.remat',
+    # That rounds are no number, the ramp cannot be compared with them.
+    '--config.local.warmup=500',
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=r'.') as caught:
+    experiment_file.resolve([f'--config={path}', *arguments])
+  assert str(caught.value).splitlines() == [
+    '--config.local.learning_rate is not a field; did you mean local.lr?',
+    '--config.x is not a field.',
+    "rounds='abc' must be of type int.",
+    "eval_every='x' must be of type int.",
+    "lora.patch_embed='maybe' must be of type bool.",
+    "local.lr='x' must be a finite float, 0 or within the range of float32.",
+    "rank.ranks='(1,' must be of type tuple[int, ...].",
+    'seed=-1 must be at least 0.',
+    "lora.targets[0]='attn.pro' must be one of 'auto', 'attn.q', 'attn.k',"
+    " 'attn.v', 'attn.proj', 'mlp.fc1', 'mlp.fc2', 'mlp.gate', 'mlp.up',"
+    " 'mlp.down'; did you mean 'attn.proj'?",
+    "data.bad_rows='skip' must be one of 'refuse', 'leave_out'.",
+  ]
+
+
+def test_flags_of_the_command_are_among_what_is_wrong():
+  values = flags.FlagValues()
+  flags.DEFINE_integer('jobs', 1, 'x', lower_bound=1, flag_values=values)
+  both = ['local', 'slurm']
+  flags.DEFINE_enum('backend', 'local', both, 'x', flag_values=values)
+  flags.DEFINE_bool('resume', False, 'x', flag_values=values)
+  flags.DEFINE_string('config', '', 'x', flag_values=values)
+  argv = [
+    'train', '--jobs=many', '--jobs', '0', '--noresume', '--resume=perhaps',
+    '--backend=slrm', '--rounds=3',
+    '--reusme', '--jobs', '--config=x.py', '--config.seed', '3', 'more',
+  ]  # fmt: skip
+  found = command_line.sift(values, argv, 'config')
+  assert found.problems == [
+    '--jobs=many must be a whole number.',
+    '--jobs=0 must be a positive integer.',
+    '--resume=perhaps must be true or false.',
+    "--backend=slrm must be one of 'local', 'slurm'.",
+    '--rounds is not a flag; did you mean --config.rounds?',
+    '--reusme is not a flag; did you mean --resume?',
+    '--jobs must have a value.',
+  ]
+  assert found.argv == [
+    'train', '--noresume', '--config=x.py', '--config.seed', '3', 'more'
+  ]  # fmt: skip
+  assert not found.ill
+
+
+@pytest.mark.parametrize(
+  ('call', 'meant'),
+  [
+    ('Experiment(num_rounds=3)', 'rounds'),
+    ('Local(learning_rate=3)', 'local.lr'),
+    ('Clients(num_clients=3)', 'clients.count'),
+  ],
+)
+def test_a_field_of_a_file_is_suggested_by_meaning(call, meant, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(f'from fedjax_tune import config\nconfig.{call}\n')
+  said = rf"argument '\w+'; did you mean {meant}\?$"
+  with pytest.raises(ValueError, match=said):
+    experiment_file.resolve([f'--config={path}'])
+
+
+@pytest.mark.parametrize('given', ['quikstart', 'experiments/quickstrat.py'])
+def test_a_file_is_suggested(given):
+  said = f'{given} is not a file; did you mean experiments/quickstart.py'
+  with pytest.raises(FileNotFoundError, match=said):
+    experiment_file.resolve([f'--config={given}'])
+
+
 def test_fields_are_applied(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(_GOOD)
-  flags = ('--config.rounds=3', '--config.clients.budgets=(1,2)')
-  resolved = experiment_file.resolve([f'--config={path}', *flags])
+  given = ('--config.rounds=3', '--config.clients.budgets=(1,2)')
+  resolved = experiment_file.resolve([f'--config={path}', *given])
   assert (resolved.rounds, resolved.clients.budgets) == (3, (1, 2))
 
 
@@ -264,6 +354,20 @@ def test_fields_are_suggested_by_meaning(given, meant):
     experiment_file.resolve([f'--config.{given}=1'])
 
 
+def test_a_field_that_is_set_is_suggested_by_meaning(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from fedjax_tune import config\n'
+    'def get_config():\n'
+    '  e = config.Experiment()\n'
+    '  e.local.learning_rate = 1.0\n'
+    '  return e\n'
+  )
+  found = experiment_file.resolve([f'--config={path}'])
+  with pytest.raises(ValueError, match=r'_rate is .* mean local\.lr\?$'):
+    plugins.check(found)
+
+
 def test_all_unknown_fields_come_at_once():
   with pytest.raises(ValueError, match=r'.') as caught:
     experiment_file.resolve(['--config.metod=x', '--config.bogus=1'])
@@ -295,7 +399,7 @@ def test_errors_in_a_users_code_say_where(tmp_path):
 
 def test_errors_of_ours_say_where_if_asked():
   error = _raised(lambda: experiment_file.resolve(['--config.metod=x']))
-  assert 'in _check_fields' in users_code.trace(error, whole=True)
+  assert 'in resolve' in users_code.trace(error, whole=True)
 
 
 @pytest.mark.slow
