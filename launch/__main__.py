@@ -10,6 +10,8 @@ import signal
 import sys
 
 import fedjax_tune
+from fedjax_tune import commands
+from fedjax_tune.config import field_rules
 
 from . import end_at_once
 
@@ -26,17 +28,20 @@ COMMANDS = {
 
 def main() -> None:
   """Runs the command that is named first, with the arguments behind it."""
-  name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  program, name = _program(), sys.argv[1] if len(sys.argv) > 1 else '--help'
   if name in ('--help', '-h', '-help'):
-    sys.stdout.write(_usage())
+    sys.stdout.write(_usage(program))
     return
   if name == '--version':
     sys.stdout.write(f'fedjax-tune {fedjax_tune.__version__}\n')
     return
   if name not in COMMANDS:
+    near = field_rules.near(name, COMMANDS)
+    hint = f'; did you mean {near!r}?' if near else '.'
     listed = ', '.join(COMMANDS)
-    sys.stderr.write(f'error: command {name!r} must be one of {listed}.\n')
+    sys.stderr.write(f'error: command {name!r} must be one of {listed}{hint}\n')
     sys.exit(2)
+  commands.remember(program)
   # As `python -m` has it: a user's own modules are found where he is.
   if (here := os.getcwd()) not in sys.path:
     sys.path.insert(0, here)
@@ -46,12 +51,18 @@ def main() -> None:
   runpy.run_module(f'{__package__}.{name}', run_name='__main__', alter_sys=True)
 
 
-def _usage() -> str:
+def _program() -> str:
+  """Returns what was typed before the name of a command."""
+  module = os.path.basename(sys.argv[0]) == '__main__.py'
+  return f'python -m {__package__}' if module else 'fedjax-tune'
+
+
+def _usage(program: str) -> str:
   lines = [f'  {name:<8} {does}' for name, does in COMMANDS.items()]
   return (
-    'fedjax-tune COMMAND --FLAG=VALUE ...\n\n'
+    f'{program} COMMAND --FLAG=VALUE ...\n\n'
     + '\n'.join(lines)
-    + '\n\n`fedjax-tune COMMAND --help` shows the flags of one.\n'
+    + f'\n\n`{program} COMMAND --help` shows the flags of one.\n'
   )
 
 

@@ -6,7 +6,7 @@ import inspect
 import textwrap
 
 from fedjax_tune import config
-from fedjax_tune.config import field_rules, fields
+from fedjax_tune.config import field_rules, fields, meanings
 from fedjax_tune.config.field_rules import RULES
 from fedjax_tune.methods import METHODS
 from fedjax_tune.methods.facts import Method
@@ -21,6 +21,8 @@ def options(flag: str = 'config') -> str:
     flag: That sets a field, as --flag.FIELD=VALUE.
   """
   lines = [
+    f'  --{flag}: The experiment file, FILE.py; FILE.py:TEXT hands it a text.',
+    '  --help=WORD: Show the fields and methods that have WORD in their name.',
     '  --[no]print_config: Show every field of the experiment, and end.',
     '  --[no]traceback: Show with an error where in the code it arose.',
     '  --[no]version: Show the version, and end.',
@@ -28,17 +30,47 @@ def options(flag: str = 'config') -> str:
     f'Fields, set by --{flag}.FIELD=VALUE. After = stands the default, which an',
     'experiment file may change; --print_config shows the values of one.',
   ]
+  return '\n'.join([*lines, *_fields(''), *_methods('', flag)])
+
+
+def about(word: str, flag: str = 'config') -> str:
+  """Describes the fields and methods that have a word in their name.
+
+  Args:
+    word: What to look for.
+    flag: That sets a field.
+
+  Raises:
+    ValueError: There are none.
+  """
+  lines = [*_fields(word.lower()), *_methods(word.lower(), flag)]
+  if not lines:
+    known = [field.path for field in fields.fields()]
+    raise ValueError(
+      f'--help={word} must be in the name of a field or a method'
+      f'{meanings.like(word, known)}'
+    )
+  return '\n'.join(lines).strip()
+
+
+def _fields(word: str) -> Iterator[str]:
   section = ''
   for field in fields.fields():
+    if word not in field.path:
+      continue
     within = field.path.rpartition('.')[0]
     if within != section:
       section = within
-      lines += ['', f'[{section}] {_about(section)}']
-    lines += _field(field)
-  lines += ['', f'Methods, for --{flag}.method=NAME:', '']
-  for name, method in METHODS.items():
-    lines += _wrapped(f'  {name}', _method(method))
-  return '\n'.join(lines)
+      yield from ('', f'[{section}] {_about(section)}')
+    yield from _field(field)
+
+
+def _methods(word: str, flag: str) -> Iterator[str]:
+  found = {name: m for name, m in METHODS.items() if word in name}
+  if found:
+    yield from ('', f'Methods, for --{flag}.method=NAME:', '')
+  for name, method in found.items():
+    yield from _wrapped(f'  {name}', _method(method))
 
 
 def written(experiment: config.Experiment, usual: Mapping[str, object]) -> str:

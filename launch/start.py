@@ -15,7 +15,7 @@ import jax
 from rich import console as rich_console
 
 import fedjax_tune
-from fedjax_tune import config, endings, plugins
+from fedjax_tune import commands, config, endings, plugins
 from fedjax_tune.engine import hosts
 from fedjax_tune.training import build, defaults, folders
 
@@ -159,11 +159,13 @@ def _parse(argv: list[str]) -> list[str]:
     if _asks(argv, 'print_config'):
       _print_config(argv)
     return experiment_file.parse(argv)
+  except BrokenPipeError:
+    raise
   except (flags.Error, ValueError, OSError) as error:
     _fail(error)
 
 
-_HELP = r'--?(help(short|full|xml)?|h|\?)(=true)?'
+_HELP = r'--?(help(short|full|xml)?|h|\?)(=.*)?'
 
 
 def _asks(argv: list[str], name: str) -> bool:
@@ -173,10 +175,18 @@ def _asks(argv: list[str], name: str) -> bool:
 
 def _help(argv: list[str]) -> NoReturn:
   """Shows the flags and fields; absl would call that a failure."""
-  with contextlib.suppress(SystemExit):
+  word = argv[1].partition('=')[2]
+  if 'config' in flags.FLAGS and word not in ('', 'true'):
+    sys.stdout.write(commands.as_typed(manual.about(word)) + '\n')
+    sys.exit(0)
+  shown = io.StringIO()
+  with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
     flags.FLAGS(argv)
+  # Where a file lies, and that there are flags which nobody would set.
+  rest = re.sub(r'(?m)^(/\S+:|Try --helpfull.*)\n', '', shown.getvalue())
+  sys.stdout.write(commands.as_typed(rest))
   if 'config' in flags.FLAGS and not re.search('short|xml', argv[1]):
-    sys.stdout.write(manual.options() + '\n')
+    sys.stdout.write(commands.as_typed(manual.options()) + '\n')
   sys.exit(0)
 
 

@@ -19,6 +19,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 # From bottom to top: a room imports from those before it only.
 _ROOMS = (
   'typing',
+  'commands',
   'endings',
   'selection',
   'config',

@@ -34,6 +34,16 @@ def test_every_field_and_method_is_listed():
   assert max(map(len, told)) <= 80
 
 
+def test_a_word_finds_fields_and_methods():
+  lines = manual.about('Heterotune').splitlines()
+  assert lines[0].startswith('[heterotune] ')
+  named = [line for line in lines if re.match(r'  \w', line)]
+  assert '  heterotune' in named
+  assert all('heterotune' in line for line in named)
+  with pytest.raises(ValueError, match=r'--help=learning_rate .*local\.lr'):
+    manual.about('learning_rate')
+
+
 def test_values_that_the_text_lacks_are_listed():
   text = manual.options()
   assert "of 'auto', 'attn.q', 'attn.k'" in text

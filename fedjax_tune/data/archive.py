@@ -16,6 +16,8 @@ from typing import Any
 import zipfile
 import zlib
 
+from fedjax_tune import commands
+
 # The largest package has 522 members and 100 MB; none shrinks to a tenth.
 MAX_MEMBERS = 10_000
 MAX_BYTES = 1 << 30
@@ -86,7 +88,7 @@ def _verify(
   if found != digest:
     raise ValueError(
       f'{path} is incomplete or corrupt: its sha256 is {found}, wanted'
-      f' {digest}. Delete it and run `python -m launch.prepare` again.'
+      f' {digest}. Delete it and run `{commands.start_of("prepare")}` again.'
     )
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from typing import Any
 
+from fedjax_tune import commands
 from fedjax_tune.data import archive
 
 _TIMEOUT_S = 600
@@ -46,17 +47,7 @@ def command(given: str | os.PathLike = '', **options: object) -> str:
   """
   options |= {'data_dir': os.fspath(given)}
   flags = [f' --{k}={shlex.quote(str(v))}' for k, v in options.items() if v]
-  return start_of('prepare') + ''.join(flags)
-
-
-def start_of(name: str) -> str:
-  """Returns how a command is started: of this repository, or as installed."""
-  here = pathlib.Path(__file__).parents[2]
-  return (
-    f'python -m launch.{name}'
-    if (here / 'launch').is_dir()
-    else (f'fedjax-tune {name}')
-  )
+  return commands.start_of('prepare') + ''.join(flags)
 
 
 def npm_pack(
@@ -225,7 +216,7 @@ def _fetch(
       raise RuntimeError(
         f'could not fetch {spec!r}; tried `{tried}`: {reason or "it left no file"}.'
         ' Check the network (and proxy or mirror settings), and that this'
-        ' name and version exist, then run `python -m launch.prepare` again.'
+        f' name and version exist, then run `{command()}` again.'
       )
     (file,) = files
     if (found := archive.sha256(file)) != digest:

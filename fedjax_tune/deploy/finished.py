@@ -8,6 +8,7 @@ import os
 from flax import nnx
 import jax
 
+from fedjax_tune import commands
 from fedjax_tune.deploy import models, results
 from fedjax_tune.engine import server
 from fedjax_tune.methods.raffm import salience
@@ -110,7 +111,7 @@ def _check_plain(setup: build.Setup) -> None:
     raise ValueError(
       f'method={method!r} does not end with one plain model (it has other'
       ' classifiers, blocks or factors besides); it cannot be deployed.'
-      ' launch.export writes each of its models as a folder.'
+      f' `{commands.start_of("export")}` writes each of its models as a folder.'
     )
 
 

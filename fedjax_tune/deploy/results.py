@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from fedjax_tune import config, plugins
+from fedjax_tune import commands, config, plugins
 from fedjax_tune.data import json_files
 from fedjax_tune.engine import server, store
 from fedjax_tune.engine.algorithm import Algorithm
@@ -56,8 +56,8 @@ class Results:
       why = found.describe() or 'it is not there'
       raise ValueError(
         f'workdir={self.workdir} has no whole checkpoint of round'
-        f' {self.experiment.rounds} ({why}); launch.train --resume makes it'
-        ' again.'
+        f' {self.experiment.rounds} ({why}); `{commands.start_of("train")}'
+        ' --resume` makes it again.'
       )
     fields = dataclasses.asdict(self.experiment)
     there = found.newest.run['experiment']
@@ -101,7 +101,8 @@ def read(workdir: str | os.PathLike[str]) -> Results:
   if done < experiment.rounds and not said.get('ended_early'):
     raise ValueError(
       f'workdir={workdir} is not a finished run: {done} of'
-      f' {experiment.rounds} rounds; go on with launch.train --resume.'
+      f' {experiment.rounds} rounds; go on with `{commands.start_of("train")}'
+      ' --resume`.'
     )
   return Results(workdir, experiment, said)
 

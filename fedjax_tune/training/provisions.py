@@ -7,7 +7,7 @@ Training, inspecting and deploying read what is there. Only `launch.prepare`,
 from collections.abc import Callable
 import dataclasses
 
-from fedjax_tune import config
+from fedjax_tune import commands, config
 from fedjax_tune.data import arrays, fetch, outlines, public, sources
 from fedjax_tune.models import packaged
 
@@ -55,7 +55,8 @@ def check(
   )
   raise FileNotFoundError(
     f'{" and ".join(missing)}: not in {place}. Fetch with `{command}`, or give'
-    ' launch.train or launch.sweep the flag --fetch.'
+    f' `{commands.start_of("train")}` or `{commands.start_of("sweep")}` the flag'
+    ' --fetch.'
   )
 
 
