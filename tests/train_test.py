@@ -109,6 +109,14 @@ def _rows(folder, name):
   ]
 
 
+def _table(folder, name):
+  """Returns how far a run's table says that it is, and of which rounds."""
+  head, _, _, _, *rows = (
+    (folder / name / 'accuracy.md').read_text().splitlines()
+  )
+  return head.partition(', ')[2], [row.split('|')[1].strip() for row in rows]
+
+
 def test_summary(folder, whole):
   _, summary = whole
   assert summary == json.loads((folder / 'whole/summary.json').read_text())
@@ -149,6 +157,7 @@ def test_metrics(folder, whole):
   evaluated = [row['round'] for row in rows if 'eval/accuracy' in row]
   # Every second round, and the last.
   assert evaluated == [1, 3, 4]
+  assert _table(folder, 'whole') == ('5 of 5 rounds', ['2', '4', '5'])
   assert all(row['coverage/layers'] == [2, 2, 1, 0] for row in rows)
   assert rows[-1]['train/loss'] < rows[0]['train/loss']
 
@@ -195,6 +204,7 @@ def test_resumed_is_uninterrupted(folder, whole):
   assert [row['round'] for row in _rows(folder, 'stopped')] == [0, 1, 2]
   assert (folder / 'stopped/checkpoints/2').is_dir()
   assert not (folder / 'stopped/summary.json').exists()
+  assert _table(folder, 'stopped') == ('2 of 5 rounds', ['2'])
   before = writer.read_metrics(folder / 'stopped')
   _assert_resumes(folder, 'stopped', whole)
   # What the first process spent counts, but for the round that was lost.

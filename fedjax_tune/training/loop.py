@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -41,6 +42,7 @@ from fedjax_tune.training import (
   summary,
 )
 from fedjax_tune.training import workdir as folder
+from fedjax_tune.training.interim import Interim
 from fedjax_tune.training.run import Run
 
 
@@ -197,8 +199,11 @@ def train_rounds(
   label = f'{experiment.method} seed {experiment.seed}'
   metric = tables.spoken(run.setup.train.task.primary)
   with contextlib.ExitStack() as stack:
-    saved, writer = None, reporting.Rows(rows)
+    saved, writer, interim = None, reporting.Rows(rows), None
     if claim:
+      draw = functools.partial(summary.draw, run.setup, workdir)
+      interim = Interim(workdir, experiment, rows, metric, draw)
+      others = [interim, *others]
       if start < last:
         # Its presence would say that the run is finished.
         (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
@@ -222,6 +227,8 @@ def train_rounds(
       soft_wrap=True,
     )
   elif books.done < last:
+    if interim:
+      interim.draw()
     asked = signals.asked or 'a signal to another host'
     raise endings.Interrupted(
       f'{asked} after round {books.done} of {last}, which is saved in'

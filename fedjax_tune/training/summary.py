@@ -23,18 +23,22 @@ def write_results(run: Run, workdir: str, clients: Json) -> Json:
     workdir: Its folder.
     clients: How they fare; {} where nobody asked.
   """
-  # Here and not above: Matplotlib and SciPy take half a second.
-  from fedjax_tune.report import plots
-
   with endings.storing(workdir):
-    floor = chance(run.setup)
-    metric = tables.spoken(run.setup.train.task.primary)
-    plots.plot_run(workdir, run.setup.test.domain_names, floor, metric)
+    draw(run.setup, workdir)
   summary = summarize(run, workdir)
   if clients:
     summary['clients'] = clients
   reporting.write_json(pathlib.Path(workdir) / SUMMARY, summary)
   return summary
+
+
+def draw(setup: build.Setup, workdir: str) -> None:
+  """Draws the rounds that a run has written."""
+  # Here and not above: Matplotlib and SciPy take half a second.
+  from fedjax_tune.report import plots
+
+  metric = tables.spoken(setup.train.task.primary)
+  plots.plot_run(workdir, setup.test.domain_names, chance(setup), metric)
 
 
 def summarize(run: Run, workdir: str) -> Json:

@@ -9,7 +9,7 @@ import lab
 import pytest
 
 from fedjax_tune import endings
-from fedjax_tune.training import build, interrupts, loop
+from fedjax_tune.training import build, interim, interrupts, loop
 
 _NAMES = {
   signal.SIGINT: 'Ctrl-C',
@@ -54,8 +54,9 @@ def test_the_round_is_finished_and_saved(tmp_path, whole, number):
   assert lab.result(tmp_path) == whole
 
 
-def test_during_an_evaluation(tmp_path, whole):
-  evaluate = loop.Run.evaluate
+def test_during_an_evaluation(tmp_path, whole, monkeypatch):
+  evaluate, drawn = loop.Run.evaluate, []
+  monkeypatch.setattr(interim.Interim, 'draw', lambda self: drawn.append(self))
 
   def interrupted(self, state, rnd):
     if rnd == 3:
@@ -65,6 +66,8 @@ def test_during_an_evaluation(tmp_path, whole):
   patch = lab.patched(loop.Run, 'evaluate', interrupted)
   with pytest.raises(endings.Interrupted, match='SIGTERM after round 4 of 6'):
     lab.go(tmp_path, patch=patch)
+  assert len(drawn) == 1
+  assert '4 of 6 rounds' in (tmp_path / 'accuracy.md').read_text()
   lab.go(tmp_path, resume=True)
   assert lab.result(tmp_path) == whole
 

@@ -1,0 +1,127 @@
+"""A run as of its last evaluation: a table, and its figures where they are cheap.
+
+A run that is going on, or was killed, has both; `summary.py` is about one that is
+finished.
+"""
+
+from collections.abc import Callable
+import pathlib
+import time
+
+from fedjax_tune import config, endings
+from fedjax_tune.report import tables
+from fedjax_tune.report import writer as reporting
+from fedjax_tune.typing import Record
+
+TABLE = 'accuracy.md'
+# Of a run's time that figures may take before its end, at most.
+_SHARE = 0.01
+# What the first drawing is taken to cost, with the import of Matplotlib.
+_FIRST_S = 1.0
+
+
+class Interim:
+  """Writes how a run stands, each time that it is evaluated.
+
+  Guarantees:
+    - `accuracy.md` has every evaluation so far.
+    - Figures that are drawn before the end take a hundredth of the run's time
+      at most: a run of a minute has none then, one of hours has new ones every
+      minute or so.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    experiment: config.Experiment,
+    rows: str,
+    metric: str,
+    draw: Callable[[], None],
+    now: Callable[[], float] = time.perf_counter,
+  ) -> None:
+    """Begins with the rounds that are done.
+
+    Args:
+      workdir: The run's folder.
+      experiment: What it runs.
+      rows: The lines of these rounds, as a checkpoint keeps them.
+      metric: What a score is called.
+      draw: Draws the figures of what is in the folder.
+      now: Tells the time in seconds.
+    """
+    self._path = pathlib.Path(workdir) / TABLE
+    self._title = f'{experiment.method} seed {experiment.seed}'
+    self._last = experiment.rounds
+    self._evaluations = [r for r in reporting.parse(rows) if _is_evaluated(r)]
+    self._metric, self._draw, self._now = metric, draw, now
+    self._began, self._spent, self._cost = now(), 0.0, _FIRST_S
+    self._tell()
+
+  def write(self, rnd: int, metrics: Record, /) -> None:
+    """Takes what is known of a round, which `metrics.jsonl` has already.
+
+    Raises:
+      StorageError: The folder cannot be written.
+    """
+    if not _is_evaluated(metrics):
+      return
+    self._evaluations.append({'round': rnd, **metrics})
+    self._tell()
+    allowed = _SHARE * (self._now() - self._began)
+    if self._spent + self._cost <= allowed:
+      self.draw()
+
+  def _tell(self) -> None:
+    """Writes the table, if there is an evaluation."""
+    if rows := self._evaluations:
+      done = rows[-1]['round'] + 1
+      title = f'{self._title}, {done} of {self._last} rounds'
+      reporting.write_text(
+        self._path, f'{title}\n\n{_table(rows, self._metric)}'
+      )
+
+  def draw(self) -> None:
+    """Draws the figures, whatever the time, if there is an evaluation.
+
+    Raises:
+      StorageError: The folder cannot be written.
+    """
+    if not self._evaluations:
+      return
+    begin = self._now()
+    with endings.storing(self._path):
+      self._draw()
+    self._cost = self._now() - begin
+    self._spent += self._cost
+
+
+def _is_evaluated(row: Record) -> bool:
+  return 'eval/accuracy' in row
+
+
+def _table(rows: list[Record], metric: str) -> str:
+  """Returns the evaluations of a run as a Markdown table."""
+  scores = {
+    'eval/accuracy': f'{metric} %',
+    'validation/accuracy': 'validation %',
+  }
+  prefix = 'eval/accuracy/'
+  scores |= {n: n.removeprefix(prefix) for n in rows[0] if n.startswith(prefix)}
+  scores = {name: title for name, title in scores.items() if name in rows[0]}
+  header = ['round', *scores.values(), 'train loss', 'up', 'down', 'training']
+  percent = lambda value: '-' if value is None else f'{100 * value:.1f}'
+  number = lambda value: '-' if value is None else tables.digits(value)
+  return tables.markdown(
+    header,
+    [
+      [
+        str(row['round'] + 1),
+        *(percent(row.get(name)) for name in scores),
+        number(row['train/loss']),
+        tables.human_bytes(row['cost/uplink_bytes']),
+        tables.human_bytes(row['cost/downlink_bytes']),
+        tables.human_flops(row['cost/train_flops']),
+      ]
+      for row in rows
+    ],
+  )

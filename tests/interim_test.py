@@ -1,0 +1,72 @@
+"""A run that is not finished has its table, and figures that cost little."""
+
+from fedjax_tune import config
+from fedjax_tune.report import writer
+from fedjax_tune.training import interim
+
+
+class _Time:
+  """A clock, on which each drawing takes some seconds."""
+
+  def __init__(self, drawing_s):
+    self.now, self.drawing_s, self.drawn = 0.0, drawing_s, []
+
+  def __call__(self):
+    return self.now
+
+  def draw(self):
+    self.drawn.append(self.now)
+    self.now += self.drawing_s
+
+
+def _row(accuracy=None, **more):
+  costs = ('cost/uplink_bytes', 'cost/downlink_bytes', 'cost/train_flops')
+  row = {'train/loss': 1.5, **dict.fromkeys(costs, 2048), **more}
+  return row if accuracy is None else row | {'eval/accuracy': accuracy}
+
+
+def _interim(folder, time, rows=''):
+  e = config.Experiment(rounds=40)
+  return interim.Interim(str(folder), e, rows, 'accuracy', time.draw, time)
+
+
+def test_the_table_has_every_evaluation(tmp_path):
+  kept = writer.Rows()
+  kept.write(0, _row(0.25, **{'eval/accuracy/a': 0.5}))
+  found = _interim(tmp_path, _Time(0.1), kept.rows)
+  found.write(1, _row())
+  text = (tmp_path / 'accuracy.md').read_text()
+  assert text.startswith('fedra seed 0, 1 of 40 rounds')
+  found.write(2, _row(1 / 3, **{'eval/accuracy/a': 0.75}))
+  lines = (tmp_path / 'accuracy.md').read_text().splitlines()
+  assert lines[0] == 'fedra seed 0, 3 of 40 rounds'
+  cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[2:]]
+  assert cells[0] == [
+    'round', 'accuracy %', 'a', 'train loss', 'up', 'down', 'training'
+  ]  # fmt: skip
+  assert [row[:4] for row in cells[2:]] == [
+    ['1', '25.0', '50.0', '1.5'],
+    ['3', '33.3', '75.0', '1.5'],
+  ]
+
+
+def test_figures_take_a_hundredth_of_the_time(tmp_path):
+  time = _Time(drawing_s=2.0)
+  found = _interim(tmp_path, time)
+  for rnd in range(40):
+    time.now += 25.0
+    found.write(rnd, _row(0.5))
+  # The first is expected to take a second; then it is known.
+  assert time.drawn[0] == 100.0
+  assert 2.0 * len(time.drawn) <= 0.01 * time.now
+  assert len(time.drawn) == 5
+
+
+def test_what_is_asked_for_is_drawn_at_once(tmp_path):
+  time = _Time(drawing_s=2.0)
+  found = _interim(tmp_path, time)
+  found.draw()
+  assert time.drawn == []  # There is nothing to draw.
+  found.write(0, _row(0.5))
+  found.draw()
+  assert time.drawn == [0.0]
