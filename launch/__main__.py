@@ -11,7 +11,7 @@ import sys
 
 import fedjax_tune
 from fedjax_tune import commands
-from fedjax_tune.config import field_rules
+from fedjax_tune.config import meanings
 
 from . import end_at_once
 
@@ -36,7 +36,7 @@ def main() -> None:
     sys.stdout.write(f'fedjax-tune {fedjax_tune.__version__}\n')
     return
   if name not in COMMANDS:
-    near = field_rules.near(name, COMMANDS)
+    near = meanings.nearest(name, COMMANDS)
     hint = f'; did you mean {near!r}?' if near else '.'
     listed = ', '.join(COMMANDS)
     sys.stderr.write(f'error: command {name!r} must be one of {listed}{hint}\n')

@@ -135,7 +135,7 @@ def _of_flag(
   """Says what is wrong with a flag that sets no field, if anything is."""
   name = given.name
   if name not in values and name.removeprefix('no') not in switches:
-    if near := field_rules.near(name, [*values]):
+    if near := meanings.nearest(name, [*values]):
       return f'--{name} is not a flag; did you mean --{near}?'
     # A sweep's --set, or the fields of other commands.
     prefix = '--set=' if 'set' in values else '--config.'

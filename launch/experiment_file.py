@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 import fedjax_tune
 from fedjax_tune import config, plugins
-from fedjax_tune.config import field_rules, fields, meanings
+from fedjax_tune.config import fields, meanings
 
 from . import command_line
 
@@ -245,6 +245,6 @@ def _check_file(argv: Sequence[str]) -> None:
     for folder in reversed(folders)
     for path in folder.glob('[!_]*.py')
   }
-  near = known.get(field_rules.near(file.stem, known))
+  near = known.get(meanings.nearest(file.stem, known))
   hint = f'; did you mean {near}?' if near else '.'
   raise FileNotFoundError(f'--{_NAME}={named} is not a file{hint}')

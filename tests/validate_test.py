@@ -15,6 +15,9 @@ _BROKEN = [
   # field, value, what the message says after 'field=value '
   ('method', 'fedar', "must be one of 'fedra', 'all_large'; did you mean 'fed"),
   ('method', 'xyz', "must be one of 'fedra', 'all_large'."),
+  ('method', 'FedAvg', "; did you mean 'all_large'?"),
+  ('clients.cohort', 'random', "; did you mean 'uniform'?"),
+  ('local.optimizer', 'SGD', "; did you mean 'sgd'?"),
   ('rounds', 0, 'must be at least 1.'),
   ('seed', -1, 'must be at least 0.'),
   ('seed', 2**32, 'must be at most 4294967295: random keys have 32 bits'),

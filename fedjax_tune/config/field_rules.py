@@ -1,8 +1,9 @@
 """The rules that each field of an experiment must meet by itself."""
 
-from collections.abc import Callable, Collection
-import difflib
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from fedjax_tune.config import meanings
 
 
 class Rule(NamedTuple):
@@ -43,41 +44,11 @@ def one_of(*names: str) -> Rule:
   """Takes one of some names, and suggests the nearest."""
 
   def text(value: str) -> str:
-    nearest = near(value, names)
+    nearest = meanings.nearest(value, names)
     hint = f'; did you mean {nearest!r}?' if nearest else ''
     return f'must be one of {", ".join(map(repr, names))}{hint}'
 
   return Rule(lambda x: x in names, text, names)
-
-
-# What people write who know a value by another name.
-_MEANT = {
-  'fedavg': 'all_large', 'fedprox': 'all_large', 'full_model': 'all_large',
-  'hetero_fl': 'heterofl', 'local': 'local_only', 'non_iid': 'dirichlet',
-  'noniid': 'dirichlet', 'label_skew': 'dirichlet', 'dir': 'dirichlet',
-  'user': 'natural', 'client': 'natural', 'by_client': 'natural',
-  'by_domain': 'domain', 'random': 'uniform', 'linear': 'head',
-  'linear_probe': 'head', 'probe': 'head', 'finetune': 'full', 'all': 'full',
-  'bf16': 'bfloat16', 'float16': 'bfloat16', 'fp16': 'bfloat16',
-  'fp32': 'float32', 'f32': 'float32', 'momentum': 'sgd', 'q_proj': 'attn.q',
-  'k_proj': 'attn.k', 'v_proj': 'attn.v', 'o_proj': 'attn.proj',
-  'query': 'attn.q', 'key': 'attn.k', 'value': 'attn.v',
-  'up_proj': 'mlp.up', 'gate_proj': 'mlp.gate', 'down_proj': 'mlp.down',
-}  # fmt: skip
-
-
-def near(value: str, names: Collection[str]) -> str:
-  """Returns the one of some names that somebody means, or ''.
-
-  >>> near('emoji', ['nico', 'emoji_styles']), near('SGD', ['adam', 'sgd'])
-  ('emoji_styles', 'sgd')
-  """
-  lower = value.lower().replace('-', '_')
-  if _MEANT.get(lower) in names:
-    return _MEANT[lower]
-  close = difflib.get_close_matches(lower, names, n=1)
-  begun = [name for name in names if len(lower) > 2 and name.startswith(lower)]
-  return next(iter([*close, *begun]), '')
 
 
 _POSITIVE = _rule(lambda x: x > 0, 'must be above 0')

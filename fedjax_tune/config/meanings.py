@@ -1,6 +1,6 @@
-"""Which field somebody means who knows it by another name."""
+"""Which field or value somebody means who knows it by another name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import difflib
 
 # What people call a field who know it from other tools, and its name here: the
@@ -81,3 +81,33 @@ def near(path: str, known: Sequence[str]) -> list[str]:
   found = found or [p for p in known if p.startswith(f'{path}.')]
   found = found or difflib.get_close_matches(path, own, n=1)
   return found or difflib.get_close_matches(path, known)
+
+
+# What people write who know a value by another name.
+_VALUES = {
+  'fedavg': 'all_large', 'fedprox': 'all_large', 'full_model': 'all_large',
+  'hetero_fl': 'heterofl', 'local': 'local_only', 'non_iid': 'dirichlet',
+  'noniid': 'dirichlet', 'label_skew': 'dirichlet', 'dir': 'dirichlet',
+  'user': 'natural', 'client': 'natural', 'by_client': 'natural',
+  'by_domain': 'domain', 'random': 'uniform', 'linear': 'head',
+  'linear_probe': 'head', 'probe': 'head', 'finetune': 'full', 'all': 'full',
+  'bf16': 'bfloat16', 'float16': 'bfloat16', 'fp16': 'bfloat16',
+  'fp32': 'float32', 'f32': 'float32', 'momentum': 'sgd', 'q_proj': 'attn.q',
+  'k_proj': 'attn.k', 'v_proj': 'attn.v', 'o_proj': 'attn.proj',
+  'query': 'attn.q', 'key': 'attn.k', 'value': 'attn.v',
+  'up_proj': 'mlp.up', 'gate_proj': 'mlp.gate', 'down_proj': 'mlp.down',
+}  # fmt: skip
+
+
+def nearest(value: str, names: Collection[str]) -> str:
+  """Returns the one of some names that somebody means, or ''.
+
+  >>> nearest('emoji', ['nico', 'emoji_styles']), nearest('SGD', ['adam', 'sgd'])
+  ('emoji_styles', 'sgd')
+  """
+  lower = value.lower().replace('-', '_')
+  if _VALUES.get(lower) in names:
+    return _VALUES[lower]
+  close = difflib.get_close_matches(lower, names, n=1)
+  begun = [name for name in names if len(lower) > 2 and name.startswith(lower)]
+  return next(iter([*close, *begun]), '')

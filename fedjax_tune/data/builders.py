@@ -13,7 +13,7 @@ import urllib.request
 from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
-from fedjax_tune.config import field_rules
+from fedjax_tune.config import meanings
 from fedjax_tune.data import (
   emoji_styles,
   fetch,
@@ -139,7 +139,7 @@ def make_builder(
     )
   except tfds.core.DatasetNotFoundError as error:
     known = tuple(dict.fromkeys((*DOMAINS, *PACKAGED)))
-    near = field_rules.near(name, known)
+    near = meanings.nearest(name, known)
     hint = f'; did you mean {near!r}?' if near else own.suggest(name)
     raise ValueError(
       f'data.name={name!r}: must be one of {", ".join(known)}, a set of the TFDS'

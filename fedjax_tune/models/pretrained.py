@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from flax import traverse_util
 
-from fedjax_tune.config import field_rules
+from fedjax_tune.config import meanings
 from fedjax_tune.models import backbone, huggingface, packaged, positions
 from fedjax_tune.models.sizes import (
   Config,
@@ -102,7 +102,7 @@ def _of_folder(weights: str, read: Callable[[str], T]) -> T:
   """Reads something of a Hugging Face folder, or refuses what is none."""
   if not pathlib.Path(weights).expanduser().is_dir():
     names = [*packaged.PACKAGED, *RANDOM]
-    near = field_rules.near(weights, names)
+    near = meanings.nearest(weights, names)
     hint = f'; did you mean {near!r}?' if near else _OF_THE_HUB
     raise ValueError(
       f'model.weights={weights!r} is neither one of {", ".join(names)} nor the'

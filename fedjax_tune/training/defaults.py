@@ -5,9 +5,8 @@ them once, before anything else of a run; whatever is below reads plain values,
 and `config.json` keeps these.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import copy
-import dataclasses
 import functools
 import math
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from fedjax_tune import config, plugins
 from fedjax_tune.config.field_rules import AUTO
-from fedjax_tune.data import arrays, fetch, outlines, text_sets
-from fedjax_tune.data.own import sets as own
-from fedjax_tune.methods import METHODS
-from fedjax_tune.models import pretrained, sizes, tiers
+from fedjax_tune.data import arrays
+from fedjax_tune.models import sizes
+from fedjax_tune.training.known import Known
 
 # As many clients as FedRA's authors have, where nothing says how many.
 _CLIENTS = 6
@@ -30,99 +28,6 @@ _DINOV2_SIZE = 224
 _NO_PICTURES = 56
 # A share that is written with a few digits is meant.
 _DUST = 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-  """What is known of data and model without reading either; looked up if asked.
-
-  Attributes:
-    experiment: The configuration.
-    data: Its data, if they are in memory.
-    parts: For each client its examples, if its user has divided them.
-  """
-
-  experiment: config.Experiment
-  data: arrays.Arrays | None = None
-  parts: Sequence[np.ndarray] | None = None
-
-  @functools.cached_property
-  def domains(self) -> int:
-    """How many domains the set has."""
-    if self.data:
-      return len(self.data.domain_names)
-    return len(outlines.domain_names(self.experiment.data))
-
-  @property
-  def texts(self) -> bool:
-    """Whether the set has texts, as far as its name tells."""
-    if self.data:
-      return self.data.texts
-    return self.experiment.data.name in text_sets.TEXT_SETS
-
-  @property
-  def has_clients(self) -> bool:
-    """Whether the set says whose an example is."""
-    if self.data:
-      return self.data.train.groups is not None
-    cfg = self.experiment.data
-    if own.is_own(cfg.name):
-      return own.read(cfg).has_clients
-    return bool(self._layout and self._layout.group)
-
-  @property
-  def has_classes(self) -> bool:
-    """Whether its labels are classes."""
-    if self.experiment.data.task:
-      return False
-    return self._layout is None or self._layout.kind == 'classification'
-
-  @functools.cached_property
-  def _layout(self) -> text_sets.TextSet | None:
-    cfg = self.experiment.data
-    if own.is_own(cfg.name):
-      return own.read(cfg).entry(cfg.task)
-    return None if self.data else text_sets.TEXT_SETS.get(cfg.name)
-
-  @property
-  def several(self) -> bool:
-    """Whether clients have different models."""
-    return METHODS[self.experiment.method].several_models
-
-  @functools.cached_property
-  def models(self) -> tuple[sizes.Config, ...]:
-    """The sizes of the models."""
-    e = self.experiment
-    if not self.several:
-      return (pretrained.read_sizes(e.model.weights),)
-    tiers.names(e.tiers)  # Checks them.
-    return tuple(map(pretrained.read_sizes, e.tiers.weights))
-
-  def problems(self) -> Iterator[str]:
-    """Yields what is wrong with the names of the set and of the models."""
-    for look in (self._open_set, lambda: self.models):
-      try:
-        look()
-      except (ValueError, OSError) as error:
-        yield str(error)
-
-  def _open_set(self) -> None:
-    """Raises a ValueError or an OSError where no set has the name."""
-    from fedjax_tune.data import builders
-
-    cfg = self.experiment.data
-    if self.data is None:
-      domain, *_ = outlines.domain_names(cfg)
-      if not own.is_own(cfg.name):
-        folder = fetch.data_dir(cfg.data_dir)
-        builders.make_builder(cfg.name, domain, cfg.image_size, folder)
-
-  @property
-  def depth(self) -> int:
-    """How many blocks the deepest model has."""
-    depths = [model.depth for model in self.models]
-    kept = self.experiment.tiers.depth if self.several else ()
-    return max(k or n for k, n in zip(kept or depths, depths, strict=True))
 
 
 def _image_size(e: config.Experiment, known: Known) -> int:
