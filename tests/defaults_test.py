@@ -174,6 +174,9 @@ def test_tiers_say_what_their_clients_hold():
   assert defaults.resolve(e).clients.budgets == ()
   e.clients.budgets = (1.0, 2 / 3) * 3
   assert defaults.resolve(e).clients.budgets == (3, 2) * 3
+  e.clients.partition, e.clients.budgets, e.tiers.depth = 'iid', (), ()
+  e.tiers.weights *= 4
+  assert defaults.resolve(e).clients.count == 8
 
 
 def test_files_of_ones_own(tmp_path):

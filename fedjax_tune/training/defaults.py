@@ -74,6 +74,8 @@ def _count(e: config.Experiment, known: Known) -> int:
     return len(known.parts) // (known.domains if _by_domain(e) else 1)
   if _by_domain(e):
     return 1
+  if known.several:
+    return max(_CLIENTS, len(e.tiers.weights))
   return len(e.clients.budgets) or _CLIENTS
 
 
