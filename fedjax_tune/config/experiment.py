@@ -142,7 +142,8 @@ class Data:
       'leave_out' counts such ones, and goes on.
     data_dir: Where prepared data and weights lie; '' is the user's cache.
     image_size: Pixels of a side, a multiple of the model's patch size; 0 takes
-      the size that the model is for, or that arrays in memory have. Other
+      the size that arrays in memory have, or that the model is for (of DINOv2,
+      which reads any, 224; of 'dinov2_vits14', with a CPU in mind, 56). Other
       pictures are resized to that square, bicubically, whatever the weights'
       own preprocessor does.
     domains: Which domains, in this order; () takes all that the set has.
