@@ -20,6 +20,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _ROOMS = (
   'typing',
   'endings',
+  'files',
   'selection',
   'config',
   'report',

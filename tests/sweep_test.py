@@ -11,6 +11,7 @@ import pytest
 from rich import console as rich_console
 import tiny_sweep
 
+from fedjax_tune.files import mirror
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -45,7 +46,8 @@ def sweep(workdir, methods, seeds=('0',), jobs=1, common=()):
   runs = plan(methods, seeds, common, workdir)
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
-  failed = sweep_runner.run_sweep(runs, fake_command, workdir, jobs, console)
+  place = mirror.Place(workdir)
+  failed = sweep_runner.run_sweep(runs, fake_command, place, jobs, console)
   return [failure.run.name for failure in failed], shown.getvalue()
 
 
@@ -313,7 +315,11 @@ def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
   failed = sweep_runner.run_sweep(
-    [run], lambda _: fake_command(later), tmp_path, 1, console
+    [run],
+    lambda _: fake_command(later),
+    mirror.Place(tmp_path),
+    1,
+    console,
   )
   assert [failure.run for failure in failed] == [run]
   assert 'local.lr: 5.0 there, 0.01 here' in shown.getvalue()
@@ -334,9 +340,18 @@ def test_jobs_have_their_own_cores(tmp_path):
   assert len(lines(tmp_path / 'results.jsonl')) == 3
 
 
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='needs a system that can pin'
+)
 def test_more_jobs_than_cores(tmp_path):
-  with pytest.raises(ValueError, match='jobs=4096 must be at most'):
-    sweep(tmp_path, 'a', jobs=4096)
+  cores = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(cores)})
+    failed, shown = sweep(tmp_path, 'a', jobs=2)
+  finally:
+    os.sched_setaffinity(0, cores)
+  assert not failed
+  assert '1 runs at a time, not 2: so many cores are there.' in shown
 
 
 def launch(tmp_path, *flags):

@@ -5,6 +5,7 @@ import pathlib
 
 from flax import traverse_util
 
+from fedjax_tune.files import paths
 from fedjax_tune.models import backbone, huggingface, packaged, positions
 from fedjax_tune.models.sizes import (
   Config,
@@ -68,9 +69,9 @@ def load_pretrained(
     config = ViTConfig(*_IMAGE[weights], image_size=image_size)
     _check(config, image_size)
     return _random(config, weights)
-  if pathlib.Path(weights).expanduser().is_dir():
+  if (folder := paths.here('model.weights', weights)).is_dir():
     try:
-      loaded = huggingface.load_huggingface(weights)
+      loaded = huggingface.load_huggingface(folder)
     except (FileNotFoundError, ValueError) as error:
       raise type(error)(f'model.weights={weights!r}: {error}') from error
     return _fit(loaded, image_size)
