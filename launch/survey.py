@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 
 from fedjax_tune import config
-from fedjax_tune.data import digest, pictures
+from fedjax_tune.data import digest, fetch, pictures
 from fedjax_tune.data.own import survey
 from fedjax_tune.data.own.found import Example
 from fedjax_tune.data.own.opened import Own
@@ -76,7 +76,7 @@ def _command(cfg: config.Data, own: Own) -> str:
   ]
   kind = ':texts' if own.texts else ''
   return (
-    f'python -m launch.train --config=experiments/own.py{kind}'
+    f'{fetch.start_of("train")} --config=experiments/own.py{kind}'
     f' --config.data.name={shlex.quote(cfg.name)}{"".join(set_)}'
     ' --workdir=runs/own'
   )

@@ -64,7 +64,7 @@ def run_sweep(
   cores = core_shares(jobs)
   if len(cores) < jobs:
     console.print(
-      f'{len(cores)} runs at a time, not {jobs}: so many cores are there.'
+      f'Runs are {len(cores)} at a time, not {jobs}: each has a core of its own.'
     )
   waiting = [run for run in runs if not run.finished]
   running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}

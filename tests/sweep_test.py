@@ -351,7 +351,7 @@ def test_more_jobs_than_cores(tmp_path):
   finally:
     os.sched_setaffinity(0, cores)
   assert not failed
-  assert '1 runs at a time, not 2: so many cores are there.' in shown
+  assert 'Runs are 1 at a time, not 2: each has a core' in shown
 
 
 def launch(tmp_path, *flags):

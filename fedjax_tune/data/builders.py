@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from fedjax_tune.data import (
   emoji_styles,
+  fetch,
   friends,
   metadata,
   movie_reviews,
@@ -294,7 +295,7 @@ def check_possible(
     if not source:
       raise ValueError(
         '--source is empty: nico needs the folder of NICO++, as in'
-        ' `python -m launch.prepare --dataset=nico --source=FOLDER`'
+        f' `{fetch.command(dataset="nico", source="FOLDER")}`'
       )
     nico_lists.check(source)
   elif name not in PACKAGED:

@@ -224,7 +224,7 @@ def _fetch(
       raise RuntimeError(
         f'could not fetch {spec!r}; tried `{tried}`: {reason or "it left no file"}.'
         ' Check the network (and proxy or mirror settings), and that this'
-        ' name and version exist, then run `python -m launch.prepare` again.'
+        f' name and version exist, then run `{start_of("prepare")}` again.'
       )
     (file,) = files
     if (found := archive.sha256(file)) != digest:
