@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from rich import console as rich_console
+import tiny_bucket
 import tiny_sweep
 
 from fedjax_tune.files import mirror
@@ -20,6 +21,9 @@ from launch import (
   sweep_results,
   sweep_runner,
 )
+
+
+bucket = tiny_bucket.bucket
 
 
 def fake_command(run):
@@ -352,6 +356,32 @@ def test_more_jobs_than_cores(tmp_path):
     os.sched_setaffinity(0, cores)
   assert not failed
   assert 'Runs are 1 at a time, not 2: each has a core' in shown
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_goes_on(bucket):
+  asked = []
+
+  def go(methods):
+    def command(run):
+      asked.append(run.label)
+      return fake_command(run)
+
+    shown = io.StringIO()
+    console = rich_console.Console(file=shown, width=200)
+    with mirror.opened('workdir', 'gs://b/sweep') as place:
+      place.fetch()
+      runs = plan(methods, ['0'], [], place.folder)
+      assert not sweep_runner.run_sweep(runs, command, place, 1, console)
+    return shown.getvalue()
+
+  go('a=fedra')
+  shown = go('a=fedra,b=all_small')
+  assert asked == ['a', 'b']
+  assert 'Plot: gs://b/sweep/comparison.png' in shown
+  labels = [row['label'] for row in lines(bucket / 'b/sweep/results.jsonl')]
+  assert labels == ['a', 'b']
+  assert (bucket / 'b/sweep/a/seed0/log.txt').exists()
 
 
 def launch(tmp_path, *flags):
