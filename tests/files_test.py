@@ -140,6 +140,14 @@ def test_what_cannot_be_read_is_named(monkeypatch, error, kind, says):
   assert "'gs://b/x'" in str(caught.value)
 
 
+def test_names_that_lead_out_of_a_folder_are_refused(bucket, monkeypatch):
+  _write(bucket / 'b', set__x='1')
+  monkeypatch.setattr(Bucket, 'listdir', lambda *_, **__: ['b/set/x', '..'])
+  with pytest.raises(ValueError, match=r"gs://b/set has an object of .* '..'"):
+    paths.here('data.name', 'gs://b/set')
+  assert not paths.cache().exists()
+
+
 def test_no_such_kind_of_address():
   with pytest.raises(ValueError, match="name='ftp://b/x' must be on this mach"):
     paths.here('name', 'ftp://b/x')

@@ -22,7 +22,6 @@ from launch import (
   sweep_runner,
 )
 
-
 bucket = tiny_bucket.bucket
 
 

@@ -117,7 +117,7 @@ def reaching(name: str, address: str) -> Iterator[None]:
       f'{name}={address!r}: no package that is installed reads it ({error});'
       " `pip install 'fedjax-tune[gcs]'` reads gs://."
     ) from error
-  except (OSError, endings.Interrupted):
+  except (OSError, ValueError, endings.Interrupted):
     raise
   except Exception as error:  # Each store has errors of its own.
     raise OSError(
@@ -126,12 +126,18 @@ def reaching(name: str, address: str) -> Iterator[None]:
 
 
 def listed(place: epath.Path) -> list[Object]:
-  """Lists the objects below an address, sorted by name."""
+  """Lists the objects below an address, sorted by name.
+
+  Raises:
+    ValueError: A name would lead out of a folder.
+  """
   state = place.stat()
   if not state.is_directory:
     return [Object('', state.length, int(state.mtime))]
   found: list[Object] = []
   for inside in place.iterdir():
+    if inside.name in ('', '.', '..'):
+      raise ValueError(f'{place} has an object of the name {inside.name!r}.')
     for name, size, changed in listed(inside):
       below = str(pathlib.PurePosixPath(inside.name, name))
       found.append(Object(below, size, changed))
