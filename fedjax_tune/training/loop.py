@@ -20,6 +20,7 @@ from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.files import mirror
 from fedjax_tune.report import clients as reporting_clients
+from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
@@ -211,7 +212,10 @@ def train_rounds(
         checkpoint.Checkpoints(workdir, every, own, claim.send)
       )
       writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
-    progress = stack.enter_context(RoundProgress(last, start, label, console))
+    metric = tables.spoken(run.setup.train.task.primary)
+    progress = stack.enter_context(
+      RoundProgress(last, start, label, console, metric)
+    )
     outputs = ledger.Outputs(claim, saved, writer, progress, watch, others)
     books = ledger.Ledger(
       run, signals, outputs, last, start, meter, now, best, state
