@@ -140,6 +140,12 @@ def test_what_cannot_be_read_is_named(monkeypatch, error, kind, says):
   assert "'gs://b/x'" in str(caught.value)
 
 
+def test_an_object_that_stands_for_its_folder_is_none(bucket, monkeypatch):
+  _write(bucket / 'b', set__x='1')
+  monkeypatch.setattr(Bucket, 'listdir', lambda *_, **__: ['b/set/', 'b/set/x'])
+  assert _read(paths.here('data.name', 'gs://b/set')) == {'x': '1'}
+
+
 def test_names_that_lead_out_of_a_folder_are_refused(bucket, monkeypatch):
   _write(bucket / 'b', set__x='1')
   monkeypatch.setattr(Bucket, 'listdir', lambda *_, **__: ['b/set/x', '..'])

@@ -136,7 +136,9 @@ def listed(place: epath.Path) -> list[Object]:
     return [Object('', state.length, int(state.mtime))]
   found: list[Object] = []
   for inside in place.iterdir():
-    if inside.name in ('', '.', '..'):
+    if inside == place:
+      continue  # Some make an object that stands for the folder.
+    if inside.name == '..':
       raise ValueError(f'{place} has an object of the name {inside.name!r}.')
     for name, size, changed in listed(inside):
       below = str(pathlib.PurePosixPath(inside.name, name))
