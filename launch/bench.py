@@ -23,7 +23,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from fedjax_tune.costs import products
-from fedjax_tune.training import folders
+from fedjax_tune.files import paths
 
 from . import (
   fixed_engine,
@@ -163,7 +163,7 @@ def _run_peers() -> None:
   names = [_WORKLOAD.value] if _WORKLOAD.present else ['A', 'B']
   if wrong := [name for name in names if name not in FIXED]:
     raise ValueError(f'--workload={wrong[0]}: with --peers must be A or B.')
-  path = folders.local('--out', _OUT.value)
+  path = paths.local('--out', _OUT.value)
   text = peer_runs.run(names, _REPEATS.value, _ROUNDS.value, start.console())
   writer.write_text(path, text)
 

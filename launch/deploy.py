@@ -13,13 +13,13 @@ box.json, .md and .png.
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
 from fedjax_tune.deploy import deployment, finished, folders, subnetworks
+from fedjax_tune.files import mirror
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import scaling, tables, writer
 
@@ -57,17 +57,14 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   _check_flags()
   workdir, console = start.folder(_WORKDIR), start.console()
-  out = pathlib.Path(workdir) / 'deployed'
-  if _OUT.value is not None:
-    out = pathlib.Path(start.folder(_OUT))
-  with console.status('Reading the run and its data'):
-    trained = finished.load(workdir, _TEST_EXAMPLES.value)
-  start.tell_devices(console)
-  start.cache_programs(trained.setup.experiment)
-  if _CURVE.value:
-    _compare(trained, out, console)
-  else:
-    _extract(trained, out, console)
+  out = f'{workdir}/deployed' if _OUT.value is None else start.folder(_OUT)
+  with mirror.opened('out', out, new=True) as place:
+    with console.status('Reading the run and its data'):
+      trained = finished.load(workdir, _TEST_EXAMPLES.value)
+    start.tell_devices(console)
+    start.cache_programs(trained.setup.experiment)
+    (_compare if _CURVE.value else _extract)(trained, place, console)
+    place.send()
 
 
 def _check_flags() -> None:
@@ -85,14 +82,16 @@ def _check_flags() -> None:
 
 
 def _extract(
-  trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
+  trained: finished.Trained, place: mirror.Place, console: rich_console.Console
 ) -> None:
   if _BUDGET.value is not None:
     row = subnetworks.largest(_BUDGET.value, trained)
   else:
     row = subnetworks.parse(_SPACE.value or '', trained)
   with console.status('Evaluating and writing'):
-    record = deployment.write(trained, row, out, _PRIORITY.value or 'none')
+    record = deployment.write(
+      trained, row, place.folder, _PRIORITY.value or 'none'
+    )
   cut = ', '.join(
     f'{axis} {n} of {trained.sizes[axis]}'
     for axis, n in record['subnetwork'].items()
@@ -104,7 +103,7 @@ def _extract(
     f' ({record["share"]:.1%}): {cut or "the full model"}\n'
     f'{record["metric"]} {record["accuracy"]:.1%}, of the full model'
     f' {record["full_accuracy"]:.1%}\n'
-    f'{tables.human_bytes(record["file_bytes"])} in {out}',
+    f'{tables.human_bytes(record["file_bytes"])} in {place.shown}',
   )
   largest = deployment.largest_class(trained.setup.test)
   if largest is not None and record['accuracy'] <= largest[1]:
@@ -115,8 +114,9 @@ def _extract(
 
 
 def _compare(
-  trained: finished.Trained, out: pathlib.Path, console: rich_console.Console
+  trained: finished.Trained, place: mirror.Place, console: rich_console.Console
 ) -> None:
+  out = place.folder
   folders.check(out)
   seed, budget = _SEED.value, _BUDGET.value
   priority = _PRIORITY.value or 'qk+vo+ffn'
@@ -143,7 +143,7 @@ def _compare(
   writer.write_text(out / f'{name}.md', scaling.scaling_markdown(compared))
   plot(compared, out / f'{name}.png')
   console.print(scaling.scaling_table(compared))
-  console.print(f'{name}.json, {name}.md and {name}.png are in {out}')
+  console.print(f'{name}.json, {name}.md and {name}.png are in {place.shown}')
 
 
 if __name__ == '__main__':

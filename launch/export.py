@@ -15,6 +15,7 @@ model card.
 from absl import flags
 
 from fedjax_tune.deploy import exported, formats, models
+from fedjax_tune.files import mirror
 
 from . import start
 
@@ -35,13 +36,16 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   workdir, out = start.folder(_WORKDIR), start.folder(_OUT)
   console = start.console()
-  with console.status('Reading the run and its weights'):
-    ended = models.load(workdir)
-  with console.status('Writing'):
-    found = exported.write(ended, _FORMAT.value, out, _MODELS.value)
+  with mirror.opened('out', out, new=True) as place:
+    with console.status('Reading the run and its weights'):
+      ended = models.load(workdir)
+    with console.status('Writing'):
+      found = exported.write(ended, _FORMAT.value, place.folder, _MODELS.value)
+      place.send()
   for written in found:
     name = f'{written.name}: ' if written.name else ''
-    console.print(f'{name}{written.folder}', soft_wrap=True)
+    folder = place.name_of(written.folder)
+    console.print(f'{name}{folder}', soft_wrap=True)
     for note in written.notes:
       console.print(f'  {note}', soft_wrap=True)
 

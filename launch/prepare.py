@@ -25,6 +25,7 @@ from fedjax_tune import config
 from fedjax_tune.config import field_rules
 from fedjax_tune.data import fetch
 from fedjax_tune.data.own import sets
+from fedjax_tune.files import paths
 from fedjax_tune.models import packaged
 
 from . import start
@@ -75,7 +76,8 @@ def main(argv: list[str]) -> None:
     _check_own(own)
   # Nothing is made before all of it is known to be possible.
   _check_weights()
-  folder = fetch.data_dir(_DATA_DIR.value and start.folder(_DATA_DIR))
+  given = _DATA_DIR.value
+  folder = paths.local('data_dir', given) if given else fetch.data_dir()
   if folder.exists() and not folder.is_dir():
     raise NotADirectoryError(f'--data_dir={folder}: is not a folder')
   made = _builders(_DATASET.value, folder) if _DATASET.value else {}
@@ -128,7 +130,7 @@ def _builders(name: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _source() -> str:
-  return _SOURCE.value and start.folder(_SOURCE)
+  return _SOURCE.value and str(paths.here('source', _SOURCE.value))
 
 
 def _prepare(

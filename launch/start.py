@@ -5,6 +5,7 @@ import contextlib
 import gc
 import io
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -17,7 +18,8 @@ from rich import console as rich_console
 import fedjax_tune
 from fedjax_tune import commands, config, endings, plugins
 from fedjax_tune.engine import hosts
-from fedjax_tune.training import build, defaults, folders
+from fedjax_tune.files import bounded, paths
+from fedjax_tune.training import build, defaults
 
 from . import end_at_once, experiment_file, manual, users_code
 
@@ -36,6 +38,7 @@ _STATUS = {
   endings.StorageError: 5,
 }
 _REFUSED = 2
+_MOST_COMPILED = 4 << 30
 # The status of a program that the system ends for writing to a closed pipe.
 _UNREAD = 141
 
@@ -126,12 +129,11 @@ def tell_devices(console: rich_console.Console) -> None:
 
 
 def cache_programs(experiment: config.Experiment) -> None:
-  """Keeps compiled programs beside the data, for the next run."""
+  """Keeps compiled programs beside the data, for the next run; 4 GiB of them."""
   if experiment.engine.compilation_cache:
-    folder = build.data_dir(experiment.data)
-    jax.config.update(
-      'jax_compilation_cache_dir', os.path.join(folder, 'compiled')
-    )
+    folder = pathlib.Path(build.data_dir(experiment.data), 'compiled')
+    bounded.trim(folder, _MOST_COMPILED)
+    jax.config.update('jax_compilation_cache_dir', str(folder))
     # JAX leaves out what compiles in less than a second: two thirds of a run's
     # programs, seconds of every start.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
@@ -144,8 +146,11 @@ def reject_arguments(argv: list[str]) -> None:
 
 
 def folder(flag: flags.FlagHolder[Any]) -> str:
-  """Returns the folder that a flag names; see `folders.local`."""
-  return str(folders.local(flag.name, flag.value))
+  """Returns the folder or address that a flag names; see `paths`."""
+  if paths.is_address(flag.value):
+    paths.at(flag.name, flag.value)
+    return flag.value.rstrip('/')
+  return str(paths.local(flag.name, flag.value))
 
 
 def _parse(argv: list[str]) -> list[str]:

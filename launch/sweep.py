@@ -28,7 +28,6 @@ With --merge it runs nothing: finished runs of other sweeps get one table and pl
 """
 
 from collections.abc import Sequence
-import pathlib
 import sys
 
 from absl import flags
@@ -36,6 +35,7 @@ from rich import console as rich_console
 
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
+from fedjax_tune.files import mirror, paths
 from fedjax_tune.training import build, defaults
 
 from . import (
@@ -53,10 +53,16 @@ _METHODS = flags.DEFINE_string(
 )
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, comma-separated.')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the results.', required=True
+  'workdir',
+  None,
+  'Folder of the results, or an address such as gs://bucket/run.',
+  required=True,
 )
 _JOBS = flags.DEFINE_integer(
-  'jobs', None, 'Runs at a time: 1, or on Slurm any number.', lower_bound=1
+  'jobs',
+  None,
+  'Runs at a time, at most one for each core: 1, or on Slurm any number.',
+  lower_bound=1,
 )
 _LAST = flags.DEFINE_integer(
   'last',
@@ -96,9 +102,14 @@ def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
 def main(argv: list[str]) -> None:
   """Plans the runs, runs them, and prints the table."""
   start.reject_arguments(argv)
-  workdir, console = pathlib.Path(start.folder(_WORKDIR)), start.console()
+  with mirror.opened('workdir', start.folder(_WORKDIR)) as place:
+    place.fetch()
+    _sweep(place, start.console())
+
+
+def _sweep(place: mirror.Place, console: rich_console.Console) -> None:
   if _MERGE.value:
-    _merge(workdir, console)
+    _merge(place, console)
     return
   file, methods = _needed(_CONFIG), _needed(_METHODS)
   slurm = _slurm()
@@ -107,11 +118,9 @@ def main(argv: list[str]) -> None:
     methods,
     _SEEDS.value,
     _SET.value,
-    workdir,
+    place.folder,
     experiment_file.resolve,
   )
-  if slurm is None:
-    sweep_runner.core_shares(_JOBS.value or 1)
   sweep_runner.check_folders(runs)
   sweep_plan.provide(runs, _FETCH.value)
   with console.status('Checking every run with its model'):
@@ -119,13 +128,13 @@ def main(argv: list[str]) -> None:
   _tell_unread(runs, console)
   if slurm is None:
     failed = sweep_runner.run_sweep(
-      runs, resume_command, workdir, _JOBS.value or 1, console, _LAST.value
+      runs, resume_command, place, _JOBS.value or 1, console, _LAST.value
     )
   else:
     failed = sweep_slurm.run_sweep(
       runs,
       train_command,
-      workdir,
+      place.folder,
       slurm,
       _JOBS.value,
       console,
@@ -146,14 +155,15 @@ def _needed(flag: flags.FlagHolder[str | None]) -> str:
   return flag.value
 
 
-def _merge(workdir: pathlib.Path, console: rich_console.Console) -> None:
+def _merge(place: mirror.Place, console: rich_console.Console) -> None:
   """Puts finished runs of other sweeps in one table and plot."""
   for flag in (_CONFIG, _METHODS):
     if flag.value:
       raise ValueError(f'--{flag.name} and --merge exclude each other.')
   found = sweep_merge.gather(_MERGE.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  sweep_runner.tell_results(found.runs, workdir, console, _LAST.value)
+  place.folder.mkdir(parents=True, exist_ok=True)
+  sweep_runner.tell_results(found.runs, place, console, _LAST.value)
+  place.send()
   for line in found.left_out:
     console.print(f'Left out: {line}', soft_wrap=True)
 
@@ -161,6 +171,11 @@ def _merge(workdir: pathlib.Path, console: rich_console.Console) -> None:
 def _slurm() -> sweep_slurm.Settings | None:
   """Returns what Slurm is told, or None where it has no part."""
   if _BACKEND.value == 'slurm':
+    if paths.is_address(_WORKDIR.value):
+      raise ValueError(
+        f'workdir={_WORKDIR.value!r} must be a folder that all nodes share, with'
+        ' --backend=slurm.'
+      )
     sweep_slurm.load()
     return sweep_slurm.settings(_SLURM.value)
   for flag in (_SLURM, _DETACH):

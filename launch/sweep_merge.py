@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from fedjax_tune.deploy import results
-from fedjax_tune.training import folders
+from fedjax_tune.files import paths
 
 from .sweep_plan import PlannedRun
 
@@ -34,7 +34,7 @@ def gather(given: Sequence[str]) -> Gathered:
   Raises:
     ValueError: A folder has no finished run, or two of one label and seed.
   """
-  roots = [folders.local('merge', folder) for folder in given]
+  roots = [paths.local('merge', folder) for folder in given]
   left_out: list[str] = []
   found = [(root, run) for root in roots for run in _runs(root, left_out)]
   labels = {(root, run.label) for root, run in found}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import os
-import pathlib
 import signal
 import subprocess
 import time
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from rich import console as rich_console
 
 from fedjax_tune import endings
+from fedjax_tune.files import mirror
 from fedjax_tune.report import tables
 from fedjax_tune.training import interrupts
 
@@ -19,6 +19,8 @@ from .sweep_plan import PlannedRun
 
 # Between looks at the running processes.
 _POLL_S = 0.2
+# Between two times that results go to an address.
+_SEND_S = 60.0
 # Of a run that was told to end: it saved, or it had not begun to train.
 _STOPPED = (4, -signal.SIGTERM)
 # Of a run whose experiment is no longer the one that was asked for.
@@ -35,7 +37,7 @@ class Failure(NamedTuple):
 def run_sweep(
   runs: Sequence[PlannedRun],
   command_fn: Callable[[PlannedRun], list[str]],
-  workdir: pathlib.Path,
+  place: mirror.Place,
   jobs: int,
   console: rich_console.Console,
   last: int = 1,
@@ -45,8 +47,9 @@ def run_sweep(
   Args:
     runs: In the order in which they start.
     command_fn: Makes the command of a run.
-    workdir: Gets the results.
-    jobs: Processes at a time; with more than one, each has its own cores.
+    place: Gets the results.
+    jobs: Processes at a time; with more than one, each has its own cores, so
+      there are at most as many as cores.
     console: Shows how far things are.
     last: Evaluations of a run over which the tables average.
 
@@ -55,14 +58,18 @@ def run_sweep(
 
   Raises:
     Interrupted: If a signal came; the runs ended after their rounds.
-    ValueError: If a run's folder holds a run of other settings, or there are
-      fewer cores than jobs.
+    ValueError: If a run's folder holds a run of other settings.
   """
-  cores = core_shares(jobs)
   check_folders(runs)
+  cores = core_shares(jobs)
+  if len(cores) < jobs:
+    console.print(
+      f'Runs are {len(cores)} at a time, not {jobs}: each has a core of its own.'
+    )
   waiting = [run for run in runs if not run.finished]
   running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
   failed: list[Failure] = []
+  sent = time.monotonic()
   with (
     interrupts.Interrupts() as signals,
     signals.patient(),
@@ -73,13 +80,16 @@ def run_sweep(
     told = False
     try:
       while running or (waiting and not signals.asked):
-        for slot in range(jobs):
+        for slot in range(len(cores)):
           if slot not in running and waiting and not signals.asked:
             run = waiting.pop(0)
             running[slot] = run, _start(run, command_fn(run), cores[slot])
             progress.start(run.name, run.workdir)
         time.sleep(_POLL_S)
         progress.refresh()
+        if time.monotonic() - sent > _SEND_S:
+          place.send()
+          sent = time.monotonic()
         if signals.asked and not told:
           told = True
           _stop(running)
@@ -98,7 +108,7 @@ def run_sweep(
             progress.stop(run.name)
           elif process.returncode == 0 and run.finished:
             progress.finish(run.name)
-            sweep_results.write_results(workdir, runs, last)
+            sweep_results.write_results(place.folder, runs, last)
           else:
             # Without its results, a run has failed whatever it says.
             status = process.returncode or 1
@@ -108,7 +118,8 @@ def run_sweep(
       _stop(running)
       for _, process in running.values():
         process.wait()
-  tell_results(runs, workdir, console, last)
+  tell_results(runs, place, console, last)
+  place.send()
   finished = sum(run.finished for run in runs)
   if signals.asked and finished < len(runs):
     raise endings.Interrupted(
@@ -120,7 +131,7 @@ def run_sweep(
 
 def tell_results(
   runs: Sequence[PlannedRun],
-  workdir: pathlib.Path,
+  place: mirror.Place,
   console: rich_console.Console,
   last: int,
 ) -> None:
@@ -128,17 +139,19 @@ def tell_results(
 
   Args:
     runs: All of the sweep.
-    workdir: Gets them.
+    place: Gets them.
     console: Shows the first table.
     last: Evaluations of a run over which the tables average.
   """
-  if results := sweep_results.write_results(workdir, runs, last):
+  if results := sweep_results.write_results(place.folder, runs, last):
     console.print(tables.comparison_table(results.summaries))
     for line in results.notes:
       console.print(line, markup=False, highlight=False, soft_wrap=True)
-    plot = workdir / 'comparison.png'
+    plot = f'{place.shown}/comparison.png'
     console.print(
-      f'Plot: {plot}\nTables and plots of each run: {workdir}', highlight=False
+      f'Plot: {plot}\nTables and plots of each run: {place.shown}',
+      highlight=False,
+      soft_wrap=True,
     )
 
 
@@ -160,12 +173,16 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
 
 
 def core_shares(jobs: int) -> list[set[int] | None]:
-  """The cores of each job; None leaves the choice to the system."""
-  if jobs == 1 or not hasattr(os, 'sched_setaffinity'):
+  """The cores of each job, of no more jobs than there are cores.
+
+  None leaves the choice to the system.
+  """
+  if not hasattr(os, 'sched_setaffinity'):
     return [None] * jobs
   cores = sorted(os.sched_getaffinity(0))
-  if jobs > len(cores):
-    raise ValueError(f'jobs={jobs} must be at most {len(cores)}, the cores.')
+  jobs = min(jobs, len(cores))
+  if jobs == 1:
+    return [None]
   return [set(cores[job::jobs]) for job in range(jobs)]
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from rich import console as rich_console
 
 from fedjax_tune import endings
+from fedjax_tune.files import mirror
 from fedjax_tune.training import interrupts
 
 from . import sweep_progress, sweep_results, sweep_runner
@@ -134,12 +135,12 @@ def run_sweep(
   if known:
     console.print(f'{len(known)} runs are in jobs from before.')
   if detach:
-    sweep_runner.tell_results(runs, workdir, console, last)
+    sweep_runner.tell_results(runs, mirror.Place(workdir), console, last)
     if waiting:
       console.print('The same command follows them, and makes the table.')
     return []
   failed = _follow(runs, waiting, workdir, console, last)
-  sweep_runner.tell_results(runs, workdir, console, last)
+  sweep_runner.tell_results(runs, mirror.Place(workdir), console, last)
   return failed
 
 

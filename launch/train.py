@@ -13,7 +13,10 @@ from . import distributed, experiment_file, second_signal, start
 
 _CONFIG = experiment_file.define()
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the results.', required=True
+  'workdir',
+  None,
+  'Folder of the results, or an address such as gs://bucket/run.',
+  required=True,
 )
 _RESUME = flags.DEFINE_bool('resume', False, 'Continue the run in workdir.')
 _FETCH = flags.DEFINE_bool(

@@ -20,6 +20,7 @@ from fedjax_tune.data import partitioners
 from fedjax_tune.deploy import finished
 from fedjax_tune.engine import server_optimizer
 from fedjax_tune.methods import METHODS
+from fedjax_tune.report import writer, writers
 from fedjax_tune.training import build
 
 _SIDE = 16
@@ -196,7 +197,12 @@ _README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 def module(tmp_path, monkeypatch):
   """Writes a module where Python finds it; forgets what it registers."""
   monkeypatch.syspath_prepend(str(tmp_path))
-  registries = METHODS, partitioners.RULES, server_optimizer.OPTIMIZERS
+  registries = (
+    METHODS,
+    partitioners.RULES,
+    server_optimizer.OPTIMIZERS,
+    writers.WRITERS,
+  )
   old = [set(known) for known in registries]
   before = set(sys.modules)
   yield lambda name, text: (tmp_path / f'{name}.py').write_text(text)
@@ -204,7 +210,7 @@ def module(tmp_path, monkeypatch):
     for name in set(known) - names:
       del known[name]
   for name in set(sys.modules) - before:
-    if name in ('drop_half', 'mine'):
+    if name in ('drop_half', 'mine', 'own_parts'):
       del sys.modules[name]
 
 
@@ -223,24 +229,23 @@ def test_the_readmes_method_runs_and_resumes(tmp_path, module):
   assert again['rounds'] == 3
 
 
-_PARTITION = """
-import numpy as np
-import fedjax_tune as ft
-
-def by_parity(labels, cfg, rng):
-  return [np.arange(k, len(labels), cfg.count) for k in range(cfg.count)]
-
-ft.register_partition('by_parity', by_parity)
-"""
-
-
-def test_a_partition_of_your_own(tmp_path, module):
-  module('mine', _PARTITION)
-  e = tiny_runs.experiment(imports=('mine',))
-  e.clients.partition = 'by_parity'
+def test_the_readmes_loss_partition_and_writer(tmp_path, module, capsys):
+  (text,) = re.findall('```python\n(# own_parts.*?)```', _README, re.DOTALL)
+  module('own_parts', text)
+  e = tiny_runs.experiment(method='rooted', imports=('own_parts',))
+  e.clients.partition, e.writers = 'in_turn', ('shout',)
   ft.train(e, str(tmp_path / 'run'), data=_data())
   written = json.loads((tmp_path / 'run/partition.json').read_text())
   assert written['indices'][1] == list(range(1, 48, 3))
+  rows = writer.read_metrics(tmp_path / 'run')
+  shown = capsys.readouterr().out
+  for row in rows:
+    assert f'Round {row["round"]}: {row["train/loss"]}!' in shown
+  # Another loss trains something else.
+  e.method = 'fedra'
+  ft.train(e, str(tmp_path / 'other'), data=_data())
+  other = writer.read_metrics(tmp_path / 'other')
+  assert rows[1]['train/loss'] != other[1]['train/loss']
 
 
 _OPTIMIZER = """

@@ -17,8 +17,8 @@ from fedjax_tune.training import loop
 _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / 'README.md').read_text()
 _BLOCKS = re.findall('```python\n(.*?)```', _README, re.DOTALL)
-# The last one is run by api_test.py.
-_EXPERIMENT, _ARRAYS, _LIBRARY, _ = _BLOCKS
+# The last two are run by api_test.py.
+_EXPERIMENT, _ARRAYS, _LIBRARY, _, _ = _BLOCKS
 
 
 def test_own_experiment_is_valid():

@@ -171,10 +171,10 @@ def test_command_is_fit_for_a_shell():
 
 def test_default_data_dir(monkeypatch):
   monkeypatch.setenv('FEDJAX_TUNE_DATA', '/some/where')
-  assert fetch.default_data_dir() == pathlib.Path('/some/where')
+  assert fetch.data_dir() == pathlib.Path('/some/where')
   monkeypatch.delenv('FEDJAX_TUNE_DATA')
   home = pathlib.Path.home()
-  assert fetch.default_data_dir() == home / '.cache' / 'fedjax_tune'
+  assert fetch.data_dir() == home / '.cache' / 'fedjax_tune'
 
 
 _DIGESTS = {

@@ -21,6 +21,7 @@ _ROOMS = (
   'typing',
   'commands',
   'endings',
+  'files',
   'selection',
   'config',
   'report',

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 from rich import console as rich_console
+import tiny_bucket
 import tiny_sweep
 
+from fedjax_tune.files import mirror
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -19,6 +21,8 @@ from launch import (
   sweep_results,
   sweep_runner,
 )
+
+bucket = tiny_bucket.bucket
 
 
 def fake_command(run):
@@ -45,7 +49,8 @@ def sweep(workdir, methods, seeds=('0',), jobs=1, common=()):
   runs = plan(methods, seeds, common, workdir)
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
-  failed = sweep_runner.run_sweep(runs, fake_command, workdir, jobs, console)
+  place = mirror.Place(workdir)
+  failed = sweep_runner.run_sweep(runs, fake_command, place, jobs, console)
   return [failure.run.name for failure in failed], shown.getvalue()
 
 
@@ -313,7 +318,11 @@ def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
   failed = sweep_runner.run_sweep(
-    [run], lambda _: fake_command(later), tmp_path, 1, console
+    [run],
+    lambda _: fake_command(later),
+    mirror.Place(tmp_path),
+    1,
+    console,
   )
   assert [failure.run for failure in failed] == [run]
   assert 'local.lr: 5.0 there, 0.01 here' in shown.getvalue()
@@ -334,9 +343,44 @@ def test_jobs_have_their_own_cores(tmp_path):
   assert len(lines(tmp_path / 'results.jsonl')) == 3
 
 
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='needs a system that can pin'
+)
 def test_more_jobs_than_cores(tmp_path):
-  with pytest.raises(ValueError, match='jobs=4096 must be at most'):
-    sweep(tmp_path, 'a', jobs=4096)
+  cores = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(cores)})
+    failed, shown = sweep(tmp_path, 'a', jobs=2)
+  finally:
+    os.sched_setaffinity(0, cores)
+  assert not failed
+  assert 'Runs are 1 at a time, not 2: each has a core' in shown
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_goes_on(bucket):
+  asked = []
+
+  def go(methods):
+    def command(run):
+      asked.append(run.label)
+      return fake_command(run)
+
+    shown = io.StringIO()
+    console = rich_console.Console(file=shown, width=200)
+    with mirror.opened('workdir', 'gs://b/sweep') as place:
+      place.fetch()
+      runs = plan(methods, ['0'], [], place.folder)
+      assert not sweep_runner.run_sweep(runs, command, place, 1, console)
+    return shown.getvalue()
+
+  go('a=fedra')
+  shown = go('a=fedra,b=all_small')
+  assert asked == ['a', 'b']
+  assert 'Plot: gs://b/sweep/comparison.png' in shown
+  labels = [row['label'] for row in lines(bucket / 'b/sweep/results.jsonl')]
+  assert labels == ['a', 'b']
+  assert (bucket / 'b/sweep/a/seed0/log.txt').exists()
 
 
 def launch(tmp_path, *flags):

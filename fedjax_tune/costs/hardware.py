@@ -23,6 +23,8 @@ import tomllib
 
 import numpy as np
 
+from fedjax_tune.files import paths
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:
@@ -92,7 +94,7 @@ def assign(named: str, num_clients: int) -> tuple[Device, ...]:
   if not named:
     return ()
   if named.endswith('.toml'):
-    shares = read(pathlib.Path(named).expanduser())
+    shares = read(paths.here('clients.devices', named))
   elif named in SETTINGS:
     shares = {DEVICES[name]: n for name, n in SETTINGS[named].items()}
   else:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 import inspect
 import pathlib
 from types import ModuleType
-import uuid
 
 import numpy as np
 
 from fedjax_tune.data import digest
+from fedjax_tune.files import bounded, whole
 
 Arrays = dict[str, np.ndarray]
 # Larger ones would fill disks behind a user's back.
-_MOST_BYTES = 1 << 30
+_MOST_BYTES, _MOST_IN_ALL = 1 << 30, 8 << 30
 _DIGEST = 'digest'
 
 
@@ -29,6 +29,7 @@ class Cache:
     - A file appears by a rename once it is complete, so processes that make
       the same arrays at the same time do not disturb each other.
     - Where nothing can be kept the arrays are made, and `notes` says why.
+    - The folder stays below 8 GiB: what was used longest ago goes first.
 
   Attributes:
     notes: What a user should be told, a line each.
@@ -54,7 +55,9 @@ class Cache:
     sources = [inspect.getsource(module) for module in code]
     path = self._folder / f'{digest.of(made_of, np.__version__, sources)}.npz'
     try:
-      return _read(path)
+      found = _read(path)
+      bounded.touch(path)
+      return found
     except OSError:
       pass  # Where it is there, writing it again mends that or says why not.
     except Exception:  # A damaged archive raises about anything.
@@ -63,6 +66,7 @@ class Cache:
     if sum(array.nbytes for array in made.values()) <= _MOST_BYTES:
       try:
         _write(path, made)
+        bounded.trim(self._folder, _MOST_IN_ALL)
       except OSError as error:
         self.notes.append(
           f'{self._folder} can not be written ({error.strerror}): what it would'
@@ -80,12 +84,6 @@ def _read(path: pathlib.Path) -> Arrays:
 
 
 def _write(path: pathlib.Path, made: Mapping[str, np.ndarray]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{uuid.uuid4().hex}.part')
-  try:
-    with part.open('wb') as file:
-      sealed = {**made, _DIGEST: np.array(digest.of(made))}
-      np.savez(file, allow_pickle=False, **sealed)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  sealed = {**made, _DIGEST: np.array(digest.of(made))}
+  with whole.file(path, shared=True) as part, part.open('wb') as file:
+    np.savez(file, allow_pickle=False, **sealed)

@@ -19,6 +19,7 @@ from typing import Any
 
 from fedjax_tune import commands
 from fedjax_tune.data import archive
+from fedjax_tune.files import paths
 
 _TIMEOUT_S = 600
 # Neither a flag, nor a path, an address or a range of versions.
@@ -27,15 +28,13 @@ _NPM_SPEC = re.compile(rf'(?:@{_NAME}/)?{_NAME}@\d[\w.+-]*', re.ASCII)
 _PIP_SPEC = re.compile(rf'{_NAME}==\d[\w.+!-]*', re.ASCII)
 
 
-def default_data_dir() -> pathlib.Path:
-  """Returns $FEDJAX_TUNE_DATA, or else ~/.cache/fedjax_tune."""
-  folder = os.environ.get('FEDJAX_TUNE_DATA') or '~/.cache/fedjax_tune'
-  return pathlib.Path(folder).expanduser()
-
-
 def data_dir(given: str | os.PathLike = '') -> pathlib.Path:
-  """Returns the folder of data and weights: what is given, or the default."""
-  return pathlib.Path(given).expanduser() if given else default_data_dir()
+  """Returns the folder of data and weights: what is given, or `paths.cache`.
+
+  Raises:
+    ValueError: It is on another machine.
+  """
+  return paths.local('data.data_dir', given) if given else paths.cache()
 
 
 def command(given: str | os.PathLike = '', **options: object) -> str:

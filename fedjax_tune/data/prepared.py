@@ -15,6 +15,7 @@ import shutil
 from typing import Any, Protocol
 
 from fedjax_tune.data import json_files, metadata
+from fedjax_tune.files import whole
 from fedjax_tune.typing import Json, Record
 
 _STAMP = 'made_of.json'
@@ -131,10 +132,8 @@ def write_stamp(builder: Builder, made_of: Record) -> None:
   """Marks a copy as whole."""
   folder = pathlib.Path(builder.data_dir)
   files = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
-  partial = folder / f'.{_STAMP}'
   text = json.dumps({'made_of': made_of, 'files': files}, indent=2)
-  partial.write_text(text + '\n', 'utf8')
-  os.replace(partial, folder / _STAMP)
+  whole.write_text(folder / _STAMP, text + '\n')
 
 
 def drop_broken(data_dir: str | os.PathLike, name: str) -> None:

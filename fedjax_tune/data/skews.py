@@ -3,13 +3,12 @@
 Those of Flower's `flwr-datasets` that `partitioners.py` lacks, in our own words.
 """
 
-import pathlib
-
 import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.data import amounts
 from fedjax_tune.data.shares import Shares, even
+from fedjax_tune.files import paths
 
 _BLOCK = 4096  # Clients whose distributions are held at a time.
 
@@ -139,13 +138,14 @@ def distribution(
 def _read_weights(cfg: config.Clients, classes: int) -> np.ndarray:
   """Returns the weights of clients and classes, float64 [C, K]."""
   path, said = cfg.distribution, f'clients.distribution={cfg.distribution!r}'
-  if not path or not pathlib.Path(path).is_file():
+  file = path and paths.here('clients.distribution', path)
+  if not file or not file.is_file():
     raise ValueError(
       f'{said} must be a file with a row of weights for each client, a number for'
       ' each class, with commas between them.'
     )
   try:
-    table = np.loadtxt(path, delimiter=',', ndmin=2)
+    table = np.loadtxt(file, delimiter=',', ndmin=2)
   except ValueError as error:
     raise ValueError(f'{said} must hold numbers alone: {error}') from error
   if table.shape[1] < classes:

@@ -191,7 +191,7 @@ def _widen(x: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 def _original(model: models.Model, source: pretrained.Pretrained) -> str:
   """Returns the folder that has a model's frozen part as it is, or ''."""
-  folder = pathlib.Path(source.source).expanduser()
+  folder = pathlib.Path(source.source)
   if source.drawn or not (folder / 'config.json').is_file():
     return ''
   there = foundation.flat(source.params)

@@ -11,10 +11,10 @@ from fedjax_tune import commands, config, plugins
 from fedjax_tune.data import json_files
 from fedjax_tune.engine import server, store
 from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.files import paths
 from fedjax_tune.report import writer
 from fedjax_tune.training import (
   checkpoint,
-  folders,
   snapshot,
   stopping,
   summary,
@@ -77,7 +77,7 @@ def read(workdir: str | os.PathLike[str]) -> Results:
     FileNotFoundError: There is no run, or it is not finished.
     ValueError: It is not finished, or a file is not what a run writes.
   """
-  workdir = folders.local('workdir', workdir)
+  workdir = paths.here('workdir', workdir)
   found = []
   for name in ('config.json', summary.SUMMARY):
     path = workdir / name

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from fedjax_tune import config
 from fedjax_tune.data import json_files
+from fedjax_tune.files import paths
 from fedjax_tune.models import (
   adapter_files,
   backbone,
@@ -54,7 +55,7 @@ def load(cfg: config.Lora, weights: Pretrained) -> Pretrained:
     ValueError: It is no LoRA, not this model's, or another than `lora` says.
   """
   given = cfg.init
-  folder = pathlib.Path(given).expanduser()
+  folder = paths.here('lora.init', given)
   if not (folder / adapter_files.CONFIG).is_file():
     raise FileNotFoundError(
       f'lora.init={given!r} must be a folder of peft: it has no'

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from fedjax_tune.data import json_files
+from fedjax_tune.files import paths
 from fedjax_tune.models import backbone, bottleneck, export, foundation, sizes
 from fedjax_tune.models.block import Adapters
 from fedjax_tune.models.foundation import Model
@@ -97,7 +98,7 @@ def load_model(folder: str | os.PathLike[str]) -> Loaded:
     FileNotFoundError: A file is missing.
     ValueError: A file is not what was written.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.here('folder', folder)
   said = json_files.read_object(folder / _MODEL)
   try:
     config = _read(said['sizes'], _SIZES)

@@ -1,12 +1,12 @@
 """The tokenizer in a GGUF file: the byte-level BPE of SmolLM."""
 
 import json
-import os
 import pathlib
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from fedjax_tune.files import whole
 from fedjax_tune.typing import Record
 
 _TOKENS, _MERGES, _KINDS = REQUIRED = (
@@ -80,6 +80,5 @@ def write(found: Record, folder: pathlib.Path) -> None:
       settings[f'{ours}_token'] = tokens[number]
   # The tokenizer comes last and in one piece: if it is there, all of it is.
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  unfinished = folder / '.tokenizer.json'
-  tokenizer.save(str(unfinished))
-  os.replace(unfinished, folder / 'tokenizer.json')
+  with whole.file(folder / 'tokenizer.json') as part:
+    tokenizer.save(str(part))

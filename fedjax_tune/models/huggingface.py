@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from fedjax_tune.files import paths
 from fedjax_tune.models import (
   backbone,
   heads,
@@ -37,7 +38,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
       switch of it is not supported (`hub_config`, `hub_switches`), or tensors
       are not what the configuration describes (`backbone.assemble`).
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.here('weights', folder)
   if not folder.is_dir():
     raise FileNotFoundError(f'weights={str(folder)!r} is not a folder.')
   path = folder / 'config.json'

@@ -8,6 +8,7 @@ from typing import TypeVar
 from flax import traverse_util
 
 from fedjax_tune.config import meanings
+from fedjax_tune.files import paths
 from fedjax_tune.models import backbone, huggingface, packaged, positions
 from fedjax_tune.models.sizes import (
   Config,
@@ -100,7 +101,8 @@ def read_sizes(weights: str) -> Config:
 
 def _of_folder(weights: str, read: Callable[[str], T]) -> T:
   """Reads something of a Hugging Face folder, or refuses what is none."""
-  if not pathlib.Path(weights).expanduser().is_dir():
+  folder = paths.here('model.weights', weights)
+  if not folder.is_dir():
     names = [*packaged.PACKAGED, *RANDOM]
     near = meanings.nearest(weights, names)
     hint = f'; did you mean {near!r}?' if near else _OF_THE_HUB
@@ -109,7 +111,7 @@ def _of_folder(weights: str, read: Callable[[str], T]) -> T:
       f' path of a Hugging Face folder{hint}'
     )
   try:
-    return read(weights)
+    return read(folder)
   except (FileNotFoundError, ValueError) as error:
     raise type(error)(f'model.weights={weights!r}: {error}') from error
 

@@ -10,15 +10,17 @@ import contextlib
 import itertools
 import math
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 from matplotlib import ticker, transforms
-from matplotlib.typing import RcKeyType
 import numpy as np
 from scipy import optimize
+
+if TYPE_CHECKING:
+  from matplotlib.typing import RcKeyType
 
 COLORS = (
   '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7A5C3E',
@@ -30,7 +32,7 @@ _DASHES: tuple[Dash, ...] = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
 INK, FAINT, ALARM = '#222222', '#DDDDDD', '#D55E00'
 # 8.4 inches fill a README's column at about 100 dots an inch; 2x is sharp.
 _WIDTH, _DPI = 8.4, 200
-STYLE: dict[RcKeyType, Any] = {
+STYLE: 'dict[RcKeyType, Any]' = {
   'font.size': 9.5,
   'axes.titlesize': 10.5,
   'axes.titleweight': 'bold',

@@ -26,6 +26,7 @@ from types import TracebackType
 import numpy as np
 
 from fedjax_tune import endings
+from fedjax_tune.files import whole
 from fedjax_tune.report import tensorboard
 from fedjax_tune.typing import Record
 
@@ -193,15 +194,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
   Raises:
     StorageError: It could not be written.
   """
-  path = pathlib.Path(path)
-  part = path.with_name(path.name + '.part')
   with endings.storing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open('w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    part.replace(path)
+    whole.write_text(pathlib.Path(path), text)
 
 
 def _read(path: pathlib.Path) -> list[Record]:

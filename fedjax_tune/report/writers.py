@@ -68,8 +68,14 @@ def scalars(metrics: Record) -> dict[str, float]:
 def _wandb(workdir: pathlib.Path, fields: Json) -> Writer:
   """Logs to Weights & Biases, as its environment variables say."""
   wandb = _module('wandb')
-  # The same in every process that goes on with a run.
-  name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+  # The same in every process that goes on with a run, and where its folder
+  # stands for an address.
+  kept = workdir / 'wandb_run'
+  if kept.exists():
+    name = kept.read_text().strip()
+  else:
+    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    kept.write_text(name + '\n')
   run = wandb.init(
     id=name, resume='allow', name=_title(fields), config=fields, dir=workdir
   )

@@ -1,6 +1,6 @@
 """Checkpoints of a run's whole state; finds the newest undamaged one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import concurrent.futures
 import os
 import pathlib
@@ -105,7 +105,11 @@ class Checkpoints:
   """
 
   def __init__(
-    self, workdir: str | os.PathLike[str], every: int, run: Mapping[str, object]
+    self,
+    workdir: str | os.PathLike[str],
+    every: int,
+    run: Mapping[str, object],
+    send: Callable[[], None] = lambda: None,
   ) -> None:
     """Opens `workdir`/checkpoints for writing.
 
@@ -113,13 +117,14 @@ class Checkpoints:
       workdir: Folder of the run.
       every: Rounds from one checkpoint to the next.
       run: What identifies the run, as JSON data; kept in each checkpoint.
+      send: Is called, in the background, when one was written.
 
     Raises:
       ValueError: If `every` is below 1.
     """
     if every < 1:
       raise ValueError(f'checkpoint_every={every} must be at least 1.')
-    self._every, self._run = every, run
+    self._every, self._run, self._send = every, run, send
     self._folder = _folder(workdir)
     snapshot.remove_leftovers(self._folder)
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -174,6 +179,7 @@ class Checkpoints:
       older = [rounds for rounds in found if rounds < made.rounds]
       for rounds in older[_KEEP - 1 :]:
         snapshot.remove(self._folder, rounds)
+    self._send()
 
   def __enter__(self) -> 'Checkpoints':
     return self

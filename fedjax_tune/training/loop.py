@@ -19,6 +19,7 @@ from fedjax_tune.data import arrays
 from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
+from fedjax_tune.files import mirror
 from fedjax_tune.report import clients as reporting_clients
 from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
@@ -30,7 +31,6 @@ from fedjax_tune.training import (
   client_report,
   clock,
   defaults,
-  folders,
   health,
   identity,
   interrupts,
@@ -65,7 +65,8 @@ def train(
 
   Args:
     experiment: What to run.
-    workdir: A new folder, or with `resume` that of the same experiment.
+    workdir: A new folder, or with `resume` that of the same experiment; or an
+      address, such as gs://bucket/run, where it is after each checkpoint.
     resume: Continue from the newest whole checkpoint, bit for bit.
     fetch: Fetch data and weights that are not there; else nothing uses a
       network.
@@ -94,7 +95,6 @@ def train(
     Diverged: The server's state or an evaluation is not finite, or no client's
       update is. What is not finite is neither saved nor evaluated.
   """
-  workdir = str(folders.local('workdir', workdir))
   console = console or rich_console.Console()
   if not hosts.is_first():
     console = rich_console.Console(quiet=True)
@@ -107,6 +107,13 @@ def train(
     clock.Clock() as watch,
     contextlib.ExitStack() as stack,
   ):
+    opened = hosts.alone(
+      lambda: stack.enter_context(mirror.opened('workdir', workdir))
+    )
+    # Other hosts use no file of it.
+    place = opened or mirror.Place(pathlib.Path(workdir))
+    hosts.alone(place.fetch)
+    workdir = str(place.folder)
     experiment = hosts.each(
       lambda: defaults.resolve(experiment, data, partition)
     )
@@ -117,12 +124,14 @@ def train(
         experiment, fetch=fetch, data=data, parts=partition
       )
     )
-    claim = hosts.alone(lambda: stack.enter_context(folder.claim(workdir)))
+    claim = hosts.alone(
+      lambda: stack.enter_context(folder.claim(workdir, place.send))
+    )
     hosts.alone(lambda: folder.check_begun(workdir, fields, resume))
     own = identity.of(setup)
     identity.check_hosts(own)
     kept = hosts.told(
-      lambda: resuming.find(workdir, own, console, inexact) if resume else None
+      lambda: resuming.find(place, own, console, inexact) if resume else None
     )
     if kept:
       own = identity.follow(kept.run, own, kept.rounds)
@@ -136,6 +145,7 @@ def train(
     classes = run.class_costs()
     # Nothing is refused from here on: the folder is this experiment's.
     hosts.alone(lambda: folder.write_config(workdir, fields))
+    hosts.alone(place.send)
     console.print(table.cost_table(classes))
     if kept and kept.rounds >= experiment.rounds:
       console.print(f'All {kept.rounds} rounds are done; none is left.')
@@ -208,7 +218,9 @@ def train_rounds(
         # Its presence would say that the run is finished.
         (pathlib.Path(workdir) / summary.SUMMARY).unlink(missing_ok=True)
       every = experiment.checkpoint_every
-      saved = stack.enter_context(checkpoint.Checkpoints(workdir, every, own))
+      saved = stack.enter_context(
+        checkpoint.Checkpoints(workdir, every, own, claim.send)
+      )
       writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
     progress = stack.enter_context(
       RoundProgress(last, start, label, console, metric)

@@ -6,6 +6,7 @@ import pathlib
 from rich import console as rich_console
 
 from fedjax_tune.data import json_files
+from fedjax_tune.files import mirror
 from fedjax_tune.report import writer
 from fedjax_tune.training import build, checkpoint, identity, snapshot
 
@@ -13,7 +14,7 @@ PARTITION = 'partition.json'
 
 
 def find(
-  workdir: str | os.PathLike[str],
+  place: mirror.Place,
   own: identity.Identity,
   console: rich_console.Console,
   inexact: bool,
@@ -23,7 +24,7 @@ def find(
   Whatever is not as the run left it is reported on the console, a line each.
 
   Args:
-    workdir: The run's folder.
+    place: The run's folder.
     own: The run's identity in this process.
     console: Where to say it.
     inexact: Allow another machine.
@@ -35,7 +36,8 @@ def find(
   say = lambda text: console.print(
     text, markup=False, highlight=False, soft_wrap=True
   )
-  found = checkpoint.find(workdir)
+  workdir = place.shown
+  found = checkpoint.find(place.folder)
   kept = found.newest
   if kept is None and found.damaged:
     raise ValueError(
@@ -52,7 +54,7 @@ def find(
       f'Damaged checkpoints in {workdir} are passed over ({found.describe()});'
       f' the run goes on after round {kept.rounds}.'
     )
-  if not writer.read_text(workdir).startswith(kept.rows):
+  if not writer.read_text(place.folder).startswith(kept.rows):
     say(
       f'metrics.jsonl in {workdir} is not what the run wrote; its'
       f' {kept.rounds} rows are restored from the checkpoint.'

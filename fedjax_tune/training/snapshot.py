@@ -21,12 +21,13 @@ import jax
 import numpy as np
 
 from fedjax_tune.data import json_files
+from fedjax_tune.files import mirror
 from fedjax_tune.typing import Record
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
-_STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', 'about.json'
+_STATE, _ROWS, _ABOUT = 'state', 'metrics.jsonl', mirror.SEAL
 # What a killed process was about to write, or to delete.
 _WRITING, _OLD = '.writing-', '.old-'
 

@@ -1,6 +1,6 @@
 """A run's folder: whose it is, and a lock for one writing process at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
@@ -12,6 +12,7 @@ from typing import IO
 
 from fedjax_tune import config, endings
 from fedjax_tune.data import json_files
+from fedjax_tune.files import whole
 from fedjax_tune.training import snapshot
 from fedjax_tune.typing import Json
 
@@ -21,10 +22,16 @@ _FREE = ('writers', 'eval_start', 'clients.report', 'clients.report_steps')
 
 
 class Claim:
-  """A folder that this process may write to, as long as it lives."""
+  """A folder that this process may write to, as long as it lives.
 
-  def __init__(self, workdir: pathlib.Path, lock: IO[bytes]) -> None:
-    self._workdir, self._lock = workdir, lock
+  Attributes:
+    send: Sends what has changed, where the folder stands for an address.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path, lock: IO[bytes], send: Callable[[], None]
+  ) -> None:
+    self._workdir, self._lock, self.send = workdir, lock, send
 
   def check(self) -> None:
     """Raises a StorageError if the folder is gone or was replaced."""
@@ -41,10 +48,16 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
+def claim(
+  workdir: str | os.PathLike[str], send: Callable[[], None] = lambda: None
+) -> Iterator[Claim]:
   """Takes a folder for this process; made if absent.
 
   The system releases the lock when the process ends, however it ends.
+
+  Args:
+    workdir: The folder.
+    send: Is kept in the claim.
 
   Raises:
     RuntimeError: Another process has it; says which one.
@@ -60,7 +73,7 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Claim]:
       lock.truncate(0)
       owner = f'process {os.getpid()} on {socket.gethostname()}\n'
       lock.write(owner.encode())
-    yield Claim(folder, lock)
+    yield Claim(folder, lock, send)
 
 
 def check(
@@ -178,9 +191,7 @@ def write_config(
   """Writes a run's `config.json`, in one piece."""
   path = pathlib.Path(workdir) / _CONFIG
   with endings.storing(path):
-    draft = path.with_suffix('.tmp')
-    draft.write_text(json.dumps(experiment, indent=2) + '\n')
-    draft.replace(path)
+    whole.write_text(path, json.dumps(experiment, indent=2) + '\n')
 
 
 def _open(path: pathlib.Path) -> IO[bytes]:

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from fedjax_tune import plugins
-from fedjax_tune.training import folders
+from fedjax_tune.files import paths
 import launch
 from launch import command_line, experiment_file, start, users_code
 
@@ -177,21 +177,20 @@ def test_fields_are_applied(tmp_path):
   [
     ('', 'must name a folder'),
     (' ', 'must name a folder'),
-    ('gs://bucket/run', 'addresses are not supported'),
-    ('s3://bucket/run', 'addresses are not supported'),
+    ('gs://bucket/run', 'must be a folder of this machine'),
     ('a\0b', 'null character'),
     ('~nobody_of_this_name/x', 'home'),
   ],
 )
 def test_folders(given, says):
   with pytest.raises(ValueError, match=says):
-    folders.local('workdir', given)
+    paths.local('workdir', given)
 
 
 def test_home_is_expanded(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
-  assert str(folders.local('workdir', '~/runs')) == '/home/me/runs'
-  assert str(folders.local('workdir', 'runs/x')) == 'runs/x'
+  assert str(paths.local('workdir', '~/runs')) == '/home/me/runs'
+  assert str(paths.local('workdir', 'runs/x')) == 'runs/x'
 
 
 def test_a_flag_given_twice_is_refused():
@@ -217,7 +216,7 @@ def _run(*arguments, **options):
   'arguments',
   [
     ('train', '--config=experiments/quickstart.py', '--workdir='),
-    ('train', '--config=experiments/quickstart.py', '--workdir=gs://b/r'),
+    ('train', '--config=experiments/quickstart.py', '--workdir=ftp://b/r'),
     ('train', '--config=no.py', '--workdir=x'),
     ('train', '--config=experiments/quickstart.py', '--workdir=x', 'y'),
     ('sweep', '--config=no.py', '--methods=fedra', '--workdir=x'),

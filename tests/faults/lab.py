@@ -93,7 +93,7 @@ _RUN = loop.Run
 
 
 def go(
-  workdir: pathlib.Path,
+  workdir: pathlib.Path | str,
   e: config.Experiment | None = None,
   *,
   examples: corpus.Corpus | None = None,

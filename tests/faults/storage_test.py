@@ -94,7 +94,7 @@ _FULL = {
     lambda: _full_after(loop.reporting, 'read_metrics', 0),
     '',
   ),
-  'costs': (lambda: _full_after(os, 'fsync', 0), 'costs.md'),
+  'costs': (lambda: _full_after(os, 'fsync', 1), 'costs.md'),
 }
 
 

@@ -16,6 +16,7 @@ from rich import console as rich_console
 import tiny_sweep
 
 from fedjax_tune import endings
+from fedjax_tune.files import mirror
 from launch import sweep_plan, sweep_runner
 
 # Stands in for launch.train: waits to be told, or finishes when resumed.
@@ -57,7 +58,9 @@ def _sweep(workdir):
   shown = io.StringIO()
   console = rich_console.Console(file=shown, width=200)
   try:
-    failed = sweep_runner.run_sweep(runs, _command, workdir, 1, console)
+    failed = sweep_runner.run_sweep(
+      runs, _command, mirror.Place(workdir), 1, console
+    )
   finally:
     said.append(shown.getvalue())
   return failed

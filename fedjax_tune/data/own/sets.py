@@ -28,6 +28,7 @@ from fedjax_tune.data.own import (
 )
 from fedjax_tune.data.own.found import Example, Found
 from fedjax_tune.data.own.opened import Own
+from fedjax_tune.files import paths
 
 KINDS = ('folder', 'csv', 'jsonl', 'parquet', 'npz')
 # What else people call them.
@@ -57,6 +58,8 @@ def is_own(name: str) -> bool:
 
 def suggest(name: str) -> str:
   """Returns what a name that is no set's may mean: '; did you mean ...?', or ''."""
+  if paths.is_address(name):
+    return f"; did you mean 'folder:{name}'?"
   kind, colon, path = name.partition(':')
   if colon:
     near = difflib.get_close_matches(kind.lower(), KINDS, n=1)
@@ -78,9 +81,10 @@ def check(cfg: config.Data) -> pathlib.Path:
     ValueError: There is no path, or another kind of thing is there.
   """
   kind, _, path = cfg.name.partition(':')
-  place, said = pathlib.Path(path).expanduser(), f'data.name={cfg.name!r}'
+  said = f'data.name={cfg.name!r}'
   if not path:
     raise ValueError(f"{said}: must have a path, as in '{kind}:PATH'")
+  place = paths.here('data.name', path)
   if not place.exists():
     beside = place.absolute().parent
     names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
@@ -146,7 +150,7 @@ def _read(key: tuple[object, ...], state: str) -> Own:
   fields = dict(zip(_READ_BY, key, strict=True))
   cfg = config.Data(**fields)  # pyright: ignore[reportArgumentType]
   kind, _, path = cfg.name.partition(':')
-  place = pathlib.Path(path).expanduser()
+  place = paths.here('data.name', path)
   if kind == 'folder' and cifar.find(place):
     found = cifar.read(place)
   elif kind == 'folder' and (files := lists.find(place)):
