@@ -99,7 +99,7 @@ def read_sizes(weights: str) -> Config:
   return _of_folder(weights, huggingface.read_sizes)
 
 
-def _of_folder(weights: str, read: Callable[[str], T]) -> T:
+def _of_folder(weights: str, read: Callable[[pathlib.Path], T]) -> T:
   """Reads something of a Hugging Face folder, or refuses what is none."""
   folder = paths.here('model.weights', weights)
   if not folder.is_dir():
