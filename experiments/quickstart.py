@@ -11,5 +11,6 @@ from fedjax_tune import config
 def get_config() -> config.Experiment:
   """Returns the experiment."""
   experiment = fedra_emoji.get_config('feature')
-  experiment.rounds, experiment.eval_start = 30, True
+  experiment.rounds, experiment.eval_every = 30, 5
+  experiment.eval_start = True
   return experiment
