@@ -44,6 +44,8 @@ def root(tmp_path_factory):
     ('vit', 'bitfit', 'peft'),
     ('bert', 'bitfit', 'peft'),
     ('roberta', 'prefix', 'peft'),
+    ('llama', 'prefix', 'peft'),
+    ('llama', 'prompt', 'peft'),
     ('deit', 'bitfit', 'hf'),
     ('vit', 'prompt', 'flax'),
     ('bert', 'adapter', 'flax'),
@@ -61,6 +63,7 @@ def test_others_compute_the_same(root, tmp_path, family, tune, form):
     ('bert', 'lora', 'span'),
     ('roberta', 'lora', 'regression'),
     ('llama', 'lora', 'next_token'),
+    ('llama', 'prompt', 'next_token'),
   ],
 )
 def test_other_tasks(root, tmp_path, family, tune, kind):

@@ -29,6 +29,11 @@ _PROBLEMS = {
   'regression': 'regression',
 }
 BASE = 'base'
+# Of a decoder that classifies.
+_UNPADDED = (
+  'Give peft texts one by one: with prompts transformers looks for the last word at'
+  ' the end of what it gets, padding or not.'
+)
 
 
 class Context(NamedTuple):
@@ -73,8 +78,9 @@ def _why_no_folder(model: models.Model, task: Task) -> str:
   if _has_bottleneck(model):
     return f'{place} bottlenecks behind its sublayers'
   if config.prompts or config.prefixes:
-    kind = 'tokens behind the class token' if config.prompts else 'keys'
-    return f'{place} trained {kind}'
+    decodes = isinstance(config, sizes.DecoderConfig)
+    where = 'before the words' if decodes else 'behind the class token'
+    return f'{place} trained {f"tokens {where}" if config.prompts else "keys"}'
   return ''
 
 
@@ -137,9 +143,11 @@ def _write_adapter(
   base = _original(model, context.source)
   params = _untrained(model, context.source)
   plain = dataclasses.replace(config, prompts=0, prefixes=0)
-  if config.prompts or config.prefixes:
-    assert isinstance(plain, sizes.TextConfig)
-    num = config.prompts or config.prefixes
+  num = config.prompts or config.prefixes
+  decodes = isinstance(config, sizes.DecoderConfig)
+  if decodes and config.prompts and config.num_classes:
+    notes.append(_UNPADDED)
+  if num and isinstance(plain, sizes.TextConfig):
     plain, params, trained = adapter_files.shift(plain, params, trained, num)
     base = ''
   if not base:
