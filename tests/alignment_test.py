@@ -15,7 +15,7 @@ import tiny_folders
 import fedjax_tune as ft
 from fedjax_tune import config, selection
 from fedjax_tune.costs import cost
-from fedjax_tune.data import shares, tasks
+from fedjax_tune.data import public, shares, tasks
 from fedjax_tune.engine import plan
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import heterotune
@@ -131,7 +131,7 @@ def _align(
   return alignment.align(
     named,
     federation.find_sites(named, **options),
-    dict.fromkeys(named, images),
+    dict.fromkeys(named, public.Shown(images)),
     projections=projections,
     head_map=head_map,
     first_token=first_token,
@@ -146,7 +146,7 @@ def _adapter(tier, sublayer='mlp'):
 def test_what_is_read():
   """The first block reads normalised tokens, the head the class token."""
   found, images = _vit(), tiny.examples(70, _SIDE).inputs
-  got = reads.read(found, images, pooled=False)
+  got = reads.read(found, images, 'some')
   model = found.merge(found.base, found.theta)
   tokens = model.embed(images, None)
   scale, bias = (
@@ -163,12 +163,12 @@ def test_what_is_read():
   np.testing.assert_array_equal(got.first['mlp'], got.adapters['mlp'][:, ::8])
   exits = model.class_tokens(images, np.arange(4))
   np.testing.assert_allclose(got.head, exits[-1], rtol=1e-4, atol=1e-5)
-  mean = reads.read(found, images, pooled=True).adapters['attn'][0]
+  mean = reads.read(found, images, 'mean').adapters['attn'][0]
   assert mean.shape == (70, 16)
 
 
-@pytest.mark.parametrize('pooled', [False, True])
-def test_padding_is_not_read(pooled):
+@pytest.mark.parametrize('weights', ['some', 'mean'])
+def test_padding_is_not_read(weights):
   sides = bottleneck.Bottleneck(_RANK)
   shape, texts = tiny.text_config(), tiny.texts(6)
   found = foundation.split(
@@ -176,7 +176,7 @@ def test_padding_is_not_read(pooled):
   )
   found = dataclasses.replace(found, base=tiny.noise(found.base, 2))
   more = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 3))), texts)
-  a, b = (reads.read(found, x, pooled=pooled) for x in (texts, more))
+  a, b = (reads.read(found, x, weights) for x in (texts, more))
   tiny.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
@@ -216,7 +216,7 @@ def test_aligned_projections_are_scaled_rotations():
 
 def test_the_last_site_is_aligned_by_first_tokens():
   images = tiny.examples(40, _SIDE).inputs
-  found = reads.read(_vit(), images, pooled=False)
+  found = reads.read(_vit(), images, 'some')
   for first in (True, False):
     mean = _adapter(_align(_vit(), first_token=first)['a'])['mean']
     for block in range(4):
@@ -232,7 +232,7 @@ def test_tiers_of_other_patches_are_aligned_by_means(mapping):
   tiers, images = (_vit(code=0), _finer()), tiny.examples(40, _SIDE).inputs
   aligned = _align(*tiers, by_index=mapping == 'index')
   for tier, before in zip(aligned.values(), tiers, strict=True):
-    found = reads.read(before, images, pooled=True)
+    found = reads.read(before, images, 'mean')
     for block in range(4):
       rows = found.first if block == 3 else found.adapters
       np.testing.assert_allclose(
@@ -262,7 +262,7 @@ def test_codes_of_one_site_agree():
     found = []
     for tier, block in zip(tiers.values(), (3, 1), strict=True):
       part = _adapter(tier)
-      x = reads.read(tier, images, pooled=False).first['mlp'][block]
+      x = reads.read(tier, images, 'some').first['mlp'][block]
       code = (x - part['mean'][block]) @ part['down'][block]
       found.append(code / np.linalg.norm(code))
     return float(np.sum(found[0] * found[1]))
@@ -365,7 +365,7 @@ def _join(projections, head):
     train.task,
     None,
     {name: lambda _, found=found: found for name, found in models.items()},
-    public=lambda _: shown,
+    public=lambda _: public.Shown(shown),
   )
   algorithm = heterotune.build(facts)
   halves = shares.Shares.of(np.array_split(np.arange(240), 2))

@@ -8,13 +8,13 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.costs.fit import Menu
+from fedjax_tune.data.public import Shown
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models.foundation import Foundation
-from fedjax_tune.typing import Inputs
 
 
-def nothing_public(tier: str) -> Inputs:
+def nothing_public(tier: str) -> Shown:
   """Has no inputs that everyone may see.
 
   Raises:
@@ -56,7 +56,7 @@ class Facts:
   fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict
   )
-  public: Callable[[str], Inputs] = nothing_public
+  public: Callable[[str], Shown] = nothing_public
 
   @property
   def depth(self) -> int:

@@ -8,9 +8,11 @@ model, with Q the nearest matrix of orthonormal columns to X_m^T S,
   D_m = Q / sigma    U_m = mean(sigma) Q^T
 
 so that codes (x - mean_m) D_m agree as far as rotations can make them, whatever
-the width. For the reference, Q = V. Rows are some tokens of each input; means over
-all of them where tokens of one model are not those of another (other tokenizers,
-patches or families); and first tokens at the last site, where no other is read.
+the width. For the reference, Q = V. Rows are some tokens of each input; where
+tokenizers differ, means over the tokens of some stretches of text at whose ends all
+of them end a token (`covers.py`); means over all tokens where those of one
+model are not those of another (other patches or families); and first tokens at the
+last site, where no other is read.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +22,8 @@ import zlib
 import jax
 import numpy as np
 
+from fedjax_tune.data import covers
+from fedjax_tune.data.public import Shown
 from fedjax_tune.models import foundation, reads, spaces
 from fedjax_tune.models.federation import Sites
 from fedjax_tune.models.foundation import Foundation
@@ -32,7 +36,7 @@ Values = dict[str, dict[Path, np.ndarray]]
 def align(
   tiers: Mapping[str, Foundation],
   sites: Mapping[str, Sites],
-  inputs: Mapping[str, Inputs],
+  shown: Mapping[str, Shown],
   *,
   projections: str,
   head_map: str,
@@ -44,7 +48,7 @@ def align(
   Args:
     tiers: The models, by name.
     sites: Which blocks of each share a core.
-    inputs: The same public inputs as each model reads them.
+    shown: The same public inputs as each model reads them.
     projections: 'free' sets none; else see `bottleneck.Bottleneck`.
     head_map: Where heads read a code, 'procrustes' or 'ridge'.
     first_token: Whether heads read the first token alone: then nothing else
@@ -54,9 +58,9 @@ def align(
   Raises:
     ValueError: A model is narrower than a code, or the inputs are too few.
   """
-  pooled = not _same_tokens(tiers, inputs)
+  weights = _weigh(tiers, shown)
   found = {
-    name: reads.read(tier, inputs[name], pooled=pooled)
+    name: reads.read(tier, shown[name].inputs, weights[name])
     for name, tier in tiers.items()
   }
   # Of equally deep ones the first.
@@ -89,6 +93,19 @@ def frozen(tier: Foundation) -> dict[str, np.ndarray]:
     for path, leaf in leaves.items()
     if path[-1] in names and within(path)
   }
+
+
+def _weigh(
+  tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
+) -> dict[str, reads.Weights]:
+  """Says of which tokens rows are made, so that those of all tiers match."""
+  if _same_tokens(tiers, {name: of.inputs for name, of in shown.items()}):
+    return dict.fromkeys(tiers, 'some')
+  covered = {n: shown[n].covered for n in tiers}
+  known = [spans for spans in covered.values() if spans is not None]
+  if len(known) < len(tiers):
+    return dict.fromkeys(tiers, 'mean')
+  return dict(zip(tiers, covers.match(known, reads.TOKENS), strict=True))
 
 
 def _same_tokens(

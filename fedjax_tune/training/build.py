@@ -241,7 +241,7 @@ def build(
     budgets,
     owned.present(train),
     fitted,
-    functools.partial(shown.show, experiment, found, readers, train, public),
+    shown.Public(experiment, found, readers, train, public, data),
   )
   changes = experiment.data
   if train.lengths is None and (changes.flip or changes.crop):
