@@ -92,7 +92,8 @@ class Fedadapter:
     projections: What stands before and behind the cores, of method heterotune.
       'free' trains with them, in each tier by itself. 'aligned' is computed
       once, from public inputs (`tiers.public`), so that a core means the same
-      in every tier, and never changes; 'aligned_start' trains from there.
+      in every tier, and never changes; 'aligned_start' trains from there, and
+      'alternating', too, but in turn with what is shared, by local steps.
       'random' is drawn and never changes, to compare with. All but 'free' need
       placement 'parallel'.
     private: Give each tier a branch besides that it alone trains, between free

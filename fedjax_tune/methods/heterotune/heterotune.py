@@ -41,6 +41,7 @@ from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import classifiers
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import cmga, keeping
+from fedjax_tune.methods.heterotune.alternating import in_turn
 from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
@@ -49,7 +50,9 @@ from fedjax_tune.selection import GroupSum, select_within
 from fedjax_tune.typing import Tree
 
 
-def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
+def client(
+  task: Task, each: Tiers, *, own_branches: bool, alternating: bool = False
+) -> Client:
   """Returns the client of a tier.
 
   Args:
@@ -58,8 +61,11 @@ def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
     own_branches: Whether to stop the gradients of other tiers' branches. An
       optimizer's weight decay still moves them while the client trains; what
       it sends of them does not count.
+    alternating: Whether to train what is shared and what is not in turn.
   """
   inner = fedavg_client(task)
+  if alternating:
+    inner = dataclasses.replace(inner, around=in_turn)
   if not own_branches:
     return inner
 
@@ -159,7 +165,12 @@ def build(facts: Facts) -> Algorithm:
   made = Algorithm(
     model=model,
     rule=each,
-    client=client(facts.task, each, own_branches=own_branches),
+    client=client(
+      facts.task,
+      each,
+      own_branches=own_branches,
+      alternating=is_alternating(e),
+    ),
     aggregator=aggregator(
       each, cmga.ALIGN[options.cmga], own_branches=own_branches
     ),
@@ -189,6 +200,12 @@ def is_aligned(experiment: config.Experiment) -> bool:
   adapted = experiment.model.tune == 'adapter'
   free = not adapted or experiment.fedadapter.projections == 'free'
   return not free or bool(common_head(experiment))
+
+
+def is_alternating(experiment: config.Experiment) -> bool:
+  """Says whether clients train what is shared and what is not in turn."""
+  adapted = experiment.model.tune == 'adapter'
+  return adapted and experiment.fedadapter.projections == 'alternating'
 
 
 def _build_models(facts: Facts, each: Tiers) -> dict[str, Foundation]:
