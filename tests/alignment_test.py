@@ -31,7 +31,7 @@ from fedjax_tune.models import (
   text,
   vit,
 )
-from fedjax_tune.training import build, identity, learned, loop, run
+from fedjax_tune.training import build, identity, loop, run
 
 _RANK, _CODE, _SIDE = 4, 5, 16
 
@@ -537,15 +537,6 @@ def test_what_is_aligned_identifies_a_run():
   assert of()['alignment'] != first['alignment']
   e.fedadapter.projections, e.tiers.head = 'free', 'own'
   assert 'alignment' not in of()
-
-
-def test_aligned_models_are_not_exported_without_their_data():
-  e = _experiment(_TWO, depth=(0, 3))
-  known = learned.of(build.build(e, data=_pictures()))
-  with pytest.raises(
-    ValueError, match=r'public inputs.*cannot be exported yet'
-  ):
-    learned.rebuild(e, known)
 
 
 def test_a_head_alone_may_be_all_that_trains():

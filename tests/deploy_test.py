@@ -264,7 +264,7 @@ def test_the_whole_budget_is_the_run(run, tmp_path):
   assert record['full_accuracy'] == record['accuracy']
   assert record['share'] == 1
   assert record['file_parameters'] == record['full_parameters']
-  if trained.setup.tokenizer:
+  if trained.tokenizer:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer('the book ' * 20, truncation=True)['input_ids']
     assert (ids[0], len(ids)) == (2, 16)  # [CLS], and the run's data.lengths.

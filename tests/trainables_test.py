@@ -259,6 +259,7 @@ def test_prompt_tuning_equals_peft(tmp_path):
 
 
 @_RENAMED
+@pytest.mark.slow  # Of what leaves, leaving_test.py holds the same.
 @pytest.mark.parametrize('tune', ['prompts', 'prefixes'])
 def test_decoders_equal_peft(tmp_path, tune):
   """Of two texts, one padded; queries share keys, positions are turned."""

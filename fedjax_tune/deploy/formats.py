@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.deploy import models
+from fedjax_tune.deploy import folded, models
 from fedjax_tune.models import (
   adapter_files,
   backbone,
@@ -34,6 +34,8 @@ _UNPADDED = (
   'Give peft texts one by one: with prompts transformers looks for the last word at'
   ' the end of what it gets, padding or not.'
 )
+# Files of whole models.
+TENSORS = {'hf': 'model.safetensors', 'flax': flax_folder.PARAMS}
 
 
 class Context(NamedTuple):
@@ -81,14 +83,23 @@ def _why_no_folder(model: models.Model, task: Task) -> str:
     decodes = isinstance(config, sizes.DecoderConfig)
     where = 'before the words' if decodes else 'behind the class token'
     return f'{place} trained {f"tokens {where}" if config.prompts else "keys"}'
-  return ''
+  return folded.why_not(config)
 
 
 def _write_folder(
   model: models.Model, context: Context, folder: pathlib.Path
 ) -> list[str]:
-  save_folder(folder, model.config, model.params, context)
-  return []
+  plain = folded.fold(model)
+  save_folder(folder, plain.config, plain.params, context)
+  return _notes(model)
+
+
+def _notes(model: models.Model) -> list[str]:
+  if not model.config.code:
+    return []
+  return [
+    'Its head, which all tiers have in common, is here as one of its own.'
+  ]
 
 
 def save_folder(
@@ -115,14 +126,15 @@ def _why_no_adapter(model: models.Model, task: Task) -> str:
     task.kind,
     full=model.config.full,
     bottleneck=_has_bottleneck(model),
-  )
+  ) or folded.why_not(model.config)
 
 
 def _write_adapter(
   model: models.Model, context: Context, folder: pathlib.Path
 ) -> list[str]:
   """Writes an adapter, and the model below it unless that is a folder already."""
-  config, notes = model.config, []
+  notes, model = _notes(model), folded.fold(model)
+  config = model.config
   trained = foundation.flat(model.theta)
   trained = {path: np.asarray(leaf) for path, leaf in trained.items()}
   # A may be frozen.

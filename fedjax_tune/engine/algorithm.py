@@ -350,11 +350,13 @@ class Alone(NamedTuple):
       blocks or factors besides.
     held: How much the model has of each axis.
     tier: Of which model it is one, where a method has several.
+    about: What it is, where its name does not say it: sentences for a user.
   """
 
   theta: Tree
   held: Allocation
   tier: str = ''
+  about: str = ''
 
 
 # (theta, what each client remembers by its id) -> the models, by name.

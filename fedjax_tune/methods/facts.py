@@ -21,9 +21,7 @@ def nothing_public(tier: str) -> Shown:
     ValueError: Always.
   """
   raise ValueError(
-    f'tier {tier!r} is aligned on public inputs, which are not at hand here: what'
-    ' a run ends with whose fedadapter.projections or tiers.head are not its'
-    " tiers' own cannot be exported yet."
+    f'tier {tier!r} is aligned on public inputs, which are not at hand here.'
   )
 
 
@@ -45,6 +43,8 @@ class Facts:
       train, where `clients.fit` asks for it; else {}.
     public: Returns the unlabelled inputs that everyone may see, as a tier reads
       them.
+    aligned: Of each tier, by path, what an earlier process has made of these;
+      {} asks for them.
   """
 
   experiment: config.Experiment
@@ -57,6 +57,9 @@ class Facts:
     default_factory=dict
   )
   public: Callable[[str], Shown] = nothing_public
+  aligned: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def depth(self) -> int:

@@ -95,6 +95,22 @@ def frozen(tier: Foundation) -> dict[str, np.ndarray]:
   }
 
 
+def restore(
+  tiers: Mapping[str, Foundation], known: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Foundation]:
+  """Sets what `frozen` has returned of such models.
+
+  Raises:
+    ValueError: It is not of these models.
+  """
+  shapes = lambda leaves: {path: leaf.shape for path, leaf in leaves.items()}
+  for name, tier in tiers.items():
+    if shapes(known.get(name, {})) != shapes(frozen(tier)):
+      raise ValueError(f'what aligns tiers is not that of tier {name!r}.')
+  split = lambda leaves: {(*p.split('/'),): leaf for p, leaf in leaves.items()}
+  return {name: _set(tier, split(known[name])) for name, tier in tiers.items()}
+
+
 def _weigh(
   tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
 ) -> dict[str, reads.Weights]:

@@ -235,6 +235,8 @@ def find_adapters(model: Any) -> block.Adapters:
   """Returns what a model has been built with, by linear map or sublayer."""
   found: dict[str, Lora | bottleneck.Bottleneck] = {}
   for path, module in nnx.iter_modules(model):
+    if bottleneck.PRIVATE in path:
+      continue  # A part of another.
     name = '.'.join(map(str, path)).removeprefix('blocks.')
     if isinstance(module, linear.Linear) and module.adapter:
       found[name] = module.adapter

@@ -48,6 +48,7 @@ def build(
   present: Callable[[int], np.ndarray] | None = None,
   fitted: Mapping[str, tuple[Any, ...]] | None = None,
   public: Callable[[str], Shown] = nothing_public,
+  aligned: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Algorithm:
   """Builds a method around pretrained models; arguments are those of `Facts`."""
   build_of = lambda t: functools.partial(_build_tier, experiment, t, task)
@@ -60,6 +61,7 @@ def build(
     {tier.name: build_of(tier) for tier in found},
     fitted or {},
     public,
+    aligned or {},
   )
   mesh = schedule.clients_mesh(fsdp_devices(experiment.engine))
   # A model that one accelerator can't hold must not begin there.

@@ -1,18 +1,19 @@
 """Clients that train what is shared and what is their own in turn.
 
-H2Tune (arXiv 2507.22633; code github.com/AntarcticLu/H2Tune, read) puts between
-the A and B of a client's LoRA a matrix T, of one shape in all models, around
-which A and B also meet directly. Theirs is what this file takes up: T alone is averaged, and a
-client does not train it together with A and B, but one with the other frozen, so that
-what is shared and what is a client's own come apart. Its code does both
-for each batch, T first, and adds penalties: the norm of T, T's divergence from its
-last value, and that of the outputs from those of the first half.
+H2Tune (arXiv 2507.22633; its abstract and its code were read,
+github.com/AntarcticLu/H2Tune) puts between the A and B of a client's LoRA a matrix
+T of one shape in all models. Theirs is what this file takes up: clients share
+T alone, and train it and their own A and B alternately, each with the other frozen, so that what
+is shared and what is their own come apart. In its code, from the second
+round on, each batch gives a gradient for T and then one for A and B, and one step
+takes both. Penalties are added: the norm of T, its divergence from the last round's,
+and that of the outputs of the second half from those of the first.
 
-Ours: the shared part is that of a FedAdapter (cores, and a head in common), what is
-a tier's own are projections, gates and heads, and with `heterotune.personal` all that
-is a client's own, as there. The two take turns by local step, the shared part
-first, each with an optimizer state of its own, from projections that are aligned (theirs are
-drawn). There are no penalties.
+Ours: the shared part is that of a FedAdapter (cores, and a head in common); the other
+has projections, gates and what else the clients of a tier average, or with
+`heterotune.personal` keep to themselves, as there. They take turns by local step, the
+shared part first, each with an optimizer state of its own, from projections that are
+aligned where theirs are drawn. There are no penalties.
 """
 
 from typing import NamedTuple

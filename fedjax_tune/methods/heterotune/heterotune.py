@@ -25,7 +25,6 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
-  Alone,
   Client,
   Context,
   Evaluation,
@@ -40,13 +39,13 @@ from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import classifiers
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.methods.heterotune import cmga, keeping
+from fedjax_tune.methods.heterotune import cmga, keeping, leaving
 from fedjax_tune.methods.heterotune.alternating import in_turn
 from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
 from fedjax_tune.models.foundation import Foundation, num_bytes
-from fedjax_tune.selection import GroupSum, select_within
+from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Tree
 
 
@@ -158,10 +157,7 @@ def build(facts: Facts) -> Algorithm:
     by_index=options.mapping == 'index',
   )
 
-  def alone(theta: Tree, name: str) -> Alone:
-    held = select_within(theta, model.axes, each.held[name])
-    return Alone(model.own(held, name), {'layer': models[name].depth}, name)
-
+  leaves = leaving.Leaving(e, model, each)
   made = Algorithm(
     model=model,
     rule=each,
@@ -182,12 +178,12 @@ def build(facts: Facts) -> Algorithm:
     eligible=lambda rnd: rnd >= joins,
     tier=lambda k: each.of_client[k],
     traffic=traffic,
-    ending=lambda theta, _: {name: alone(theta, name) for name in each.held},
+    ending=lambda theta, _: leaves.tiers(theta),
   )
   if not options.personal:
     return made
   classifiers.require_classes('heterotune', facts.task)
-  return keeping.keep(made, each, alone)
+  return keeping.keep(made, each, leaves)
 
 
 def common_head(experiment: config.Experiment) -> tuple[str, ...]:
@@ -214,6 +210,8 @@ def _build_models(facts: Facts, each: Tiers) -> dict[str, Foundation]:
   models = {n: facts.tiers[n](a) for n, a in each.adapters.items()}
   if not is_aligned(e):
     return models
+  if facts.aligned:
+    return alignment.restore(models, facts.aligned)
   options = e.heterotune
   sites = find_sites(
     models,
