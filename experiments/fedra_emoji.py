@@ -38,12 +38,12 @@ def get_config(setting: str = 'feature') -> config.Experiment:
     )
   return config.Experiment(
     method='fedra',
-    rounds=50,
-    eval_every=5,
+    rounds=150,
+    eval_every=10,
     data=config.Data(name='emoji_styles', image_size=42),
     clients=config.Clients(
       **_SETTINGS[setting], min_examples=4, divide_objects=True
     ),
     # Tuned on AllLarge alone, then kept for all methods.
-    local=config.Local(lr=0.01, steps=4, batch_size=32),
+    local=config.Local(optimizer='adamw', lr=0.001, steps=4, batch_size=32),
   )

@@ -51,6 +51,7 @@ _DTYPE = flags.DEFINE_enum(
   'model.dtype; by default float32, or bfloat16 for V on an accelerator.',
 )
 _CHUNK = flags.DEFINE_integer('chunk', 2, 'engine.chunk.', lower_bound=1)
+_UNROLL = flags.DEFINE_bool('unroll', False, 'engine.unroll.')
 _ROUNDS = flags.DEFINE_integer(
   'rounds', 0, "Rounds; 0 is the workload's.", lower_bound=0
 )
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
     'workload': name,
     'mode': _MODE.value,
     'dtype': _dtype(name),
+    'unroll': _UNROLL.value,
     'products_gflops': {k: v / 1e9 for k, v in products.rates().items()},
     'peak_rss_mib': harness.peak_mib(),
     **machine.describe(),
@@ -94,7 +96,12 @@ def _fixed(name: str) -> dict[str, Any]:
   """Runs A or B."""
   work = FIXED[name]
   tensors, source = fixed_engine.initial_weights(work, _INIT.value)
-  options = {'mode': _MODE.value, 'chunk': _CHUNK.value, 'dtype': _dtype(name)}
+  options = {
+    'mode': _MODE.value,
+    'chunk': _CHUNK.value,
+    'dtype': _dtype(name),
+    'unroll': _UNROLL.value,
+  }
   try:
     side = fixed_engine.prepare(work, tensors, **options)
   except KeyError as error:
@@ -113,6 +120,7 @@ def _experiment(name: str) -> dict[str, Any]:
     experiment.rounds = _ROUNDS.value or experiment.rounds
     experiment.engine.mode = _MODE.value
     experiment.engine.chunk = _CHUNK.value
+    experiment.engine.unroll = _UNROLL.value
     experiment.model.dtype = _dtype(name)
     sides[side] = rounds.prepare(experiment, work.data, work.parts)
   compare = work.compare

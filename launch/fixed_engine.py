@@ -59,11 +59,12 @@ def prepare(
   mode: str = 'auto',
   chunk: int = 2,
   dtype: str = 'float32',
+  unroll: bool = False,
 ) -> Side:
   """Builds and compiles a workload; the arguments are the command's flags."""
   begin = time.perf_counter()
   algorithm = uniform.fedavg(
-    build_foundation(work, tensors, dtype),
+    build_foundation(work, tensors, dtype, unroll),
     Task('classification', fixed.CLASSES),
     (work.depth,) * work.population,
     work.depth,
@@ -117,7 +118,7 @@ def _batches(work: Workload, rnd: int) -> Batch:
 
 
 def build_foundation(
-  work: Workload, tensors: Tensors | None, dtype: str
+  work: Workload, tensors: Tensors | None, dtype: str, unroll: bool
 ) -> foundation.Foundation:
   """Builds the ViT with LoRA on q and v around the tensors."""
   sizes = vit.ViTConfig(
@@ -132,7 +133,8 @@ def build_foundation(
   )
   adapter = Lora(fixed.RANK, fixed.ALPHA / fixed.RANK, 0.0)
   adapters = {'attn.q': adapter, 'attn.v': adapter}
-  model = vit.ViT(sizes, adapters, rngs=nnx.Rngs(fixed.SEED))
+  rngs = nnx.Rngs(fixed.SEED)
+  model = vit.ViT(sizes, adapters, unroll=unroll, rngs=rngs)
   split = foundation.split(model, work.depth)
   if tensors is None:
     rng = np.random.default_rng(fixed.SEED)

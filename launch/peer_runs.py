@@ -48,7 +48,14 @@ _OWN = f'{__package__}.bench'
 # Ours first: the others are held against it.
 PROGRAMS = (
   Program(peer_report.OURS, _OWN),
+  Program('the same, blocks unrolled', _OWN, (), ('--unroll',)),
   Program('this engine, bfloat16', _OWN, (), ('--dtype=bfloat16',)),
+  Program(
+    'the same, blocks unrolled, bfloat16',
+    _OWN,
+    (),
+    ('--dtype=bfloat16', '--unroll'),
+  ),
   Program('torch + peft loop', f'{_PEERS}.torch_loop', _TORCH),
   Program(
     'torch + peft loop, bfloat16 autocast',

@@ -8,6 +8,8 @@ from typing import Self
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from fedjax_tune.report import tables
+
 # Lines of a failed run's log that are shown.
 _TAIL = 15
 
@@ -76,12 +78,13 @@ class SweepProgress:
     )
 
   def finish(self, name: str) -> None:
-    """Takes a run off that has succeeded, with its accuracy."""
+    """Takes a run off that has succeeded, with its score."""
     workdir, _ = self._current[name]
     summary = json.loads((workdir / 'summary.json').read_text())
     self._remove(name)
     accuracy = summary['accuracy']
-    text = 'no accuracy' if accuracy is None else f'accuracy {accuracy:.1%}'
+    metric = tables.measured([summary])
+    text = f'no {metric}' if accuracy is None else f'{metric} {accuracy:.1%}'
     self._say(f'{name} finished: {text}{self._left()}')
 
   def stop(self, name: str) -> None:

@@ -89,21 +89,24 @@ def write_results(
   classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
-  text += _compare_clients(workdir, done)
+  text += _compare_clients(workdir, done, tables.measured(summaries))
   writer.write_text(workdir / 'results.md', text)
   curves: dict[str, list[plots.Curve]] = {}
   for run, own in found:
     curves.setdefault(run.label, []).append(_curve(run, own.rows))
   methods = {run.label: run.experiment.method for run, _ in found}
+  metric = tables.measured(summaries)
   plots.plot_comparison(
-    curves, workdir / 'comparison.png', methods, _chance(summaries)
+    curves, workdir / 'comparison.png', methods, _chance(summaries), metric
   )
   seeds = {label: list(by_seed.values()) for label, by_seed in rows.items()}
-  frontier.plot_frontier(seeds, workdir / 'frontier.png', methods)
+  frontier.plot_frontier(seeds, workdir / 'frontier.png', methods, metric)
   return Results(summaries, notes)
 
 
-def _compare_clients(workdir: pathlib.Path, done: Sequence[PlannedRun]) -> str:
+def _compare_clients(
+  workdir: pathlib.Path, done: Sequence[PlannedRun], metric: str
+) -> str:
   """Writes what runs tell of their clients, if any do; returns a table of it."""
   runs: dict[str, dict[int, list[Record]]] = {}
   lines, alone = [], ''
@@ -117,9 +120,9 @@ def _compare_clients(workdir: pathlib.Path, done: Sequence[PlannedRun]) -> str:
     return ''
   writer.write_text(workdir / clients.FILE, clients.to_csv(lines))
   methods = {run.label: run.experiment.method for run in done}
-  client_plots.plot_methods(runs, methods, workdir / 'clients.png')
+  client_plots.plot_methods(runs, methods, workdir / 'clients.png', metric)
   return '\nHow clients fare, means over seeds:\n\n' + (
-    clients.comparison_markdown(runs, alone)
+    clients.comparison_markdown(runs, alone, metric)
   )
 
 

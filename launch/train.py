@@ -6,6 +6,7 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
 
 from absl import flags
 
+from fedjax_tune.report import tables
 from fedjax_tune.training import clock, loop
 
 from . import distributed, experiment_file, second_signal, start
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     console=console,
   )
   console.print(
-    f'accuracy {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
+    f'{tables.measured([summary])} {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
     f'results, accuracy.png and coverage.png in {workdir}',
     soft_wrap=True,
   )

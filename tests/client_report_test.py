@@ -227,7 +227,7 @@ def test_a_sweep_compares_its_clients(tmp_path):
         label=method, seed=seed // 2, workdir=place, experiment=e
       )
     )
-  text = sweep_results._compare_clients(tmp_path, runs)
+  text = sweep_results._compare_clients(tmp_path, runs, 'accuracy')
   cells = [
     [cell.strip() for cell in line.strip('|').split('|')][:2]
     for line in text.splitlines()
@@ -238,4 +238,4 @@ def test_a_sweep_compares_its_clients(tmp_path):
   together = clients.read(tmp_path)
   assert len(together) == 120
   assert (tmp_path / 'clients.png').exists()
-  assert sweep_results._compare_clients(tmp_path, runs[3:]) == ''
+  assert sweep_results._compare_clients(tmp_path, runs[3:], 'accuracy') == ''

@@ -272,7 +272,7 @@ def test_two_rounds_are_their_twin():
     ]
     uncovered += tiny.DEPTH - len(set(np.concatenate(rows)))
     batches = {
-      int(k): [torch.tensor(np.array(x[i])) for x in work.own.batches]
+      int(k): [torch.tensor(np.array(x[i])) for x in work.own.batches[:3]]
       for work in run.planner.plan(rnd).works
       for i, k in enumerate(work.slab.ids)
     }

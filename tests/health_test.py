@@ -79,10 +79,10 @@ def test_a_run_goes_on_while_somebody_may_do_better(rounds, over):
 @pytest.mark.parametrize(
   ('rounds', 'over', 'message'),
   [
-    ([(0, [0, 1, 2, 3])], False, r'^round 0: no client .* 0, 1, 2, 3\. Train'),
-    ([(2, []), (0, [0, 1]), (0, [2, 3])], False, r'^rounds 1 to 2: no client'),
+    ([(0, [0, 1, 2, 3])], False, r'^round 1: no client .* 0, 1, 2, 3\. Train'),
+    ([(2, []), (0, [0, 1]), (0, [2, 3])], False, r'^rounds 2 to 3: no client'),
     # Not everybody was asked, but nothing was ever learned.
-    ([(0, [0, 1]), (0, [1, 2])], True, r'^rounds 0 to 1: .* clients 0, 1, 2\.'),
+    ([(0, [0, 1]), (0, [1, 2])], True, r'^rounds 1 to 2: .* clients 0, 1, 2\.'),
   ],
 )
 def test_a_run_ends_once_nobody_is_left(rounds, over, message):

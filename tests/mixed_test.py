@@ -110,3 +110,30 @@ def test_a_model_in_bfloat16(name):
     ('bfloat16', 'bfloat16', 'float32'),
     ('float32', 'float32', 'float32'),
   }
+
+
+def test_no_stack_is_copied_to_float32():
+  """XLA widens a slice of bfloat16 on a CPU, and with it the whole stack."""
+  shape = sizes.ViTConfig(5, 24, 2, 56, 4, 8, num_classes=3)
+  found = foundation.split(
+    backbone.build_model(
+      shape, {'attn.q': Lora(2, 1.0, 0.0)}, rngs=nnx.Rngs(0)
+    ),
+    5,
+  )
+
+  def loss(theta, base, images):
+    model = found.assemble(base, theta, {'layer': np.arange(5)})
+    return jnp.sum(model(images, np.arange(5)) ** 2)
+
+  def program(dtype):
+    base = foundation.store(found.base, dtype)
+    run = jax.jit(jax.grad(loss)).lower(
+      found.theta, base, _normal(0, 4, 8, 8, 3)
+    )
+    return run.compile().as_text() or ''
+
+  assert 'f32[5,24,56]' in program('float32')
+  narrow = program('bfloat16')
+  assert 'bf16[5,24,56]' in narrow
+  assert 'f32[5,24,56]' not in narrow

@@ -97,6 +97,17 @@ def test_each_label_leads_to_the_end_of_its_own_line(tmp_path, monkeypatch):
   assert arrows['raffm']
 
 
+@pytest.mark.parametrize('rounds', [[5], [5, 10]])
+def test_pictures_name_what_was_measured(tmp_path, monkeypatch, rounds):
+  told = _drawn(monkeypatch, 'set')
+  curves = {'fedra': [(rounds, [0.2] * len(rounds))]}
+  plots.plot_comparison(curves, tmp_path / 'a.png', metric='f1')
+  words = ' '.join(str(value) for _, o in told for value in o.values())
+  assert 'F1' in words
+  assert 'f1 (%)' in words
+  assert 'ccuracy' not in words
+
+
 def test_chance_is_a_line_or_a_word(tmp_path, monkeypatch):
   lines, told = (_drawn(monkeypatch, name) for name in ('axhline', 'annotate'))
   chance = {'1 of 5 classes': 0.2, 'largest class': 0.3}

@@ -89,6 +89,36 @@ def test_keep_masks_are_independent():
       assert np.abs(lagged).max() < 5 / np.sqrt(count)
 
 
+@pytest.mark.parametrize('kind', ['dropout', 'lora_dense', 'attention'])
+def test_examples_with_keys_drop_alike_whatever_is_beside_them(kind):
+  """Fewer examples in another order, padded less far, drop the same."""
+  x, rows, most = _normal(0, 4, 7, 6), np.array([2, 0]), 5
+  keys = jax.vmap(jax.random.key)(jnp.arange(4))
+
+  def run(x, keys):
+    if kind == 'dropout':
+      return primitives.dropout(x, keys, 0.4)
+    if kind == 'attention':
+      q = x.reshape(*x.shape[:2], 2, 3)
+      real = jnp.broadcast_to(jnp.arange(x.shape[1]) < most, x.shape[:2])
+      return primitives.attention(q, q, q, real, key=keys, rate=0.4)
+    flat, seeds = x.reshape(-1, 6), primitives.words(keys)
+    given = (_normal(1, 6, 5), _normal(2, 6, 2), _normal(3, 2, 5))
+    y: jax.Array = primitives.lora_dense(flat, *given, seeds, 1.7, 0.4)
+    return y.reshape(*x.shape[:2], -1)
+
+  def outputs_and_grads(x, keys):
+    loss = lambda x: jnp.sum(jnp.sin(run(x, keys)[:, :most]))
+    return run(x, keys), jax.grad(loss)(x)
+
+  want = [y[rows, :most] for y in outputs_and_grads(x, keys)]
+  got = outputs_and_grads(x[rows, :most], keys[rows])
+  tiny.assert_close(list(got), want, rtol=1e-4, atol=1e-6)
+  # Each example, and each head, has a mask of its own.
+  same = run(jnp.broadcast_to(x[:1], x.shape), keys)
+  assert not np.allclose(same[0], same[1])
+
+
 def test_gelu():
   x = jnp.linspace(-6, 6, 101)
   np.testing.assert_allclose(

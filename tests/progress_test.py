@@ -23,7 +23,7 @@ def show(num_rounds, seconds, start_round=0, terminal=False, rejected=()):
       progress.advance(
         loss=1.5,
         client_steps_per_s=40.0,
-        accuracy=accuracy,
+        score=accuracy,
         rejected=rejected,
       )
   return shown.getvalue()

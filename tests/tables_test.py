@@ -112,6 +112,17 @@ def test_labels_part_the_variants_of_a_method():
   assert [row[:2] for row in rows] == [['a', '50.0'], ['b', '60.0']]
 
 
+def test_tables_name_what_was_measured():
+  runs = [
+    summary(0.5, metric='exact_match'),
+    summary(0.6, metric='exact_match'),
+  ]
+  header, *_ = cells(tables.comparison_markdown(runs))
+  assert header[1] == 'exact match %'
+  assert 'Exact match (%)' in rendered(tables.comparison_table(runs))
+  assert tables.measured([summary(0.5), *runs]) == 'score'
+
+
 def test_a_run_that_diverged_has_no_accuracy():
   run = summary(0.5) | {'accuracy': None, 'accuracy_by_domain': {'noto': None}}
   _, _, row = cells(tables.comparison_markdown([run]))

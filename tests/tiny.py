@@ -225,13 +225,15 @@ def vit_foundation(
   *,
   targets: tuple[str, ...] = TARGETS,
   remat: bool = False,
+  unroll: bool = False,
   **changes: Any,
 ) -> foundation.Foundation:
   """Returns a noisy ViT."""
   lora = Lora(rank=2, scale=2.0, dropout=dropout)
   adapters = dict.fromkeys(targets, lora)
   shape = vit_config(**changes)
-  make = lambda: vit.ViT(shape, adapters, remat=remat, rngs=nnx.Rngs(0))
+  ways = {'remat': remat, 'unroll': unroll}
+  make = lambda: vit.ViT(shape, adapters, **ways, rngs=nnx.Rngs(0))
   return _draw(make) if shape.full else _split(make())
 
 
@@ -248,7 +250,8 @@ def text_foundation(
   *, targets: tuple[str, ...] = (), **changes: Any
 ) -> foundation.Foundation:
   """Returns a noisy BERT."""
-  lora, shape = Lora(rank=2, scale=2.0, dropout=0.0), text_config(**changes)
+  shape = text_config(**changes)
+  lora = Lora(rank=2, scale=2.0, dropout=shape.dropout)
   adapters = dict.fromkeys(targets, lora)
   return _draw(lambda: text.TextEncoder(shape, adapters, rngs=nnx.Rngs(0)))
 

@@ -78,9 +78,10 @@ def test_a_selection_runs_the_blocks_of_those_ids():
   np.testing.assert_allclose(got, _run(found, layers), rtol=1e-4, atol=1e-5)
 
 
-def test_remat_changes_nothing():
-  def gradient(remat):
-    found = tiny.vit_foundation(dropout=0.3, remat=remat)
+@pytest.mark.parametrize('way', ['remat', 'unroll'])
+def test_how_blocks_run_changes_nothing(way):
+  def gradient(**ways):
+    found = tiny.vit_foundation(dropout=0.3, **ways)
     layers = np.arange(tiny.DEPTH)
 
     def loss(theta):
@@ -89,7 +90,7 @@ def test_remat_changes_nothing():
 
     return jax.jit(jax.grad(loss))(found.theta)
 
-  tiny.assert_close(gradient(True), gradient(False), rtol=1e-3, atol=1e-5)
+  tiny.assert_close(gradient(**{way: True}), gradient(), rtol=1e-3, atol=1e-5)
 
 
 def test_dropout_needs_a_key_and_follows_it(found):

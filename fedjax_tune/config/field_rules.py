@@ -209,6 +209,7 @@ RULES = {
   'engine.slab': at_least(0),
   'engine.devices': at_least(0),
   'engine.fsdp': _ANY,
+  'engine.unroll': _ANY,
   'engine.compilation_cache': _ANY,
   'engine.cache_frozen': _ANY,
   'fedra.coverage_repair': _ANY,

@@ -244,6 +244,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'engine.slab': (),
   'engine.devices': (),
   'engine.fsdp': (),
+  'engine.unroll': (),
   'engine.compilation_cache': (),
   'engine.cache_frozen': (),
   'fedra.coverage_repair': (_method('fedra'),),

@@ -147,6 +147,13 @@ def _disagreements(
       f'clients.report={cfg.report} must be 0 with engine.fsdp=True: clients'
       ' are judged on one device, which holds the whole model.'
     )
+  if experiment.engine.unroll and (
+    experiment.engine.fsdp or experiment.model.remat
+  ):
+    yield (
+      'engine.unroll=True must be False with engine.fsdp=True or'
+      ' model.remat=True: these hold a block only while it runs.'
+    )
   if cfg.fit and not cfg.devices and RULES['clients.fit'].holds(cfg.fit):
     yield (
       f"clients.fit={cfg.fit!r} must be '', or clients.devices='' name the"

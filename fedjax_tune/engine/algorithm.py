@@ -160,7 +160,7 @@ class Client:
       same shapes for all; on the host. None remembers nothing.
     by_example: Whether the loss is a mean over what its metric `count` counts,
       and nothing besides. Then a batch may run in parts, each with the key of the
-      step; see `gradient.in_parts`.
+      step, of which models are given `batch.keys(key)`; see `gradient.in_parts`.
   """
 
   loss: Callable[[Model, Batch, Context, jax.Array], LossAndSums]
@@ -189,7 +189,8 @@ def fedavg_client(task: Task) -> Client:
   def loss(
     model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
-    return task.loss(outputs(model, batch.inputs, context.held, key), batch)
+    keys = batch.keys(key)
+    return task.loss(outputs(model, batch.inputs, context.held, keys), batch)
 
   return Client(loss, by_example=True)
 

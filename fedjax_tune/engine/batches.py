@@ -68,9 +68,21 @@ def shapes(train: Corpus, length: int, lead: tuple[int, ...]) -> Batch:
     lead: Leading axes: [B], or [S, B].
   """
   one = np.zeros(1, int)
-  batch = Batch(train.read(one, length), train.labels[one], np.zeros(1, bool))
+  row = row_numbers(train.lengths, one.shape)
+  batch = Batch(
+    train.read(one, length), train.labels[one], np.zeros(1, bool), row
+  )
   shape = lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype)
   return jax.tree.map(shape, batch)
+
+
+def row_numbers(
+  lengths: np.ndarray | None, shape: tuple[int, ...]
+) -> np.ndarray | None:
+  """Returns `Batch.row` of batches of this shape; None where no text has a length."""
+  if lengths is None:
+    return None
+  return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
 
 
 def parts(

@@ -28,11 +28,23 @@ class Batch(NamedTuple):
     inputs: What the model reads.
     label: int32 [..., B].
     valid: bool [..., B]; False marks padding.
+    row: Of texts the row of the batch as it was drawn, int32 [..., B].
   """
 
   inputs: Inputs
   label: AnyArray
   valid: AnyArray
+  row: AnyArray | None = None
+
+  def keys(self, key: jax.Array) -> jax.Array:
+    """Returns the key of a model's dropout: of texts one for each, [B].
+
+    What a text drops then depends neither on how far it is padded nor on what
+    runs beside it.
+    """
+    if self.row is None:
+      return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, self.row)
 
 
 class Parts(NamedTuple):
@@ -81,8 +93,7 @@ def in_parts(
   """Returns what `gradient` does of a batch, computed part by part.
 
   For clients that run one at a time: under a `vmap` each part would be run in
-  every length. And for losses without dropout, whose masks depend on how far a
-  text is padded.
+  every length.
 
   Args:
     gradient: Of a mean over what the metric `count` counts.
@@ -103,9 +114,9 @@ def in_parts(
 
     def run(rows):
       rows = rows[:size]
-      text, label, valid = jax.tree.map(lambda x: x[rows], batch)
-      text = jax.tree.map(lambda x: x[:, :length], text)
-      part = Batch(text, label, valid & (rows >= 0))
+      part = jax.tree.map(lambda x: x[rows], batch)
+      text = jax.tree.map(lambda x: x[:, :length], part.inputs)
+      part = part._replace(inputs=text, valid=part.valid & (rows >= 0))
       metrics, grads = gradient(local, part, key)
       return metrics, jax.tree.map(lambda g: metrics['count'] * g, grads)
 

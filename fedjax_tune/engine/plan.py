@@ -188,13 +188,11 @@ class Planner:
     """Tokens to which parts of batches are padded; () pads whole batches.
 
     Batches of texts run in parts where clients run one by one, and where that
-    changes nothing but rounding: the loss must be a mean over examples, and
-    there must be no dropout, whose masks depend on the padding.
+    changes nothing but rounding: the loss must be a mean over examples.
     """
     e = self.experiment
     mode = resolve(e.engine.mode, jax.default_backend())
-    drops = e.model.dropout or (e.model.tune == 'lora' and e.lora.dropout)
-    by_example = self.algorithm.client.by_example and not drops
+    by_example = self.algorithm.client.by_example
     longest = max(self._longest.values())
     found = tuple(n for n in e.data.lengths if n <= longest)
     return found if by_example and mode == 'map' and len(found) > 1 else ()
@@ -363,7 +361,10 @@ class Planner:
     inputs = examples.read(rows.reshape(-1), slab.sig.length)
     unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
     batches = Batch(
-      jax.tree.map(unflatten, inputs), examples.labels[rows], valid
+      jax.tree.map(unflatten, inputs),
+      examples.labels[rows],
+      valid,
+      batching.row_numbers(examples.lengths, rows.shape),
     )
     parts = None
     if self.lengths and examples.lengths is not None:

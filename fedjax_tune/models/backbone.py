@@ -60,11 +60,12 @@ def build_model(
   adapters: Adapters | None = None,
   *,
   remat: bool = False,
+  unroll: bool = False,
   rngs: nnx.Rngs,
 ) -> vit.ViT | text.TextEncoder | decoder.Decoder:
   """Builds the model of a configuration, its pretrained part still zeros."""
   build = FAMILIES[config.family].kind.build
-  return build(config, adapters, remat=remat, rngs=rngs)
+  return build(config, adapters, remat=remat, unroll=unroll, rngs=rngs)
 
 
 def variables(

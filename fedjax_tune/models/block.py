@@ -42,13 +42,13 @@ class Keys:
   )
 
   def __init__(self, key: jax.Array | None, layer: Array | int) -> None:
-    self._key = None if key is None else jax.random.fold_in(key, layer)
+    self._key = None if key is None else primitives.fold_in(key, layer)
 
   def __call__(self, name: str) -> jax.Array | None:
     """Returns the key of one dropout, or None without any."""
     if self._key is None:
       return None
-    return jax.random.fold_in(self._key, self._TAGS.index(name))
+    return primitives.fold_in(self._key, self._TAGS.index(name))
 
 
 class Attention(nnx.Module):

@@ -72,11 +72,12 @@ class Decoder(nnx.Module):
     adapters: Adapters | None = None,
     *,
     remat: bool = False,
+    unroll: bool = False,
     rngs: nnx.Rngs,
   ) -> None:
     embed = (('embed', config.embed),)
     self.config = config
-    self.remat = remat
+    self.remat, self.unroll = remat, unroll
     self.embed = Embedding(config, rngs)
     self.blocks = DecoderBlock(config, adapters or {}, rngs)
     self.norm = norm(config)
@@ -185,4 +186,5 @@ class Decoder(nnx.Module):
       real_BxT,
       pool=pool,
       remat=self.remat,
+      unroll=self.unroll and key is not None,
     )

@@ -100,7 +100,7 @@ class Kind(NamedTuple):
   """What families share that one model of this package computes.
 
   Attributes:
-    build: (sizes, adapters, remat=, rngs=) -> the model.
+    build: (sizes, adapters, remat=, unroll=, rngs=) -> the model.
     parse: (config.json, its path) -> sizes.
     render: (sizes, fields of every family) -> config.json.
     head: What the name of a class ends with in `transformers`, if it has the

@@ -96,7 +96,7 @@ class Linear(nnx.Module):
     else:
       rate, seed = 0.0, jnp.zeros(2, jnp.uint32)
       if key is not None and self.adapter.dropout:
-        rate, seed = self.adapter.dropout, jax.random.bits(key, (2,))
+        rate, seed = self.adapter.dropout, primitives.words(key)
       y = primitives.lora_dense(
         flat,
         kernel,

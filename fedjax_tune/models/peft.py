@@ -168,6 +168,7 @@ def _make(
     cfg,
     adapters(experiment, projections),
     remat=experiment.model.remat,
+    unroll=experiment.engine.unroll,
     rngs=nnx.Rngs(experiment.seed),
   )
   if experiment.model.tune == 'bitfit':

@@ -15,10 +15,30 @@ import numpy as np
 # Added to the scores of padding; finite, so that a row of padding alone has
 # no NaN.
 _HIDDEN = -1e9
+# Positions from one query to the next in the masks of attention's weights: more
+# than any text has tokens.
+_TOKENS = 2**16
+
+
+def fold_in(key: jax.Array, data: Array | int) -> jax.Array:
+  """Folds a number into a key, or into each of several."""
+  fold = jax.random.fold_in
+  return jax.vmap(fold, (0, None))(key, data) if key.ndim else fold(key, data)
+
+
+def words(
+  key: jax.Array, shape: tuple[int, ...] = ()
+) -> UInt32[Array, '... 2']:
+  """Draws two random words, or an array of pairs, from each key."""
+  draw = lambda key: jax.random.bits(key, (*shape, 2))
+  return jax.vmap(draw)(key) if key.ndim else draw(key)
 
 
 def keep_mask(
-  seed_2: UInt32[Array, '2'], shape: tuple[int, ...], rate: float
+  seeds: UInt32[Array, '... 2'],
+  shape: tuple[int, ...],
+  rate: float,
+  stride: int = 0,
 ) -> Array:
   """Draws a dropout mask, True with probability 1 - rate.
 
@@ -28,23 +48,41 @@ def keep_mask(
   and the element's position only, so `vmap` and `map` over clients agree.
 
   Args:
-    seed_2: Two random words.
-    shape: Shape of the mask.
+    seeds: Two random words, for each mask.
+    shape: Shape of a mask.
     rate: Probability of False, in [0, 1).
+    stride: Positions from one row of a matrix to the next; 0 leaves none
+      between.
+
+  Returns:
+    The masks, of the axes of the seeds and then `shape`.
   """
-  count = jax.lax.iota(jnp.uint32, int(np.prod(shape)))
-  bits = (count * np.uint32(0x9E3779B9)) ^ seed_2[0]
+  count = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
+  if stride:
+    row, column = (
+      jax.lax.broadcasted_iota(jnp.uint32, shape, i) for i in (0, 1)
+    )
+    count = row * np.uint32(stride) + column
+  lead = seeds.shape[:-1]
+  first, second = (
+    seeds[..., i].reshape(*lead, *[1] * len(shape)) for i in (0, 1)
+  )
+  bits = (count * np.uint32(0x9E3779B9)) ^ first
   for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
     bits = (bits ^ (bits >> shift)) * np.uint32(factor)
-    bits = bits + seed_2[1]
+    bits = bits + second
   bits = bits ^ (bits >> 16)
-  return (bits >= np.uint32(rate * 2**32)).reshape(shape)
+  return bits >= np.uint32(rate * 2**32)
 
 
-def _drop(x: Array, seed_2: Array, rate: float) -> Array:
+def _drop(x: Array, seeds: Array, rate: float, stride: int = 0) -> Array:
+  """Drops of x, whose first axis falls into as many parts as there are seeds."""
   if rate == 0.0:
     return x
-  keep = keep_mask(seed_2, x.shape, rate)
+  lead, shape = seeds.shape[:-1], x.shape
+  if lead:
+    shape = x.shape[1:] if stride else (x.size // lead[0],)
+  keep = keep_mask(seeds, shape, rate, stride if lead else 0).reshape(x.shape)
   return jnp.where(keep, x * np.asarray(1 / (1 - rate), x.dtype), 0)
 
 
@@ -55,12 +93,13 @@ def dropout(
 
   Args:
     x: Anything.
-    key: Draws which; None, in evaluation, leaves all as they are.
+    key: Draws which; or one for each example, along the first axis. None, in
+      evaluation, leaves all as they are.
     rate: In [0, 1); 0 leaves all as they are.
   """
   if key is None or rate == 0.0:
     return x
-  return _drop(x, jax.random.bits(key, (2,)), rate)
+  return _drop(x, words(key), rate)
 
 
 def _times(x: Array, kernel_IxO: Array, *, back: bool = False) -> Array:
@@ -109,7 +148,7 @@ def lora_dense(
   kernel_IxO: Float[Array, 'I O'],
   a_IxR: Float[Array, 'I R'],
   b_RxO: Float[Array, 'R O'],
-  seed_2: UInt32[Array, '2'],
+  seeds: UInt32[Array, '... 2'],
   scale: float,
   rate: float,
 ) -> Float[Array, 'N O']:
@@ -124,34 +163,35 @@ def lora_dense(
       `dense`.
     a_IxR: Down projection.
     b_RxO: Up projection.
-    seed_2: Seed of the dropout on the adapter's input.
+    seeds: Of the dropout on the adapter's input: [2], or for each of B examples,
+      of which each has N/B rows, [B, 2].
     scale: alpha / rank.
     rate: Dropout rate; 0 turns dropout off.
   """
-  return _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, scale, rate)[0]
+  return _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seeds, scale, rate)[0]
 
 
-def _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, scale, rate):
-  h_NxR = _drop(x_NxI, seed_2, rate) @ a_IxR
+def _lora_forward(x_NxI, kernel_IxO, a_IxR, b_RxO, seeds, scale, rate):
+  h_NxR = _drop(x_NxI, seeds, rate) @ a_IxR
   y_NxO = _times(x_NxI, kernel_IxO) + scale * (h_NxR @ b_RxO)
-  return y_NxO, (x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR)
+  return y_NxO, (x_NxI, kernel_IxO, a_IxR, b_RxO, seeds, h_NxR)
 
 
 def _lora_backward(scale, rate, saved, dy_NxO):
-  x_NxI, kernel_IxO, a_IxR, b_RxO, seed_2, h_NxR = saved
+  x_NxI, kernel_IxO, a_IxR, b_RxO, seeds, h_NxR = saved
   g_NxR = scale * (dy_NxO @ b_RxO.T)
-  dropped_NxI = _drop(x_NxI, seed_2, rate)
+  dropped_NxI = _drop(x_NxI, seeds, rate)
   # Behind the barrier, as XLA would make one slow product of this and `.T`.
   da_RxI = jnp.einsum('nr,ni->ri', g_NxR, dropped_NxI)
   da_IxR = jax.lax.optimization_barrier(da_RxI).T
   db_RxO = scale * jnp.einsum('nr,no->ro', h_NxR, dy_NxO)
   dx_NxI = _times(dy_NxO, kernel_IxO, back=True) + _drop(
-    g_NxR @ a_IxR.T, seed_2, rate
+    g_NxR @ a_IxR.T, seeds, rate
   )
   # Dead code, and removed by XLA, where the kernel is frozen.
   dkernel_IxO = jnp.einsum('ni,no->io', x_NxI, dy_NxO)
   dkernel_IxO = dkernel_IxO.astype(kernel_IxO.dtype)
-  dseed = np.zeros((2,), jax.dtypes.float0)
+  dseed = np.zeros(seeds.shape, jax.dtypes.float0)
   return dx_NxI, dkernel_IxO, da_IxR, db_RxO, dseed
 
 
@@ -227,7 +267,7 @@ def attention(
     v_BxSxHxV: Values; their width may differ from the keys'.
     real_BxS: False marks padding, to which nothing attends.
     seen_TxS: Which keys each query may attend to; None is all.
-    key: Of the dropout of attention's weights.
+    key: Of the dropout of attention's weights; or one for each example, [B].
     rate: Its rate.
   """
   B, T, H, _ = q_BxTxHxE.shape
@@ -243,10 +283,10 @@ def attention(
     bias = jnp.repeat(bias_BxS, H, 0)[:, None]
   if seen_TxS is not None:
     bias = bias + jnp.where(seen_TxS, 0.0, _HIDDEN)
-  seed_2 = jnp.zeros(2, jnp.uint32)
+  seeds = jnp.zeros(2, jnp.uint32)
   if key is not None and rate:
-    seed_2 = jax.random.bits(key, (2,))
-  out = _attend(q, k, v, bias, seed_2, 0.0 if key is None else rate)
+    seeds = words(key, (H,)).reshape(B * H, 2) if key.ndim else words(key)
+  out = _attend(q, k, v, bias, seeds, 0.0 if key is None else rate)
   out = jax.lax.optimization_barrier(out).reshape(B, H, T, -1)
   return jnp.moveaxis(out, 1, 2)
 
@@ -257,7 +297,7 @@ def _attend(
   k_NxSxE: Array,
   v_NxSxV: Array,
   bias: Array,
-  seed_2: Array,
+  seeds: Array,
   rate: float,
 ) -> Array:
   """Attends within N pairs of example and head; `bias` adds to the scores.
@@ -265,25 +305,27 @@ def _attend(
   The backward pass transposes weights, and multiplies them then: a batched
   product that sums over rows is three times as slow on a CPU.
   """
-  return _attend_forward(q_NxTxE, k_NxSxE, v_NxSxV, bias, seed_2, rate)[0]
+  return _attend_forward(q_NxTxE, k_NxSxE, v_NxSxV, bias, seeds, rate)[0]
 
 
-def _attend_forward(q, k, v, bias, seed_2, rate):
+def _attend_forward(q, k, v, bias, seeds, rate):
   scores = jnp.einsum('nte,nse->nts', q, k) * np.float32(q.shape[-1] ** -0.5)
   weights = jax.nn.softmax(scores + bias, -1)
-  out = jnp.einsum('nts,nse->nte', _drop(weights, seed_2, rate), v)
-  return out, (q, k, v, bias, seed_2, weights)
+  dropped = _drop(weights, seeds, rate, _TOKENS)
+  out = jnp.einsum('nts,nse->nte', dropped, v)
+  return out, (q, k, v, bias, seeds, weights)
 
 
 def _attend_backward(rate, saved, dout):
-  q, k, v, bias, seed_2, weights = saved
+  q, k, v, bias, seeds, weights = saved
   transpose = lambda x: jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
-  dv = transpose(_drop(weights, seed_2, rate)) @ dout
-  dweights = _drop(jnp.einsum('nte,nse->nts', dout, v), seed_2, rate)
+  drop = lambda x: _drop(x, seeds, rate, _TOKENS)
+  dv = transpose(drop(weights)) @ dout
+  dweights = drop(jnp.einsum('nte,nse->nts', dout, v))
   mean = jnp.sum(dweights * weights, -1, keepdims=True)
   dscores = weights * (dweights - mean) * np.float32(q.shape[-1] ** -0.5)
   dq, dk = dscores @ k, transpose(dscores) @ q
-  dseed = np.zeros((2,), jax.dtypes.float0)
+  dseed = np.zeros(seeds.shape, jax.dtypes.float0)
   return dq, dk, dv, jnp.zeros_like(bias), dseed
 
 

@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 from jax.extend.core import Primitive
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_tune.models.block import Keys
@@ -14,6 +15,7 @@ _VIEWS = frozenset(
     'squeeze',
     'reshape',
     'convert_element_type',
+    'bitcast_convert_type',
     # Of a stack that is divided among devices.
     'all_gather',
     'all_to_all',
@@ -30,6 +32,18 @@ def _is_kept(primitive: Primitive, *_: object, **__: object) -> bool:
   return primitive.name not in _VIEWS
 
 
+def _take(stack: Array, layer: Int[Array, '']) -> Array:
+  """Returns one block's part of a frozen stack.
+
+  bfloat16 moves as integers: XLA turns a slice of it on a CPU into one of
+  float32, and copies the whole stack for that.
+  """
+  if not isinstance(stack, jax.Array) or stack.dtype != jnp.bfloat16:
+    return stack[layer]
+  bits = jax.lax.bitcast_convert_type(stack, jnp.uint16)[layer]
+  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
 def run_blocks(
   blocks: nnx.Module,
   x_BxTxD: Float[Array, 'B T D'],
@@ -39,6 +53,7 @@ def run_blocks(
   *,
   pool: bool,
   remat: bool,
+  unroll: bool,
 ) -> tuple[Float[Array, 'B Q D'], Float[Array, 'M B D']]:
   """Runs the blocks `layers_N` of a stack.
 
@@ -52,6 +67,7 @@ def run_blocks(
     pool: Whether the last block updates the first token alone: nothing reads
       the others.
     remat: Recompute each block in the backward pass.
+    unroll: Let blocks follow one another in the program, in place of a loop.
 
   Returns:
     The tokens after the last block (Q is 1 if pooled, else T), and the first
@@ -62,7 +78,7 @@ def run_blocks(
   def block_of(x, layer, local_block, queries):
     # The frozen block is taken by its id inside the scan and inside the
     # checkpoint: elsewhere, every held block would live at once.
-    base_block = jax.tree.map(lambda p: p[layer], base)
+    base_block = jax.tree.map(lambda p: _take(p, layer), base)
     block = nnx.merge(graph, local_block, base_block)
     return block(x, queries, Keys(key, layer), real_BxT)
 
@@ -76,7 +92,7 @@ def run_blocks(
     return y, y[:, 0]
 
   head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
-  x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head)
+  x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head, unroll=unroll)
   layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
   queries = 1 if pool else x_BxTxD.shape[1]
   return run(x_BxTxD, layer, block, queries), exits_MxBxD

@@ -95,11 +95,12 @@ class TextEncoder(nnx.Module):
     adapters: Adapters | None = None,
     *,
     remat: bool = False,
+    unroll: bool = False,
     rngs: nnx.Rngs,
   ) -> None:
     embed = ('embed', config.embed)
     self.config = config
-    self.remat = remat
+    self.remat, self.unroll = remat, unroll
     self.embed = Embedding(config, rngs)
     self.blocks = PostNormBlock(config, adapters or {}, rngs)
     new = config.family != 'bert'
@@ -201,5 +202,12 @@ class TextEncoder(nnx.Module):
     """Runs the blocks; returns the tokens and the earlier first tokens."""
     x_BxTxD, real_BxT = self.start(inputs, key)
     return stack.run_blocks(
-      self.blocks, x_BxTxD, layers_N, key, real_BxT, pool=pool, remat=self.remat
+      self.blocks,
+      x_BxTxD,
+      layers_N,
+      key,
+      real_BxT,
+      pool=pool,
+      remat=self.remat,
+      unroll=self.unroll and key is not None,
     )

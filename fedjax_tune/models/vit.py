@@ -85,11 +85,12 @@ class ViT(nnx.Module):
     adapters: Adapters | None = None,
     *,
     remat: bool = False,
+    unroll: bool = False,
     rngs: nnx.Rngs,
   ) -> None:
     adapters = adapters or {}
     embed = ('embed', config.embed)
-    self.remat = remat
+    self.remat, self.unroll = remat, unroll
     self.embed = Embedding(config, adapters, rngs)
     self.blocks = Block(config, adapters, rngs)
     self.norm = linear.LayerNorm(embed, eps=config.eps, kind=kind(config))
@@ -156,5 +157,11 @@ class ViT(nnx.Module):
     """Runs the blocks; returns the tokens and the earlier class tokens."""
     x_BxTxD, _ = self.start(images, key)
     return stack.run_blocks(
-      self.blocks, x_BxTxD, layers_N, key, pool=pool, remat=self.remat
+      self.blocks,
+      x_BxTxD,
+      layers_N,
+      key,
+      pool=pool,
+      remat=self.remat,
+      unroll=self.unroll and key is not None,
     )

@@ -19,20 +19,25 @@ _MOST_DOTS = 300
 _COST = 'a local step of a client'
 
 
-def plot_run(rows: Sequence[Record], path: str | os.PathLike[str]) -> None:
+def plot_run(
+  rows: Sequence[Record],
+  path: str | os.PathLike[str],
+  metric: str = 'accuracy',
+) -> None:
   """Draws each client's accuracy, by class and by what a step costs.
 
   Args:
     rows: The clients of a run, from `clients.csv`.
     path: The PNG to write.
+    metric: What is measured.
   """
   classes = clients.by_class(rows)
   models = [m for m in clients.MODELS if any(map(math.isfinite, _of(rows, m)))]
   with mpl.rc_context(figure.STYLE):
     fig = figure.new_figure(max(3.2, 1.6 + 0.5 * len(classes)))
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
-    _by_class(left, classes, models)
-    _by_cost(right, classes, models)
+    _by_class(left, classes, models, metric)
+    _by_cost(right, classes, models, metric)
     handles, names = right.get_legend_handles_labels()
     fig.legend(
       handles, names, loc='outside lower center', ncols=3, frameon=False
@@ -44,6 +49,7 @@ def plot_methods(
   runs: Mapping[str, Mapping[int, Sequence[Record]]],
   methods: Mapping[str, str],
   path: str | os.PathLike[str],
+  metric: str = 'accuracy',
 ) -> None:
   """Draws how what clients hold serves them, methods side by side.
 
@@ -54,6 +60,7 @@ def plot_methods(
     runs: For each label and seed the clients of the run; all seeds count.
     methods: Of each label.
     path: The PNG to write.
+    metric: What is measured.
   """
   looks = styles.of({label: methods[label] for label in runs})
   names = figure.short([tables.plain(label) for label in runs])
@@ -81,7 +88,7 @@ def plot_methods(
     left.set(
       title='Clients, the worst first',
       xlabel='clients (%)',
-      ylabel='accuracy of what each holds (%)',
+      ylabel=f'{metric} of what each holds (%)',
       xlim=(0, 100),
     )
     right.set_title('Means of classes, by cost')
@@ -98,6 +105,7 @@ def _by_class(
   ax: mpl_axes.Axes,
   classes: Mapping[str, Sequence[Record]],
   models: Sequence[str],
+  metric: str,
 ) -> None:
   """A row for each class: a dot for each client, a bar at their mean."""
   rng = np.random.default_rng(0)
@@ -118,7 +126,7 @@ def _by_class(
         ax.plot([mean, mean], ends, color=color, lw=2.4)
   ax.set(
     title='Clients, by class',
-    xlabel='accuracy (%), the bar is the mean',
+    xlabel=f'{metric} (%), the bar is the mean',
     ylim=(len(classes) - 0.4, -0.6),
   )
   labels = [f'{tables.plain(n)} ({len(c)})' for n, c in classes.items()]
@@ -131,6 +139,7 @@ def _by_cost(
   ax: mpl_axes.Axes,
   classes: Mapping[str, Sequence[Record]],
   models: Sequence[str],
+  metric: str,
 ) -> None:
   """The mean of each class, with the deviation of its clients."""
   for model in models:
@@ -146,7 +155,7 @@ def _by_cost(
       x, mean, deviation, color=_COLORS[model], marker=_MARKERS[model], ms=4,
       capsize=2, elinewidth=0.8, label=f'{model}: {clients.MODELS[model]}',
     )  # fmt: skip
-  ax.set(title='Means of classes, by cost', ylabel='accuracy (%)')
+  ax.set(title='Means of classes, by cost', ylabel=f'{metric} (%)')
   _finish_cost(ax)
 
 

@@ -131,7 +131,9 @@ def _pair(found: Record | None) -> tuple[str, str]:
 
 
 def comparison_markdown(
-  runs: Mapping[str, Mapping[int, Sequence[Record]]], alone: str
+  runs: Mapping[str, Mapping[int, Sequence[Record]]],
+  alone: str,
+  metric: str = 'accuracy',
 ) -> str:
   """Compares methods client by client, as a Markdown table.
 
@@ -140,8 +142,9 @@ def comparison_markdown(
     alone: The label of clients that train alone; '' if there is none. Each
       client is compared with what it reached there, in the run of the same
       seed.
+    metric: What is measured.
   """
-  header = ['method', 'model', 'accuracy %', 'deviation', 'worst tenth']
+  header = ['method', 'model', f'{metric} %', 'deviation', 'worst tenth']
   header += ['gain over alone', 'better off %'] if alone else []
   cells = []
   for label, seeds in runs.items():

@@ -17,6 +17,7 @@ def plot_frontier(
   runs: Mapping[str, Sequence[Sequence[Record]]],
   path: str | os.PathLike[str],
   methods: Mapping[str, str] | None = None,
+  metric: str = 'accuracy',
 ) -> None:
   """Draws accuracy by bytes moved and, where devices are given, by time.
 
@@ -25,6 +26,7 @@ def plot_frontier(
       its seeds, of accuracy and of cost, at the evaluations that all have.
     path: The PNG to write.
     methods: Of each label, if they are called something else.
+    metric: What is measured.
   """
   timed = any(
     targets.spent(row).simulated_s
@@ -48,7 +50,8 @@ def plot_frontier(
     for ax, name in zip(axes, names, strict=True):
       ax.set_xlabel(name)
       ax.set_xlim(left=0)
-    axes[0].set(title='Accuracy by what it cost', ylabel='accuracy (%)')
+    title = f'{metric.capitalize()} by what it cost'
+    axes[0].set(title=title, ylabel=f'{metric} (%)')
     fig.legend(
       *axes[0].get_legend_handles_labels(),
       loc='outside lower center',

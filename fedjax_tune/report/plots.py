@@ -24,6 +24,7 @@ def plot_run(
   workdir: str | os.PathLike[str],
   domain_names: Sequence[str],
   chance: Mapping[str, float] | None = None,
+  metric: str = 'accuracy',
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Draws a run's `accuracy.png` (with its loss) and `coverage.png`.
 
@@ -32,6 +33,7 @@ def plot_run(
     domain_names: The domains, one line each.
     chance: Accuracies in [0, 1] of a model that has learned nothing, by what
       they are called.
+    metric: What is measured.
 
   Returns:
     The paths of the two files.
@@ -46,7 +48,7 @@ def plot_run(
   accuracy_path = pathlib.Path(workdir) / 'accuracy.png'
   coverage_path = pathlib.Path(workdir) / 'coverage.png'
   with mpl.rc_context(figure.STYLE):
-    fig = _accuracy_figure(rows, domain_names, chance or {})
+    fig = _accuracy_figure(rows, domain_names, chance or {}, metric)
     fig.savefig(accuracy_path)
     _coverage_figure(rows).savefig(coverage_path)
   return accuracy_path, coverage_path
@@ -57,6 +59,7 @@ def plot_comparison(
   path: str | os.PathLike[str],
   methods: Mapping[str, str] | None = None,
   chance: Mapping[str, float] | None = None,
+  metric: str = 'accuracy',
 ) -> None:
   """Draws accuracy by round: each method's mean and deviation over seeds.
 
@@ -68,6 +71,7 @@ def plot_comparison(
     path: The PNG to write.
     methods: Of each label, if they are called something else.
     chance: See `plot_run`.
+    metric: What is measured.
   """
   looks = styles.of(methods or {name: name for name in curves})
   names = dict(zip(curves, _names(curves), strict=True))
@@ -80,7 +84,7 @@ def plot_comparison(
         for name, (rounds, mean, std) in found.items()
         if len(rounds)
       ]
-      _bars(ax, 'Accuracy', lines, percent)
+      _bars(ax, metric.capitalize(), lines, percent, metric)
       return
     labels = []
     for name, (rounds, mean, std) in found.items():
@@ -95,7 +99,8 @@ def plot_comparison(
         labels.append(figure.EndLabel(rounds[-1], mean[-1], text, color))
     end = max((label.x for label in labels), default=1)
     figure.mark_chance(ax, percent)
-    figure.by_round(ax, 'Accuracy by round', 'accuracy (%)', end, labels)
+    title = f'{metric.capitalize()} by round'
+    figure.by_round(ax, title, f'{metric} (%)', end, labels)
 
 
 def _names(curves: Iterable[str]) -> list[str]:
@@ -116,6 +121,7 @@ def _bars(
   title: str,
   lines: Sequence[Bar],
   chance: Mapping[str, float],
+  metric: str,
 ) -> None:
   """Draws one evaluation, which makes no line."""
   for i, (_, value, deviation, color) in enumerate(lines):
@@ -128,7 +134,7 @@ def _bars(
       f'{value:.1f}{spread}', (value + deviation, i), (4, 0), va='center', fontsize=9,
       textcoords='offset points',
     )  # fmt: skip
-  unit = 'accuracy (%)'
+  unit = f'{metric} (%)'
   for value in chance.values():
     ax.axvline(value, color='#999999', lw=0.9, ls=(0, (1, 2)))
   if chance:
@@ -184,6 +190,7 @@ def _accuracy_figure(
   rows: Sequence[Record],
   domain_names: Sequence[str],
   chance: Mapping[str, float],
+  metric: str,
 ) -> mpl_figure.Figure:
   lines = [
     (line, *_curve(rows, line.key)) for line in _lines(rows, domain_names)
@@ -193,10 +200,10 @@ def _accuracy_figure(
   left, right = fig.subplots(1, 2, width_ratios=(2.2, 1))
   percent = {name: 100 * value for name, value in chance.items()}
   if lines and all(len(rounds) == 1 for _, rounds, _ in lines):
-    done, title = int(lines[0][1][0]), 'Accuracy after'
+    done = int(lines[0][1][0])
     bars = [Bar(x.name, 100 * y[0], 0.0, x.color) for x, _, y in lines]
-    title += f' {done} round{"s"[: done != 1]}'
-    _bars(left, title, bars, percent)
+    title = f'{metric.capitalize()} after {done} round{"s"[: done != 1]}'
+    _bars(left, title, bars, percent, metric)
   elif lines:
     labels = []
     for line, rounds, values in lines:
@@ -213,7 +220,8 @@ def _accuracy_figure(
       )
     figure.mark_chance(left, percent)
     end = rows[-1]['round'] + 1
-    figure.by_round(left, 'Accuracy by round', 'accuracy (%)', end, labels)
+    title = f'{metric.capitalize()} by round'
+    figure.by_round(left, title, f'{metric} (%)', end, labels)
   _loss(right, rows)
   return fig
 

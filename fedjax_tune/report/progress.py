@@ -29,7 +29,7 @@ class _Bar(rich_progress.Progress):
 
 
 class RoundProgress:
-  """Shows round, loss, accuracy, client-steps/s, time gone and time left.
+  """Shows round, loss, score, client-steps/s, time gone and time left.
 
   On a terminal this is a live bar with one line of numbers under it.
   Elsewhere (a log file, a pipe) it is one plain line about every ten seconds,
@@ -48,6 +48,7 @@ class RoundProgress:
     start_round: int = 0,
     label: str = '',
     console: rich_console.Console | None = None,
+    metric: str = 'accuracy',
   ) -> None:
     """Prepares the bar; nothing shows before the context is entered.
 
@@ -56,6 +57,7 @@ class RoundProgress:
       start_round: Rounds that are done already, when a run is resumed.
       label: What is running, shown in front.
       console: Where to draw; standard output by default.
+      metric: What evaluations measure.
 
     Raises:
       ValueError: If start_round does not lie in [0, num_rounds].
@@ -79,10 +81,10 @@ class RoundProgress:
       speed_estimate_period=600.0,
       disable=not self._live,
     )
-    self._label = label
+    self._label, self._metric = label, metric
     self._num_rounds = num_rounds
     self._start_round = start_round
-    self._accuracy: float | None = None
+    self._score: float | None = None
     self._printed_at: float | None = None
     # How often each client was rejected since the last line.
     self._rejected: collections.Counter[int] = collections.Counter()
@@ -107,7 +109,7 @@ class RoundProgress:
     *,
     loss: float,
     client_steps_per_s: float,
-    accuracy: float | None = None,
+    score: float | None = None,
     rejected: Sequence[int] = (),
   ) -> None:
     """Counts one finished round.
@@ -115,16 +117,16 @@ class RoundProgress:
     Args:
       loss: Mean training loss of the round; NaN if no client counts.
       client_steps_per_s: Local steps of all clients per second.
-      accuracy: Fraction in [0, 1] if the round was evaluated; the last one
-        given stays on display.
+      score: Fraction of 1 if the round was evaluated; the last one given stays
+        on display.
       rejected: The clients whose numbers were not finite. Without a terminal,
         a line names all since the previous one.
     """
-    if accuracy is not None:
-      self._accuracy = accuracy
+    if score is not None:
+      self._score = score
     parts = [f'loss {loss:.4f}' if math.isfinite(loss) else 'loss -']
-    if self._accuracy is not None:
-      parts.append(f'accuracy {self._accuracy:.1%}')
+    if self._score is not None:
+      parts.append(f'{self._metric} {self._score:.1%}')
     parts.append(f'{client_steps_per_s:.1f} client-steps/s')
     self._rejected.update(rejected)
     if self._rejected:

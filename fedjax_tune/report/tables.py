@@ -37,7 +37,7 @@ def comparison_table(
       title, [header[0], *header[part]], [[c[0], *c[part]] for c in cells]
     )
     for title, part in (
-      ('Accuracy (%)', slice(1, cut)),
+      (f'{measured(summaries).capitalize()} (%)', slice(1, cut)),
       ('Costs', slice(cut, None)),
     )
   )
@@ -67,12 +67,31 @@ def models_markdown(summaries: Sequence[Record]) -> str:
   if not found:
     return ''
   return markdown(
-    ['method', 'model', 'accuracy %', 'seeds'],
+    ['method', 'model', f'{measured(summaries)} %', 'seeds'],
     [
       [label, model, _percent(values, spread=True), str(len(values))]
       for (label, model), values in found.items()
     ],
   )
+
+
+def measured(summaries: Sequence[Record]) -> str:
+  """Returns what the one number of runs is: 'accuracy', 'f1', 'exact match'.
+
+  Args:
+    summaries: The `summary.json` of each run; where they differ it is 'score'.
+  """
+  names = {summary.get('metric', 'accuracy') for summary in summaries}
+  return spoken(names.pop()) if len(names) == 1 else 'score'
+
+
+def spoken(metric: str) -> str:
+  """Returns the name of a metric as people read it.
+
+  >>> spoken('exact_match')
+  'exact match'
+  """
+  return metric.replace('_', ' ')
 
 
 def human_bytes(count: float | int) -> str:
@@ -144,7 +163,7 @@ def _comparison_cells(summaries: Sequence[Record]) -> Cells:
       summary
     )
   domains = list(dict.fromkeys(d for s in summaries for d in _domains(s)))
-  header = ['method', 'accuracy %', *domains, *_COSTS]
+  header = ['method', f'{measured(summaries)} %', *domains, *_COSTS]
   return header, [
     [label, *_comparison_row(runs, domains)] for label, runs in groups.items()
   ]

@@ -16,7 +16,7 @@ from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.engine.step import Shared
 from fedjax_tune.report import clients as reporting
-from fedjax_tune.report import writer
+from fedjax_tune.report import tables, writer
 from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Json
 
@@ -73,7 +73,8 @@ def write(
   from fedjax_tune.report import client_plots
 
   with endings.storing(place):
-    client_plots.plot_run(found, place / 'clients.png')
+    metric = tables.spoken(setup.train.task.primary)
+    client_plots.plot_run(found, place / 'clients.png', metric)
   return {
     'reported': len(chosen),
     'of': len(setup.partition),

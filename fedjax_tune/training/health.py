@@ -74,11 +74,11 @@ def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
     begin -= 1
     failed |= set(rows[begin]['train/rejected_clients'])
   if failed and (failed.issuperset(clients) or (over and begin == 0)):
-    last = rows[-1]['round']
+    last = rows[-1]['round'] + 1
     when = (
       f'round {last}'
       if begin + 1 == len(rows)
-      else (f'rounds {rows[begin]["round"]} to {last}')
+      else (f'rounds {rows[begin]["round"] + 1} to {last}')
     )
     raise endings.Diverged(
       f'{when}: no client sent finite numbers, of clients'

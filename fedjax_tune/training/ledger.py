@@ -126,7 +126,7 @@ class Ledger:
     with out.watch.section('training'):
       sums = jax.device_get(begun.sums)
     if not sums['finite']:
-      health.check_state(state, f'round {rnd}')
+      health.check_state(state, f'round {rnd + 1}')
     # It began when the device was done with the one before.
     begin, self.settled = max(begun.start, self.settled), time.perf_counter()
     self.meter = self.run.charge(self.meter, plan.members)
@@ -157,7 +157,7 @@ class Ledger:
     out.progress.advance(
       loss=record['train/loss'],
       client_steps_per_s=record['time/client_steps_per_s'],
-      accuracy=record.get('eval/accuracy'),
+      score=record.get('eval/accuracy'),
       rejected=record['train/rejected_clients'],
     )
     return ends

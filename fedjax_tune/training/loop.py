@@ -19,6 +19,7 @@ from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.report import clients as reporting_clients
+from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
@@ -200,7 +201,10 @@ def train_rounds(
       every = experiment.checkpoint_every
       saved = stack.enter_context(checkpoint.Checkpoints(workdir, every, own))
       writer = stack.enter_context(reporting.MetricsWriter(workdir, rows))
-    progress = stack.enter_context(RoundProgress(last, start, label, console))
+    metric = tables.spoken(run.setup.train.task.primary)
+    progress = stack.enter_context(
+      RoundProgress(last, start, label, console, metric)
+    )
     outputs = ledger.Outputs(claim, saved, writer, progress, watch, others)
     books = ledger.Ledger(
       run, signals, outputs, last, start, meter, now, best, state

@@ -43,7 +43,7 @@ def find(
       'its folder checkpoints to start again at round 0.'
     )
   if kept is None:
-    say(f'No checkpoint in {workdir}: the run starts at round 0.')
+    say(f'No checkpoint in {workdir}: the run starts from the beginning.')
     return None
   where = f'Checkpoint {kept.rounds} in {workdir}'
   identity.check(kept.run, own, where, inexact=inexact)

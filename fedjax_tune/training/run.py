@@ -237,7 +237,7 @@ class Run:
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
     """
-    return self.judge(state, f'round {rnd}') if self.is_due(rnd) else {}
+    return self.judge(state, f'round {rnd + 1}') if self.is_due(rnd) else {}
 
   def judge(self, state: server.ServerState, when: str) -> dict[str, float]:
     """Evaluates every model of the method.

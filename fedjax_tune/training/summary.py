@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from fedjax_tune import endings
+from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.training import build, clock, stopping
 from fedjax_tune.training.run import Run
@@ -27,7 +28,8 @@ def write_results(run: Run, workdir: str, clients: Json) -> Json:
 
   with endings.storing(workdir):
     floor = chance(run.setup)
-    plots.plot_run(workdir, run.setup.test.domain_names, floor)
+    metric = tables.spoken(run.setup.train.task.primary)
+    plots.plot_run(workdir, run.setup.test.domain_names, floor, metric)
   summary = summarize(run, workdir)
   if clients:
     summary['clients'] = clients

@@ -72,7 +72,7 @@ def test_a_run_of_broken_clients_ends(folder, whole, fault):
     examples = _broken(examples, slice(None))
   else:
     e.local.lr = 1e30
-  message = r'^round 0: no client sent finite numbers, of clients 0, 1, 2, 3\.'
+  message = r'^round 1: no client sent finite numbers, of clients 0, 1, 2, 3\.'
   with pytest.raises(endings.Diverged, match=message):
     lab.go(workdir, e, examples=examples)
   (row,) = writer.read_metrics(workdir)
@@ -101,9 +101,9 @@ def _spoilt(rnd, part, honest):
 @pytest.mark.parametrize(
   ('honest', 'message'),
   [
-    (True, r'^round 2: theta\.blocks\.lora_a and \d+ more of the server must'),
+    (True, r'^round 3: theta\.blocks\.lora_a and \d+ more of the server must'),
     # What is not seen in the state shows in what comes out.
-    (False, r"^round 2: evaluation 'full': the outputs of 31 of 31 test"),
+    (False, r"^round 3: evaluation 'full': the outputs of 31 of 31 test"),
   ],
 )
 def test_a_server_that_is_not_finite_ends_the_run(
@@ -127,8 +127,8 @@ def test_a_server_that_is_not_finite_ends_the_run(
 def test_a_checkpoint_that_is_not_finite_is_not_resumed(folder, whole):
   del whole
   workdir, e = folder / 'old', _experiment()
-  # As runs left them that looked for nothing: it is saved after round 1.
-  with pytest.raises(endings.Diverged, match=r'^round 2: theta'):
+  # As runs left them that looked for nothing: it is saved after the second round.
+  with pytest.raises(endings.Diverged, match=r'^round 3: theta'):
     lab.go(workdir, e, examples=_data(), patch=_spoilt(1, 'theta', False))
   with pytest.raises(endings.Diverged, match=r'^after 2 rounds: theta\.'):
     lab.go(workdir, e, examples=_data(), resume=True)

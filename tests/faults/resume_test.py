@@ -333,7 +333,9 @@ def test_a_board_that_is_lost(begun, folder, whole):
 def test_no_checkpoint_is_said(begun, whole):
   shutil.rmtree(begun / 'checkpoints')
   shown = lab.go(begun, resume=True)
-  assert f'No checkpoint in {begun}: the run starts at round 0.' in shown
+  assert (
+    f'No checkpoint in {begun}: the run starts from the beginning.' in shown
+  )
   assert lab.result(begun) == whole
 
 

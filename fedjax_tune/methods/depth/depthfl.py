@@ -135,7 +135,8 @@ def distilling_client(task: Task, exits: Exits, ramp_rounds: int) -> Client:
     model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     places = exits.of(len(layer_ids(context.held)))
-    scores_ExBxK = _scores(model, batch.inputs, context.held, places, key)
+    keys = batch.keys(key)
+    scores_ExBxK = _scores(model, batch.inputs, context.held, places, keys)
     over_exits = jax.vmap(task.loss, (0, None))
     losses_E, metrics = over_exits(scores_ExBxK, batch)
     pull = distillation(scores_ExBxK, batch.valid)

@@ -124,7 +124,8 @@ def client(task: Task) -> Client:
   def loss(
     model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
-    return task.loss(_logits(model, batch.inputs, context.held, key), batch)
+    keys = batch.keys(key)
+    return task.loss(_logits(model, batch.inputs, context.held, keys), batch)
 
   return Client(loss, by_example=True)
 

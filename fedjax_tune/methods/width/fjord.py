@@ -49,14 +49,14 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
   ) -> LossAndSums:
     held, widest = context.held, widths.rate_of(context.sig)
     up_to_own = sorted({r for r in widths.rates if r <= widest})
-    draw = jax.random.fold_in(key, _DRAW)
+    draw, keys = jax.random.fold_in(key, _DRAW), batch.keys(key)
 
     def train(rate):
       narrow = foundation.narrow(model, widths.amounts(rate))
-      scores = outputs(narrow, batch.inputs, held, key)
+      scores = outputs(narrow, batch.inputs, held, keys)
       if not distill or rate == up_to_own[-1]:
         return task.loss(scores, batch)
-      own = outputs(model, batch.inputs, held, key)
+      own = outputs(model, batch.inputs, held, keys)
       total, metrics = task.loss(own, batch)
       return total + _divergence(scores, own, batch.valid), metrics
 

@@ -57,7 +57,7 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
     rate = widths.rate_of(context.sig)
     if scaler and rate != 1:
       model = _scaled(model, rate)
-    scores = outputs(model, batch.inputs, context.held, key)
+    scores = outputs(model, batch.inputs, context.held, batch.keys(key))
     if masked_loss and _PRESENT in context.info:
       scores = jnp.where(context.info[_PRESENT] > 0, scores, 0)
     return task.loss(scores, batch)
