@@ -16,6 +16,7 @@ import fedjax_tune as ft
 from fedjax_tune import config, selection
 from fedjax_tune.costs import cost
 from fedjax_tune.data import public, shares, tasks
+from fedjax_tune.deploy import models
 from fedjax_tune.engine import plan
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import heterotune
@@ -570,5 +571,10 @@ def test_a_run_goes_on_where_it_was(tmp_path):
   e.rounds = 3
   got = loop.train(e, str(tmp_path / 'halves'), data=data, resume=True)
   assert set(got['other_accuracies']) >= {'vit_test', 'vit_test_d3'}
+  # And with what it wrote, its models are built again without its data.
+  ended = models.load(tmp_path / 'halves')
+  assert set(ended.models) == {
+    'vit_test', 'vit_test_d3', *(f'client{k}' for k in range(4))
+  }  # fmt: skip
   for name in ('accuracy', 'train_loss', 'other_accuracies', 'uplink_bytes'):
     assert got[name] == want[name]

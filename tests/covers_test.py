@@ -15,7 +15,6 @@ import tiny_text
 from fedjax_tune import config
 from fedjax_tune.data import corpus, covers, public, tokens
 from fedjax_tune.models import (
-  alignment,
   bottleneck,
   decoder,
   foundation,
@@ -146,7 +145,7 @@ def test_a_decoders_rows_are_made_of_the_right_tokens():
   spans[..., 1] = np.arange(1, 9)
   both = {'a': found, 'b': found}
   other = texts._replace(ids=np.asarray(texts.ids)[:, ::-1])
-  weigh = lambda b: alignment._weigh(
+  weigh = lambda b: reads.weigh(
     both, {'a': public.Shown(texts, spans), 'b': b}
   )['a']
   assert isinstance(weigh(public.Shown(other, spans)), np.ndarray)

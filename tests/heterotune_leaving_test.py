@@ -5,6 +5,7 @@ import functools
 import json
 from typing import Any
 
+from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from fedjax_tune.training import (
   method,
 )
 from fedjax_tune.training import workdir as run_folder
+from launch import deploy as command
 
 _NEAR = 1e-4
 _TIERS = ('vit_test', 'vit_test_d3')
@@ -175,6 +177,10 @@ def test_a_tier_is_deployed(run, tmp_path, monkeypatch):
   loaded = ft.load_model(tmp_path / 'whole')
   want = _evaluated(algorithm, state.theta, name, inputs)
   np.testing.assert_allclose(loaded(inputs), want, atol=_NEAR)
+  values = {'workdir': str(workdir), 'model': name, 'out': str(tmp_path / 'it')}
+  with flagsaver.flagsaver(**values):
+    command.main(['deploy'])
+  assert json.loads((tmp_path / 'it/deploy.json').read_text()) == record
   half = trained.held({'ffn': trained.sizes['ffn'] // 2})
   record = deployment.write(trained, half, tmp_path / 'half')
   assert record['file_parameters'] == record['parameters']

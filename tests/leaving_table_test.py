@@ -28,7 +28,8 @@ _TOP = """# What leaves, and how exactly
 Tiny models of noise on a base of noise, written by `launch.export` in each format,
 and loaded by `transformers`, by peft on `transformers`, and by `fedjax_tune.load_model`.
 Numbers are the largest difference of logits from what the run computes; the logits are
-of the order of 1. A dash is a refusal, whose reason stands below.
+of the order of 1. A dash is a refusal, whose reason stands below. With prompts before
+a decoder's words, peft's classifiers find no padding: there, texts without any.
 Written by `launch/test -m slow tests/leaving_table_test.py`.
 
 """

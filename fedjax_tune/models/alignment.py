@@ -22,12 +22,11 @@ import zlib
 import jax
 import numpy as np
 
-from fedjax_tune.data import covers
 from fedjax_tune.data.public import Shown
 from fedjax_tune.models import foundation, reads, spaces
 from fedjax_tune.models.federation import Sites
 from fedjax_tune.models.foundation import Foundation
-from fedjax_tune.typing import Inputs, Path, Tree
+from fedjax_tune.typing import Path, Tree
 
 # Path -> the value of a leaf, of each tier.
 Values = dict[str, dict[Path, np.ndarray]]
@@ -58,7 +57,7 @@ def align(
   Raises:
     ValueError: A model is narrower than a code, or the inputs are too few.
   """
-  weights = _weigh(tiers, shown)
+  weights = reads.weigh(tiers, shown)
   found = {
     name: reads.read(tier, shown[name].inputs, weights[name])
     for name, tier in tiers.items()
@@ -109,37 +108,6 @@ def restore(
       raise ValueError(f'what aligns tiers is not that of tier {name!r}.')
   split = lambda leaves: {(*p.split('/'),): leaf for p, leaf in leaves.items()}
   return {name: _set(tier, split(known[name])) for name, tier in tiers.items()}
-
-
-def _weigh(
-  tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
-) -> dict[str, reads.Weights]:
-  """Says of which tokens rows are made, so that those of all tiers match."""
-  if _same_tokens(tiers, {name: of.inputs for name, of in shown.items()}):
-    return dict.fromkeys(tiers, 'some')
-  covered = {n: shown[n].covered for n in tiers}
-  known = [spans for spans in covered.values() if spans is not None]
-  if len(known) < len(tiers):
-    return dict.fromkeys(tiers, 'mean')
-  return dict(zip(tiers, covers.match(known, reads.TOKENS), strict=True))
-
-
-def _same_tokens(
-  tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
-) -> bool:
-  """Says whether a token of one model is the same token of every other."""
-  first, *others = tiers
-  kind = lambda name: (
-    type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
-    reads.tokens(tiers[name], inputs[name]),
-  )
-  same = lambda a, b: all(
-    map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
-  )
-  return all(
-    kind(name) == kind(first) and same(inputs[name], inputs[first])
-    for name in others
-  )
 
 
 def _rows(

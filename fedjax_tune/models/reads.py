@@ -1,5 +1,6 @@
 """What the adapters and the head of a model read of some inputs."""
 
+from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_tune.data import covers
+from fedjax_tune.data.public import Shown
 from fedjax_tune.models.block import Keys
 from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.typing import Inputs, Tree
@@ -68,6 +71,37 @@ def tokens(found: Foundation, inputs: Inputs) -> int:
   model = lambda: found.merge(found.base, found.theta)
   x, _ = jax.eval_shape(lambda x: model().start(x), inputs)
   return x.shape[1]
+
+
+def weigh(
+  tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
+) -> dict[str, Weights]:
+  """Says of which tokens rows are made, so that those of all tiers match."""
+  if _same_tokens(tiers, {name: of.inputs for name, of in shown.items()}):
+    return dict.fromkeys(tiers, 'some')
+  covered = {n: shown[n].covered for n in tiers}
+  known = [spans for spans in covered.values() if spans is not None]
+  if len(known) < len(tiers):
+    return dict.fromkeys(tiers, 'mean')
+  return dict(zip(tiers, covers.match(known, TOKENS), strict=True))
+
+
+def _same_tokens(
+  tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
+) -> bool:
+  """Says whether a token of one model is the same token of every other."""
+  first, *others = tiers
+  kind = lambda name: (
+    type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
+    tokens(tiers[name], inputs[name]),
+  )
+  same = lambda a, b: all(
+    map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+  )
+  return all(
+    kind(name) == kind(first) and same(inputs[name], inputs[first])
+    for name in others
+  )
 
 
 def _read_batch(

@@ -3,10 +3,10 @@
 H2Tune (arXiv 2507.22633; its abstract and its code were read,
 github.com/AntarcticLu/H2Tune) puts between the A and B of a client's LoRA a matrix
 T of one shape in all models. Theirs is what this file takes up: clients share
-T alone, and train it and their own A and B alternately, each with the other frozen, so that what
-is shared and what is their own come apart. In its code, from the second
-round on, each batch gives a gradient for T and then one for A and B, and one step
-takes both. Penalties are added: the norm of T, its divergence from the last round's,
+T alone, and train it and their own A and B alternately, each with the other
+frozen, so that what is shared and what is their own come apart. In its code, from
+the second round on, each batch gives a gradient for T and then one for A and B, and
+one step takes both. Penalties are added: the norm of T, its divergence from the last round's,
 and that of the outputs of the second half from those of the first.
 
 Ours: the shared part is that of a FedAdapter (cores, and a head in common); the other
