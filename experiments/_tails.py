@@ -243,8 +243,8 @@ def make(
     weights = frozen.weights[name]
     return tail(own, weights, task, e.fedadapter.projections, code)
 
-  def public_inputs(name: str) -> Any:
-    return frozen.train.view(names.index(name)).read(shown)
+  def public_inputs(name: str) -> public.Shown:
+    return public.Shown(frozen.train.view(names.index(name)).read(shown))
 
   sizes = {'layer': 1} | {federation.tier_axis(name): 1 for name in names}
   built = {name: functools.partial(one, name) for name in names}

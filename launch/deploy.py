@@ -2,14 +2,18 @@ r"""Cuts a subnetwork out of a finished run, or compares many.
 
   python -m launch.deploy --workdir=DIR --budget=0.7 [--out=FOLDER]
   python -m launch.deploy --workdir=DIR --space=head_dim=0.5,ffn=0.4
+  python -m launch.deploy --workdir=DIR --model=minilm_l3 [--budget=0.7]
   python -m launch.deploy --workdir=DIR --curve [--budget=0.7] [--samples=100]
 
 The first two evaluate the subnetwork on the run's test data and write it as a
 Hugging Face folder, with `deploy.json` about it. A budget is a share of the
 parameters (up to 1), or a number of them; the largest subnetwork within it is
-taken. The third evaluates random subnetworks of many sizes, or of one budget,
-with and without prioritization, and writes curve.json, .md and .png, or
-box.json, .md and .png.
+taken. The third takes one of several models that a run ends with, a tier of
+HeteroTune's for instance, whole unless a budget or space is given; where no class of
+`transformers` has what it adds, the folder is for `fedjax_tune.load_model`. The
+fourth evaluates random subnetworks of many sizes, or of one budget, with and
+without prioritization, and writes curve.json, .md and .png, or box.json, .md
+and .png.
 """
 
 import dataclasses
@@ -22,6 +26,7 @@ from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.files import mirror
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import scaling, tables, writer
+from fedjax_tune.typing import Allocation
 
 from . import start
 
@@ -32,6 +37,9 @@ _BUDGET = flags.DEFINE_float(
   'budget', None, 'Parameters: a share of all (up to 1), or their number.'
 )
 _SPACE = flags.DEFINE_string('space', None, 'FIELD=SHARE,... to keep.')
+_MODEL = flags.DEFINE_string(
+  'model', '', 'Which, where the run ends with several.'
+)
 _OUT = flags.DEFINE_string('out', None, 'Results; DIR/deployed by default.')
 _CURVE = flags.DEFINE_bool('curve', False, 'Compare random subnetworks.')
 _SAMPLES = flags.DEFINE_integer(
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> None:
   out = f'{workdir}/deployed' if _OUT.value is None else start.folder(_OUT)
   with mirror.opened('out', out, new=True) as place:
     with console.status('Reading the run and its data'):
-      trained = finished.load(workdir, _TEST_EXAMPLES.value)
+      trained = finished.load(workdir, _TEST_EXAMPLES.value, _MODEL.value)
     start.tell_devices(console)
     start.cache_programs(trained.setup.experiment)
     (_compare if _CURVE.value else _extract)(trained, place, console)
@@ -77,17 +85,21 @@ def _check_flags() -> None:
     raise ValueError('--curve takes --budget, or neither; not --space.')
   if _CURVE.value and _PRIORITY.value == 'none':
     raise ValueError('--priority=none leaves --curve nothing to compare.')
-  if not _CURVE.value and len(given) != 1:
-    raise ValueError('one of --budget, --space and --curve must be given.')
+  if len(given) > 1 or not (given or _CURVE.value or _MODEL.value):
+    raise ValueError(
+      'one of --budget, --space and --curve must be given; a --model is whole'
+      ' without.'
+    )
 
 
 def _extract(
   trained: finished.Trained, place: mirror.Place, console: rich_console.Console
 ) -> None:
+  row: Allocation = {}
   if _BUDGET.value is not None:
     row = subnetworks.largest(_BUDGET.value, trained)
-  else:
-    row = subnetworks.parse(_SPACE.value or '', trained)
+  elif _SPACE.value is not None:
+    row = subnetworks.parse(_SPACE.value, trained)
   with console.status('Evaluating and writing'):
     record = deployment.write(
       trained, row, place.folder, _PRIORITY.value or 'none'
@@ -105,7 +117,7 @@ def _extract(
     f' {record["full_accuracy"]:.1%}\n'
     f'{tables.human_bytes(record["file_bytes"])} in {place.shown}',
   )
-  largest = deployment.largest_class(trained.setup.test)
+  largest = deployment.largest_class(trained.test)
   if largest is not None and record['accuracy'] <= largest[1]:
     console.print(
       f'Always answering {largest[0]!r} gets {largest[1]:.1%}: the run trained'
@@ -131,11 +143,11 @@ def _compare(
   )
   name = 'curve' if budget is None else 'box'
   plot = scaling.plot_curve if budget is None else scaling.plot_box
-  compared = scaling.Comparison(points, full, trained.setup.test.task.primary)
+  compared = scaling.Comparison(points, full, trained.test.task.primary)
   record = {
     'metric': compared.metric,
     'priority': priority,
-    'test_examples': len(trained.setup.test),
+    'test_examples': len(trained.test),
     'full': dataclasses.asdict(full),
     'subnetworks': [dataclasses.asdict(point) for point in points],
   }

@@ -15,7 +15,8 @@ import tiny_folders
 import fedjax_tune as ft
 from fedjax_tune import config, selection
 from fedjax_tune.costs import cost
-from fedjax_tune.data import shares, tasks
+from fedjax_tune.data import public, shares, tasks
+from fedjax_tune.deploy import models
 from fedjax_tune.engine import plan
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.heterotune import heterotune
@@ -31,7 +32,7 @@ from fedjax_tune.models import (
   text,
   vit,
 )
-from fedjax_tune.training import build, identity, learned, loop, run
+from fedjax_tune.training import build, identity, loop, run
 
 _RANK, _CODE, _SIDE = 4, 5, 16
 
@@ -131,7 +132,7 @@ def _align(
   return alignment.align(
     named,
     federation.find_sites(named, **options),
-    dict.fromkeys(named, images),
+    dict.fromkeys(named, public.Shown(images)),
     projections=projections,
     head_map=head_map,
     first_token=first_token,
@@ -146,7 +147,7 @@ def _adapter(tier, sublayer='mlp'):
 def test_what_is_read():
   """The first block reads normalised tokens, the head the class token."""
   found, images = _vit(), tiny.examples(70, _SIDE).inputs
-  got = reads.read(found, images, pooled=False)
+  got = reads.read(found, images, 'some')
   model = found.merge(found.base, found.theta)
   tokens = model.embed(images, None)
   scale, bias = (
@@ -163,12 +164,12 @@ def test_what_is_read():
   np.testing.assert_array_equal(got.first['mlp'], got.adapters['mlp'][:, ::8])
   exits = model.class_tokens(images, np.arange(4))
   np.testing.assert_allclose(got.head, exits[-1], rtol=1e-4, atol=1e-5)
-  mean = reads.read(found, images, pooled=True).adapters['attn'][0]
+  mean = reads.read(found, images, 'mean').adapters['attn'][0]
   assert mean.shape == (70, 16)
 
 
-@pytest.mark.parametrize('pooled', [False, True])
-def test_padding_is_not_read(pooled):
+@pytest.mark.parametrize('weights', ['some', 'mean'])
+def test_padding_is_not_read(weights):
   sides = bottleneck.Bottleneck(_RANK)
   shape, texts = tiny.text_config(), tiny.texts(6)
   found = foundation.split(
@@ -176,7 +177,7 @@ def test_padding_is_not_read(pooled):
   )
   found = dataclasses.replace(found, base=tiny.noise(found.base, 2))
   more = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 3))), texts)
-  a, b = (reads.read(found, x, pooled=pooled) for x in (texts, more))
+  a, b = (reads.read(found, x, weights) for x in (texts, more))
   tiny.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
@@ -216,7 +217,7 @@ def test_aligned_projections_are_scaled_rotations():
 
 def test_the_last_site_is_aligned_by_first_tokens():
   images = tiny.examples(40, _SIDE).inputs
-  found = reads.read(_vit(), images, pooled=False)
+  found = reads.read(_vit(), images, 'some')
   for first in (True, False):
     mean = _adapter(_align(_vit(), first_token=first)['a'])['mean']
     for block in range(4):
@@ -232,7 +233,7 @@ def test_tiers_of_other_patches_are_aligned_by_means(mapping):
   tiers, images = (_vit(code=0), _finer()), tiny.examples(40, _SIDE).inputs
   aligned = _align(*tiers, by_index=mapping == 'index')
   for tier, before in zip(aligned.values(), tiers, strict=True):
-    found = reads.read(before, images, pooled=True)
+    found = reads.read(before, images, 'mean')
     for block in range(4):
       rows = found.first if block == 3 else found.adapters
       np.testing.assert_allclose(
@@ -262,7 +263,7 @@ def test_codes_of_one_site_agree():
     found = []
     for tier, block in zip(tiers.values(), (3, 1), strict=True):
       part = _adapter(tier)
-      x = reads.read(tier, images, pooled=False).first['mlp'][block]
+      x = reads.read(tier, images, 'some').first['mlp'][block]
       code = (x - part['mean'][block]) @ part['down'][block]
       found.append(code / np.linalg.norm(code))
     return float(np.sum(found[0] * found[1]))
@@ -365,7 +366,7 @@ def _join(projections, head):
     train.task,
     None,
     {name: lambda _, found=found: found for name, found in models.items()},
-    public=lambda _: shown,
+    public=lambda _: public.Shown(shown),
   )
   algorithm = heterotune.build(facts)
   halves = shares.Shares.of(np.array_split(np.arange(240), 2))
@@ -539,15 +540,6 @@ def test_what_is_aligned_identifies_a_run():
   assert 'alignment' not in of()
 
 
-def test_aligned_models_are_not_exported_without_their_data():
-  e = _experiment(_TWO, depth=(0, 3))
-  known = learned.of(build.build(e, data=_pictures()))
-  with pytest.raises(
-    ValueError, match=r'public inputs.*cannot be exported yet'
-  ):
-    learned.rebuild(e, known)
-
-
 def test_a_head_alone_may_be_all_that_trains():
   e = _experiment(_TWO, depth=(0, 3))
   e.model.tune = 'head'
@@ -579,5 +571,10 @@ def test_a_run_goes_on_where_it_was(tmp_path):
   e.rounds = 3
   got = loop.train(e, str(tmp_path / 'halves'), data=data, resume=True)
   assert set(got['other_accuracies']) >= {'vit_test', 'vit_test_d3'}
+  # And with what it wrote, its models are built again without its data.
+  ended = models.load(tmp_path / 'halves')
+  assert set(ended.models) == {
+    'vit_test', 'vit_test_d3', *(f'client{k}' for k in range(4))
+  }  # fmt: skip
   for name in ('accuracy', 'train_loss', 'other_accuracies', 'uplink_bytes'):
     assert got[name] == want[name]

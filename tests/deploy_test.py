@@ -273,7 +273,7 @@ def test_the_whole_budget_is_the_run(run, tmp_path):
   assert record['full_accuracy'] == record['accuracy']
   assert record['share'] == 1
   assert record['file_parameters'] == record['full_parameters']
-  if trained.setup.tokenizer:
+  if trained.tokenizer:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer('the book ' * 20, truncation=True)['input_ids']
     assert (ids[0], len(ids)) == (2, 16)  # [CLS], and the run's data.lengths.
@@ -371,6 +371,21 @@ def test_other_than_plain_models_are_refused(case, folder, patch, tmp_path):
   with pytest.raises(ValueError, match=f'method={case!r} does not end with'):
     finished.load(tmp_path)
   assert not (tmp_path / 'checkpoints').exists()
+
+
+@pytest.mark.slow
+def test_one_of_several_models_may_be_named(folder, patch, tmp_path):
+  del patch
+  _finish(_image_experiment(folder, 'inclusivefl'), tmp_path)
+  trained = finished.load(tmp_path, name='depth2')
+  assert (trained.form, trained.sizes['layer']) == ('hf', 2)
+  record = deployment.write(trained, {}, tmp_path / 'out')
+  want = _outputs(trained, trained.params, {})
+  got = _torch_outputs(trained, tmp_path / 'out')
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  assert (record['model'], record['share']) == ('depth2', 1)
+  with pytest.raises(ValueError, match=r'model=.depth9. must be of full, '):
+    finished.load(tmp_path, name='depth9')
 
 
 def test_a_smaller_model_of_the_method_is_the_whole(folder, patch, tmp_path):

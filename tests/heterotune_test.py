@@ -5,18 +5,26 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from fedjax_tune import selection
 from fedjax_tune.costs import cost
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.heterotune import cmga, membership
+from fedjax_tune.methods.heterotune import (
+  alternating,
+  cmga,
+  heterotune,
+  membership,
+)
 from fedjax_tune.models import bottleneck, federation
 
 _WIDE = bottleneck.Bottleneck(3, 2)
 _NARROW = bottleneck.Bottleneck(3, 1)
+_TURNS = {'projections': 'alternating', 'placement': 'parallel'}
 _ROUNDING = {'rtol': 1e-3, 'atol': 5e-6}
 
 
@@ -245,6 +253,47 @@ def test_clients_of_one_tier_keep_parts_of_their_own():
   assert found[0].shape == found[1].shape
 
 
+def test_parts_take_turns():
+  """Each with an optimizer of its own, to which nothing else is known."""
+  rng = np.random.default_rng(0)
+  draw = lambda: {
+    'shared': {'w': jnp.asarray(rng.normal(size=3), jnp.float32)},
+    'a': {'w': jnp.asarray(rng.normal(size=2), jnp.float32)},
+  }
+  start, grads = draw(), [draw() for _ in range(4)]
+  params: Any
+  alone: dict[str, Any]
+  plain = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5, 0.9))
+  both = alternating.in_turn(plain)
+  params, state = start, both.init(start)
+  alone = {name: (part, plain.init(part)) for name, part in start.items()}
+  for step, grad in enumerate(grads):
+    updates, state = both.update(grad, state, params)
+    params = optax.apply_updates(params, updates)
+    name = ('shared', 'a')[step % 2]
+    part, own = alone[name]
+    updates, own = plain.update(grad[name], own, part)
+    alone[name] = optax.apply_updates(part, updates), own
+    for part in alone:
+      np.testing.assert_array_equal(params[part]['w'], alone[part][0]['w'])
+
+
+@pytest.mark.parametrize('steps', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_clients_train_what_is_shared_first(steps):
+  run = tiny.run(_experiment(local={'steps': steps}))
+  each: Any = run.algorithm.rule
+  client = heterotune.client(
+    run.algorithm.task, each, own_branches=False, alternating=True
+  )
+  algorithm = dataclasses.replace(run.algorithm, client=client)
+  run = dataclasses.replace(run, algorithm=algorithm)
+  moved = _moved(run, run.rounds(1))
+  assert all(jax.tree.leaves(moved['shared']))
+  for name in ('large', 'small'):
+    assert all(jax.tree.leaves(moved[name])) == (steps == 2)
+    assert any(jax.tree.leaves(moved[name])) == (steps == 2)
+
+
 def _opposed():
   """Returns tiers of which the smaller wants of the cores the opposite."""
   tiers = tiny.federated_stacks((4, _WIDE), (2, _NARROW)).tiers
@@ -310,6 +359,14 @@ def test_alignment_touches_the_cores_alone(align):
     (
       {'tiers': {'head': 'common'}},
       r"tiers\.head='common' must be 'own' with fedadapter\.projections='free'",
+    ),
+    (
+      {'fedadapter': _TURNS, 'heterotune': {'share': False}},
+      r'heterotune\.share=False must be True with fedadapter',
+    ),
+    (
+      {'fedadapter': _TURNS, 'local': {'steps': 1}},
+      r'local\.steps=1 must be at least 2',
     ),
     (
       {'clients': {'budgets': (4,) * 4}},

@@ -20,13 +20,16 @@ _OTHERS = (
   ('distilbert', 'prompt', 'span'),
   ('roberta', 'lora', 'regression'),
   ('llama', 'lora', 'next_token'),
+  ('llama', 'prompt', 'next_token'),
+  ('llama', 'prefix', 'next_token'),
 )
 _TOP = """# What leaves, and how exactly
 
 Tiny models of noise on a base of noise, written by `launch.export` in each format,
 and loaded by `transformers`, by peft on `transformers`, and by `fedjax_tune.load_model`.
 Numbers are the largest difference of logits from what the run computes; the logits are
-of the order of 1. A dash is a refusal, whose reason stands below.
+of the order of 1. A dash is a refusal, whose reason stands below. With prompts before
+a decoder's words, peft's classifiers find no padding: there, texts without any.
 Written by `launch/test -m slow tests/leaving_table_test.py`.
 
 """
@@ -38,7 +41,7 @@ def _cells(root, family, tune, kind):
   try:
     case = tiny_leaving.make(base, tune, kind)
   except ValueError as error:
-    if tune not in ('bitfit', 'prompt', 'prefix') or family != 'llama':
+    if (family, tune) != ('llama', 'bitfit'):
       raise
     return None, {str(error)}
   cells, reasons = [], set()
@@ -75,4 +78,4 @@ def test_the_table(tmp_path):
   text += 'What stays, and why:\n\n'
   text += ''.join(f'- {reason}\n' for reason in reasons)
   _PAGE.write_text(text)
-  assert len(lines) == 46 + len(_OTHERS)
+  assert len(lines) == 48 + len(_OTHERS)

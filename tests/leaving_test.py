@@ -21,7 +21,6 @@ from fedjax_tune.training import (
   checkpoint,
   identity,
   learned,
-  method,
 )
 from fedjax_tune.training import workdir as run_folder
 
@@ -40,10 +39,11 @@ def root(tmp_path_factory):
   [
     ('dinov2', 'lora', 'peft'),  # With the patches' convolution.
     ('distilbert', 'lora', 'peft'),
-    ('llama', 'lora', 'peft'),
     ('vit', 'bitfit', 'peft'),
     ('bert', 'bitfit', 'peft'),
     ('roberta', 'prefix', 'peft'),
+    ('llama', 'prefix', 'peft'),
+    ('llama', 'prompt', 'peft'),
     ('deit', 'bitfit', 'hf'),
     ('vit', 'prompt', 'flax'),
     ('bert', 'adapter', 'flax'),
@@ -61,6 +61,7 @@ def test_others_compute_the_same(root, tmp_path, family, tune, form):
     ('bert', 'lora', 'span'),
     ('roberta', 'lora', 'regression'),
     ('llama', 'lora', 'next_token'),
+    ('llama', 'prompt', 'next_token'),
   ],
 )
 def test_other_tasks(root, tmp_path, family, tune, kind):
@@ -151,23 +152,6 @@ def test_fedper_leaves_a_model_of_each_client(root, tmp_path):
   np.testing.assert_allclose(
     found['client2'], _predict(own, 'full'), atol=_NEAR
   )
-
-
-def test_heterotune_leaves_a_model_of_each_tier(root, tmp_path):
-  """Of all formats only our own has its bottlenecks."""
-  base = tiny_leaving.base(root, 'vit')
-  e = tiny.experiment('heterotune', data={'image_size': tiny_leaving.SIZE})
-  e.tiers.weights = (str(base), 'random:vit_test')
-  found, case = method.load_tiers(e), tiny_leaving.make(base, 'adapter')
-  sizes = {f'tier:{t.name}': t.kept['layer'] for t in found}
-  task = case.context.learned.task
-  algorithm = method.build(e, found, task, sizes, (1,) * 4)
-  state = server.ServerState(tiny.noise(algorithm.model.theta, 3, 0.3), (), ())
-  case = dataclasses.replace(case, algorithm=algorithm, state=state)
-  left = _assert_all(case, 'flax', tmp_path)
-  assert list(left) == ['vit', 'vit_test']
-  for name, logits in left.items():
-    np.testing.assert_allclose(logits, _predict(case, name), atol=_NEAR)
 
 
 @pytest.mark.parametrize('method', ['flora', 'fedex_lora'])

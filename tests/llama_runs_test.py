@@ -55,6 +55,31 @@ def test_fedra_trains_a_llama(llama, tmp_path, task):
     assert summary['other_metrics']['perplexity'] > 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('tune', 'method', 'task'),
+  [('prompt', 'fedra', 'next_token'), ('prefix', 'heterofl', '')],
+)
+def test_a_llama_trains_tokens(llama, tmp_path, tune, method, task):
+  experiment = _experiment(
+    llama,
+    method,
+    model={'tune': tune, 'prompt_tokens': 2},
+    data={'task': task, 'lengths': (8, 16)},
+    width={'rates': (1.0, 0.5), 'axes': ('heads', 'v_dim', 'ffn')},
+  )
+  if method == 'heterofl':
+    experiment.clients.budgets = ()
+  with tfds.testing.mock_data(num_examples=40):
+    summary = loop.train(experiment, str(tmp_path / 'run'))
+    assert np.isfinite(summary['train_loss'])
+    experiment.data.lengths = (31,)
+    with pytest.raises(
+      ValueError, match=r'lengths=\(31,\) must be at most 30: .* behind its'
+    ):
+      build.build(experiment)
+
+
 @pytest.mark.parametrize(
   'method', ['raffm', pytest.param('heterofl', marks=pytest.mark.slow)]
 )

@@ -258,6 +258,67 @@ def test_prompt_tuning_equals_peft(tmp_path):
   )
 
 
+@_RENAMED
+@pytest.mark.slow  # Of what leaves, leaving_test.py holds the same.
+@pytest.mark.parametrize('tune', ['prompts', 'prefixes'])
+def test_decoders_equal_peft(tmp_path, tune):
+  """Of two texts, one padded; queries share keys, positions are turned."""
+  torch.manual_seed(0)
+  llama: Any = transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(
+      vocab_size=20, hidden_size=12, num_hidden_layers=2,
+      num_attention_heads=4, num_key_value_heads=2, head_dim=6,
+      intermediate_size=20, max_position_embeddings=12, pad_token_id=0,
+    )
+  ).eval()  # fmt: skip
+  with torch.no_grad():
+    for parameter in llama.parameters():
+      parameter.add_(0.3 * torch.randn_like(parameter))
+  llama.save_pretrained(tmp_path)
+  make = peft.PrefixTuningConfig
+  if tune == 'prompts':
+    make = peft.PromptTuningConfig
+  settings = make(task_type='CAUSAL_LM', num_virtual_tokens=_NUM)
+  model: Any = peft.get_peft_model(llama, settings).eval()
+  table = model.prompt_encoder['default'].embedding.weight.detach().numpy()
+  loaded = huggingface.load_huggingface(tmp_path)
+  cfg: Any = dataclasses.replace(loaded.config, **{tune: _NUM})
+  assert cfg.max_tokens == 10
+  found = foundation.split(backbone.build_model(cfg, rngs=nnx.Rngs(0)), 2)
+  shapes = jax.tree.map(np.shape, found.theta)
+  theta: Any = {'embed': {'prompt': jnp.asarray(table)}}
+  if tune == 'prefixes':
+    both = table.reshape(_NUM, 2, 2, 2, 6).swapaxes(0, 1)  # Layers first.
+    prefix = {'key': both[:, :, 0], 'value': both[:, :, 1]}
+    theta = {'blocks': {'attn': {'prefix': prefix}}}
+  assert jax.tree.map(np.shape, theta) == shapes
+  inputs, real = _single_texts()
+  ids = torch.tensor(np.array(inputs.ids))
+  with torch.no_grad():
+    want = model(ids, attention_mask=(ids != 0).long()).logits.numpy()
+  want = want[:, _NUM:] if tune == 'prompts' else want
+  run = jax.jit(lambda p: found.merge(p, theta)(inputs, np.arange(2)))
+  got = run(jax.device_put(loaded.params))
+  np.testing.assert_allclose(got[real], want[real], atol=1e-4)
+  assert np.abs(want[real]).max() > 1
+
+
+def test_what_a_decoders_tokens_take():
+  """Bytes of what is sent, and FLOPs of a step, both grow by them."""
+  cfg: Any = pretrained.load_pretrained('random:llama_test', '', 0).config
+  task = tasks.Task('classification', tiny.CLASSES)
+  head = cfg.embed * tiny.CLASSES
+  keys = 2 * cfg.depth * cfg.heads * cfg.head_dim
+  for tune, each in (('prompt', cfg.embed), ('prefix', keys)):
+    e = _experiment('all_large', tune)
+    found = tuned.shapes(e, cfg, task)
+    assert foundation.num_bytes(found.theta) == 4 * (_NUM * each + head)
+    trained = tuned.with_trained(cfg, e.model)
+    seen = tuned.axis_sizes(trained, e.data)
+    assert seen['key'] == 8 + _NUM
+    assert seen['token'] == 8 + _NUM * (tune == 'prompt')
+
+
 def test_visual_prompts_equal_torch(tmp_path):
   torch.manual_seed(0)
   model = transformers.ViTModel(
@@ -351,11 +412,10 @@ def test_inclusivefl_has_nothing_to_distill_in_prompts():
     METHODS['inclusivefl'].check(e, {'layer': 4}, (4, 3))
 
 
-@pytest.mark.parametrize('tune', ['bitfit', 'prompt', 'prefix'])
-def test_decoders_have_other_trainables(tune):
+def test_decoders_have_no_biases():
   loaded = pretrained.load_pretrained('random:llama_test', '', 0)
-  with pytest.raises(ValueError, match=f"model.tune='{tune}' .*decoder"):
-    tuned.with_trained(loaded.config, config.Model(tune=tune))
+  with pytest.raises(ValueError, match=r"model.tune='bitfit' .*decoder"):
+    tuned.with_trained(loaded.config, config.Model(tune='bitfit'))
 
 
 @pytest.mark.parametrize('tune', ['prompt', 'prefix'])

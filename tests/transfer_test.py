@@ -1,6 +1,7 @@
 """The experiment on transfer: its short cut, its division, its table."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -9,14 +10,19 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny_folders
 
-from experiments import _tails, heterotune_transfer
+from experiments import (
+  _cells,
+  _tails,
+  _transfer_report,
+  _whole,
+  heterotune_transfer,
+)
 from fedjax_tune import config
 from fedjax_tune.data import corpus
 from fedjax_tune.methods.heterotune import checks
 from fedjax_tune.models import peft, pretrained
 
-_CELL = heterotune_transfer.Cell('l3', 'late', 64, 'aligned, cores and head', 0)
-_TIERS = _CELL.experiment().tiers.weights
+_CELL = _cells.Cell('l3', 'late', 64, 'aligned, cores and head', 0)
 
 
 def test_a_tail_gives_what_the_whole_model_does(tmp_path):
@@ -60,7 +66,7 @@ def test_the_poor_tier_grows_and_nobody_has_public_texts():
   before: list[set[int]] = []
   for count in (16, 64, 1024):
     cell = dataclasses.replace(_CELL, labels=count)
-    parts, public = heterotune_transfer.divide(labels, cell, _TIERS)
+    parts, public = _cells.divide(labels, cell)
     assert [len(p) for p in parts] == [320] * 8 + [count // 2] * 2
     everyone = np.concatenate([*parts, public])
     assert len(np.unique(everyone)) == len(everyone)
@@ -77,17 +83,52 @@ def test_the_rich_tier_may_be_the_second():
   tiers = cell.experiment().tiers
   assert tiers.weights == ('minilm_l6',) * 2 + ('minilm_l3',) * 8
   assert tiers.joins == (10,) * 2 + (0,) * 8
-  parts, _ = heterotune_transfer.divide(
-    np.arange(5632) % 2, cell, tiers.weights
-  )
+  parts, _ = _cells.divide(np.arange(5632) % 2, cell)
   assert [len(p) for p in parts] == [32] * 2 + [320] * 8
 
 
-@pytest.mark.parametrize('design', heterotune_transfer.DESIGNS)
-def test_designs_are_possible(design):
-  e = dataclasses.replace(_CELL, design=design).experiment()
-  sizes = {'layer': 1, 'tier:minilm_l6': 1, 'tier:minilm_l3': 1}
-  checks.check(e, sizes, (1,) * 10)
+def test_of_pictures_three_parts_of_one_network():
+  cell = dataclasses.replace(_CELL, setting='d12', sites='all', labels=16)
+  e = cell.experiment()
+  assert e.tiers.depth == (12,) * 2 + (8,) * 4 + (6,) * 4
+  assert e.tiers.joins == (10,) * 2 + (0,) * 8
+  assert e.heterotune.mapping == 'index'
+  parts, public = _cells.divide(np.arange(9000) % 9, cell)
+  assert [len(p) for p in parts] == [8] * 2 + [320] * 8
+  everyone = np.concatenate([*parts, public])
+  assert len(np.unique(everyone)) == len(everyone)
+  more = dataclasses.replace(cell, labels=1024)
+  grown, _ = _cells.divide(np.arange(9000) % 9, more)
+  assert set(np.concatenate(parts[:2])) < set(np.concatenate(grown[:2]))
+  np.testing.assert_array_equal(parts[5], grown[5])
+
+
+@pytest.mark.parametrize('design', _cells.DESIGNS)
+@pytest.mark.parametrize(
+  ('setting', 'sites'), [('l3', 'last'), ('l6', 'all'), ('d6', 'all')]
+)
+def test_designs_are_possible(setting, sites, design):
+  cell = dataclasses.replace(_CELL, setting=setting, sites=sites, design=design)
+  names = _cells.SETTINGS[setting].names
+  depths = {f'tier:{name}': 6 for name in names}
+  checks.check(cell.experiment(), {'layer': 6} | depths, (6,) * 10)
+
+
+def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
+  """The first rows say neither sites nor rounds."""
+  row = dataclasses.asdict(_CELL) | {'mark': 'after 10', 'poor': 0.5}
+  del row['sites'], row['rounds']
+  (tmp_path / 'runs.jsonl').write_text(json.dumps(row) + '\n')
+  whole = dataclasses.replace(_CELL, sites='all')
+  ran = []
+
+  def run_cell(cell):
+    ran.append(cell)
+    return [dataclasses.asdict(cell)]
+
+  monkeypatch.setattr(_whole, 'run_cell', run_cell)
+  heterotune_transfer.run_missing([_CELL, whole, whole], tmp_path)
+  assert ran == [whole]
 
 
 def test_table():
@@ -97,8 +138,8 @@ def test_table():
     for seed in (0, 1)
     for mark, value in (('before', 0.6 + seed / 10), ('after 10', 0.8))
   ]
-  text = heterotune_transfer.table(rows)
-  assert 'setting l3, joins late, labels 64' in text
+  text = _transfer_report.table(rows)
+  assert 'setting l3, sites last, joins late, labels 64' in text
   assert (
     '| aligned, cores and head | 65.0 ± 7.1 | 80.0 ± 0.0 | 70.0 ± 0.0 | 2 | 2 |'
     in text

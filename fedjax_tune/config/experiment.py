@@ -39,10 +39,10 @@ class Model:
       pretrained with 0.1, a ViT with 0.
     tune: What trains with the head: 'lora' (adapters), 'adapter' (bottlenecks
       behind sublayers, section `fedadapter`), 'bitfit' (every bias,
-      arXiv 2106.10199), 'prompt' (tokens behind the class token, arXiv
-      2104.08691 and 2203.12119), 'prefix' (keys and values of every block,
-      arXiv 2101.00190), 'full' (every parameter), or 'head' (nothing else: a
-      linear probe of the frozen model).
+      arXiv 2106.10199), 'prompt' (tokens behind the class token, or before
+      a decoder's words, arXiv 2104.08691 and 2203.12119), 'prefix' (keys and
+      values of every block, arXiv 2101.00190), 'full' (every parameter), or
+      'head' (nothing else: a linear probe of the frozen model).
     prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
       take 1 to 200.
   """
@@ -96,7 +96,8 @@ class Fedadapter:
     projections: What stands before and behind the cores, of method heterotune.
       'free' trains with them, in each tier by itself. 'aligned' is computed
       once, from public inputs (`tiers.public`), so that a core means the same
-      in every tier, and never changes; 'aligned_start' trains from there.
+      in every tier, and never changes; 'aligned_start' trains from there, and
+      'alternating', too, but in turn with what is shared, by local steps.
       'random' is drawn and never changes, to compare with. All but 'free' need
       placement 'parallel'.
     private: Give each tier a branch besides that it alone trains, between free

@@ -130,7 +130,7 @@ RULES = {
   'fedadapter.placement': one_of('sequential', 'parallel'),
   'fedadapter.scale': _POSITIVE,
   'fedadapter.projections': one_of(
-    'free', 'random', 'aligned', 'aligned_start'
+    'free', 'random', 'aligned', 'aligned_start', 'alternating'
   ),
   'fedadapter.private': _ANY,
   'tiers.weights': _NAMED,

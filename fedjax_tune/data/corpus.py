@@ -5,7 +5,7 @@ the array_record format works, without TensorFlow. A set with domains is one
 TFDS config a domain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -226,6 +226,29 @@ def load(
     notes += relations.compare_classes(domains, names, train, test)
   make = functools.partial(_make, domains, names, task)
   return make(train, 'train', ()), make(test, 'test', notes)
+
+
+def texts(
+  cfg: config.Data, choose: Callable[[int], np.ndarray]
+) -> tuple[list[str], list[str] | None] | None:
+  """Returns some training texts as they are, and the second parts of pairs.
+
+  Args:
+    cfg: As `load` was given.
+    choose: Returns their positions, int [n], given how many there are.
+
+  Returns:
+    None for pictures, and for contexts, which are cut into windows.
+  """
+  outline = outlines.read(cfg)
+  entry, split = outline.entry, outline.splits[0]
+  if entry is None or entry.kind == 'span':
+    return None
+  kept, _ = examples.text_rows(
+    cfg, outline.builders, split, outline.classes, entry
+  )
+  rows = choose(len(kept))
+  return text.parts([kept[row].values for row in rows], entry)
 
 
 def _make(

@@ -1,6 +1,7 @@
 """Inputs that everyone may see: unlabelled texts or pictures, and no client's."""
 
 import dataclasses
+from typing import NamedTuple
 import zlib
 
 import numpy as np
@@ -8,6 +9,19 @@ import numpy as np
 from fedjax_tune import config
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.typing import Inputs
+
+
+class Shown(NamedTuple):
+  """What everyone is shown, as one model reads it.
+
+  Attributes:
+    inputs: N pictures or texts.
+    covered: What of a text each token covers, int32 [N, T, 2] (`covers.py`);
+      None of pictures, and where nobody asks.
+  """
+
+  inputs: Inputs
+  covered: np.ndarray | None = None
 
 
 def reserve(

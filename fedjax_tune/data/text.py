@@ -61,10 +61,7 @@ def encode(
     ValueError: `max_length` is too small, `pad` is a token of a text, or a
       text that gets a label has no token.
   """
-  first = [' '.join(to_str(row[f]) for f in entry.first) for row in rows]
-  second = None
-  if entry.second:
-    second = [to_str(row[entry.second]) for row in rows]
+  first, second = parts(rows, entry)
   groups = None
   if entry.group:
     groups = np.array([to_str(row[entry.group]) for row in rows])
@@ -87,6 +84,16 @@ def encode(
     labels = np.array([row[entry.label] for row in rows], dtype)
   rows_N = np.arange(len(rows), dtype=np.int32)
   return TextExamples(encoded, labels, groups, rows_N, None)
+
+
+def parts(
+  rows: Sequence[Record], entry: TextSet
+) -> tuple[list[str], list[str] | None]:
+  """Returns the texts of rows, and the second parts of pairs."""
+  first = [' '.join(to_str(row[f]) for f in entry.first) for row in rows]
+  if not entry.second:
+    return first, None
+  return first, [to_str(row[entry.second]) for row in rows]
 
 
 def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:

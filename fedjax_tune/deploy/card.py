@@ -50,6 +50,7 @@ def render(
     '',
     f'# {title}',
     '',
+    *([model.about, ''] if model.about else []),
     *(f'{note}\n' for note in notes),
     '```python',
     *_usage(model, form, ended.learned.task.kind, folder),

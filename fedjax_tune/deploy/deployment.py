@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from fedjax_tune import selection
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.deploy import finished, folders, formats
 from fedjax_tune.engine import evaluate
@@ -40,13 +39,13 @@ def build_evaluate(
   Returns:
     A function of parameters; other orders of them share its programs.
   """
-  setup = trained.setup
+  test, lengths = trained.test, trained.setup.experiment.data.lengths
   models = {n: Selection.of(trained.held(row)) for n, row in rows.items()}
   run = evaluate.build_evaluate(
     trained.model,
-    Evaluation(setup.test.task, models),
-    dict.fromkeys(rows, setup.test),
-    setup.experiment.data.lengths,
+    Evaluation(test.task, models),
+    dict.fromkeys(rows, test),
+    lengths,
   )
   return lambda params: run({}, params)
 
@@ -82,6 +81,9 @@ def write(
 ) -> dict[str, Any]:
   """Evaluates a subnetwork and writes it as a folder of its own.
 
+  It is one of Hugging Face if that can say what the model is, else one of our
+  own, for `fedjax_tune.load_model`.
+
   Args:
     trained: The run.
     row: How much of each axis to keep, from the first on.
@@ -97,34 +99,34 @@ def write(
   """
   folder = pathlib.Path(folder)
   folders.check(folder)
-  held, setup = trained.held(row), trained.setup
+  held, setup, test = trained.held(row), trained.setup, trained.test
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  formats.save_folder(
-    folder,
-    trained.config,
-    selection.select_within(params, trained.model.axes, held),
-    formats.Context(
-      learned.of(setup), setup.tokenizer, max(setup.experiment.data.lengths)
-    ),
+  folder.mkdir(parents=True, exist_ok=True)
+  context = formats.Context(
+    learned.of(setup), trained.tokenizer, max(setup.experiment.data.lengths)
   )
+  part = trained.part(row, params)
+  formats.FORMATS[trained.form].write(part, context, folder)
   count, whole = trained.num_params(held), trained.num_params({})
-  domains = setup.test.domain_names
   by_domain = next(iter(found['subnetwork'].values()))
   record = {
     'method': setup.experiment.method,
+    'model': part.name,
+    'about': part.about,
+    'format': trained.form,
     'subnetwork': held,
     'priority': scope,
     'parameters': count,
     'share': count / whole,
     'full_parameters': whole,
-    'metric': setup.test.task.primary,
+    'metric': test.task.primary,
     'accuracy': score(found['subnetwork']),
-    'accuracy_by_domain': dict(zip(domains, by_domain, strict=True)),
+    'accuracy_by_domain': dict(zip(test.domain_names, by_domain, strict=True)),
     'full_accuracy': score(found['full']),
-    'test_examples': len(setup.test),
-  } | _file_size(folder / 'model.safetensors')
+    'test_examples': len(test),
+  } | _file_size(folder / formats.TENSORS[trained.form])
   writer.write_json(folder / folders.DEPLOYED, record)
   return record
 

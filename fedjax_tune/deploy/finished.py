@@ -1,34 +1,38 @@
-"""The model of a finished run, loaded as one plain model."""
+"""A model of a finished run, loaded as one plain model."""
 
 from collections.abc import Mapping
 import dataclasses
 import math
 import os
 
-from flax import nnx
 import jax
 
-from fedjax_tune import commands
-from fedjax_tune.deploy import models, results
+from fedjax_tune import commands, selection
+from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.deploy import folded, formats, models, results
 from fedjax_tune.engine import server
 from fedjax_tune.methods.raffm import salience
-from fedjax_tune.models import backbone, foundation, sizes
-from fedjax_tune.training import build, identity
-from fedjax_tune.typing import Allocation, AnyArray, Tree
+from fedjax_tune.models import bottleneck, flax_folder, foundation, sizes
+from fedjax_tune.training import aligned, build, identity
+from fedjax_tune.typing import Allocation, AnyArray, Axes, Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A finished run's model: one tree of parameters, adapters folded in.
+  """A finished run's model: one tree of parameters, LoRA folded in.
 
   Attributes:
     setup: What the run was made of.
+    found: The model as it leaves.
+    form: In which of `formats.FORMATS`: 'hf' if that can say it, else 'flax'.
     config: The model's sizes.
     model: Its structure; `theta` has all parameters, in float32.
     sizes: Size of each axis along which it can be cut.
   """
 
   setup: build.Setup
+  found: models.Model
+  form: str
   config: sizes.Config
   model: foundation.Foundation
   sizes: Mapping[str, int]
@@ -38,9 +42,37 @@ class Trained:
     """All parameters."""
     return self.model.theta
 
+  @property
+  def test(self) -> Corpus:
+    """The run's test data, as this model reads them."""
+    return self.setup.test.view(self.setup.readers.get(self.found.tier, 0))
+
+  @property
+  def tokenizer(self) -> str | None:
+    """Folder of its tokenizer; None if it reads pictures."""
+    known = self.setup.tokenizers
+    return known.get(self.found.tier, next(iter(known.values())))
+
   def held(self, row: Allocation) -> dict[str, int]:
     """Returns how much a subnetwork has of every axis."""
     return {axis: int(row.get(axis, n)) for axis, n in self.sizes.items()}
+
+  def part(self, row: Allocation, params: Tree) -> models.Model:
+    """Returns a subnetwork as a model to be written.
+
+    Args:
+      row: How much it has of axes, from the first on.
+      params: All parameters, in whatever order of hidden channels.
+    """
+    held = self.held(row)
+    return dataclasses.replace(
+      self.found,
+      config=dataclasses.replace(self.found.config, depth=held['layer']),
+      adapters=_beside(self.found),
+      base={},
+      added={},
+      theta=selection.select_within(params, self.model.axes, held),
+    )
 
   def num_params(self, row: Allocation) -> int:
     """Counts a subnetwork's parameters, embedding and head included."""
@@ -66,18 +98,22 @@ class Trained:
     return salience.reorder(self.params, self.model.axes, order)
 
 
-def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
+def load(
+  workdir: str | os.PathLike[str], test_examples: int = 0, name: str = ''
+) -> Trained:
   """Loads a finished run, with its data.
 
   Args:
     workdir: The run's folder.
     test_examples: How many test examples of each domain to keep; 0 leaves it
       to the run's `data.test_examples`.
+    name: Of the model, where the run ends with several: a tier, for instance.
 
   Raises:
     FileNotFoundError: There is no run, or its data or weights are gone.
     ValueError: The run is not finished, its last checkpoint is damaged or was
-      trained on other data or weights, or its result is not one plain model.
+      trained on other data or weights, its result is not one plain model and
+      none of several is named, or there is none of this name.
     Diverged: A parameter of the model is not finite.
   """
   found = results.read(workdir)
@@ -87,41 +123,69 @@ def load(workdir: str | os.PathLike[str], test_examples: int = 0) -> Trained:
       f'model.tune={tune!r} does not end with one plain model (its trained'
       ' tokens have no place in a Hugging Face folder); it cannot be deployed.'
     )
-  here = found.here
-  setup = build.build(here)
-  _check_plain(setup)
+  here, values = found.here, aligned.read(workdir)
+  setup = build.build(here, values=values)
+  _check_plain(setup, name)
   kept = found.last()
   identity.check_content(kept.run, identity.of(setup), found.where)
   if test_examples:
     here.data.test_examples = test_examples
-    setup = build.build(here)
+    setup = build.build(here, values=values)
   state = results.restore(found, kept, setup.algorithm)
-  return _assemble(setup, state)
+  return _assemble(setup, state, name)
 
 
-def _check_plain(setup: build.Setup) -> None:
-  """Refuses what no Hugging Face folder can hold."""
+def _check_plain(setup: build.Setup, name: str) -> None:
+  """Refuses what does not end with one plain model, unless one is named."""
   method, tune = setup.experiment.method, setup.experiment.model.tune
+  if name:
+    return
+  if setup.algorithm.ending is not None:
+    known = setup.algorithm.alone(setup.algorithm.model.theta, {})
+    listed = ', '.join(filter(None, known)) or 'launch.export lists them'
+    raise ValueError(
+      f'method={method!r} does not end with one plain model (it has other'
+      ' classifiers, blocks or factors besides): name one of those that it ends'
+      f' with (--model): {listed}. `{commands.start_of("export")}` writes each as a'
+      ' folder.'
+    )
   if tune not in ('lora', 'full', 'head'):
     raise ValueError(
       f"model.tune={tune!r} must be 'lora', 'full' or 'head' to deploy a run: what it"
       ' adds has no place in a Hugging Face folder.'
     )
-  if setup.algorithm.ending is not None:
-    raise ValueError(
-      f'method={method!r} does not end with one plain model (it has other'
-      ' classifiers, blocks or factors besides); it cannot be deployed.'
-      f' `{commands.start_of("export")}` writes each of its models as a folder.'
-    )
 
 
-def _assemble(setup: build.Setup, state: server.ServerState) -> Trained:
-  """Folds the adapters in, and drops what the method's model does not use."""
-  (model,) = models.take_apart(setup.algorithm, state).values()
-  cfg = dataclasses.replace(model.config, full=True)
-  shapes = nnx.eval_shape(lambda: backbone.build_model(cfg, rngs=nnx.Rngs(0)))
-  whole = foundation.split(shapes, cfg.depth)
-  row = next(iter(setup.algorithm.evaluation.models.values()))
-  amounts = sizes.axis_sizes(cfg) | {a: int(n) for a, n in row.items()}
-  params = jax.device_put(model.params)
-  return Trained(setup, cfg, dataclasses.replace(whole, theta=params), amounts)
+def _assemble(
+  setup: build.Setup, state: server.ServerState, name: str = ''
+) -> Trained:
+  """Folds LoRA in, and drops what the method's model does not use."""
+  ends = models.take_apart(setup.algorithm, state)
+  if name not in ends:
+    listed = ', '.join(ends) if any(ends) else "'': the run has one model"
+    raise ValueError(f'model={name!r} must be of {listed}.')
+  found, form = ends[name], 'flax'
+  if not formats.FORMATS['hf'].why_not(found, setup.algorithm.task):
+    found, form = folded.fold(found), 'hf'
+  cfg = dataclasses.replace(found.config, full=True)
+  whole = flax_folder.build(cfg, _beside(found))
+  axes = foundation.flat(whole.base_axes) | foundation.flat(whole.axes)
+  params = jax.device_put(found.params)
+  plain = dataclasses.replace(
+    whole, theta=params, base={}, axes=foundation.nest(axes), base_axes={}
+  )
+  return Trained(setup, found, form, cfg, plain, _amounts(cfg, params, axes))
+
+
+def _beside(model: models.Model) -> dict[str, bottleneck.Bottleneck]:
+  """Returns what a model has beside its kernels, into which LoRA is folded."""
+  kinds = model.adapters.items()
+  return {n: a for n, a in kinds if isinstance(a, bottleneck.Bottleneck)}
+
+
+def _amounts(cfg: sizes.Config, params: Tree, axes: Axes) -> dict[str, int]:
+  """Returns how much a model has of each axis; it may be narrower than `cfg`."""
+  found: dict[str, int] = {}
+  for path, leaf in foundation.flat(params).items():
+    found |= dict(zip(axes[path], leaf.shape, strict=True))
+  return {axis: found[axis] for axis in sizes.axis_sizes(cfg)}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_tune.data.tasks import Task
-from fedjax_tune.deploy import models
+from fedjax_tune.deploy import added, folded, models
 from fedjax_tune.models import (
   adapter_files,
   backbone,
@@ -29,6 +29,13 @@ _PROBLEMS = {
   'regression': 'regression',
 }
 BASE = 'base'
+# Of a decoder that classifies.
+_UNPADDED = (
+  'Give peft texts one by one: with prompts transformers looks for the last word at'
+  ' the end of what it gets, padding or not.'
+)
+# Files of whole models.
+TENSORS = {'hf': 'model.safetensors', 'flax': flax_folder.PARAMS}
 
 
 class Context(NamedTuple):
@@ -73,16 +80,26 @@ def _why_no_folder(model: models.Model, task: Task) -> str:
   if _has_bottleneck(model):
     return f'{place} bottlenecks behind its sublayers'
   if config.prompts or config.prefixes:
-    kind = 'tokens behind the class token' if config.prompts else 'keys'
-    return f'{place} trained {kind}'
-  return ''
+    decodes = isinstance(config, sizes.DecoderConfig)
+    where = 'before the words' if decodes else 'behind the class token'
+    return f'{place} trained {f"tokens {where}" if config.prompts else "keys"}'
+  return folded.why_not(config)
 
 
 def _write_folder(
   model: models.Model, context: Context, folder: pathlib.Path
 ) -> list[str]:
-  save_folder(folder, model.config, model.params, context)
-  return []
+  plain = folded.fold(model)
+  save_folder(folder, plain.config, plain.params, context)
+  return _notes(model)
+
+
+def _notes(model: models.Model) -> list[str]:
+  if not model.config.code:
+    return []
+  return [
+    'Its head, which all tiers have in common, is here as one of its own.'
+  ]
 
 
 def save_folder(
@@ -109,14 +126,15 @@ def _why_no_adapter(model: models.Model, task: Task) -> str:
     task.kind,
     full=model.config.full,
     bottleneck=_has_bottleneck(model),
-  )
+  ) or folded.why_not(model.config)
 
 
 def _write_adapter(
   model: models.Model, context: Context, folder: pathlib.Path
 ) -> list[str]:
   """Writes an adapter, and the model below it unless that is a folder already."""
-  config, notes = model.config, []
+  notes, model = _notes(model), folded.fold(model)
+  config = model.config
   trained = foundation.flat(model.theta)
   trained = {path: np.asarray(leaf) for path, leaf in trained.items()}
   # A may be frozen.
@@ -128,7 +146,7 @@ def _write_adapter(
   trained = {p: x for p, x in trained.items() if p[:-1] not in pairs}
   scale = model.scale
   if jax.tree.leaves(model.added):
-    pairs, scale = _with_added(model, pairs), 1.0
+    pairs, scale = added.as_lora(model, pairs), 1.0
     rank = next(iter(pairs.values()))[0].shape[-1]
     notes.append(
       f'The server added to frozen kernels; with that the adapter has rank {rank}.'
@@ -137,9 +155,11 @@ def _write_adapter(
   base = _original(model, context.source)
   params = _untrained(model, context.source)
   plain = dataclasses.replace(config, prompts=0, prefixes=0)
-  if config.prompts or config.prefixes:
-    assert isinstance(plain, sizes.TextConfig)
-    num = config.prompts or config.prefixes
+  num = config.prompts or config.prefixes
+  decodes = isinstance(config, sizes.DecoderConfig)
+  if decodes and config.prompts and config.num_classes:
+    notes.append(_UNPADDED)
+  if num and isinstance(plain, sizes.TextConfig):
     plain, params, trained = adapter_files.shift(plain, params, trained, num)
     base = ''
   if not base:
@@ -151,42 +171,6 @@ def _write_adapter(
   )
   export.save_processing(folder, plain, context.tokenizer, context.max_length)
   return notes
-
-
-def _with_added(
-  model: models.Model, pairs: adapter_files.Pairs
-) -> adapter_files.Pairs:
-  """Returns the LoRA of scale 1 that is all that was added to kernels."""
-  added = foundation.flat(model.added)
-  found, stacks = {}, {path: int(path[0] == 'blocks') for path in pairs}
-  for path, (a, b) in pairs.items():
-    stack = stacks[path]
-    lead = a.shape[:stack]
-    left = a.reshape(*lead, -1, a.shape[-1]).astype(np.float64)
-    right = b.reshape(*lead, b.shape[stack], -1).astype(np.float64)
-    whole = model.scale * left @ right
-    whole += np.asarray(added[*path, 'kernel'], np.float64).reshape(whole.shape)
-    u, s, v = np.linalg.svd(whole, full_matrices=False)
-    least = s.max() * max(whole.shape[-2:]) * np.finfo(np.float32).eps
-    rank = max(1, int((s > least).sum(-1).max()))
-    u, v = u[..., :rank], s[..., :rank, None] * v[..., :rank, :]
-    found[path] = (
-      u.reshape(*a.shape[:-1], rank),
-      v.reshape(*lead, rank, *b.shape[stack + 1 :]),
-    )
-  most = max(a.shape[-1] for a, _ in found.values())
-  # Filled up with zeros, as one rank is for all maps.
-  return {
-    p: (_widen(a, -1, most), _widen(b, stacks[p], most))
-    for p, (a, b) in found.items()
-  }
-
-
-def _widen(x: np.ndarray, axis: int, size: int) -> np.ndarray:
-  """Fills an axis up with zeros."""
-  wide = [(0, 0)] * x.ndim
-  wide[axis] = (0, size - x.shape[axis])
-  return np.pad(x, wide)
 
 
 def _original(model: models.Model, source: pretrained.Pretrained) -> str:

@@ -26,7 +26,7 @@ from fedjax_tune.models import (
   sizes,
 )
 from fedjax_tune.models.lora import Lora
-from fedjax_tune.training import build, identity, learned
+from fedjax_tune.training import aligned, build, identity, learned
 from fedjax_tune.typing import Path, Tree
 
 
@@ -42,6 +42,7 @@ class Model:
     base: Frozen parameters, as clients got them first.
     added: What the server has added to them, nested like some of them.
     theta: What trained.
+    about: What it is, where that needs saying: sentences.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Model:
   base: Tree
   added: Tree
   theta: Tree
+  about: str = ''
 
   @property
   def frozen(self) -> Tree:
@@ -111,7 +113,8 @@ class Ended(NamedTuple):
 def load(workdir: str | os.PathLike[str]) -> Ended:
   """Loads what a finished run ends with.
 
-  The data are read only of a run that is older than `task.json`.
+  The data are read only of a run that is older than `task.json`, or than the
+  file of what aligns its models.
 
   Raises:
     FileNotFoundError: There is no run, or its pretrained weights are gone.
@@ -121,13 +124,18 @@ def load(workdir: str | os.PathLike[str]) -> Ended:
   """
   found = results.read(workdir)
   experiment, kept = found.experiment, found.last()
-  known = learned.read(found.workdir)
-  if known is None:
-    known = learned.of(build.build(found.here))
-  rebuilt = learned.rebuild(found.here, known)
-  there = {'content': {'weights': kept.run['content']['weights']}}
-  here = {'content': {'weights': rebuilt.weights}}
-  identity.check_content(there, here, found.where)
+  content = kept.run['content']
+  names = [name for name in ('weights', 'alignment') if name in content]
+  known, values = learned.read(found.workdir), aligned.read(found.workdir)
+  if known is None or ('alignment' in names and not values):
+    setup = build.build(found.here)
+    known, values = learned.of(setup), aligned.of(setup.algorithm)
+  rebuilt = learned.rebuild(found.here, known, values)
+  identity.check_content(
+    {'content': {name: content[name] for name in names}},
+    {'content': {'weights': rebuilt.weights} | aligned.identify(values)},
+    found.where,
+  )
   state = results.restore(found, kept, rebuilt.algorithm)
   ends = take_apart(rebuilt.algorithm, state)
   if not ends:
@@ -173,6 +181,7 @@ def _model(name: str, algorithm: Algorithm, added: Tree, alone: Alone) -> Model:
     cut(found.base),
     cut(added),
     cut(alone.theta),
+    alone.about,
   )
 
 

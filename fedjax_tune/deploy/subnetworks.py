@@ -91,6 +91,8 @@ def largest(budget: float, trained: finished.Trained) -> Allocation:
 
 
 def _trained_rows(trained: finished.Trained) -> list[Allocation]:
+  if trained.found.name:
+    return []  # Of several models none was trained in parts.
   return [
     trained.held(held)
     for held in trained.setup.algorithm.evaluation.subnetworks

@@ -150,6 +150,8 @@ class Client:
       through it: what it stops does not train.
     transform: context -> what is done to gradients before the client's
       optimizer, with a fresh state; None does nothing.
+    around: The client's optimizer, `transform` and all -> how it steps instead;
+      None leaves it as it is.
     finish: (start, delta, steps, context) -> what it sends, given what it
       started from, how that changed, and the number of steps, float32.
     info: (round, cohort) -> what each client of the cohort is told, arrays by
@@ -165,6 +167,10 @@ class Client:
   init: Callable[[Tree, Context, jax.Array], Tree] = keep
   params: Callable[[Tree, Context], Tree] = see_all
   transform: Callable[[Context], optax.GradientTransformation] | None = None
+  around: (
+    Callable[[optax.GradientTransformation], optax.GradientTransformation]
+    | None
+  ) = None
   finish: Callable[[Tree, Tree, jax.Array, Context], Sent] = send_change
   info: Callable[[int, Sequence[int]], list[Info]] | None = None
   state: Callable[[int], Tree] | None = None
@@ -345,11 +351,13 @@ class Alone(NamedTuple):
       blocks or factors besides.
     held: How much the model has of each axis.
     tier: Of which model it is one, where a method has several.
+    about: What it is, where its name does not say it: sentences for a user.
   """
 
   theta: Tree
   held: Allocation
   tier: str = ''
+  about: str = ''
 
 
 # (theta, what each client remembers by its id) -> the models, by name.

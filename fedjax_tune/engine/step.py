@@ -134,6 +134,8 @@ def build_train(
     steps = optimizer
     if client.transform is not None:
       steps = optax.chain(client.transform(context), optimizer)
+    if client.around is not None:
+      steps = client.around(steps)
     delta, metrics = take_steps(
       gradient,
       steps,

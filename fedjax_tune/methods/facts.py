@@ -8,22 +8,20 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.costs.fit import Menu
+from fedjax_tune.data.public import Shown
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models.foundation import Foundation
-from fedjax_tune.typing import Inputs
 
 
-def nothing_public(tier: str) -> Inputs:
+def nothing_public(tier: str) -> Shown:
   """Has no inputs that everyone may see.
 
   Raises:
     ValueError: Always.
   """
   raise ValueError(
-    f'tier {tier!r} is aligned on public inputs, which are not at hand here: what'
-    ' a run ends with whose fedadapter.projections or tiers.head are not its'
-    " tiers' own cannot be exported yet."
+    f'tier {tier!r} is aligned on public inputs, which are not at hand here.'
   )
 
 
@@ -45,6 +43,8 @@ class Facts:
       train, where `clients.fit` asks for it; else {}.
     public: Returns the unlabelled inputs that everyone may see, as a tier reads
       them.
+    aligned: Of each tier, by path, what an earlier process has made of these;
+      {} asks for them.
   """
 
   experiment: config.Experiment
@@ -56,7 +56,10 @@ class Facts:
   fitted: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict
   )
-  public: Callable[[str], Inputs] = nothing_public
+  public: Callable[[str], Shown] = nothing_public
+  aligned: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def depth(self) -> int:

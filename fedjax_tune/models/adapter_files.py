@@ -12,7 +12,12 @@ import pathlib
 import numpy as np
 
 from fedjax_tune.models import backbone, export, layouts
-from fedjax_tune.models.sizes import Config, TextConfig, ViTConfig
+from fedjax_tune.models.sizes import (
+  Config,
+  DecoderConfig,
+  TextConfig,
+  ViTConfig,
+)
 from fedjax_tune.typing import Json, Path, Tree
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -37,11 +42,12 @@ def why_not(config: Config, task: str, *, full: bool, bottleneck: bool) -> str:
     return 'peft has no bottlenecks behind sublayers'
   if full:
     return 'all parameters trained, so there is no adapter'
-  if config.prefixes and config.family not in ('bert', 'roberta'):
+  if config.prefixes and config.family not in ('bert', 'roberta', 'llama'):
     return f'peft gives keys to no model of family {config.family!r}'
   if config.prompts and isinstance(config, ViTConfig):
     return 'peft puts prompts before words, and a picture has none'
-  if config.prompts and task != 'span':
+  decodes = isinstance(config, DecoderConfig)
+  if config.prompts and task != 'span' and not decodes:
     return (
       'peft puts prompts in front, where its classifier would read the first'
       ' of them instead of the class token'
@@ -201,16 +207,18 @@ def _tokens(config: Config, flat: Flat) -> np.ndarray:
 
 
 def _describe_tokens(config: Config) -> Json:
+  # Keys of all heads together, of which decoders have fewer than of queries.
+  width = config.heads * config.head_dim if config.prefixes else config.embed
   said: Json = {
     'peft_type': 'PREFIX_TUNING' if config.prefixes else 'PROMPT_TUNING',
     'num_virtual_tokens': config.prefixes or config.prompts,
-    'token_dim': config.embed,
+    'token_dim': width,
     'num_layers': config.depth,
     'num_attention_heads': config.heads,
     'num_transformer_submodules': 1,
   }
   if config.prefixes:
-    said |= {'encoder_hidden_size': config.embed, 'prefix_projection': False}
+    said |= {'encoder_hidden_size': width, 'prefix_projection': False}
   return said
 
 

@@ -8,9 +8,11 @@ model, with Q the nearest matrix of orthonormal columns to X_m^T S,
   D_m = Q / sigma    U_m = mean(sigma) Q^T
 
 so that codes (x - mean_m) D_m agree as far as rotations can make them, whatever
-the width. For the reference, Q = V. Rows are some tokens of each input; means over
-all of them where tokens of one model are not those of another (other tokenizers,
-patches or families); and first tokens at the last site, where no other is read.
+the width. For the reference, Q = V. Rows are some tokens of each input; where
+tokenizers differ, means over the tokens of some stretches of text at whose ends all
+of them end a token (`covers.py`); means over all tokens where those of one
+model are not those of another (other patches or families); and first tokens at the
+last site, where no other is read.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,10 +22,11 @@ import zlib
 import jax
 import numpy as np
 
+from fedjax_tune.data.public import Shown
 from fedjax_tune.models import foundation, reads, spaces
 from fedjax_tune.models.federation import Sites
 from fedjax_tune.models.foundation import Foundation
-from fedjax_tune.typing import Inputs, Path, Tree
+from fedjax_tune.typing import Path, Tree
 
 # Path -> the value of a leaf, of each tier.
 Values = dict[str, dict[Path, np.ndarray]]
@@ -32,7 +35,7 @@ Values = dict[str, dict[Path, np.ndarray]]
 def align(
   tiers: Mapping[str, Foundation],
   sites: Mapping[str, Sites],
-  inputs: Mapping[str, Inputs],
+  shown: Mapping[str, Shown],
   *,
   projections: str,
   head_map: str,
@@ -44,7 +47,7 @@ def align(
   Args:
     tiers: The models, by name.
     sites: Which blocks of each share a core.
-    inputs: The same public inputs as each model reads them.
+    shown: The same public inputs as each model reads them.
     projections: 'free' sets none; else see `bottleneck.Bottleneck`.
     head_map: Where heads read a code, 'procrustes' or 'ridge'.
     first_token: Whether heads read the first token alone: then nothing else
@@ -54,9 +57,9 @@ def align(
   Raises:
     ValueError: A model is narrower than a code, or the inputs are too few.
   """
-  pooled = not _same_tokens(tiers, inputs)
+  weights = reads.weigh(tiers, shown)
   found = {
-    name: reads.read(tier, inputs[name], pooled=pooled)
+    name: reads.read(tier, shown[name].inputs, weights[name])
     for name, tier in tiers.items()
   }
   # Of equally deep ones the first.
@@ -91,22 +94,20 @@ def frozen(tier: Foundation) -> dict[str, np.ndarray]:
   }
 
 
-def _same_tokens(
-  tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
-) -> bool:
-  """Says whether a token of one model is the same token of every other."""
-  first, *others = tiers
-  kind = lambda name: (
-    type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
-    reads.tokens(tiers[name], inputs[name]),
-  )
-  same = lambda a, b: all(
-    map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
-  )
-  return all(
-    kind(name) == kind(first) and same(inputs[name], inputs[first])
-    for name in others
-  )
+def restore(
+  tiers: Mapping[str, Foundation], known: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Foundation]:
+  """Sets what `frozen` has returned of such models.
+
+  Raises:
+    ValueError: It is not of these models.
+  """
+  shapes = lambda leaves: {path: leaf.shape for path, leaf in leaves.items()}
+  for name, tier in tiers.items():
+    if shapes(known.get(name, {})) != shapes(frozen(tier)):
+      raise ValueError(f'what aligns tiers is not that of tier {name!r}.')
+  split = lambda leaves: {(*p.split('/'),): leaf for p, leaf in leaves.items()}
+  return {name: _set(tier, split(known[name])) for name, tier in tiers.items()}
 
 
 def _rows(

@@ -48,7 +48,8 @@ class Bottleneck:
       (reads what the sublayer reads).
     scale: Factor s of what is added.
     projections: 'free' (D and U train), 'aligned' or 'random' (set once, then
-      frozen), or 'aligned_start' (set once, then trained).
+      frozen), or 'aligned_start' and 'alternating' (set once, then trained;
+      when is the method's business).
     private: Whether the model has a branch besides that nobody else has.
   """
 

@@ -7,7 +7,8 @@ biases. Blocks are stacked and selected as in `vit.py`.
 Inside, texts run backwards: the last real token comes first, padding stays
 behind. So the token that the head reads is the first one, as in every other
 model here. Attention does not notice, since rotary scores depend on distances
-alone; a token sees itself and what comes *after* it.
+alone; a token sees itself and what comes *after* it. Trained tokens stand in front
+of the words, as in peft (`prompts.py`), and so behind them here.
 """
 
 from flax import nnx
@@ -16,7 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from fedjax_tune.models import common_head, linear, primitives, stack
+from fedjax_tune.models import (
+  common_head,
+  linear,
+  primitives,
+  prompts,
+  stack,
+)
 from fedjax_tune.models.block import Adapters
 from fedjax_tune.models.decoder_block import DecoderBlock, norm
 from fedjax_tune.models.sizes import DecoderConfig, kind
@@ -24,13 +31,16 @@ from fedjax_tune.typing import Tokens
 
 
 class Embedding(nnx.Module):
-  """The word table."""
+  """The word table, and prompts if there are any."""
 
-  def __init__(self, config: DecoderConfig) -> None:
+  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
     self.config = config
     axes = (('vocab', config.vocab), ('embed', config.embed))
     shape = (config.vocab, config.embed)
     self.word = linear.variable(kind(config), jnp.zeros(shape), axes)
+    if config.prompts:
+      bound = prompts.text_bound()
+      self.prompt = prompts.draw(config.prompts, config.embed, bound, rngs)
 
   def __call__(self, ids_BxT: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     """Maps token numbers to tokens.
@@ -68,7 +78,7 @@ class Decoder(nnx.Module):
     embed = (('embed', config.embed),)
     self.config = config
     self.remat, self.unroll = remat, unroll
-    self.embed = Embedding(config)
+    self.embed = Embedding(config, rngs)
     self.blocks = DecoderBlock(config, adapters or {}, rngs)
     self.norm = norm(config)
     if config.num_classes:
@@ -81,11 +91,23 @@ class Decoder(nnx.Module):
 
   def start(
     self, inputs: Tokens, key: Array | None = None
-  ) -> tuple[Float[Array, 'B T D'], Bool[Array, 'B T']]:
-    """Returns what the first block reads, backwards, and what is real."""
+  ) -> tuple[Float[Array, 'B N D'], Bool[Array, 'B N']]:
+    """Returns what the first block reads, backwards, and what is real.
+
+    With N = T tokens, or with prompts so many more.
+    """
     del key
-    ids_BxT = jnp.take_along_axis(inputs.ids, self._backwards(inputs), axis=1)
-    return self.embed(ids_BxT), ids_BxT != self.config.pad
+    order_BxN, num = self.order(inputs), self.config.prompts
+    if not num:
+      ids_BxT = jnp.take_along_axis(inputs.ids, order_BxN, axis=1)
+      return self.embed(ids_BxT), ids_BxT != self.config.pad
+    x_BxTxD = self.embed(jnp.asarray(inputs.ids))
+    x_BxNxD = prompts.insert(x_BxTxD, self.embed.prompt, 0)
+    real_BxN = prompts.extend(inputs.ids != self.config.pad, num, 0)
+    return (
+      jnp.take_along_axis(x_BxNxD, order_BxN[..., None], axis=1),
+      jnp.take_along_axis(real_BxN, order_BxN, axis=1),
+    )
 
   def features(
     self, x_BxTxD: Float[Array, 'B T D'], key: Array | None = None
@@ -102,10 +124,10 @@ class Decoder(nnx.Module):
     key: Array | None = None,
   ) -> Float[Array, 'B T D']:
     """Returns all tokens after the selected blocks, normalised."""
-    order_BxT = self._backwards(inputs)
-    x_BxTxD, _ = self._run(inputs, layers_N, key, pool=False)
-    x_BxTxD = jnp.take_along_axis(x_BxTxD, order_BxT[..., None], axis=1)
-    return self.norm(x_BxTxD)
+    order_BxN = self.order(inputs)
+    x_BxNxD, _ = self._run(inputs, layers_N, key, pool=False)
+    x_BxNxD = jnp.take_along_axis(x_BxNxD, order_BxN[..., None], axis=1)
+    return self.norm(prompts.remove(x_BxNxD, self.config.prompts, 0))
 
   def class_tokens(
     self,
@@ -142,12 +164,16 @@ class Decoder(nnx.Module):
       return logits.reshape(*x_BxTxD.shape[:-1], -1)
     return self.lm_head(x_BxTxD)
 
-  def _backwards(self, inputs: Tokens) -> Int[Array, 'B T']:
-    """Returns the order that reverses each text; it is its own inverse."""
-    token_T = np.arange(inputs.ids.shape[1])
+  def order(self, inputs: Tokens) -> Int[Array, 'B N']:
+    """Returns the order that reverses each text; it is its own inverse.
+
+    Prompts, if there are any, come first in the order that is reversed.
+    """
+    words, num = inputs.ids.shape[1], self.config.prompts
     real_BxT = inputs.ids != self.config.pad
-    last_B = jnp.max(jnp.where(real_BxT, token_T, 0), axis=1)
-    return (last_B[:, None] - token_T) % len(token_T)
+    last_B = jnp.max(jnp.where(real_BxT, np.arange(words), 0), axis=1)
+    token_N = np.arange(num + words)
+    return (last_B[:, None] + num - token_N) % len(token_N)
 
   def _run(self, inputs, layers_N, key, pool):
     """Runs the blocks, backwards; returns tokens and the earlier last ones."""

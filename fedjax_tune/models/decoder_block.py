@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from fedjax_tune.models import linear, primitives
+from fedjax_tune.models import linear, primitives, prompts
 from fedjax_tune.models.block import Adapters, Keys, adapted, add_fedadapters
 from fedjax_tune.models.rope import Rope
 from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
@@ -23,6 +23,31 @@ def rotate(x: Float[Array, 'B T ... E'], rope: Rope) -> Float[Array, '...']:
     jnp.asarray(factor * f(angle_TxP).reshape(shape), x.dtype)
     for f in (np.cos, np.sin)
   )
+  return _turn(x, cos, sin)
+
+
+def rotate_back(
+  prefix_BxPxHxE: Float[Array, 'B P H E'], real_BxT: Array, rope: Rope
+) -> Float[Array, 'B P H E']:
+  """Turns keys that have no position as far back as the texts' last words are.
+
+  In a text of n words behind P such keys, the last word is at position P + n - 1,
+  and peft gives the keys as they are. Here that word is at position 0, so that
+  the keys are turned by 1 - P - n: scores depend on differences.
+
+  Args:
+    prefix_BxPxHxE: The keys.
+    real_BxT: Which tokens are real; a text's last word comes first.
+    rope: The model's; what it scales keys by, these have not.
+  """
+  last_B = jnp.max(jnp.where(real_BxT, np.arange(real_BxT.shape[1]), 0), axis=1)
+  frequency_P, _ = rope.frequencies(prefix_BxPxHxE.shape[-1])
+  back_B = -(last_B + prefix_BxPxHxE.shape[1]).astype(jnp.float32)
+  angle = jnp.outer(back_B, jnp.asarray(frequency_P))[:, None, None]
+  return _turn(prefix_BxPxHxE, jnp.cos(angle), jnp.sin(angle))
+
+
+def _turn(x: Array, cos: Array, sin: Array) -> Array:
   a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -51,6 +76,7 @@ class Attention(nnx.Module):
     self.k = build('k', (axes.embed,), (axes.heads, axes.qk_dim))
     self.v = build('v', (axes.embed,), (axes.heads, axes.v_dim))
     self.proj = build('proj', (axes.heads, group, axes.v_dim), (axes.embed,))
+    self.prefix = prompts.Prefix(config, rngs) if config.prefixes else None
 
   def __call__(
     self, x_BxTxD: Array, queries: int, keys: Keys, real_BxT: Array
@@ -64,7 +90,12 @@ class Attention(nnx.Module):
     q = jnp.moveaxis(q, 3, 2).reshape(B, Q * G, H, E)
     query_QG = jnp.arange(Q * G) // G
     seen_QGxT = jnp.arange(x_BxTxD.shape[1]) >= query_QG[:, None]
-    mixed = primitives.attention(q, k, v, real_BxT, seen_QGxT)
+    real_BxS = real_BxT
+    if self.prefix is not None:
+      turn = lambda key: rotate_back(key, real_BxT, self.rope)
+      k, v, real_BxS = self.prefix(k, v, real_BxT, turn)
+      seen_QGxT = prompts.extend(seen_QGxT, len(self.prefix.key[...]), 0)
+    mixed = primitives.attention(q, k, v, real_BxS, seen_QGxT)
     mixed = jnp.moveaxis(mixed.reshape(B, Q, G, H, -1), 2, 3)
     return self.proj(mixed, keys('attn.proj'))
 

@@ -25,7 +25,7 @@ from fedjax_tune.models.lora import Lora
 from fedjax_tune.models.rope import Rope
 from fedjax_tune.typing import Inputs, Json, Tree
 
-_MODEL, _PARAMS = 'model.json', 'params.safetensors'
+_MODEL, PARAMS = 'model.json', 'params.safetensors'
 _SIZES = {
   kind.__name__: kind
   for kind in (sizes.ViTConfig, sizes.TextConfig, sizes.DecoderConfig)
@@ -82,7 +82,7 @@ def save(
   folder.mkdir(parents=True, exist_ok=True)
   flat = traverse_util.flatten_dict(params, sep='/')
   tensors = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
-  export.write_tensors(folder / _PARAMS, tensors)
+  export.write_tensors(folder / PARAMS, tensors)
   said: Json = {
     'sizes': _named(config),
     'added': {name: _named(found) for name, found in adapters.items()},
@@ -109,15 +109,15 @@ def load_model(folder: str | os.PathLike[str]) -> Loaded:
       f'{folder / _MODEL} is not what was written: {error}.'
     ) from error
   try:
-    tensors = safetensors.numpy.load_file(folder / _PARAMS)
+    tensors = safetensors.numpy.load_file(folder / PARAMS)
   except safetensors.SafetensorError as error:
-    raise ValueError(f'{folder / _PARAMS} is corrupt: {error}.') from error
+    raise ValueError(f'{folder / PARAMS} is corrupt: {error}.') from error
   split = build(config, added)
   trees = []
   for tree in (split.base, split.theta):
     names = traverse_util.flatten_dict(tree, sep='/')
     if lost := sorted(names.keys() - tensors.keys()):
-      raise ValueError(f'{folder / _PARAMS} lacks {lost[0]}.')
+      raise ValueError(f'{folder / PARAMS} lacks {lost[0]}.')
     own = {name: jax.device_put(tensors[name]) for name in names}
     trees.append(traverse_util.unflatten_dict(own, sep='/'))
   return Loaded(split.merge(*trees), config, labels)

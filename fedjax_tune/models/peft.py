@@ -43,7 +43,7 @@ def check(
         f'lora.targets[{i}]={target!r} must be one of {", ".join(known)}, the '
         f'linear maps of the model {weights.source!r}.'
       )
-  cfg = weights.config
+  cfg = with_trained(weights.config, experiment.model)
   if not isinstance(cfg, sizes.ViTConfig):
     _check_lengths(experiment.data.lengths, cfg, weights.source)
   if experiment.data.task != 'next_token':
@@ -65,12 +65,16 @@ def _check_lengths(
 ) -> None:
   """Refuses texts that may be longer than the positions, in either split.
 
-  Trained tokens (`model.tune` 'prompt' or 'prefix') take no position.
+  Of trained tokens (`model.tune` 'prompt' or 'prefix') only a decoder's take
+  positions.
   """
   if max(lengths) > cfg.max_tokens:
+    beside = ''
+    if isinstance(cfg, sizes.DecoderConfig) and (cfg.prompts or cfg.prefixes):
+      beside = ' behind its trained tokens (model.prompt_tokens)'
     raise ValueError(
       f'data.lengths={lengths} must be at most {cfg.max_tokens}: the model '
-      f'{source!r} has no positions for longer texts.'
+      f'{source!r} has no positions for longer texts{beside}.'
     )
 
 
@@ -176,16 +180,14 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   """Returns the sizes of a model with what trains in it, and how."""
   num = model.prompt_tokens
   if isinstance(cfg, sizes.DecoderConfig):
-    if model.tune in ('bitfit', 'prompt', 'prefix'):
+    if model.tune == 'bitfit':
       raise ValueError(
-        f"model.tune={model.tune!r} must be 'lora', 'adapter', 'full' or 'head'"
-        ' for a decoder: it has no biases, and takes no trained tokens here.'
+        "model.tune='bitfit' must be another for a decoder: it has no biases."
       )
     if model.dropout:
       raise ValueError(
         f'model.dropout={model.dropout} must be 0 for a decoder: Llama has none.'
       )
-    return dataclasses.replace(cfg, full=model.tune == 'full')
   return dataclasses.replace(
     cfg,
     full=model.tune == 'full',
@@ -234,6 +236,8 @@ def find_adapters(model: Any) -> block.Adapters:
   """Returns what a model has been built with, by linear map or sublayer."""
   found: dict[str, Lora | bottleneck.Bottleneck] = {}
   for path, module in nnx.iter_modules(model):
+    if bottleneck.PRIVATE in path:
+      continue  # A part of another.
     name = '.'.join(map(str, path)).removeprefix('blocks.')
     if isinstance(module, linear.Linear) and module.adapter:
       found[name] = module.adapter

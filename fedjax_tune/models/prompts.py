@@ -3,6 +3,7 @@
 Both call the axis of these tokens 'prompt'.
 """
 
+from collections.abc import Callable
 import math
 
 from flax import nnx
@@ -25,9 +26,10 @@ def draw(num: int, embed: int, bound: float, rngs: nnx.Rngs) -> nnx.Variable:
   token (and DeiT's distillation token), have no position, and leave those of
   the others as they are; every token attends to them, and no head reads them.
 
-  peft's prompt tuning differs: it puts prompts in front of the words, so that
-  they take the first positions, all words move on by `num`, and BERT's pooler
-  reads the first prompt instead of the class token.
+  peft's prompt tuning differs for encoders: it puts prompts in front of the words,
+  so that they take the first positions, all words move on by `num`, and BERT's
+  pooler reads the first prompt instead of the class token. Decoders have them
+  where peft has: their head reads the last word, and positions count by distance.
   """
   shape = (num, embed)
   value = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
@@ -84,7 +86,8 @@ class Prefix(nnx.Module):
   (as in P-tuning v2, arXiv 2110.07602, and in peft by default); a relative of
   VPT-deep (arXiv 2203.12119), whose prompts of each block are tokens, from
   which the block makes keys and values. Positions of words stay as they are;
-  peft's BERT counts them from behind the prefix.
+  peft's BERT counts them from behind the prefix. So does its Llama, whose
+  queries are turned by these positions, and here, too (`decoder_block.py`).
 
   Both are drawn from a normal distribution of deviation 0.02, so that a
   prefix starts out close to a key and a value of 0; peft's deviation is 1.
@@ -110,9 +113,17 @@ class Prefix(nnx.Module):
     k_BxSxHxE: Array,
     v_BxSxHxV: Array,
     real_BxS: Bool[Array, 'B S'] | None,
+    turn: Callable[[Array], Array] = lambda key: key,
   ) -> tuple[Array, Array, Bool[Array, 'B N'] | None]:
-    """Puts one block's prefix before its keys and values, as real tokens."""
-    k = jnp.concatenate([repeat(self.key, k_BxSxHxE), k_BxSxHxE], 1)
+    """Puts one block's prefix before its keys and values, as real tokens.
+
+    Args:
+      k_BxSxHxE: Keys.
+      v_BxSxHxV: Values.
+      real_BxS: Which tokens are real; None where all are.
+      turn: What is done to the prefix's keys before.
+    """
+    k = jnp.concatenate([turn(repeat(self.key, k_BxSxHxE)), k_BxSxHxE], 1)
     v = jnp.concatenate([repeat(self.value, v_BxSxHxV), v_BxSxHxV], 1)
     if real_BxS is not None:
       real_BxS = extend(real_BxS, len(self.key[...]), 0)

@@ -1,5 +1,6 @@
 """What the adapters and the head of a model read of some inputs."""
 
+from collections.abc import Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_tune.data import covers
+from fedjax_tune.data.public import Shown
 from fedjax_tune.models.block import Keys
 from fedjax_tune.models.foundation import Foundation
 from fedjax_tune.typing import Inputs, Tree
@@ -16,7 +19,10 @@ from fedjax_tune.typing import Inputs, Tree
 # Inputs at a time.
 _BATCH = 64
 # Tokens of an input, so that what is read of many inputs fits into memory.
-_TOKENS = 8
+TOKENS = 8
+# Of which tokens of an input its rows are made: 'some', one each; all real ones, its
+# 'mean'; or weights float32 [N, m, T].
+Weights = str | np.ndarray
 
 
 class Reads(NamedTuple):
@@ -34,15 +40,14 @@ class Reads(NamedTuple):
   head: np.ndarray
 
 
-def read(found: Foundation, inputs: Inputs, *, pooled: bool) -> Reads:
+def read(found: Foundation, inputs: Inputs, weights: Weights) -> Reads:
   """Runs a model without what its adapters add.
 
   Args:
     found: The model.
     inputs: N pictures or texts.
-    pooled: Whether a row is the mean over all real tokens of an input; else
-      there is one for each of a few real tokens, the first among them, evenly
-      spaced.
+    weights: Of which tokens a row is made. 'some' are a few real ones, the first
+      among them, evenly spaced.
   """
   count = len(jax.tree.leaves(inputs)[0])
   parts = []
@@ -50,7 +55,8 @@ def read(found: Foundation, inputs: Inputs, *, pooled: bool) -> Reads:
     # The last batch is filled up, so that one program serves all.
     at = np.minimum(np.arange(begin, begin + _BATCH), count - 1)
     batch = jax.device_put(jax.tree.map(lambda x, at=at: x[at], inputs))
-    parts.append(jax.device_get(_read_batch(found, batch, pooled)))
+    own = weights if isinstance(weights, str) else jax.device_put(weights[at])
+    parts.append(jax.device_get(_read_batch(found, batch, own)))
   adapters, first = (
     jax.tree.map(lambda *xs: np.concatenate(xs, 1)[:, :count], *of)
     for of in list(zip(*parts, strict=True))[:2]
@@ -67,14 +73,49 @@ def tokens(found: Foundation, inputs: Inputs) -> int:
   return x.shape[1]
 
 
-def _read_batch(found: Foundation, inputs: Inputs, pooled: bool) -> Reads:
+def weigh(
+  tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
+) -> dict[str, Weights]:
+  """Says of which tokens rows are made, so that those of all tiers match."""
+  if _same_tokens(tiers, {name: of.inputs for name, of in shown.items()}):
+    return dict.fromkeys(tiers, 'some')
+  covered = {n: shown[n].covered for n in tiers}
+  known = [spans for spans in covered.values() if spans is not None]
+  if len(known) < len(tiers):
+    return dict.fromkeys(tiers, 'mean')
+  return dict(zip(tiers, covers.match(known, TOKENS), strict=True))
+
+
+def _same_tokens(
+  tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
+) -> bool:
+  """Says whether a token of one model is the same token of every other."""
+  first, *others = tiers
+  kind = lambda name: (
+    type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
+    tokens(tiers[name], inputs[name]),
+  )
+  same = lambda a, b: all(
+    map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+  )
+  return all(
+    kind(name) == kind(first) and same(inputs[name], inputs[first])
+    for name in others
+  )
+
+
+def _read_batch(
+  found: Foundation, inputs: Inputs, weights: str | Array
+) -> Reads:
   """Returns what is read of a batch; by adapters [L, B, m, D]."""
   start, block, end = _programs(found.graph)
   arrays = found.base, found.theta
-  x, real = start(*arrays, inputs)
+  x, real, order = start(*arrays, inputs)
+  if not isinstance(weights, str):
+    weights = jnp.take_along_axis(weights, order[:, None], 2)
   read = []
   for layer in range(found.depth):
-    x, seen = block(*arrays, x, real, layer, pooled)
+    x, seen = block(*arrays, x, real, layer, weights)
     read.append(seen)
   adapters, first = jax.tree.map(lambda *xs: jnp.stack(xs), *read)
   return Reads(adapters, first, end(*arrays, x))
@@ -88,10 +129,14 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
     return nnx.merge(graph, nnx.State(theta), nnx.State(base))
 
   def start(base, theta, inputs):
-    x, real = model(base, theta).start(inputs)
-    return x, jnp.ones(x.shape[:2], bool) if real is None else real
+    made = model(base, theta)
+    x, real = made.start(inputs)
+    real = jnp.ones(x.shape[:2], bool) if real is None else real
+    # Decoders read texts backwards.
+    straight = lambda _: jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    return x, real, getattr(made, 'order', straight)(inputs)
 
-  def block(base, theta, x, real, layer, pooled):
+  def block(base, theta, x, real, layer, weights):
     structure, stacks = nnx.split(model(base, theta).blocks)
     one = nnx.merge(structure, jax.tree.map(lambda p: p[layer], stacks))
     seen: dict[str, Array] = {}
@@ -99,16 +144,19 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
       if hasattr(one, f'{name}_adapter'):
         setattr(one, f'{name}_adapter', functools.partial(_keep, seen, name))
     y = one(x, x.shape[1], Keys(None, layer), real)
-    thin = _mean if pooled else _some
-    rows = {name: thin(read, real) for name, read in seen.items()}
+    thin = lambda read: jnp.einsum('bmt,btd->bmd', weights, read)
+    if isinstance(weights, str):
+      thin = functools.partial(_THIN[weights], real_BxT=real)
+    rows = {name: thin(read) for name, read in seen.items()}
     return y, (rows, {name: read[:, 0] for name, read in seen.items()})
 
   def end(base, theta, x):
     return model(base, theta).features(x)
 
+  named, weighed = jax.jit(block, static_argnums=5), jax.jit(block)
   return (
     jax.jit(start),
-    jax.jit(block, static_argnums=5),
+    lambda *given: (named if isinstance(given[-1], str) else weighed)(*given),
     jax.jit(end),
   )
 
@@ -128,5 +176,8 @@ def _mean(x_BxTxD: Array, real_BxT: Array) -> Array:
 def _some(x_BxTxD: Array, real_BxT: Array) -> Array:
   """Returns some real tokens, [B, m, D]; real ones come before padding."""
   count = jnp.sum(real_BxT, 1, keepdims=True)
-  at = jnp.arange(_TOKENS) * count // _TOKENS
+  at = jnp.arange(TOKENS) * count // TOKENS
   return jnp.take_along_axis(x_BxTxD, at[..., None], 1)
+
+
+_THIN = {'mean': _mean, 'some': _some}

@@ -185,7 +185,7 @@ class DecoderConfig:
     heads: Heads of keys and values.
     ffn: Hidden width of the gated MLP.
     vocab: Tokens that it knows.
-    positions: Tokens of the longest text.
+    positions: Tokens of the longest text, with those that train.
     group: Heads of queries for each head of keys and values (grouped-query
       attention, arXiv 2305.13245); 1 is plain multi-head attention.
     head_dim: Width of a head, even.
@@ -198,6 +198,8 @@ class DecoderConfig:
     full: Whether all parameters train, instead of adapters and head.
     code: Width of the common code that the head reads (`common_head.py`); 0
       reads the model's own features.
+    prompts: Trained tokens in front of the words.
+    prefixes: Trained keys and values of each block.
   """
 
   depth: int
@@ -215,10 +217,9 @@ class DecoderConfig:
   num_classes: int = 0
   full: bool = False
   code: int = 0
-  # Always 0: prompt and prefix tuning, and dropout, are not there for decoders.
   prompts: int = 0
   prefixes: int = 0
-  dropout: float = 0.0
+  dropout: float = 0.0  # Always: Llama has none.
 
   @property
   def family(self) -> str:
@@ -227,8 +228,8 @@ class DecoderConfig:
 
   @property
   def max_tokens(self) -> int:
-    """Tokens of the longest text."""
-    return self.positions
+    """Tokens of the longest text, behind those that train."""
+    return self.positions - self.prompts - self.prefixes
 
 
 # Of any model.

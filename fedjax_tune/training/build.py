@@ -31,6 +31,7 @@ from fedjax_tune.models import (
   tiers,
 )
 from fedjax_tune.training import (
+  aligned,
   defaults,
   fitting,
   frozen,
@@ -56,7 +57,7 @@ class Setup:
     find: The search for what a device can train; None where nothing is cut.
     fits: What each client's device trains, with `clients.fit`; else ().
     planner: Plans the rounds.
-    tokenizer: Folder of a text model's tokenizer, else None.
+    tokenizers: For each tier the folder of its tokenizer; None for pictures.
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
@@ -78,7 +79,7 @@ class Setup:
   find: fitting.Solver | None
   fits: tuple[fit.Fit, ...]
   planner: Planner
-  tokenizer: str | None
+  tokenizers: dict[str, str | None]
   readers: dict[str, int]
   weights: str
   notes: tuple[str, ...]
@@ -183,6 +184,7 @@ def build(
   fetch: bool = False,
   data: arrays.Arrays | None = None,
   parts: Sequence[np.ndarray] | None = None,
+  values: aligned.Values | None = None,
 ) -> Setup:
   """Checks an experiment and builds everything that it names.
 
@@ -192,6 +194,7 @@ def build(
     data: Its data, if they are in memory.
     parts: For each client the positions of its training examples; None divides
       them as `clients.partition` says.
+    values: What aligned the run's models when it began; None computes it.
 
   Raises:
     ValueError: Something in the experiment is wrong; the message names the
@@ -248,7 +251,8 @@ def build(
     budgets,
     owned.present(train),
     fitted,
-    functools.partial(shown.show, experiment, found, readers, train, public),
+    shown.Public(experiment, found, readers, train, public, data),
+    values,
   )
   changes = experiment.data
   if train.lengths is None and (changes.flip or changes.crop):
@@ -289,7 +293,7 @@ def build(
     find=find,
     fits=fits,
     planner=planner,
-    tokenizer=weights.tokenizer,
+    tokenizers={tier.name: tier.weights.tokenizer for tier in found},
     readers=readers,
     weights=method.hash_weights(found),
     notes=(*dict.fromkeys(notes), *shown.notes(public)),

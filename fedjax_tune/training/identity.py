@@ -21,8 +21,7 @@ import fedjax_tune
 from fedjax_tune.data import digest
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import hosts
-from fedjax_tune.models import alignment
-from fedjax_tune.training import build, workdir
+from fedjax_tune.training import aligned, build, workdir
 from fedjax_tune.typing import Json, Record
 
 # The settings of jax.config that change draws or numbers.
@@ -60,7 +59,7 @@ def of(setup: build.Setup) -> Identity:
       'weights': setup.weights,
       'partition': digest.of(partition(setup))[:16],
       **_hardware(setup),
-      **_alignment(setup),
+      **aligned.identify(aligned.of(setup.algorithm)),
     },
     'settings': settings(),
     'machine': machine(setup.experiment.engine.devices),
@@ -167,17 +166,6 @@ def _hardware(setup: build.Setup) -> dict[str, str]:
     runs = itertools.groupby(setup.devices)
     devices = [[fields[device], len(list(run))] for device, run in runs]
   return {'devices': digest.of(devices)[:16]} if devices else {}
-
-
-def _alignment(setup: build.Setup) -> dict[str, str]:
-  """Returns a hash of what aligns different models, where something does.
-
-  It is computed anew in every process. Elsewhere LAPACK may turn directions of
-  like variance into each other, and trained cores would mean something else.
-  """
-  tiers = getattr(setup.algorithm.model, 'tiers', {})
-  found = {name: alignment.frozen(tier) for name, tier in tiers.items()}
-  return {'alignment': digest.of(found)[:16]} if any(found.values()) else {}
 
 
 def settings() -> Json:

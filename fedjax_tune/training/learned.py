@@ -14,7 +14,7 @@ from fedjax_tune import config
 from fedjax_tune.data import json_files, tasks
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.models import federation, peft, tiers
-from fedjax_tune.training import build, method
+from fedjax_tune.training import aligned, build, method
 
 FILE = 'task.json'
 
@@ -105,8 +105,17 @@ class Rebuilt:
   weights: str
 
 
-def rebuild(experiment: config.Experiment, learned: Learned) -> Rebuilt:
+def rebuild(
+  experiment: config.Experiment,
+  learned: Learned,
+  values: aligned.Values | None = None,
+) -> Rebuilt:
   """Builds a run's model; what it allots to clients is not the run's.
+
+  Args:
+    experiment: The run's.
+    learned: What it has learned.
+    values: What aligns its models, if something does.
 
   Raises:
     FileNotFoundError, ValueError: The pretrained weights are gone, or damaged.
@@ -121,6 +130,11 @@ def rebuild(experiment: config.Experiment, learned: Learned) -> Rebuilt:
   # Of the method's structure only the levels and the number of clients matter.
   budgets = itertools.islice(itertools.cycle(learned.budgets), learned.clients)
   algorithm = method.build(
-    experiment, found, learned.task, widths | depths, tuple(budgets)
+    experiment,
+    found,
+    learned.task,
+    widths | depths,
+    tuple(budgets),
+    aligned=values,
   )
   return Rebuilt(algorithm, found, method.hash_weights(found))

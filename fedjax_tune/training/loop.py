@@ -25,8 +25,8 @@ from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
-from fedjax_tune.training import build as building
 from fedjax_tune.training import (
+  aligned,
   checkpoint,
   client_report,
   clock,
@@ -41,6 +41,7 @@ from fedjax_tune.training import (
   stopping,
   summary,
 )
+from fedjax_tune.training import build as building
 from fedjax_tune.training import workdir as folder
 from fedjax_tune.training.interim import Interim
 from fedjax_tune.training.run import Run
@@ -335,7 +336,10 @@ def tell_unread(
 
 
 def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs, partition, task."""
+  """Writes what is known before the first round: costs, partition, task.
+
+  And what aligns different models.
+  """
   place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
   as_dicts = [dataclasses.asdict(row) for row in classes]
@@ -344,6 +348,7 @@ def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   reporting.write_json(place / resuming.PARTITION, written)
   known = dataclasses.asdict(learned.of(run.setup))
   reporting.write_json(place / learned.FILE, known)
+  aligned.write(place, aligned.of(run.setup.algorithm))
 
 
 def draw_setup(setup: building.Setup, workdir: str) -> None:

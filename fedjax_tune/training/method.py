@@ -11,12 +11,12 @@ import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.data import digest, fetch, tasks
+from fedjax_tune.data.public import Shown
 from fedjax_tune.engine import divided, schedule
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts, nothing_public
 from fedjax_tune.models import foundation, heads, peft, probe, tiers
-from fedjax_tune.typing import Inputs
 
 
 def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
@@ -47,7 +47,8 @@ def build(
   budgets: tuple[int, ...],
   present: Callable[[int], np.ndarray] | None = None,
   fitted: Mapping[str, tuple[Any, ...]] | None = None,
-  public: Callable[[str], Inputs] = nothing_public,
+  public: Callable[[str], Shown] = nothing_public,
+  aligned: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Algorithm:
   """Builds a method around pretrained models; arguments are those of `Facts`."""
   build_of = lambda t: functools.partial(_build_tier, experiment, t, task)
@@ -60,6 +61,7 @@ def build(
     {tier.name: build_of(tier) for tier in found},
     fitted or {},
     public,
+    aligned or {},
   )
   mesh = schedule.clients_mesh(fsdp_devices(experiment.engine))
   # A model that one accelerator can't hold must not begin there.

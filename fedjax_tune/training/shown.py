@@ -1,13 +1,22 @@
 """Inputs that everyone is shown, on which a method may align its models."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, partition, public
+from fedjax_tune.data import (
+  arrays,
+  corpus,
+  covers,
+  partition,
+  public,
+  tokens,
+)
 from fedjax_tune.methods.heterotune.heterotune import is_aligned
-from fedjax_tune.models import sizes, tiers
+from fedjax_tune.models import pretrained, sizes, tiers
 from fedjax_tune.typing import Inputs
 
 
@@ -41,32 +50,72 @@ def divide(
   return partition.partition(clients, train, shown), shown
 
 
-def show(
-  experiment: config.Experiment,
-  found: Sequence[tiers.Tier],
-  readers: Mapping[str, int],
-  train: corpus.Corpus,
-  shown: np.ndarray,
-  name: str,
-) -> Inputs:
-  """Returns what everyone is shown, as a tier reads it.
+@dataclasses.dataclass(frozen=True)
+class Public:
+  """What everyone is shown: call it with the name of a tier.
 
-  Args:
+  Attributes:
     experiment: Names the set.
-    found: The tiers.
+    tiers: The tiers.
     readers: For each tier, which tokenizer's view of the data it reads.
     train: The run's own training data.
-    shown: Which of them, unless the set is another.
-    name: The tier.
+    rows: Which of them are shown, unless the set is another.
+    data: The run's data, if they are in memory.
   """
-  cfg = public.data_of(experiment)
-  if cfg is None:
-    return public.take(train.view(readers[name]), shown)
-  (weights,) = (tier.weights for tier in found if tier.name == name)
-  pad = 0 if isinstance(weights.config, sizes.ViTConfig) else weights.config.pad
-  other, _ = corpus.load(cfg, weights.tokenizer, pad)
-  at = public.spread(len(other), experiment.tiers.public_examples)
-  return public.take(other, at)
+
+  experiment: config.Experiment
+  tiers: Sequence[tiers.Tier]
+  readers: Mapping[str, int]
+  train: corpus.Corpus
+  rows: np.ndarray
+  data: arrays.Arrays | None = None
+
+  def __call__(self, name: str) -> public.Shown:
+    """Returns the inputs as a tier reads them.
+
+    With what tokens cover, where tokenizers of the tiers are not the same.
+
+    Raises:
+      ValueError: The texts are not those that were encoded.
+    """
+    (weights,) = (tier.weights for tier in self.tiers if tier.name == name)
+    inputs = self._inputs(name, weights)
+    if weights.tokenizer is None or len(set(self.readers.values())) == 1:
+      return public.Shown(inputs)
+    if (found := self._texts) is None:
+      return public.Shown(inputs)
+    tokenizer, length = tokens.load(weights.tokenizer), inputs.ids.shape[1]
+    longest = max(self.experiment.data.lengths)
+    ids, covered = covers.encode(tokenizer, *found, longest)
+    real = inputs.ids != getattr(weights.config, 'pad', 0)
+    if not np.array_equal(ids[:, :length][real], inputs.ids[real]):
+      raise ValueError(
+        f'tiers.public={self.experiment.tiers.public!r}: its texts are not those'
+        f' that the tokenizer of tier {name!r} has read.'
+      )
+    return public.Shown(inputs, covered[:, :length])
+
+  def _inputs(self, name: str, weights: pretrained.Pretrained) -> Inputs:
+    cfg = public.data_of(self.experiment)
+    if cfg is None:
+      return public.take(self.train.view(self.readers[name]), self.rows)
+    images = sizes.ViTConfig
+    pad = 0 if isinstance(weights.config, images) else weights.config.pad
+    other, _ = corpus.load(cfg, weights.tokenizer, pad)
+    return public.take(other, self._of_other(len(other)))
+
+  def _of_other(self, size: int) -> np.ndarray:
+    return public.spread(size, self.experiment.tiers.public_examples)
+
+  @functools.cached_property
+  def _texts(self) -> tuple[list[str], list[str] | None] | None:
+    """The texts as they are, for another tokenizer; None if there are none."""
+    cfg = public.data_of(self.experiment)
+    if cfg is None and self.data is not None:
+      return [self.data.train.inputs[row] for row in self.rows], None
+    if cfg is None:
+      return corpus.texts(self.experiment.data, lambda _: self.rows)
+    return corpus.texts(cfg, self._of_other)
 
 
 def notes(shown: np.ndarray) -> tuple[str, ...]:

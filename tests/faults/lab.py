@@ -63,7 +63,7 @@ def setup(
     find=None,
     fits=(),
     planner=run.planner,
-    tokenizer=None,
+    tokenizers={},
     readers={},
     weights=weights,
     notes=(),

@@ -64,11 +64,28 @@ def _check_shared(experiment: config.Experiment) -> None:
       f"fedadapter.placement={cfg.placement!r} must be 'parallel' with"
       f' fedadapter.projections={cfg.projections!r}.'
     )
+  if cfg.projections == 'alternating':
+    _check_turns(experiment)
   if head == 'common' and cfg.projections == 'free':
     raise ValueError(
       "tiers.head='common' must be 'own' with fedadapter.projections='free':"
       ' each tier would turn its features its own way, and the head could not'
       " follow. tiers.head='common_any' does it all the same."
+    )
+
+
+def _check_turns(experiment: config.Experiment) -> None:
+  """Raises a ValueError if there are no turns to take."""
+  local = experiment.local
+  if not experiment.heterotune.share:
+    raise ValueError(
+      'heterotune.share=False must be True with fedadapter.projections='
+      "'alternating': nothing shared would take turns with what is not."
+    )
+  if local.steps == 1:
+    raise ValueError(
+      "local.steps=1 must be at least 2 with fedadapter.projections='alternating':"
+      ' a first step trains what is shared, a second one what is not.'
     )
 
 

@@ -25,7 +25,6 @@ from fedjax_tune.data.tasks import Task
 from fedjax_tune.engine.algorithm import (
   Aggregator,
   Algorithm,
-  Alone,
   Client,
   Context,
   Evaluation,
@@ -40,16 +39,19 @@ from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
 from fedjax_tune.methods.depth import classifiers
 from fedjax_tune.methods.facts import Facts
-from fedjax_tune.methods.heterotune import cmga, keeping
+from fedjax_tune.methods.heterotune import cmga, keeping, leaving
+from fedjax_tune.methods.heterotune.alternating import in_turn
 from fedjax_tune.methods.heterotune.membership import Tiers, make_tiers, turn
 from fedjax_tune.models import alignment, bottleneck
 from fedjax_tune.models.federation import SHARED, federate, find_sites
 from fedjax_tune.models.foundation import Foundation, num_bytes
-from fedjax_tune.selection import GroupSum, select_within
+from fedjax_tune.selection import GroupSum
 from fedjax_tune.typing import Tree
 
 
-def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
+def client(
+  task: Task, each: Tiers, *, own_branches: bool, alternating: bool = False
+) -> Client:
   """Returns the client of a tier.
 
   Args:
@@ -58,8 +60,11 @@ def client(task: Task, each: Tiers, *, own_branches: bool) -> Client:
     own_branches: Whether to stop the gradients of other tiers' branches. An
       optimizer's weight decay still moves them while the client trains; what
       it sends of them does not count.
+    alternating: Whether to train what is shared and what is not in turn.
   """
   inner = fedavg_client(task)
+  if alternating:
+    inner = dataclasses.replace(inner, around=in_turn)
   if not own_branches:
     return inner
 
@@ -152,14 +157,16 @@ def build(facts: Facts) -> Algorithm:
     by_index=options.mapping == 'index',
   )
 
-  def alone(theta: Tree, name: str) -> Alone:
-    held = select_within(theta, model.axes, each.held[name])
-    return Alone(model.own(held, name), {'layer': models[name].depth}, name)
-
+  leaves = leaving.Leaving(e, model, each)
   made = Algorithm(
     model=model,
     rule=each,
-    client=client(facts.task, each, own_branches=own_branches),
+    client=client(
+      facts.task,
+      each,
+      own_branches=own_branches,
+      alternating=is_alternating(e),
+    ),
     aggregator=aggregator(
       each, cmga.ALIGN[options.cmga], own_branches=own_branches
     ),
@@ -171,12 +178,12 @@ def build(facts: Facts) -> Algorithm:
     eligible=lambda rnd: rnd >= joins,
     tier=lambda k: each.of_client[k],
     traffic=traffic,
-    ending=lambda theta, _: {name: alone(theta, name) for name in each.held},
+    ending=lambda theta, _: leaves.tiers(theta),
   )
   if not options.personal:
     return made
   classifiers.require_classes('heterotune', facts.task)
-  return keeping.keep(made, each, alone)
+  return keeping.keep(made, each, leaves)
 
 
 def common_head(experiment: config.Experiment) -> tuple[str, ...]:
@@ -191,12 +198,20 @@ def is_aligned(experiment: config.Experiment) -> bool:
   return not free or bool(common_head(experiment))
 
 
+def is_alternating(experiment: config.Experiment) -> bool:
+  """Says whether clients train what is shared and what is not in turn."""
+  adapted = experiment.model.tune == 'adapter'
+  return adapted and experiment.fedadapter.projections == 'alternating'
+
+
 def _build_models(facts: Facts, each: Tiers) -> dict[str, Foundation]:
   """Builds the tiers' models, aligned if the options ask for it."""
   e = facts.experiment
   models = {n: facts.tiers[n](a) for n, a in each.adapters.items()}
   if not is_aligned(e):
     return models
+  if facts.aligned:
+    return alignment.restore(models, facts.aligned)
   options = e.heterotune
   sites = find_sites(
     models,

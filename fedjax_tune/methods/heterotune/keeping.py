@@ -23,6 +23,7 @@ from fedjax_tune.engine.algorithm import (
 )
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import compose
+from fedjax_tune.methods.heterotune.leaving import Leaving
 from fedjax_tune.methods.heterotune.membership import Tiers
 from fedjax_tune.models.federation import SHARED
 from fedjax_tune.models.foundation import num_params
@@ -60,15 +61,13 @@ class Flat:
     return jax.tree.unflatten(treedef, shaped)
 
 
-def keep(
-  algorithm: Algorithm, each: Tiers, alone: Callable[[Tree, str], Alone]
-) -> Algorithm:
+def keep(algorithm: Algorithm, each: Tiers, leaves: Leaving) -> Algorithm:
   """Returns HeteroTune whose clients keep what is their tier's own.
 
   Args:
     algorithm: HeteroTune as it averages that within each tier.
     each: Its tiers.
-    alone: (theta, name) -> the model of a tier by itself.
+    leaves: Takes its models apart.
 
   Raises:
     ValueError: A tier has nothing of its own.
@@ -102,8 +101,8 @@ def keep(
 
   def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
     name = each.of_client
-    return {
-      f'client{k}': alone(own(name[k], theta, vector), name[k])
+    return leaves.newcomers(theta) | {
+      f'client{k}': leaves.client(own(name[k], theta, vector), k)
       for k, vector in sorted(clients.items())
     }
 

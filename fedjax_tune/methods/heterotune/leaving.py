@@ -1,0 +1,86 @@
+"""What a run of HeteroTune leaves: whole models, and what each is made of.
+
+A tier leaves the frozen model with what its clients ended with. Where clients keep
+what is their own (`keeping.py`), there is no such model of a tier: each client that
+ever took part leaves one. With a head in common each tier leaves one besides,
+with what clients begin with in place of what they keep: that is what a new one gets.
+"""
+
+import dataclasses
+
+from fedjax_tune import config
+from fedjax_tune.engine.algorithm import Alone
+from fedjax_tune.methods.heterotune.membership import Tiers
+from fedjax_tune.models.federation import Federation
+from fedjax_tune.selection import select_within
+from fedjax_tune.typing import Tree
+
+# What became of the projections, after 'its'.
+_PROJECTIONS = {
+  'aligned': 'projections were computed from public inputs and never trained',
+  'random': 'projections were drawn and never trained',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaving:
+  """Takes the models of a federation apart.
+
+  Attributes:
+    experiment: What the run was.
+    model: Its models.
+    each: Who has which.
+  """
+
+  experiment: config.Experiment
+  model: Federation
+  each: Tiers
+
+  def tiers(self, theta: Tree) -> dict[str, Alone]:
+    """Returns the models of the tiers, of what trained."""
+    rest = 'is the mean over the clients of its own tier'
+    return {name: self._one(theta, name, rest) for name in self.each.held}
+
+  def newcomers(self, theta: Tree) -> dict[str, Alone]:
+    """Returns the tiers' models for who comes new.
+
+    Args:
+      theta: What trained; of what clients keep, what they begin with.
+    """
+    if self.experiment.tiers.head == 'own':
+      return {}
+    rest = 'is as every client begins with it, and then keeps it'
+    return {name: self._one(theta, name, rest) for name in self.each.held}
+
+  def client(self, theta: Tree, client: int) -> Alone:
+    """Returns the model of a client.
+
+    Args:
+      theta: What trained; what its tier has there, the client has kept.
+      client: It.
+    """
+    name = self.each.of_client[client]
+    return self._one(theta, name, f'is what client {client} has kept to itself')
+
+  def _one(self, theta: Tree, name: str, rest: str) -> Alone:
+    held = select_within(theta, self.model.axes, self.each.held[name])
+    own, depth = self.model.own(held, name), self.model.tiers[name].depth
+    about = self._describe(name, rest if name in theta else '')
+    return Alone(own, {'layer': depth}, name, about)
+
+  def _describe(self, name: str, rest: str) -> str:
+    """Says what a model is made of; `rest`, what is not shared."""
+    e, adapted = self.experiment, self.experiment.model.tune == 'adapter'
+    shared = []
+    if adapted and e.heterotune.share:
+      shared.append("its adapters' cores")
+    if e.tiers.head != 'own' and e.heterotune.share:
+      shared.append('its head')
+    parts = []
+    if shared:
+      parts.append(f'{" and ".join(shared)} learned from all tiers')
+    if adapted and e.fedadapter.projections in _PROJECTIONS:
+      parts.append(f'its {_PROJECTIONS[e.fedadapter.projections]}')
+    if rest:
+      parts.append(f'what {"else " if parts else ""}trains {rest}')
+    return f'Tier {name} of {", ".join(self.each.held)}: {"; ".join(parts)}.'
