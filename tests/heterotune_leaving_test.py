@@ -78,7 +78,7 @@ def _finish(e, workdir):
   theta = tiny.noise(algorithm.model.theta, 1)
   state = server.ServerState(theta, (), (), clients)
   workdir.mkdir()
-  run_folder.write_config(workdir, dataclasses.asdict(e))
+  run_folder.write_config(workdir, dataclasses.asdict(setup.experiment))
   packed = state._replace(clients=store.pack(clients))
   with checkpoint.Checkpoints(workdir, 1, identity.of(setup)) as saved:
     saved.save(1, {'state': packed})
