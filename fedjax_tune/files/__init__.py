@@ -11,4 +11,5 @@ and no library maps one into memory. So nothing is read or written in place ther
   (`paths.local`).
 
 On a disk, a file is written beside its place and renamed over it (`whole.file`).
+What can be made again stays below a size (`bounded.trim`).
 """
