@@ -47,7 +47,7 @@ def test_as_many_tokens_as_positions(sizes_, most, tune):
 def test_images_have_no_lengths():
   image = sizes.ViTConfig(2, 16, 2, 24, patch=4, image_size=8)
   weights = pretrained.Pretrained(image, {}, '')
-  peft.check(_experiment((8, 999)), weights)
+  peft.check(_experiment((8, 999), model=config.Model(tune='full')), weights)
 
 
 @pytest.fixture(name='unread')
