@@ -60,3 +60,20 @@ def bucket(tmp_path, monkeypatch):
 
 
 _HERE = local.LocalFileSystem()
+
+
+def write(folder: pathlib.Path, **texts: str) -> None:
+  """Writes files; `__` in a name stands for a slash."""
+  for name, text in texts.items():
+    path = folder / name.replace('__', '/')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def read(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the texts of all files below a folder, by their paths."""
+  return {
+    str(path.relative_to(folder)): path.read_text()
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
