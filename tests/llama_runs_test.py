@@ -131,7 +131,7 @@ def test_random_preset():
     ),
     ('heterofl', {}, r"width.axes=.*'qk_dim' must be one of embed, heads, v_dim"),
     ('prism', {'model': {'tune': 'full'}}, "method='prism' does not serve a dec"),
-    ('fedra', {'model': {'tune': 'bitfit'}}, "tune='bitfit' must be 'lora', "),
+    ('fedra', {'model': {'tune': 'bitfit'}}, "tune='bitfit' must be another for a dec"),
     ('fedra', {'data': {'name': 'squad'}}, r"family 'llama' has no head for spa"),
   ],
 )  # fmt: skip
