@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import shutil
+import threading
 
 from absl.testing import flagsaver
 import lab
@@ -34,10 +35,13 @@ def test_a_run_killed_in_a_bucket_goes_on(bucket, tmp_path, whole):
     'before the summary': lambda put: put.endswith('summary.json'),
   }
 
+  one = threading.Lock()  # Objects are sent by several threads.
+
   def copy(put):
     for moment, is_now in moments.items():
-      if is_now(put) and not (tmp_path / moment).exists():
-        shutil.copytree(bucket, tmp_path / moment)
+      with one:
+        if is_now(put) and not (tmp_path / moment).exists():
+          shutil.copytree(bucket, tmp_path / moment)
 
   tiny_bucket.Bucket.before = copy
   shown = lab.go('gs://b/run')
