@@ -19,6 +19,10 @@ class _Time:
     self.now += self.drawing_s
 
 
+def _domains(a, b):
+  return {'eval/accuracy/a': a, 'eval/accuracy/b': b}
+
+
 def _row(accuracy=None, **more):
   costs = ('cost/uplink_bytes', 'cost/downlink_bytes', 'cost/train_flops')
   row = {'train/loss': 1.5, **dict.fromkeys(costs, 2048), **more}
@@ -32,21 +36,21 @@ def _interim(folder, time, rows=''):
 
 def test_the_table_has_every_evaluation(tmp_path):
   kept = writer.Rows()
-  kept.write(0, _row(0.25, **{'eval/accuracy/a': 0.5}))
+  kept.write(0, _row(0.25, **_domains(0.5, 0)))
   found = _interim(tmp_path, _Time(0.1), kept.rows)
   found.write(1, _row())
   text = (tmp_path / 'accuracy.md').read_text()
   assert text.startswith('fedra seed 0, 1 of 40 rounds')
-  found.write(2, _row(1 / 3, **{'eval/accuracy/a': 0.75}))
+  found.write(2, _row(1 / 3, **_domains(0.75, 0)))
   lines = (tmp_path / 'accuracy.md').read_text().splitlines()
   assert lines[0] == 'fedra seed 0, 3 of 40 rounds'
   cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines[2:]]
   assert cells[0] == [
-    'round', 'accuracy %', 'a', 'train loss', 'up', 'down', 'training'
+    'round', 'accuracy %', 'a', 'b', 'train loss', 'up', 'down', 'training'
   ]  # fmt: skip
-  assert [row[:4] for row in cells[2:]] == [
-    ['1', '25.0', '50.0', '1.5'],
-    ['3', '33.3', '75.0', '1.5'],
+  assert [row[:5] for row in cells[2:]] == [
+    ['1', '25.0', '50.0', '0.0', '1.5'],
+    ['3', '33.3', '75.0', '0.0', '1.5'],
   ]
 
 
@@ -70,3 +74,14 @@ def test_what_is_asked_for_is_drawn_at_once(tmp_path):
   found.write(0, _row(0.5))
   found.draw()
   assert time.drawn == [0.0]
+
+
+def test_one_domain_is_the_mean(tmp_path):
+  found = _interim(tmp_path, _Time(0.1))
+  found.write(0, _row(0.25, **{'eval/accuracy/a': 0.25}))
+  header = (tmp_path / 'accuracy.md').read_text().splitlines()[2]
+  assert [c.strip() for c in header.split('|')[1:4]] == [
+    'round',
+    'accuracy %',
+    'train loss',
+  ]

@@ -106,7 +106,9 @@ def _table(rows: list[Record], metric: str) -> str:
     'validation/accuracy': 'validation %',
   }
   prefix = 'eval/accuracy/'
-  scores |= {n: n.removeprefix(prefix) for n in rows[0] if n.startswith(prefix)}
+  domains = [name for name in rows[0] if name.startswith(prefix)]
+  if len(domains) > 1:  # Else it is the mean.
+    scores |= {name: name.removeprefix(prefix) for name in domains}
   scores = {name: title for name, title in scores.items() if name in rows[0]}
   header = ['round', *scores.values(), 'train loss', 'up', 'down', 'training']
   percent = lambda value: '-' if value is None else f'{100 * value:.1f}'
