@@ -5,7 +5,6 @@ import csv
 import shutil
 import threading
 
-from absl.testing import flagsaver
 import lab
 import pytest
 import tiny_bucket
@@ -14,9 +13,9 @@ import tiny_runs
 
 import fedjax_tune as ft
 from fedjax_tune import endings
+from fedjax_tune.deploy import exported, models
 from fedjax_tune.files import mirror
 from fedjax_tune.training import build, identity
-from launch import export
 
 bucket = tiny_bucket.bucket
 
@@ -101,12 +100,10 @@ def test_data_and_weights_at_addresses(bucket):
 def test_results_leave_a_bucket_for_another(bucket):
   said = ft.train(_experiment(bucket), 'gs://b/run')
   assert (bucket / 'b/run/accuracy.png').exists()
-  with flagsaver.flagsaver(
-    (export._WORKDIR, 'gs://b/run'),
-    (export._FORMAT, 'flax'),
-    (export._OUT, 'gs://b/out'),
-  ):
-    export.main([''])
+  # As launch.export does, whose flags are also those of another command.
+  with mirror.opened('out', 'gs://b/out', new=True) as place:
+    exported.write(models.load('gs://b/run'), 'flax', place.folder)
+    place.send()
   model = ft.load_model('gs://b/out')
   assert model.labels == ('a', 'b')
   assert 0 <= said['accuracy'] <= 1
