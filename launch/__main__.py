@@ -37,7 +37,7 @@ def main() -> None:
     return
   if name not in COMMANDS:
     near = meanings.nearest(name, COMMANDS)
-    hint = f'; did you mean {near!r}?' if near else '.'
+    hint = meanings.hint(near and repr(near)) or '.'
     listed = ', '.join(COMMANDS)
     sys.stderr.write(f'error: command {name!r} must be one of {listed}{hint}\n')
     sys.exit(2)

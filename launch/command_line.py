@@ -136,14 +136,12 @@ def _of_flag(
   name = given.name
   if name not in values and name.removeprefix('no') not in switches:
     if near := meanings.nearest(name, [*values]):
-      return f'--{name} is not a flag; did you mean --{near}?'
+      return f'--{name} is not a flag{meanings.hint(f"--{near}")}'
     # A sweep's --set, or the fields of other commands.
     prefix = '--set=' if 'set' in values else '--config.'
     meant = meanings.near(name, known) if 'config' in values else []
-    hint = ' or '.join(f'{prefix}{path}' for path in meant)
-    return f'--{name} is not a flag' + (
-      f'; did you mean {hint}?' if hint else '.'
-    )
+    hint = meanings.hint(*(f'{prefix}{path}' for path in meant)) or '.'
+    return f'--{name} is not a flag{hint}'
   if name not in values:
     return ''
   if given.text is None and name not in switches:

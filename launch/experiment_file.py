@@ -204,8 +204,7 @@ def _meant(said: str) -> str:
     return ''
   section = '' if found[1] == 'Experiment' else f'{found[1].lower()}.'
   known = [field.path for field in fields.fields()]
-  near = meanings.near(section + found[2], known)
-  return f'; did you mean {" or ".join(near)}?' if near else ''
+  return meanings.hint(*meanings.near(section + found[2], known))
 
 
 def _check_kind(given: str, value: Any) -> None:
@@ -245,6 +244,6 @@ def _check_file(argv: Sequence[str]) -> None:
     for folder in reversed(folders)
     for path in folder.glob('[!_]*.py')
   }
-  near = known.get(meanings.nearest(file.stem, known))
-  hint = f'; did you mean {near}?' if near else '.'
+  near = known.get(meanings.nearest(file.stem, known), '')
+  hint = meanings.hint(str(near)) or '.'
   raise FileNotFoundError(f'--{_NAME}={named} is not a file{hint}')

@@ -45,7 +45,7 @@ def one_of(*names: str) -> Rule:
 
   def text(value: str) -> str:
     nearest = meanings.nearest(value, names)
-    hint = f'; did you mean {nearest!r}?' if nearest else ''
+    hint = meanings.hint(nearest and repr(nearest))
     return f'must be one of {", ".join(map(repr, names))}{hint}'
 
   return Rule(lambda x: x in names, text, names)

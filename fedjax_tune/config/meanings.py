@@ -59,15 +59,24 @@ _MEANINGS = {
 }
 
 
+def hint(*names: str) -> str:
+  """Returns the end of a sentence that suggests names; those that are '' are none.
+
+  >>> hint('lr', 'local.lr'), hint('')
+  ('; did you mean lr or local.lr?', '')
+  """
+  found = ' or '.join(filter(None, names))
+  return f'; did you mean {found}?' if found else ''
+
+
 def like(path: str, known: Sequence[str]) -> str:
-  """Returns the end of a sentence: '; did you mean A or B?', or '.'.
+  """Returns the end of a sentence: a hint, or '.'.
 
   Args:
     path: What somebody wrote for a field.
     known: All fields.
   """
-  found = near(path, known)
-  return f'; did you mean {" or ".join(found)}?' if found else '.'
+  return hint(*near(path, known)) or '.'
 
 
 def near(path: str, known: Sequence[str]) -> list[str]:

@@ -140,7 +140,7 @@ def make_builder(
   except tfds.core.DatasetNotFoundError as error:
     known = tuple(dict.fromkeys((*DOMAINS, *PACKAGED)))
     near = meanings.nearest(name, known)
-    hint = f'; did you mean {near!r}?' if near else own.suggest(name)
+    hint = meanings.hint(near and repr(near)) or own.suggest(name)
     raise ValueError(
       f'data.name={name!r}: must be one of {", ".join(known)}, a set of the TFDS'
       f' catalogue, one prepared in {data_dir}, or files of your own, such as'

@@ -186,5 +186,5 @@ class Decoder(nnx.Module):
       real_BxT,
       pool=pool,
       remat=self.remat,
-      unroll=self.unroll and key is not None,
+      unroll=self.unroll,
     )

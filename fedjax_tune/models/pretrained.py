@@ -105,7 +105,7 @@ def _of_folder(weights: str, read: Callable[[pathlib.Path], T]) -> T:
   if not folder.is_dir():
     names = [*packaged.PACKAGED, *RANDOM]
     near = meanings.nearest(weights, names)
-    hint = f'; did you mean {near!r}?' if near else _OF_THE_HUB
+    hint = meanings.hint(near and repr(near)) or _OF_THE_HUB
     raise ValueError(
       f'model.weights={weights!r} is neither one of {", ".join(names)} nor the'
       f' path of a Hugging Face folder{hint}'

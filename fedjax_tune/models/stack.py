@@ -67,7 +67,8 @@ def run_blocks(
     pool: Whether the last block updates the first token alone: nothing reads
       the others.
     remat: Recompute each block in the backward pass.
-    unroll: Let blocks follow one another in the program, in place of a loop.
+    unroll: Let blocks follow one another in the program, in place of a loop;
+      not without a key, since an evaluation gains nothing by it.
 
   Returns:
     The tokens after the last block (Q is 1 if pooled, else T), and the first
@@ -92,7 +93,9 @@ def run_blocks(
     return y, y[:, 0]
 
   head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
-  x_BxTxD, exits_MxBxD = jax.lax.scan(body, x_BxTxD, head, unroll=unroll)
+  x_BxTxD, exits_MxBxD = jax.lax.scan(
+    body, x_BxTxD, head, unroll=unroll and key is not None
+  )
   layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
   queries = 1 if pool else x_BxTxD.shape[1]
   return run(x_BxTxD, layer, block, queries), exits_MxBxD

@@ -209,5 +209,5 @@ class TextEncoder(nnx.Module):
       real_BxT,
       pool=pool,
       remat=self.remat,
-      unroll=self.unroll and key is not None,
+      unroll=self.unroll,
     )

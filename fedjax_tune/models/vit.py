@@ -163,5 +163,5 @@ class ViT(nnx.Module):
       key,
       pool=pool,
       remat=self.remat,
-      unroll=self.unroll and key is not None,
+      unroll=self.unroll,
     )

@@ -16,6 +16,7 @@ import safetensors.numpy
 from fedjax_tune import endings
 from fedjax_tune.data import digest
 from fedjax_tune.engine.algorithm import Algorithm
+from fedjax_tune.files import whole
 from fedjax_tune.models import alignment, export
 
 FILE = 'alignment.safetensors'
@@ -45,10 +46,8 @@ def write(folder: pathlib.Path, values: Values) -> None:
     for tier, leaves in values.items()
     for path, leaf in leaves.items()
   }
-  with endings.storing(folder / FILE):
-    part = folder / f'{FILE}.part'
+  with endings.storing(folder / FILE), whole.file(folder / FILE) as part:
     export.write_tensors(part, tensors)
-    part.replace(folder / FILE)
 
 
 def read(folder: str | os.PathLike[str]) -> Values:

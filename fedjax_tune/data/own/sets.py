@@ -16,6 +16,7 @@ import pathlib
 import re
 
 from fedjax_tune import config
+from fedjax_tune.config import meanings
 from fedjax_tune.data import digest, fetch, notes, text_sets
 from fedjax_tune.data.own import (
   cells,
@@ -59,18 +60,18 @@ def is_own(name: str) -> bool:
 def suggest(name: str) -> str:
   """Returns what a name that is no set's may mean: '; did you mean ...?', or ''."""
   if paths.is_address(name):
-    return f"; did you mean 'folder:{name}'?"
+    return meanings.hint(f"'folder:{name}'")
   kind, colon, path = name.partition(':')
   if colon:
     near = difflib.get_close_matches(kind.lower(), KINDS, n=1)
     meant = _MEANT.get(kind.lower()) or (near[0] if near else '')
-    return f"; did you mean '{meant}:{path or 'PATH'}'?" if meant else ''
+    return meanings.hint(meant and f"'{meant}:{path or 'PATH'}'")
   place = pathlib.Path(name).expanduser()
   if not place.exists():
     return ''
   ending = place.suffix.lower().lstrip('.')
   meant = ending if ending in KINDS else _MEANT.get(ending, 'folder')
-  return f"; did you mean '{meant}:{name}'?"
+  return meanings.hint(f"'{meant}:{name}'")
 
 
 def check(cfg: config.Data) -> pathlib.Path:
@@ -89,7 +90,7 @@ def check(cfg: config.Data) -> pathlib.Path:
     beside = place.absolute().parent
     names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
     near = difflib.get_close_matches(place.name, names, n=1)
-    hint = f'; did you mean {place.with_name(near[0])}?' if near else ''
+    hint = meanings.hint(*(str(place.with_name(n)) for n in near))
     raise FileNotFoundError(f'{said}: {place.absolute()} does not exist{hint}')
   if kind == 'folder' and not place.is_dir():
     raise ValueError(f'{said}: {place} must be a folder{suggest(path)}')
