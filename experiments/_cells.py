@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import heterotune_emoji, heterotune_reviews
 from fedjax_tune import config
+from fedjax_tune.models import tiers
 
 RICH, POOR, LABELS, PUBLIC = 8, 2, 2560, 512
 # The most labels that a poor tier has.
@@ -53,8 +54,7 @@ class Setting:
   @property
   def names(self) -> tuple[str, ...]:
     """What a run calls the tiers."""
-    cut = lambda w, depth: f'{w}_d{depth}' if depth else w
-    return tuple(map(cut, self.weights, self.depth))
+    return tiers.names(config.Tiers(weights=self.weights, depth=self.depth))
 
   @property
   def counts(self) -> tuple[int, ...]:

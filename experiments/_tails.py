@@ -102,9 +102,8 @@ def freeze(
   folder = build.data_dir(experiment.data)
   weights = {n: pretrained.load_pretrained(n, folder, 0) for n in models}
   first = weights[models[0]]
-  pad = getattr(first.config, 'pad', 0)
   made = []
-  splits = corpus.load(experiment.data, first.tokenizer, pad)
+  splits = corpus.load(experiment.data, first.tokenizer, first.pad)
   for split, name in zip(splits, ('train', 'test'), strict=True):
     count = most if name == 'train' else len(split)
     at, views = public.spread(len(split), count), []

@@ -10,7 +10,7 @@ from experiments import _cells
 from fedjax_tune.report import figure
 
 # What the runs of one table have in common.
-GROUP = ('setting', 'sites', 'joins', 'labels')
+GROUP = ('rounds', 'setting', 'sites', 'joins', 'labels')
 Row = Mapping[str, Any]
 
 

@@ -6,7 +6,7 @@ import jax
 
 from experiments import _cells
 from fedjax_tune.data import corpus
-from fedjax_tune.models import pretrained, sizes
+from fedjax_tune.models import pretrained
 from fedjax_tune.training import build
 from fedjax_tune.training.run import Run
 
@@ -40,5 +40,4 @@ def _labels(e: Any) -> Any:
   loaded = pretrained.load_pretrained(
     e.tiers.weights[0], folder, e.data.image_size
   )
-  pad = 0 if isinstance(loaded.config, sizes.ViTConfig) else loaded.config.pad
-  return corpus.load(e.data, loaded.tokenizer, pad)[0].labels
+  return corpus.load(e.data, loaded.tokenizer, loaded.pad)[0].labels

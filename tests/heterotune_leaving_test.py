@@ -141,10 +141,21 @@ def test_what_aligns_is_read_as_it_was(run, tmp_path, monkeypatch):
   del other[_TIERS[0]]['head/map']
   with pytest.raises(ValueError, match="is not that of tier 'vit_test'"):
     models.load(workdir)
-  # Of a run that began before there was a file the data are read.
+  # Of a run that is older than a file of its folder the data are read, and what
+  # aligned it is taken where it is known.
+  taken = []
+
+  def with_data(_, values):
+    taken.append(values)
+    return setup
+
+  monkeypatch.setattr(build, 'build', with_data)
   monkeypatch.setattr(aligned, 'read', lambda _: {})
-  monkeypatch.setattr(build, 'build', lambda _: setup)
   assert set(models.load(workdir).models) == set(_TIERS)
+  monkeypatch.setattr(aligned, 'read', lambda _: want)
+  monkeypatch.setattr(learned, 'read', lambda _: None)
+  assert set(models.load(workdir).models) == set(_TIERS)
+  assert taken == [{}, want]
   path = tmp_path / aligned.FILE
   path.write_bytes(b'x')
   monkeypatch.undo()

@@ -144,3 +144,13 @@ def test_table():
     '| aligned, cores and head | 65.0 ± 7.1 | 80.0 ± 0.0 | 70.0 ± 0.0 | 2 | 2 |'
     in text
   )
+
+
+def test_runs_of_other_lengths_have_tables_of_their_own():
+  row = dataclasses.asdict(_CELL) | {'rich': 0.7, 'uplink': 2048, 'poor': 0.8}
+  marks = {20: ('before', 'after 10'), 40: ('before', 'after 20')}
+  text = _transfer_report.table(
+    [row | {'rounds': n, 'mark': m} for n, own in marks.items() for m in own]
+  )
+  assert 'rounds 20, setting l3' in text
+  assert 'rounds 40, setting l3' in text

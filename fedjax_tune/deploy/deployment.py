@@ -103,7 +103,6 @@ def write(
   params = trained.reorder(trained.rank(scope))
   names = {'full': trained.sizes, 'subnetwork': held}
   found = build_evaluate(trained, names)(params)
-  folder.mkdir(parents=True, exist_ok=True)
   context = formats.Context(
     learned.of(setup), trained.tokenizer, max(setup.experiment.data.lengths)
   )

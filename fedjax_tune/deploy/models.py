@@ -128,7 +128,7 @@ def load(workdir: str | os.PathLike[str]) -> Ended:
   names = [name for name in ('weights', 'alignment') if name in content]
   known, values = learned.read(found.workdir), aligned.read(found.workdir)
   if known is None or ('alignment' in names and not values):
-    setup = build.build(found.here)
+    setup = build.build(found.here, values=values)
     known, values = learned.of(setup), aligned.of(setup.algorithm)
   rebuilt = learned.rebuild(found.here, known, values)
   identity.check_content(

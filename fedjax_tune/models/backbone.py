@@ -54,6 +54,11 @@ class Pretrained:
   )
   labels: tuple[str, ...] | None = None
 
+  @property
+  def pad(self) -> int:
+    """The token that fills up texts; 0 of a model of pictures."""
+    return getattr(self.config, 'pad', 0)
+
 
 def build_model(
   config: Config,

@@ -73,7 +73,7 @@ def read_sizes(folder: str | pathlib.Path) -> Config:
   Raises:
     FileNotFoundError, ValueError: As `load_huggingface`.
   """
-  return _read_config(pathlib.Path(folder).expanduser() / 'config.json')[1]
+  return _read_config(paths.here('weights', folder) / 'config.json')[1]
 
 
 def _read_config(path: pathlib.Path) -> tuple[Json, Config]:

@@ -41,7 +41,12 @@ _DECODER = {
   'random:llama_test': (4, 16, 2, 32, 64, 32, 2, 4),
   'random:smollm2_135m': (30, 576, 3, 1536, 49152, 8192, 3, 64),
 }
-RANDOM = (*_IMAGE, *_TEXT, *_DECODER)
+_DRAWN: dict[str, Config] = {
+  **{name: ViTConfig(*own) for name, own in _IMAGE.items()},
+  **{name: TextConfig(*own) for name, own in _TEXT.items()},
+  **{name: DecoderConfig(*own) for name, own in _DECODER.items()},
+}
+RANDOM = tuple(_DRAWN)
 _OF_THE_HUB = (
   '. A model of the Hub must be in a folder here; nothing fetches it.'
 )
@@ -66,18 +71,14 @@ def load_pretrained(
   """
   if weights in packaged.PACKAGED:
     return _fit(packaged.load_packaged(weights, data_dir), image_size)
-  if weights in _TEXT:
-    drawn = _random(TextConfig(*_TEXT[weights]), weights)
-    return dataclasses.replace(
-      drawn, tokenizer=_find_tokenizer(weights, data_dir)
-    )
-  if weights in _DECODER:
-    return _random(DecoderConfig(*_DECODER[weights]), weights)
-  if weights in _IMAGE:
-    config = ViTConfig(*_IMAGE[weights])
+  if weights not in _DRAWN:
+    return _fit(_of_folder(weights, huggingface.load_huggingface), image_size)
+  config = _DRAWN[weights]
+  if isinstance(config, ViTConfig):
     _check(config, image_size)
-    return _random(dataclasses.replace(config, image_size=image_size), weights)
-  return _fit(_of_folder(weights, huggingface.load_huggingface), image_size)
+    config = dataclasses.replace(config, image_size=image_size)
+  tokenizer = _find_tokenizer(weights, data_dir)
+  return dataclasses.replace(_random(config, weights), tokenizer=tokenizer)
 
 
 def read_sizes(weights: str) -> Config:
@@ -90,12 +91,8 @@ def read_sizes(weights: str) -> Config:
   """
   if weights in packaged.PACKAGED:
     return packaged.PACKAGED[weights].sizes
-  if weights in _IMAGE:
-    return ViTConfig(*_IMAGE[weights])
-  if weights in _TEXT:
-    return TextConfig(*_TEXT[weights])
-  if weights in _DECODER:
-    return DecoderConfig(*_DECODER[weights])
+  if weights in _DRAWN:
+    return _DRAWN[weights]
   return _of_folder(weights, huggingface.read_sizes)
 
 

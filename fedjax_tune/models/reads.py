@@ -111,11 +111,12 @@ def _read_batch(
   start, block, end = _programs(found.graph)
   arrays = found.base, found.theta
   x, real, order = start(*arrays, inputs)
-  if not isinstance(weights, str):
-    weights = jnp.take_along_axis(weights, order[:, None], 2)
+  kind, own = (weights, None) if isinstance(weights, str) else ('', weights)
+  if own is not None:
+    own = jnp.take_along_axis(own, order[:, None], 2)
   read = []
   for layer in range(found.depth):
-    x, seen = block(*arrays, x, real, layer, weights)
+    x, seen = block(*arrays, x, real, layer, kind, own)
     read.append(seen)
   adapters, first = jax.tree.map(lambda *xs: jnp.stack(xs), *read)
   return Reads(adapters, first, end(*arrays, x))
@@ -136,7 +137,7 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
     straight = lambda _: jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     return x, real, getattr(made, 'order', straight)(inputs)
 
-  def block(base, theta, x, real, layer, weights):
+  def block(base, theta, x, real, layer, kind, weights):
     structure, stacks = nnx.split(model(base, theta).blocks)
     one = nnx.merge(structure, jax.tree.map(lambda p: p[layer], stacks))
     seen: dict[str, Array] = {}
@@ -145,20 +146,15 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
         setattr(one, f'{name}_adapter', functools.partial(_keep, seen, name))
     y = one(x, x.shape[1], Keys(None, layer), real)
     thin = lambda read: jnp.einsum('bmt,btd->bmd', weights, read)
-    if isinstance(weights, str):
-      thin = functools.partial(_THIN[weights], real_BxT=real)
+    if kind:
+      thin = functools.partial(_THIN[kind], real_BxT=real)
     rows = {name: thin(read) for name, read in seen.items()}
     return y, (rows, {name: read[:, 0] for name, read in seen.items()})
 
   def end(base, theta, x):
     return model(base, theta).features(x)
 
-  named, weighed = jax.jit(block, static_argnums=5), jax.jit(block)
-  return (
-    jax.jit(start),
-    lambda *given: (named if isinstance(given[-1], str) else weighed)(*given),
-    jax.jit(end),
-  )
+  return jax.jit(start), jax.jit(block, static_argnums=5), jax.jit(end)
 
 
 def _keep(seen: dict[str, Array], name: str, read: Array, out: Array) -> Array:

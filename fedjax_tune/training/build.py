@@ -27,7 +27,6 @@ from fedjax_tune.models import (
   federation,
   peft,
   pretrained,
-  sizes,
   tiers,
 )
 from fedjax_tune.training import (
@@ -347,13 +346,6 @@ def _load_data(
   for tier in found:
     first.setdefault(readers[tier.name], tier.weights)
   load = data.load if data else corpus.load
-  views = [
-    load(
-      cfg,
-      weights.tokenizer,
-      0 if isinstance(weights.config, sizes.ViTConfig) else weights.config.pad,
-    )
-    for weights in first.values()
-  ]
+  views = [load(cfg, w.tokenizer, w.pad) for w in first.values()]
   (train, *trains), (test, *tests) = zip(*views, strict=True)
   return train.seen_as(trains), test.seen_as(tests)

@@ -16,7 +16,7 @@ from fedjax_tune.data import (
   tokens,
 )
 from fedjax_tune.methods.heterotune.heterotune import is_aligned
-from fedjax_tune.models import pretrained, sizes, tiers
+from fedjax_tune.models import pretrained, tiers
 from fedjax_tune.typing import Inputs
 
 
@@ -87,7 +87,7 @@ class Public:
     tokenizer, length = tokens.load(weights.tokenizer), inputs.ids.shape[1]
     longest = max(self.experiment.data.lengths)
     ids, covered = covers.encode(tokenizer, *found, longest)
-    real = inputs.ids != getattr(weights.config, 'pad', 0)
+    real = inputs.ids != weights.pad
     if not np.array_equal(ids[:, :length][real], inputs.ids[real]):
       raise ValueError(
         f'tiers.public={self.experiment.tiers.public!r}: its texts are not those'
@@ -99,9 +99,7 @@ class Public:
     cfg = public.data_of(self.experiment)
     if cfg is None:
       return public.take(self.train.view(self.readers[name]), self.rows)
-    images = sizes.ViTConfig
-    pad = 0 if isinstance(weights.config, images) else weights.config.pad
-    other, _ = corpus.load(cfg, weights.tokenizer, pad)
+    other, _ = corpus.load(cfg, weights.tokenizer, weights.pad)
     return public.take(other, self._of_other(len(other)))
 
   def _of_other(self, size: int) -> np.ndarray:

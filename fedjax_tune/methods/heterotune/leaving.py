@@ -38,8 +38,7 @@ class Leaving:
 
   def tiers(self, theta: Tree) -> dict[str, Alone]:
     """Returns the models of the tiers, of what trained."""
-    rest = 'is the mean over the clients of its own tier'
-    return {name: self._one(theta, name, rest) for name in self.each.held}
+    return self._each(theta, 'is the mean over the clients of its own tier')
 
   def newcomers(self, theta: Tree) -> dict[str, Alone]:
     """Returns the tiers' models for who comes new.
@@ -50,6 +49,9 @@ class Leaving:
     if self.experiment.tiers.head == 'own':
       return {}
     rest = 'is as every client begins with it, and then keeps it'
+    return self._each(theta, rest)
+
+  def _each(self, theta: Tree, rest: str) -> dict[str, Alone]:
     return {name: self._one(theta, name, rest) for name in self.each.held}
 
   def client(self, theta: Tree, client: int) -> Alone:
