@@ -41,7 +41,7 @@ def get_config(kind: str = 'pictures') -> config.Experiment:
       cohort='uniform',
       cohort_size=5,
     ),
-    local=config.Local(lr=0.01, steps=4, batch_size=16),
+    local=config.Local(optimizer='adamw', lr=0.001, steps=4, batch_size=16),
   )
   if texts:
     experiment.model.weights = 'minilm_l6'

@@ -88,11 +88,13 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
   sifted = command_line.sift(flags.FlagValues(), argv, _NAME)
   if not sifted.clean:
     raise ValueError('\n'.join(_problems(sifted)))
-  return _read(argv)
+  if (found := _read(argv)) is None:
+    raise ValueError(f'--{_NAME} must name an experiment file, FILE.py.')
+  return found
 
 
-def _read(argv: list[str]) -> config.Experiment:
-  """Runs an experiment file, and sets the fields that are given."""
+def _read(argv: list[str]) -> config.Experiment | None:
+  """Runs an experiment file, if one is named, and sets the fields that are given."""
   _check_file(argv)
   values = flags.FlagValues()
   holder = _define(values, argv)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -14,6 +15,7 @@ import tensorflow_datasets as tfds
 from fedjax_tune import config, plugins
 from fedjax_tune.config import validate
 from fedjax_tune.data import nico_lists
+from fedjax_tune.methods import METHODS
 from fedjax_tune.training import loop
 
 # ml_collections loads files in a way that Python is about to drop.
@@ -27,6 +29,18 @@ _SKEWS = [
   for name in ('fedra_domainnet', 'fedra_nico')
   for skew in ('feature', 'feature_label')
 ]
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+  """Forgets methods that an experiment registers, and its module of them."""
+  known, loaded = set(METHODS), set(sys.modules)
+  yield
+  for name in set(METHODS) - known:
+    del METHODS[name]
+  for name in set(sys.modules) - loaded:
+    if name.startswith('experiments._'):
+      del sys.modules[name]
 
 
 def _get(name, *args):

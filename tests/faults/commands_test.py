@@ -322,6 +322,14 @@ def test_help_is_no_failure():
   assert 'local.lr=0.01' in done.stdout
 
 
+def test_print_config_without_a_file_is_refused():
+  done = _run('launch.train', '--print_config')
+  assert done.returncode == 2
+  assert done.stderr == (
+    'error: --config must name an experiment file, FILE.py.\n'
+  )
+
+
 def test_print_config_needs_no_other_flag(tmp_path):
   (tmp_path / 'beside.py').write_text('ROUNDS = 7')
   path = tmp_path / 'mine.py'
