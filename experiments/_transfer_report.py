@@ -50,32 +50,45 @@ def _spread(values: Sequence[float]) -> str:
   return mean + f' ± {100 * np.std(values, ddof=1):.1f}' if values[1:] else mean
 
 
-def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
+def draw(rows: Sequence[Row], folder: pathlib.Path) -> None:
   """Draws the poor tier's accuracy at the end against its labels.
 
-  Of the setting with most numbers of labels, a line for each design that has
-  several.
+  A figure for each setting that has several numbers of labels, in which every
+  design that has several is a line.
   """
   last = [row for row in rows if row['mark'] in ('after 10', 'end')]
-  settings = _grouped(last, GROUP[:-1]).values()
-  count = lambda own: len({row['labels'] for row in own})
-  own = max(settings, key=count)
+  for group, own in _grouped(last, GROUP[:-1]).items():
+    curves = {
+      design: _by_labels(of)
+      for (design,), of in _grouped(own, ('design',)).items()
+    }
+    several = {name: of for name, of in curves.items() if len(of) > 1}
+    if several:
+      name = '_'.join(str(part) for part in group[1:])
+      _draw_one(several, folder / f'heterotune_transfer_{name}.png')
+
+
+def _by_labels(rows: Sequence[Row]) -> dict[int, float]:
+  """Returns the mean accuracy, in percent, for each number of labels."""
+  return {
+    labels: 100 * float(np.mean([row['poor'] for row in of]))
+    for (labels,), of in sorted(_grouped(rows, ('labels',)).items())
+  }
+
+
+def _draw_one(
+  curves: Mapping[str, Mapping[int, float]], path: pathlib.Path
+) -> None:
+  """Draws a line for each design."""
   ends, styles = [], figure.line_styles()
+  sizes = sorted({labels for curve in curves.values() for labels in curve})
   with figure.drawing(4.2, path) as ax:
-    for (design,), of in _grouped(own, ('design',)).items():
-      by_labels = sorted(_grouped(of, ('labels',)).items())
-      labels = [n for (n,), _ in by_labels]
-      if len(labels) == 1:
-        continue
+    for design, curve in curves.items():
       color, dash = next(styles)
-      mean = [
-        100 * float(np.mean([row['poor'] for row in part]))
-        for _, part in by_labels
-      ]
+      labels, mean = list(curve), list(curve.values())
       ax.plot(labels, mean, color=color, linestyle=dash, marker='o', ms=3)
       ends.append(figure.EndLabel(labels[-1], mean[-1], design, color))
-    sizes = sorted({row['labels'] for row in own})
-    title = 'The poor tier, after ten rounds of its own'
+    title = 'The poor tier, after its last round'
     figure.by_round(ax, title, 'accuracy, %', sizes[-1], ends)
     ax.set_xscale('log', base=2)
     ax.set_xlim(sizes[0], sizes[-1])

@@ -144,7 +144,7 @@ def main() -> None:
   if args.table:
     rows = read(args.out)
     (args.out / 'table.md').write_text(_transfer_report.table(rows))
-    _transfer_report.draw(rows, args.out / 'heterotune_transfer.png')
+    _transfer_report.draw(rows, args.out)
     return
   args.out.mkdir(parents=True, exist_ok=True)
   jax.config.update('jax_compilation_cache_dir', str(args.out / 'compiled'))

@@ -12,10 +12,13 @@ data are not needed, its pretrained weights are. Each folder has a README.md, a
 model card.
 """
 
+import pathlib
+
 from absl import flags
 
 from fedjax_tune.deploy import exported, formats, models
 from fedjax_tune.files import mirror
+from fedjax_tune.report import tables
 
 from . import start
 
@@ -46,8 +49,19 @@ def main(argv: list[str]) -> None:
     name = f'{written.name}: ' if written.name else ''
     folder = place.name_of(written.folder)
     console.print(f'{name}{folder}', soft_wrap=True)
+    console.print(
+      f'  {_contents(written.folder)}; README.md says how to load it',
+      soft_wrap=True,
+    )
     for note in written.notes:
       console.print(f'  {note}', soft_wrap=True)
+
+
+def _contents(folder: pathlib.Path) -> str:
+  """Says how much a folder holds."""
+  files = [path for path in folder.rglob('*') if path.is_file()]
+  size = tables.human_bytes(sum(path.stat().st_size for path in files))
+  return f'{tables.counted(len(files), "file")}, {size}'
 
 
 if __name__ == '__main__':

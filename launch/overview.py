@@ -131,15 +131,16 @@ def _lines(run: Run) -> dict[str, str]:
   several = isinstance(found, federation.Federation)
   models = ', '.join(found.tiers) if several else e.model.weights
   bytes_, needed, total = tables.human_bytes, memory(run), totals(run)
+  counted = tables.counted
   causes = ', '.join(f'{k} {bytes_(v)}' for k, v in needed.items())
   return {
-    'experiment': f'{e.method}, {e.rounds} rounds, seed {e.seed}',
-    'model': f'{models}, {found.depth} blocks',
+    'experiment': f'{e.method}, {counted(e.rounds, "round")}, seed {e.seed}',
+    'model': f'{models}, {counted(found.depth, "block")}',
     'parameters': f'{tables.human_count(params)}, trainable'
     f' {tables.human_count(trainable)} ({100 * trainable / params:.2f}%)',
     'data': f'{e.data.name}{_form(run)}: {len(setup.train)} train and'
     f' {len(setup.test)} test examples,'
-    f' {len(setup.train.domain_names)} domains,'
+    f' {counted(len(setup.train.domain_names), "domain")},'
     f' {len(setup.train.class_names)} classes',
     'clients': f'{len(sizes)}, {eligible} may take part; partition'
     f' {e.clients.partition}, cohort {e.clients.cohort}',

@@ -86,8 +86,8 @@ def _summary(own: Own) -> str:
   parts = [part for splits in own.examples.values() for part in splits.values()]
   return (
     f'{own.name}: {sum(map(len, parts))} {"texts" if own.texts else "pictures"},'
-    f' {len(own.classes) or "no"} classes, {len(own.examples)} domain'
-    f'{"s" * (len(own.examples) > 1)}'
+    f' {len(own.classes) or "no"} classes,'
+    f' {tables.counted(len(own.examples), "domain")}'
   )
 
 

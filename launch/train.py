@@ -49,8 +49,9 @@ def main(argv: list[str]) -> None:
     console=console,
   )
   console.print(
-    f'{tables.measured([summary])} {summary["accuracy"]:.1%} after {summary["rounds"]} rounds; '
-    f'results, accuracy.png and coverage.png in {workdir}',
+    f'{tables.measured([summary])} {summary["accuracy"]:.1%} after'
+    f' {tables.counted(summary["rounds"], "round")};'
+    f' results, accuracy.png and coverage.png in {workdir}',
     soft_wrap=True,
   )
   if summary['time_shares']:

@@ -154,3 +154,16 @@ def test_runs_of_other_lengths_have_tables_of_their_own():
   )
   assert 'rounds 20, setting l3' in text
   assert 'rounds 40, setting l3' in text
+
+
+def test_a_figure_for_each_setting_of_several_sizes(tmp_path):
+  row = dataclasses.asdict(_CELL) | {'mark': 'after 10', 'poor': 0.8}
+  sizes = {'l3': (16, 64), 'l6': (64,)}
+  _transfer_report.draw(
+    [
+      row | {'setting': s, 'labels': n} for s, own in sizes.items() for n in own
+    ],
+    tmp_path,
+  )
+  names = [path.name for path in tmp_path.iterdir()]
+  assert names == ['heterotune_transfer_l3_last_late.png']

@@ -136,7 +136,7 @@ def test_it_trains_and_exports_elsewhere(installed, tmp_path):
     command, 'train', '--config=mine.py', '--workdir=run', cwd=tmp_path
   )
   assert (status, err) == (0, '')
-  assert 'after 1 rounds' in out
+  assert 'after 1 round;' in out
   status, _, err = _run(
     command, 'export', '--workdir=run', '--format=hf', '--out=out', cwd=tmp_path
   )

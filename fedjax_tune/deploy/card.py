@@ -117,7 +117,8 @@ def _facts(
     'trained',
     f'model.tune={experiment.model.tune!r}: {tables.human_count(tuned)} of'
     f' {tables.human_count(whole)} parameters, in'
-    f' {summary.get("rounds")} rounds with {known.clients} clients',
+    f' {tables.counted(summary["rounds"], "round")} with'
+    f' {tables.counted(known.clients, "client")}',
   )
   yield (
     'data',

@@ -202,7 +202,7 @@ def _accuracy_figure(
   if lines and all(len(rounds) == 1 for _, rounds, _ in lines):
     done = int(lines[0][1][0])
     bars = [Bar(x.name, 100 * y[0], 0.0, x.color) for x, _, y in lines]
-    title = f'{metric.capitalize()} after {done} round{"s"[: done != 1]}'
+    title = f'{metric.capitalize()} after {tables.counted(done, "round")}'
     _bars(left, title, bars, percent, metric)
   elif lines:
     labels = []

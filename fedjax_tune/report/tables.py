@@ -113,6 +113,16 @@ def human_flops(count: float | int) -> str:
   return _scaled(count, 1000.0, units)
 
 
+def counted(count: int, noun: str) -> str:
+  """Formats a number of things.
+
+  >>> counted(1, 'round'), counted(30, 'round'), counted(3, 'class')
+  ('1 round', '30 rounds', '3 classes')
+  """
+  ending = 'es' if noun.endswith('s') else 's'
+  return f'{count} {noun}{ending if count != 1 else ""}'
+
+
 def human_count(count: float | int) -> str:
   """Formats a number of parameters.
 
