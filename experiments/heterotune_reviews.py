@@ -34,6 +34,7 @@ def get_config() -> config.Experiment:
     rounds=20,
     eval_every=5,
     model=config.Model(weights='minilm_l6', tune='adapter'),
+    fedadapter=config.Fedadapter(projections='free'),
     lora=config.Lora(
       rank=8, alpha=16.0, targets=('attn.q', 'attn.v'), patch_embed=False
     ),

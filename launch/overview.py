@@ -9,7 +9,7 @@ import numpy as np
 from rich import table as rich_table
 
 from fedjax_tune import config
-from fedjax_tune.config import fields
+from fedjax_tune.config import fields, unread
 from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.costs import table as cost_tables
 from fedjax_tune.models import federation
@@ -34,10 +34,14 @@ def table(run: Run) -> rich_table.Table:
 
 
 def decided(paths: Sequence[str], experiment: config.Experiment) -> str:
-  """Tells what fields amount to that data set and model have decided."""
+  """Tells what fields that are read amount to, by data set, model, method."""
   values = {f.path: f.default for f in fields.fields(experiment)}
-  listed = ', '.join(f'{path}={values[path]!r}' for path in paths)
-  return f'By data set and model: {listed}'
+  listed = ', '.join(
+    f'{path}={values[path]!r}'
+    for path in paths
+    if unread.is_read(experiment, path)
+  )
+  return f'By data set, model and method: {listed}'
 
 
 def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:

@@ -86,6 +86,9 @@ def test_nothing_is_left_open_and_what_is_said_stays():
   assert defaults.usual(found) == {
     'data.image_size': 16,
     'lora.targets': ('attn.proj', 'mlp.fc2'),
+    'fedadapter.projections': 'free',
+    'fedadapter.placement': 'sequential',
+    'tiers.head': 'own',
     'clients.partition': 'domain',
     'clients.count': 1,
     'clients.cohort': 'one_per_domain',
@@ -177,6 +180,41 @@ def test_tiers_say_what_their_clients_hold():
   e.clients.partition, e.clients.budgets, e.tiers.depth = 'iid', (), ()
   e.tiers.weights *= 4
   assert defaults.resolve(e).clients.count == 8
+
+
+@pytest.mark.parametrize(
+  ('changes', 'found'),
+  [
+    ({}, ('aligned', 'parallel', 'common')),
+    ({'fedadapter__placement': 'sequential'}, ('free', 'sequential', 'own')),
+    ({'fedadapter__projections': 'free'}, ('free', 'sequential', 'own')),
+    ({'fedadapter__projections': 'random'}, ('random', 'parallel', 'common')),
+    ({'tiers__head': 'own'}, ('aligned', 'parallel', 'own')),
+    ({'heterotune__share': False}, ('free', 'sequential', 'own')),
+    ({'model__tune': 'head'}, ('free', 'sequential', 'common')),
+    ({'tiers__depth': (2, 2)}, ('free', 'sequential', 'own')),
+  ],
+)
+def test_tiers_that_share_have_a_common_space(changes, found):
+  e = _experiment(model__tune='adapter', tiers__depth=(3, 2))
+  e.method, e.tiers.weights = 'heterotune', ('random:vit_test',) * 2
+  for path, value in changes.items():
+    section, name = path.split('__')
+    setattr(getattr(e, section), name, value)
+  e = defaults.resolve(e)
+  cfg = e.fedadapter
+  assert (cfg.projections, cfg.placement, e.tiers.head) == found
+
+
+def test_tiers_of_divided_examples_are_free():
+  """Who divides all examples leaves none that everyone sees."""
+  e = _experiment(model__tune='adapter', clients__partition='iid')
+  e.method, e.tiers.weights = 'heterotune', ('random:vit_test',) * 2
+  e.tiers.depth = (3, 2)
+  parts = [np.arange(4), np.arange(4, 8)]
+  assert defaults.resolve(e, parts=parts).fedadapter.projections == 'free'
+  e.tiers.public = 'domainnet'
+  assert defaults.resolve(e, parts=parts).fedadapter.projections == 'aligned'
 
 
 def test_files_of_ones_own(tmp_path):

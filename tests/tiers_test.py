@@ -30,7 +30,9 @@ def _experiment(weights, **sections):
     rounds=2,
     eval_every=2,
     model=config.Model(tune='adapter'),
-    fedadapter=config.Fedadapter(rank=4, after=('attn', 'mlp')),
+    fedadapter=config.Fedadapter(
+      rank=4, after=('attn', 'mlp'), projections='free'
+    ),
     tiers=config.Tiers(weights=tuple(weights)),
     data=config.Data(name='ag_news_subset', lengths=(32,), test_examples=8),
     clients=config.Clients(

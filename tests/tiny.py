@@ -319,6 +319,9 @@ def experiment(case: str = 'fedra', **changes: Any) -> config.Experiment:
       lr=0.1, steps=2, batch_size=4, weight_decay=0.01, clip_norm=0.5
     ),
   )
+  # As `defaults.resolve` would leave them.
+  e.fedadapter.projections, e.fedadapter.placement = 'free', 'sequential'
+  e.tiers.head = 'own'
   if name == 'heterotune':
     e.model.tune, e.clients.budgets = 'adapter', ()
     e.tiers.weights = ('large', 'small')

@@ -91,7 +91,8 @@ class Fedadapter:
     after: Behind which sublayers there is one: 'mlp', 'attn'.
     core: What a branch is, 'mlp' or 'linear'.
     gating: Weights of the branches: 'static', 'token' or 'uniform'.
-    placement: 'sequential' or 'parallel'.
+    placement: 'sequential', 'parallel', or 'auto': parallel with projections that
+      are not free.
     scale: Factor of what is added.
     projections: What stands before and behind the cores, of method heterotune.
       'free' trains with them, in each tier by itself. 'aligned' is computed
@@ -99,7 +100,11 @@ class Fedadapter:
       in every tier, and never changes; 'aligned_start' trains from there, and
       'alternating', too, but in turn with what is shared, by local steps.
       'random' is drawn and never changes, to compare with. All but 'free' need
-      placement 'parallel'.
+      placement 'parallel'. 'auto' is 'aligned' where method heterotune shares
+      cores and placement may be parallel, else 'free'. That cores are shared is
+      the paper's; how models that differ come to understand them, its public
+      text does not say. A tier with few labels gained from nothing but a common
+      space (`experiments/heterotune_transfer.py`).
     private: Give each tier a branch besides that it alone trains, between free
       projections, mixed with the shared ones by a learned share of each site.
   """
@@ -109,9 +114,9 @@ class Fedadapter:
   after: tuple[str, ...] = ('mlp',)
   core: str = 'mlp'
   gating: str = 'static'
-  placement: str = 'sequential'
+  placement: str = 'auto'
   scale: float = 1.0
-  projections: str = 'free'
+  projections: str = 'auto'
   private: bool = False
 
 

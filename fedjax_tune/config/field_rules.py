@@ -81,6 +81,7 @@ _RAMP = within(0, _MOST, 'there are at most as many rounds')
 _CLIENTS = within(1, _MOST, 'each client is planned for by itself')
 _OPEN_CLIENTS = within(0, _MOST, 'each client is planned for by itself')
 _EXAMPLES = within(1, _MOST, 'the examples of a round are held in memory')
+_OPEN_EXAMPLES = within(0, _MOST, 'the examples of a round are held in memory')
 _STEPS = within(0, _MOST, 'the examples of a round are held in memory')
 _PARAMETERS = within(1, _MOST, 'more parameters fit no memory')
 
@@ -127,10 +128,10 @@ RULES = {
   'fedadapter.after': one_of('mlp', 'attn'),
   'fedadapter.core': one_of('mlp', 'linear'),
   'fedadapter.gating': one_of('static', 'token', 'uniform'),
-  'fedadapter.placement': one_of('sequential', 'parallel'),
+  'fedadapter.placement': one_of(AUTO, 'sequential', 'parallel'),
   'fedadapter.scale': _POSITIVE,
   'fedadapter.projections': one_of(
-    'free', 'random', 'aligned', 'aligned_start', 'alternating'
+    AUTO, 'free', 'random', 'aligned', 'aligned_start', 'alternating'
   ),
   'fedadapter.private': _ANY,
   'tiers.weights': _NAMED,
@@ -138,8 +139,8 @@ RULES = {
   'tiers.width': _DECAY,
   'tiers.joins': at_least(0),
   'tiers.public': _ANY,
-  'tiers.public_examples': _EXAMPLES,
-  'tiers.head': one_of('own', 'common', 'common_any'),
+  'tiers.public_examples': _OPEN_EXAMPLES,
+  'tiers.head': one_of(AUTO, 'own', 'common', 'common_any'),
   'tiers.head_rank': _PARAMETERS,
   'tiers.head_map': one_of('procrustes', 'ridge'),
   'data.name': _NAMED,

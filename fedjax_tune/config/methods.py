@@ -228,11 +228,13 @@ class Tiers:
     public: Unlabelled texts or pictures that everyone may see, on which tiers
       are aligned: the name of a prepared data set; '' sets some training
       examples of this one apart, which then no client has.
-    public_examples: How many of them.
+    public_examples: How many of them; 0 takes 512, or a quarter of the training
+      examples where that is less.
     head: 'own' gives each tier a head for its own features. 'common' gives all
       one, averaged over all, on a code that public inputs align across tiers;
       it needs projections that are not free, since free ones let the code
-      drift apart. 'common_any' does not.
+      drift apart. 'common_any' does not. 'auto' is 'common' with projections
+      that are not free, and where heads alone train. It is our addition.
     head_rank: Width of the code.
     head_map: How a tier's features become the code: 'procrustes' (a rotation)
       or 'ridge' (a regression, ridge 1e-3), which was worse with 512 texts.
@@ -243,8 +245,8 @@ class Tiers:
   width: tuple[float, ...] = ()
   joins: tuple[int, ...] = ()
   public: str = ''
-  public_examples: int = 512
-  head: str = 'own'
+  public_examples: int = 0
+  head: str = 'auto'
   head_rank: int = 64
   head_map: str = 'procrustes'
 

@@ -316,6 +316,11 @@ OF_IMAGES = (
 OF_TEXTS = ('data.lengths',)
 
 
+def is_read(experiment: config.Experiment, path: str) -> bool:
+  """Says whether a valid experiment reads an option."""
+  return all(need.met(experiment) for need in READ[path])
+
+
 def in_vain(
   experiment: config.Experiment,
   images: bool | None = None,

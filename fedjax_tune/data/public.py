@@ -10,6 +10,9 @@ from fedjax_tune import config
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.typing import Inputs
 
+# How many, unless a run says.
+MOST = 512
+
 
 class Shown(NamedTuple):
   """What everyone is shown, as one model reads it.
@@ -34,7 +37,7 @@ def reserve(
   Raises:
     ValueError: They would be half of all, or more.
   """
-  count = cfg.public_examples
+  count = cfg.public_examples or min(MOST, len(train) // 4)
   if 2 * count > len(train):
     raise ValueError(
       f'tiers.public_examples={count} must be at most {len(train) // 2}, half of'
@@ -52,12 +55,13 @@ def unheld(cfg: config.Tiers, held: np.ndarray, train: Corpus) -> np.ndarray:
     ValueError: There are not enough.
   """
   free = np.setdiff1d(np.arange(len(train)), held)
-  if len(free) < cfg.public_examples:
+  count = cfg.public_examples or min(MOST, len(free))
+  if not count or len(free) < count:
     raise ValueError(
-      f'tiers.public_examples={cfg.public_examples} must be at most {len(free)},'
+      f'tiers.public_examples={count or MOST} must be at most {len(free)},'
       ' the training examples that no part of the partition has.'
     )
-  return free[spread(len(free), cfg.public_examples)]
+  return free[spread(len(free), count)]
 
 
 def data_of(experiment: config.Experiment) -> config.Data | None:

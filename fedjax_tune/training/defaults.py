@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_tune import config, plugins
 from fedjax_tune.config.field_rules import AUTO
 from fedjax_tune.data import arrays
-from fedjax_tune.models import sizes
+from fedjax_tune.models import sizes, tiers
 from fedjax_tune.training.known import Known
 
 # As many clients as FedRA's authors have, where nothing says how many.
@@ -107,6 +107,28 @@ def _budgets(e: config.Experiment, known: Known) -> tuple[float, ...]:
   return tuple(blocks(share, known.depth) for share in shares)
 
 
+def _projections(e: config.Experiment, known: Known) -> str:
+  """Says 'aligned' where models that differ share cores.
+
+  Whoever divides the examples himself may have left none that everyone sees.
+  """
+  shares = known.several and e.heterotune.share and e.model.tune == 'adapter'
+  differ = shares and len(set(tiers.names(e.tiers))) > 1
+  shown = known.parts is None or e.tiers.public
+  may = e.fedadapter.placement != 'sequential'
+  return 'aligned' if differ and shown and may else 'free'
+
+
+def _placement(e: config.Experiment, known: Known) -> str:
+  del known
+  return 'sequential' if e.fedadapter.projections == 'free' else 'parallel'
+
+
+def _head(e: config.Experiment, known: Known) -> str:
+  free = e.fedadapter.projections == 'free' and e.model.tune != 'head'
+  return 'common' if known.several and not free else 'own'
+
+
 def blocks(share: float, depth: int) -> int:
   """Returns the nearest number of blocks, the lower of two, but at least 1.
 
@@ -120,6 +142,9 @@ def blocks(share: float, depth: int) -> int:
 OPEN: dict[str, tuple[object, Callable[[config.Experiment, Known], object]]] = {
   'data.image_size': (0, _image_size),
   'lora.targets': ((AUTO,), _targets),
+  'fedadapter.projections': (AUTO, _projections),
+  'fedadapter.placement': (AUTO, _placement),
+  'tiers.head': (AUTO, _head),
   'clients.partition': (AUTO, _partition),
   'clients.count': (0, _count),
   'clients.cohort': (AUTO, _cohort),

@@ -103,7 +103,8 @@ class Public:
     return public.take(other, self._of_other(len(other)))
 
   def _of_other(self, size: int) -> np.ndarray:
-    return public.spread(size, self.experiment.tiers.public_examples)
+    count = self.experiment.tiers.public_examples or public.MOST
+    return public.spread(size, count)
 
   @functools.cached_property
   def _texts(self) -> tuple[list[str], list[str] | None] | None:

@@ -70,7 +70,7 @@ def _experiment(folders, model, changes):
   if changes['method'] == 'heterotune':
     e.tiers.weights = (folders[model],) * 2
     e.tiers.depth = (2, 1)
-    e.fedadapter.rank = 4
+    e.fedadapter.rank, e.tiers.head_rank = 4, 4
   if not changes['clients.partition'].startswith('domain'):
     e.clients.cohort = 'uniform'
   for path, value in changes.items():

@@ -7,9 +7,9 @@ a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
 of adapters, and gradient alignment across models. Reconstructed: everything
 else; open choices are fields of `config.Heterotune` and, of the adapter,
 of `config.Fedadapter`, and `keeping.py` has projections and heads that each client
-keeps to itself. Ours: what makes cores mean the same in every model, projections
-aligned on public inputs (`models/alignment.py`), and a head in common
-(`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls its
+keeps to itself. Ours, and the default where models differ: what makes cores mean
+the same in every model, projections aligned on public inputs
+(`models/alignment.py`), and a head in common (`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls its
 adapters FedAdapter.
 """
 
