@@ -34,6 +34,7 @@ class Programs:
     self._jitted = jax.jit(step, static_argnums=(0, 1))
     self.compiled: dict[Signature, jax.stages.Compiled] = {}
     self.results: dict[Signature, Result] = {}
+    self._scratch: dict[Signature, int] = {}
 
   def compile(
     self,
@@ -70,12 +71,12 @@ class Programs:
 
   def temp_bytes(self) -> dict[Signature, int]:
     """Returns the scratch memory of each program, as the compiler says."""
-    found = {}
-    for sig, program in self.compiled.items():
-      memory = program.memory_analysis()
+    for sig in self.compiled.keys() - self._scratch.keys():
+      # Takes 40 ms of a program, and every class of clients asks for it.
+      memory = self.compiled[sig].memory_analysis()
       assert memory is not None, 'no backend that JAX comes with leaves it out'
-      found[sig] = memory.temp_size_in_bytes
-    return found
+      self._scratch[sig] = memory.temp_size_in_bytes
+    return dict(self._scratch)
 
   def __call__(self, sig: Signature, shared: Shared, own: Own) -> Result:
     """Runs the program of a signature."""
