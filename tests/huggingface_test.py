@@ -188,6 +188,15 @@ def test_corrupt_file_is_named(folder, name):
     huggingface.load_huggingface(folder)
 
 
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_a_pointer_of_git_lfs_is_named(folder, name):
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9'
+  (folder / name).write_text(pointer)
+  message = f'{name} is a pointer of Git LFS; must be .* `git lfs pull`'
+  with pytest.raises(ValueError, match=message):
+    huggingface.load_huggingface(folder)
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [

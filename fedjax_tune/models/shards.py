@@ -7,6 +7,7 @@ import re
 import numpy as np
 import safetensors
 
+from fedjax_tune.files import pointers
 from fedjax_tune.models import hub_fields
 
 _FILE = 'model.safetensors'
@@ -122,6 +123,7 @@ def _check_shards(folder: pathlib.Path, shards: Sequence[str]) -> None:
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise FileNotFoundError(f'{path} is missing.')
+  pointers.check(path)
   try:
     with safetensors.safe_open(path, framework='np') as file:
       names = list(file.keys())
