@@ -81,6 +81,11 @@ def _explain_missing(folder: pathlib.Path) -> str:
       f' There is {others[0]}, which is not read; save the model as safetensors '
       '(save_pretrained of transformers does).'
     )
+  elif found := sorted(path.name for path in folder.glob('*.safetensors')):
+    message += (
+      f' There is {found[0]}; the weights must be called {_FILE}, or {_INDEX} must '
+      'list their files.'
+    )
   return message
 
 
