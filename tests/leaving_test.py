@@ -85,12 +85,18 @@ def test_a_folder_is_the_base_if_it_can_be(root, tmp_path):
   assert (tmp_path / 'small/base/config.json').is_file()
 
 
-def test_the_card_of_a_decoder_says_how_texts_are_padded(tmp_path):
-  """Its folder names no padding; transformers then takes no batch."""
-  base = tiny_leaving.write_base(tmp_path, 'llama')
+@pytest.mark.parametrize(
+  ('family', 'said'),
+  [
+    # Without padding transformers takes no batch.
+    ('llama', {'pad_token_id': None, 'eos_token_id': 1}),
+    ('deit', {'architectures': ['DeiTForImageClassificationWithTeacher']}),
+  ],
+)
+def test_the_code_of_a_card_runs(tmp_path, family, said):
+  base = tiny_leaving.write_base(tmp_path, family)
   path = base / 'config.json'
-  raw = json.loads(path.read_text()) | {'pad_token_id': None}
-  path.write_text(json.dumps(raw | {'eos_token_id': 1}))
+  path.write_text(json.dumps(json.loads(path.read_text()) | said))
   case, out = tiny_leaving.make(base), tmp_path / 'out'
   formats.FORMATS['peft'].write(case.model, case.context, out)
   code = '\n'.join(card.usage(case.model, 'peft', 'classification', out))

@@ -84,6 +84,8 @@ def usage(
   auto = _CLASSES[task]
   if isinstance(model.config, sizes.ViTConfig):
     auto = 'AutoModelForImageClassification'
+    if model.config.family == 'deit':  # Its folder may be of two heads.
+      auto = 'DeiTForImageClassification'
   yield f'from transformers import {auto}'
   if form == 'hf':
     yield ''
