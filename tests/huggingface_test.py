@@ -158,12 +158,16 @@ def test_params_are_float32_and_fit_the_model(tmp_path, family):
 
 
 def test_statistics_come_from_the_preprocessor(folder):
-  config = huggingface.load_huggingface(folder).config
+  loaded = huggingface.load_huggingface(folder)
+  config = loaded.config
   assert isinstance(config, vit.ViTConfig)
   assert config.mean == (0.5,) * 3
+  assert 'is missing: mean=(0.5, 0.5, 0.5) and std=' in loaded.notes[0]
   statistics = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6]}
   (folder / 'preprocessor_config.json').write_text(json.dumps(statistics))
-  config = huggingface.load_huggingface(folder).config
+  loaded = huggingface.load_huggingface(folder)
+  config = loaded.config
+  assert not any('preprocessor' in note for note in loaded.notes)
   assert isinstance(config, vit.ViTConfig)
   assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -185,6 +189,15 @@ def test_corrupt_file_is_named(folder, name):
   path = folder / name
   path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(ValueError, match=name):
+    huggingface.load_huggingface(folder)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_a_pointer_of_git_lfs_is_named(folder, name):
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9'
+  (folder / name).write_text(pointer)
+  message = f'{name} is a pointer of Git LFS; must be .* `git lfs pull`'
+  with pytest.raises(ValueError, match=message):
     huggingface.load_huggingface(folder)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_leaving
+import torch
 
 import fedjax_tune as ft
 from fedjax_tune import selection
@@ -82,6 +83,34 @@ def test_a_folder_is_the_base_if_it_can_be(root, tmp_path):
   )
   assert tiny_leaving.difference(smaller, 'peft', tmp_path / 'small') < _NEAR
   assert (tmp_path / 'small/base/config.json').is_file()
+
+
+@pytest.mark.parametrize(
+  ('family', 'said'),
+  [
+    # Without padding transformers takes no batch.
+    ('llama', {'pad_token_id': None, 'eos_token_id': 1}),
+    ('deit', {'architectures': ['DeiTForImageClassificationWithTeacher']}),
+  ],
+)
+def test_the_code_of_a_card_runs(tmp_path, family, said):
+  base = tiny_leaving.write_base(tmp_path, family)
+  path = base / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | said))
+  case, out = tiny_leaving.make(base), tmp_path / 'out'
+  formats.FORMATS['peft'].write(case.model, case.context, out)
+  code = '\n'.join(card.usage(case.model, 'peft', 'classification', out))
+  code = code.replace('THE BASE MODEL', str(base)).replace('FOLDER', str(out))
+  found: dict[str, Any] = {}
+  exec(code, found)
+  config: Any = case.model.config
+  inputs = tiny_leaving.inputs(config)
+  with torch.no_grad():
+    got = found['model'].eval()(
+      **tiny_leaving.torch_inputs(out, config, inputs)
+    )
+  want = tiny_leaving.run(case.model)
+  np.testing.assert_allclose(got.logits, want, atol=_NEAR)
 
 
 # -- methods

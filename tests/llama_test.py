@@ -305,6 +305,15 @@ def test_padding_is_the_end_of_a_text_where_there_is_no_other(folder, end):
   assert config.pad == 7
 
 
+def test_no_padding_at_all_is_refused(folder):
+  path = folder / 'config.json'
+  none = {'pad_token_id': None, 'eos_token_id': None}
+  path.write_text(json.dumps(json.loads(path.read_text()) | none))
+  message = 'pad_token_id and eos_token_id are null; one of them must'
+  with pytest.raises(ValueError, match=message):
+    huggingface.load_huggingface(folder)
+
+
 @pytest.fixture(name='folder')
 def _folder(tmp_path):
   model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES))

@@ -140,6 +140,9 @@ def test_too_few_tokens_are_refused(tmp_path, second, least):
 def test_bad_folders_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'has no tokenizer'):
     tokens.load(tmp_path)
+  (tmp_path / 'tokenizer.model').touch()
+  with pytest.raises(FileNotFoundError, match=r'; tokenizer.model is not read'):
+    tokens.load(tmp_path)
   (tmp_path / 'vocab.txt').write_text('[CLS]\nword')
   with pytest.raises(ValueError, match=r'vocabulary has no \[UNK\], \[SEP\]'):
     tokens.load(tmp_path)

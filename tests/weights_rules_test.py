@@ -249,6 +249,7 @@ def test_a_whole_model_has_nothing_to_say(folder, family):
   path = folder(family, head=family == 'llama')
   name = 'embeddings.position_ids'
   tiny_hub.edit_tensors(path, **{name: np.arange(16)})
+  (path / 'preprocessor_config.json').write_text('{}')
   assert huggingface.load_huggingface(path).notes == ()
 
 
@@ -409,6 +410,7 @@ def test_nothing_is_said_of_what_transformers_writes(folder, family):
   old = {'torch_dtype': 'float32', 'output_past': True, 'max_length': 20}
   old |= {'pruned_heads': {}, 'use_bfloat16': False, 'tie_encoder_decoder': 0}
   tiny_hub.edit_config(path, **old)
+  (path / 'preprocessor_config.json').write_text('{}')
   assert all(
     'heads' in note for note in huggingface.load_huggingface(path).notes
   )

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from fedjax_tune.files import pointers
 from fedjax_tune.typing import Json
 
 # The largest such file is a tokenizer's vocabulary, at 20 MB.
@@ -18,13 +19,15 @@ def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
   Raises:
     OSError: The file can't be read.
     ValueError: It is not JSON, too large, nested too deeply, or has a field
-      twice, where readers differ in which they take.
+      twice, where readers differ in which they take; or it stands for a file
+      (`pointers`).
   """
   path = pathlib.Path(path)
   if (size := path.stat().st_size) > most_bytes:
     raise ValueError(
       f'{path} has {size:,} bytes; must be at most {most_bytes:,}'
     )
+  pointers.check(path)
   return parse(path.read_bytes(), path)
 
 

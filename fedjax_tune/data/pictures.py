@@ -34,6 +34,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedjax_tune.data import pixels
 from fedjax_tune.data.pixels import PictureError
+from fedjax_tune.files import pointers
 
 # Pillow's own bound, about 89 megapixels.
 MAX_PIXELS = 89_478_485
@@ -181,7 +182,7 @@ def _describe(data: bytes) -> str:
     return 'is SVG, a drawing; must be a picture made of pixels'
   if start.startswith((b'<!doctype html', b'<html')):
     return 'is an HTML page; must be a picture'
-  if start.startswith(b'version https://git-lfs'):
+  if pointers.found(start):
     return 'is a pointer of Git LFS; must be the picture itself'
   return (
     f'is no picture that can be read: it begins with {data[:8]!r}; must be one'

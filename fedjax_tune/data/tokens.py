@@ -24,6 +24,7 @@ _CHUNK = 4096
 # Characters that are tokenised in a fraction of a second.
 _FEW = 1_000_000
 _FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json')
+_PIECES = 'tokenizer.model'  # Of SentencePiece.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,13 @@ def read(
   """
   folder = pathlib.Path(folder)
   if not any((folder / name).exists() for name in _FILES):
-    raise FileNotFoundError(
-      f'{folder} has no tokenizer: none of {", ".join(_FILES)} is there'
-    )
+    message = f'{folder} has no tokenizer: none of {", ".join(_FILES)} is there'
+    if (folder / _PIECES).exists():
+      message += (
+        f'; {_PIECES} is not read, from which save_pretrained of a tokenizer of '
+        'transformers makes tokenizer.json'
+      )
+    raise FileNotFoundError(message)
   files = tokenizer_files.read(folder)
   kind = tokenizer_classes.find(files)
   named = tokenizer_classes.find_named(files, kind)
@@ -224,7 +229,9 @@ def pack(rows: Sequence[np.ndarray], max_length: int, pad: int) -> Encoded:
       f'pad={pad}: text {int(np.argmax(holds))} (counted from 0) has this token'
       ' in it, to which nothing would attend. Either the text spells the padding'
       " token, which split_special_tokens in the tokenizer's configuration makes"
-      ' ordinary text; or weights and tokenizer are not those of one model.'
+      ' ordinary text; or the tokenizer ends all texts with it, and config.json must'
+      ' name another as pad_token_id; or weights and tokenizer are not those of one'
+      ' model.'
     )
   return Encoded(ids, types, lengths)
 

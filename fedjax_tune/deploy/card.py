@@ -53,7 +53,7 @@ def render(
     *([model.about, ''] if model.about else []),
     *(f'{note}\n' for note in notes),
     '```python',
-    *_usage(model, form, ended.learned.task.kind, folder),
+    *usage(model, form, ended.learned.task.kind, folder),
     '```',
     '',
     '| | |',
@@ -72,7 +72,7 @@ def _base(source: str) -> str:
   return pathlib.Path(source).name if pathlib.Path(source).exists() else source
 
 
-def _usage(
+def usage(
   model: models.Model, form: str, task: str, folder: pathlib.Path
 ) -> Iterator[str]:
   """Yields the code that loads the folder."""
@@ -84,6 +84,8 @@ def _usage(
   auto = _CLASSES[task]
   if isinstance(model.config, sizes.ViTConfig):
     auto = 'AutoModelForImageClassification'
+    if model.config.family == 'deit':  # Its folder may be of two heads.
+      auto = 'DeiTForImageClassification'
   yield f'from transformers import {auto}'
   if form == 'hf':
     yield ''
@@ -94,6 +96,8 @@ def _usage(
     place = 'THE BASE MODEL'
     if n := model.config.num_classes:  # It may have a head of its own.
       labels = f', num_labels={n}, ignore_mismatched_sizes=True'
+      if isinstance(model.config, sizes.DecoderConfig):
+        labels += f', pad_token_id={model.config.pad}'  # It may name none.
   yield 'from peft import PeftModel'
   yield ''
   yield f"base = {auto}.from_pretrained('{place}'{labels})"

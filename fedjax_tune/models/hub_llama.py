@@ -62,6 +62,11 @@ def _padding(raw: Json, path: pathlib.Path) -> int:
     return hub_fields.integer(raw, 'pad_token_id', path, least=0)
   end = raw.get('eos_token_id', 2)
   end = end[0] if isinstance(end, list) and end else end
+  if end is None:
+    raise ValueError(
+      f'{path}: pad_token_id and eos_token_id are null; one of them must name the '
+      'token that fills up texts.'
+    )
   return hub_fields.integer(
     {'eos_token_id': end}, 'eos_token_id', path, least=0
   )

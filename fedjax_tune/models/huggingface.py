@@ -45,7 +45,8 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   raw, config = _read_config(path)
   notes = hub_switches.check(raw, path)
   if isinstance(config, ViTConfig):
-    config = _with_preprocessor(config, folder)
+    config, said = _with_preprocessor(config, folder)
+    notes += said
   stored = shards.read(folder)
   head, labels = {}, None
   if (folder / heads.EXPORTED).is_file():  # Of this package.
@@ -81,14 +82,19 @@ def _read_config(path: pathlib.Path) -> tuple[Json, Config]:
   return raw, hub_config.parse(raw, path)
 
 
-def _with_preprocessor(config: ViTConfig, folder: pathlib.Path) -> ViTConfig:
-  """Adds what a preprocessor does to pixels, if there is one."""
+def _with_preprocessor(
+  config: ViTConfig, folder: pathlib.Path
+) -> tuple[ViTConfig, tuple[str, ...]]:
+  """Adds what a preprocessor does to pixels, or says that there is none."""
   path = folder / 'processor_config.json'
   if path.is_file():
     nested = preprocessor.find_nested(hub_fields.read_json(path), path)
     if nested is not None:  # It comes first in `transformers`, too.
-      return preprocessor.parse(nested, config, path)
+      return preprocessor.parse(nested, config, path), ()
   path = folder / 'preprocessor_config.json'
   if not path.is_file():
-    return config
-  return preprocessor.parse(hub_fields.read_json(path), config, path)
+    note = (
+      f'{path} is missing: mean={config.mean} and std={config.std} are taken.'
+    )
+    return config, (note,)
+  return preprocessor.parse(hub_fields.read_json(path), config, path), ()

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import safetensors
 
+from fedjax_tune.files import pointers
 from fedjax_tune.models import hub_fields
 
 _FILE = 'model.safetensors'
@@ -80,6 +81,11 @@ def _explain_missing(folder: pathlib.Path) -> str:
       f' There is {others[0]}, which is not read; save the model as safetensors '
       '(save_pretrained of transformers does).'
     )
+  elif found := sorted(path.name for path in folder.glob('*.safetensors')):
+    message += (
+      f' There is {found[0]}; the weights must be called {_FILE}, or {_INDEX} must '
+      'list their files.'
+    )
   return message
 
 
@@ -122,6 +128,7 @@ def _check_shards(folder: pathlib.Path, shards: Sequence[str]) -> None:
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise FileNotFoundError(f'{path} is missing.')
+  pointers.check(path)
   try:
     with safetensors.safe_open(path, framework='np') as file:
       names = list(file.keys())

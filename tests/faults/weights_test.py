@@ -247,6 +247,14 @@ def test_weights_in_another_format(folder, name):
   _refuse(folder, f'{_FILE} is missing', name, kind=FileNotFoundError)
 
 
+@pytest.mark.parametrize(
+  'name', ['model.fp16.safetensors', 'model-00001-of-00001.safetensors']
+)
+def test_weights_under_another_name(folder, name):
+  (folder / _FILE).rename(folder / name)
+  _refuse(folder, f'There is {name}; the weights must', kind=FileNotFoundError)
+
+
 def test_a_folder_where_a_file_should_be(folder):
   (folder / _FILE).unlink()
   (folder / _FILE).mkdir()
