@@ -118,7 +118,8 @@ def test_a_wrong_set_and_a_wrong_model_are_told_at_once():
 def test_what_is_explicit_needs_neither_set_nor_model():
   e = tiny_runs.experiment()
   e.model.weights, e.data.name = 'no/such/folder', 'csv:no/such.csv'
-  e.lora.targets = ('attn.q',)
+  e.lora.targets, e.tiers.head = ('attn.q',), 'own'
+  e.fedadapter.projections, e.fedadapter.placement = 'free', 'sequential'
   assert defaults.resolve(e) == e
 
 
