@@ -9,8 +9,10 @@ r"""Your own data: five unequal clients tune one model by FedRA.
     --config.data.name=csv:FILE.csv --workdir=runs/own
 
 Data may also be jsonl:, parquet: or npz:. Pictures are tuned on DINOv2 ViT-S/14,
-`texts` on MiniLM-L6. The clients get Dirichlet shares of the classes, and hold
-all blocks down to a quarter of them. A table with a client column has clients of
+`texts` on MiniLM-L6. The clients get Dirichlet shares of the classes, mildly
+skewed, and hold all blocks down to a quarter of them. --config.clients.alpha=0.5
+is hard: of 90 pictures of three classes FedRA then stays at chance for 16 rounds,
+with 5 it knows all after two. A table with a client column has clients of
 its own: --config.clients.partition=natural, and --config.clients.count= as many
 of the largest ones as you like. A minute or two on a CPU for a few hundred
 examples.
@@ -36,6 +38,7 @@ def get_config(kind: str = 'pictures') -> config.Experiment:
     clients=config.Clients(
       partition='dirichlet',
       count=5,
+      alpha=5.0,
       min_examples=1,
       budgets=_TEXTS if texts else _PICTURES,
       cohort='uniform',
