@@ -512,6 +512,15 @@ def test_public_inputs_of_a_partition_as_given():
     build.build(e, data=_pictures())
 
 
+@pytest.mark.parametrize(
+  ('size', 'count'), [(4000, 512), (1000, 250), (300, 128), (200, 100)]
+)
+def test_how_many_are_public_depends_on_how_many_there_are(size, count):
+  e = config.Experiment()
+  train: Any = range(size)
+  assert len(public.reserve(e.tiers, e.clients, train)) == count
+
+
 def test_another_public_set(folders):
   setup = _texts(folders, public='imdb_reviews')
   assert setup.partition.sizes().sum() == 40

@@ -229,7 +229,7 @@ class Tiers:
       are aligned: the name of a prepared data set; '' sets some training
       examples of this one apart, which then no client has.
     public_examples: How many of them; 0 takes 512, or a quarter of the training
-      examples where that is less.
+      examples where that is less, but 128 of at least 256.
     head: 'own' gives each tier a head for its own features. 'common' gives all
       one, averaged over all, on a code that public inputs align across tiers;
       it needs projections that are not free, since free ones let the code

@@ -10,8 +10,8 @@ from fedjax_tune import config
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.typing import Inputs
 
-# How many, unless a run says.
-MOST = 512
+# How many, unless a run says; the least align two codes of 64 numbers.
+MOST, _LEAST = 512, 128
 
 
 class Shown(NamedTuple):
@@ -37,7 +37,7 @@ def reserve(
   Raises:
     ValueError: They would be half of all, or more.
   """
-  count = cfg.public_examples or min(MOST, len(train) // 4)
+  count = cfg.public_examples or _usual(len(train))
   if 2 * count > len(train):
     raise ValueError(
       f'tiers.public_examples={count} must be at most {len(train) // 2}, half of'
@@ -46,6 +46,11 @@ def reserve(
     )
   rng = np.random.default_rng((clients.seed, zlib.crc32(b'public')))
   return np.sort(rng.permutation(len(train))[:count])
+
+
+def _usual(size: int) -> int:
+  """Returns how many to take of `size`: a quarter, or what ranks need of few."""
+  return min(MOST, max(size // 4, min(_LEAST, size // 2)))
 
 
 def unheld(cfg: config.Tiers, held: np.ndarray, train: Corpus) -> np.ndarray:

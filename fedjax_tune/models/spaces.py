@@ -41,7 +41,9 @@ def find_space(x: np.ndarray, rank: int, field: str) -> Space:
   if rank > there:
     raise ValueError(
       f'{field}={rank} must be at most {there}: the public inputs of the'
-      ' deepest tier vary along no more directions (tiers.public_examples).'
+      ' deepest tier vary along no more directions. More of them'
+      " (tiers.public_examples), or fedadapter.projections='free', which aligns"
+      ' nothing.'
     )
   basis = vectors[:, ::-1][:, :rank]
   # An eigenvector's sign is arbitrary.
