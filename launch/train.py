@@ -4,6 +4,8 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
     [--config.FIELD=VALUE ...] [--resume [--inexact]] [--fetch] [--distributed]
 """
 
+import datetime
+
 from absl import flags
 
 from fedjax_tune.report import tables
@@ -55,7 +57,9 @@ def main(argv: list[str]) -> None:
     soft_wrap=True,
   )
   if summary['time_shares']:
-    console.print(clock.describe(summary['time_shares']), soft_wrap=True)
+    whole = datetime.timedelta(seconds=round(summary['wall_s']))
+    shares = clock.describe(summary['time_shares'])
+    console.print(f'{whole} in all: {shares}', soft_wrap=True)
   if summary['rejected']:
     clients = ', '.join(map(str, summary['rejected_clients']))
     console.print(
