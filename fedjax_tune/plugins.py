@@ -184,6 +184,10 @@ def _import(place: str, name: str) -> None:
   try:
     importlib.import_module(name)
   except ModuleNotFoundError as error:
+    if name.endswith('.py'):
+      raise ValueError(
+        f'{place} must be the name of a module: {name.removesuffix(".py")!r}.'
+      ) from error
     raise ValueError(
       f'{place} must be a module that Python finds ({error}); start the command'
       ' in its folder, or put that on PYTHONPATH.'

@@ -285,6 +285,12 @@ def test_a_server_optimizer_of_your_own(tmp_path, module):
   assert line.startswith('server.momentum=0.5 has no effect here')
 
 
+def test_a_module_is_no_file():
+  e = ft.Experiment(imports=('mine.py',))
+  with pytest.raises(ValueError, match=r"='mine.py' must be .* module: 'mine'"):
+    plugins.check(e)
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
