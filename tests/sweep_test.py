@@ -13,6 +13,7 @@ import tiny_bucket
 import tiny_sweep
 
 from fedjax_tune.files import mirror
+from fedjax_tune.report import figure
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -155,6 +156,29 @@ def test_results(tmp_path):
   assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
   assert (tmp_path / 'frontier.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('held_out', 'on'),
+  [('0.2', 'held-out examples'), ('0.0', 'part of the test split')],
+)
+def test_methods_judged_on_clients_own_data_are_starred(
+  tmp_path, held_out, on, monkeypatch
+):
+  told = []
+  monkeypatch.setattr(figure, 'footnote', lambda _, text: told.append(text))
+  common = [f'clients.held_out={held_out}']
+  _, shown = sweep(tmp_path, 'alone=local_only,a', common=common)
+  note = f"(*) Mean over clients, each one's own model on its own {on}."
+  text = (tmp_path / 'results.md').read_text()
+  for said in (shown, text):
+    assert 'alone *' in said
+    assert 'a *' not in said
+    assert note in said
+  assert told[-2:] == [note] * 2
+  # Where a program reads it, a label is as it was.
+  rows = lines(tmp_path / 'results.jsonl')
+  assert [row['label'] for row in rows] == ['alone', 'a']
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,20 @@ def new_figure(height: float) -> mpl_figure.Figure:
 
 @contextlib.contextmanager
 def drawing(
-  height: float, path: str | os.PathLike[str]
+  height: float, path: str | os.PathLike[str], note: str = ''
 ) -> Iterator[mpl_axes.Axes]:
   """Yields the axes of a figure of this height, and writes it at the end."""
   with mpl.rc_context(STYLE):
     fig = new_figure(height)
     yield fig.subplots()
+    footnote(fig, note)
     fig.savefig(path)
+
+
+def footnote(fig: mpl_figure.Figure, text: str) -> None:
+  """Writes a line below everything else; '' writes none."""
+  if text:
+    fig.supxlabel(text, x=0.01, ha='left', fontsize=8, color='#555555')
 
 
 def line_styles() -> Iterator[tuple[str, Dash]]:

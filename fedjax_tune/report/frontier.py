@@ -18,6 +18,7 @@ def plot_frontier(
   path: str | os.PathLike[str],
   methods: Mapping[str, str] | None = None,
   metric: str = 'accuracy',
+  note: str = '',
 ) -> None:
   """Draws accuracy by bytes moved and, where devices are given, by time.
 
@@ -27,6 +28,7 @@ def plot_frontier(
     path: The PNG to write.
     methods: Of each label, if they are called something else.
     metric: What is measured.
+    note: Stands below.
   """
   timed = any(
     targets.spent(row).simulated_s
@@ -58,6 +60,7 @@ def plot_frontier(
       ncols=4,
       frameon=False,
     )
+    figure.footnote(fig, note)
     fig.savefig(path)
 
 

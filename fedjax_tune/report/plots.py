@@ -60,6 +60,7 @@ def plot_comparison(
   methods: Mapping[str, str] | None = None,
   chance: Mapping[str, float] | None = None,
   metric: str = 'accuracy',
+  note: str = '',
 ) -> None:
   """Draws accuracy by round: each method's mean and deviation over seeds.
 
@@ -72,12 +73,13 @@ def plot_comparison(
     methods: Of each label, if they are called something else.
     chance: See `plot_run`.
     metric: What is measured.
+    note: Stands below.
   """
   looks = styles.of(methods or {name: name for name in curves})
   names = dict(zip(curves, _names(curves), strict=True))
   found = {name: _mean_std(seeds) for name, seeds in curves.items()}
   percent = {name: 100 * value for name, value in (chance or {}).items()}
-  with figure.drawing(figure.height(4.2, curves), path) as ax:
+  with figure.drawing(figure.height(4.2, curves), path, note) as ax:
     if all(len(rounds) < 2 for rounds, _, _ in found.values()):
       lines = [
         Bar(names[name], mean[-1], std[-1], looks[name].color)
