@@ -22,6 +22,8 @@ _EXAMPLES = 10
 _CLASSES, _DOMAINS, _FAULTS = 40, 8, 200  # That are listed.
 _PIXELS = 160
 _CHARACTERS = 120
+# Clients of a round in experiments/own.py.
+_COHORT = 5
 
 
 def show(
@@ -44,7 +46,7 @@ def show(
   own = found.own
   tell(_summary(own))
   console.print(_counts(own))
-  for line in (*_clients(own), *found.notes):
+  for line in (*_sizes(own), *found.notes):
     tell(line)
   some = found.some(_EXAMPLES)
   if own.texts:
@@ -74,6 +76,13 @@ def _command(cfg: config.Data, own: Own) -> str:
     for field in dataclasses.fields(cfg)
     if (value := getattr(cfg, field.name)) != getattr(default, field.name)
   ]
+  if (clients := len(_clients(own))) > 1:
+    set_ += [
+      ' --config.clients.partition=natural',
+      f' --config.clients.count={clients}',
+    ]
+    if clients < _COHORT:
+      set_.append(f' --config.clients.cohort_size={clients}')
   kind = ':texts' if own.texts else ''
   return (
     f'{commands.start_of("train")} --config=experiments/own.py{kind}'
@@ -121,16 +130,22 @@ def _counts(own: Own) -> rich.table.Table:
   return table
 
 
-def _clients(own: Own) -> tuple[str, ...]:
-  """Returns a line about natural clients, if there are any."""
-  sizes = Counter(
+def _clients(own: Own) -> Counter[str]:
+  """Returns how many train examples each natural client has, if there are any."""
+  if not own.has_clients:
+    return Counter()
+  return Counter(
     e.client for part in own.examples.values() for e in part['train']
   )
-  if not own.has_clients:
+
+
+def _sizes(own: Own) -> tuple[str, ...]:
+  """Returns a line about natural clients, if there are any."""
+  if not (sizes := _clients(own)):
     return ()
   each = np.array(list(sizes.values()))
   return (
-    f'{len(sizes)} natural clients of {each.min()} to {each.max()} train examples'
+    f'{tables.counted(len(sizes), "natural client")} of {each.min()} to {each.max()} train examples'
     f' (median {np.median(each):g}): --config.clients.partition=natural',
   )
 

@@ -93,6 +93,10 @@ def test_natural_clients_of_a_table(tmp_path):
   assert setup.train.groups is not None
   owners = [set(setup.train.groups[rows]) for rows in setup.partition.indices]
   assert sorted(owners, key=str) == [{'u0'}, {'u1'}, {'u2'}]
+  assert not any('natural clients' in note for note in setup.notes)
+  e.clients.count = 2
+  (note,) = [n for n in build.build(e).notes if 'natural clients' in n]
+  assert '2 of 3 natural clients take part' in note
 
 
 # -- what `launch.prepare --source` shows
@@ -146,5 +150,9 @@ def test_texts_are_shown(tmp_path):
   assert not error
   assert '20 texts, 2 classes, 1 domain' in text
   assert '3 natural clients of' in text
+  assert (
+    '--config.clients.partition=natural --config.clients.count=3'
+    ' --config.clients.cohort_size=3 --workdir' in text
+  )
   assert 'columns: text text, label label, client user' in text
   assert len(re.findall(r'rows.csv:\d+ ', text)) == 10

@@ -15,7 +15,7 @@ from rich import console as rich_console
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.config import unread
 from fedjax_tune.costs import table
-from fedjax_tune.data import arrays
+from fedjax_tune.data import arrays, groups
 from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
@@ -351,6 +351,14 @@ def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   aligned.write(place, aligned.of(run.setup.algorithm))
 
 
+def _client_names(setup: building.Setup) -> Sequence[str]:
+  """Returns what the data set calls its clients; () where it does not."""
+  train = setup.train
+  if setup.experiment.clients.partition != 'natural' or train.groups is None:
+    return ()
+  return groups.names(train, setup.partition.indices)
+
+
 def draw_setup(setup: building.Setup, workdir: str) -> None:
   """Draws the partition; a second, for which no first round should wait."""
   path = pathlib.Path(workdir) / 'partition.png'
@@ -364,6 +372,7 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
       np.array(setup.budgets),
       owned.domains,
       setup.train.domain_names,
+      _client_names(setup) if len(owned) <= partition_plot.MOST_BARS else (),
     )
     with endings.storing(path):
       counts = owned.histogram(setup.train, clients.shown)
