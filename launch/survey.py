@@ -54,15 +54,15 @@ def show(
   elif some:
     path = folder / 'examples' / f'{digest.of(cfg.name)[:8]}.png'
     _draw(some, path)
-    tell(f'{len(some)} examples: {path}')
+    tell(f'{tables.counted(len(some), "example")}: {path}')
   for place, reason in found.faults[:_FAULTS]:
     tell(f'{place}: {reason}')
   if found.faults:
     more = len(found.faults) - _FAULTS
     raise ValueError(
-      f'{cfg.name}: {len(found.faults)} rows or files cannot be used'
-      f'{f" ({more} of them are not listed)" if more > 0 else ""}; a run refuses'
-      ' them, or leaves them out with --config.data.bad_rows=leave_out'
+      f'{cfg.name}: {tables.counted(len(found.faults), "row or file")} cannot be'
+      f' used{f" ({more} not listed)" if more > 0 else ""}; a run refuses that;'
+      ' --config.data.bad_rows=leave_out goes on without'
     )
   tell('Train on it:')
   tell(_command(cfg, own))
@@ -95,7 +95,7 @@ def _summary(own: Own) -> str:
   parts = [part for splits in own.examples.values() for part in splits.values()]
   return (
     f'{own.name}: {sum(map(len, parts))} {"texts" if own.texts else "pictures"},'
-    f' {len(own.classes) or "no"} classes,'
+    f' {tables.counted(len(own.classes), "class") if own.classes else "no classes"},'
     f' {tables.counted(len(own.examples), "domain")}'
   )
 
@@ -151,13 +151,19 @@ def _sizes(own: Own) -> tuple[str, ...]:
 
 
 def _listed(some: Sequence[Example]) -> rich.table.Table:
-  table = rich.table.Table('row', 'label', 'domain', 'client')
+  # What the files do not tell has no column.
+  said = [
+    name
+    for name in ('label', 'domain', 'client')
+    if any(getattr(e, name) not in (None, '') for e in some)
+  ]
+  table = rich.table.Table('row', *said)
   table.add_column('text', overflow='fold')
   for e in some:
     pair = e.content if isinstance(e.content, tuple) else (e.content,)
     text = ' | '.join(' '.join(str(part).split()) for part in pair)
     text = text if len(text) <= _CHARACTERS else f'{text[:_CHARACTERS]}...'
-    cells = (e.place, str(e.label), e.domain, e.client, text)
+    cells = (e.place, *(str(getattr(e, name)) for name in said), text)
     table.add_row(*map(tables.plain, cells))
   return table
 

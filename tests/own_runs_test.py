@@ -125,7 +125,7 @@ def test_pictures_are_shown(tmp_path):
   (root / 'art' / 'a' / '0.png').write_bytes(b'')
   text, error = _shown(cfg, tmp_path)
   assert 'art/a/0.png: is empty, 0 bytes' in text
-  assert '1 rows or files cannot be used' in error
+  assert '1 row or file cannot be used' in error
 
 
 def test_many_domains_and_no_usable_picture_are_shown(tmp_path):
@@ -154,5 +154,7 @@ def test_texts_are_shown(tmp_path):
     '--config.clients.partition=natural --config.clients.count=3'
     ' --config.clients.cohort_size=3 --workdir' in text
   )
-  assert 'columns: text text, label label, client user' in text
+  assert "columns: text='text', label='label', client='user'" in text
+  assert re.search(r'row .* label .* client .* text', text)
+  assert ' domain ' not in text
   assert len(re.findall(r'rows.csv:\d+ ', text)) == 10

@@ -70,7 +70,7 @@ class Columns:
       'client': self.client,
       'split': self.split,
     }
-    return ', '.join(f'{role} {name}' for role, name in roles.items() if name)
+    return ', '.join(f'{role}={name!r}' for role, name in roles.items() if name)
 
 
 def find(cfg: config.Data, table: Table) -> Columns:

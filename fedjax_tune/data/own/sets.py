@@ -30,6 +30,7 @@ from fedjax_tune.data.own import (
 from fedjax_tune.data.own.found import Example, Found
 from fedjax_tune.data.own.opened import Own
 from fedjax_tune.files import paths
+from fedjax_tune.report.tables import counted
 
 KINDS = ('folder', 'csv', 'jsonl', 'parquet', 'npz')
 # What else people call them.
@@ -228,7 +229,7 @@ def _besides(found: Found) -> str:
 def _faults(found: Found) -> str:
   listed = [f'{place}: {reason}' for place, reason in found.faults]
   return (
-    f'{len(listed)} rows or files cannot be used.'
+    f'{counted(len(listed), "row or file")} cannot be used.'
     f' {notes.join_first(listed, "; ")}'
   )
 
