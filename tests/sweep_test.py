@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from matplotlib import figure as mpl_figure
 import pytest
 from rich import console as rich_console
 import tiny_bucket
@@ -167,6 +168,12 @@ def test_methods_judged_on_clients_own_data_are_starred(
 ):
   told = []
   monkeypatch.setattr(figure, 'footnote', lambda _, text: told.append(text))
+  legend = mpl_figure.Figure.legend
+  monkeypatch.setattr(
+    mpl_figure.Figure,
+    'legend',
+    lambda *args, **o: told.append(o['title']) or legend(*args, **o),
+  )
   common = [f'clients.held_out={held_out}']
   _, shown = sweep(tmp_path, 'alone=local_only,a', common=common)
   note = f"(*) Mean over clients, each one's own model on its own {on}."

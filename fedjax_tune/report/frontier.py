@@ -75,8 +75,9 @@ def plot_frontier(
       loc='outside lower center',
       ncols=4,
       frameon=False,
+      title=note,
+      title_fontsize=8,
     )
-    figure.footnote(fig, note)
     fig.savefig(path)
 
 
