@@ -37,10 +37,12 @@ class Results(NamedTuple):
     summaries: Those of its finished runs, each with its `label`; a star stands
       behind that of a method which `notes` says is judged otherwise.
     notes: What the tables leave out, and how runs in them differ.
+    plots: Names of the pictures, which lie beside results.md.
   """
 
   summaries: list[dict[str, Any]]
   notes: list[str]
+  plots: list[str]
 
 
 def write_results(
@@ -92,11 +94,17 @@ def write_results(
     )
   if models := tables.models_markdown(summaries):
     text += f'\nModels beside that of the first table:\n\n{models}'
+    if personal.WORST in models:
+      text += (
+        f'\n{personal.WORST} is the client whose own model fares worst on data'
+        ' like its own.\n'
+      )
   # Of the first seed; seeds differ in who is in which class.
   classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
-  text += _compare_clients(workdir, done, tables.measured(summaries))
+  told_clients = _compare_clients(workdir, done, tables.measured(summaries))
+  text += told_clients
   writer.write_text(workdir / 'results.md', text)
   curves: dict[str, list[plots.Curve]] = {}
   for run, own in found:
@@ -115,7 +123,8 @@ def write_results(
   frontier.plot_frontier(
     _named(seeds, shown), workdir / 'frontier.png', methods, metric, told
   )
-  return Results(starred, notes)
+  drawn = ['comparison.png', 'frontier.png']
+  return Results(starred, notes, drawn + ['clients.png'] * bool(told_clients))
 
 
 def _judged_alone(

@@ -157,6 +157,10 @@ def test_results(tmp_path):
   assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
   assert (tmp_path / 'frontier.png').exists()
+  assert f'Tables: {tmp_path}/results.md\n' in shown
+  plots = [f'{tmp_path}/{name}.png' for name in ('comparison', 'frontier')]
+  assert f'Plots: {", ".join(plots)}\n' in shown
+  assert 'worst_client' not in text
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ def test_methods_judged_on_clients_own_data_are_starred(
   monkeypatch.setattr(
     mpl_figure.Figure,
     'legend',
-    lambda *args, **o: told.append(o['title']) or legend(*args, **o),
+    lambda *args, **o: told.append(o.get('title')) or legend(*args, **o),
   )
   common = [f'clients.held_out={held_out}']
   _, shown = sweep(tmp_path, 'alone=local_only,a', common=common)
@@ -183,6 +187,8 @@ def test_methods_judged_on_clients_own_data_are_starred(
     assert 'a *' not in said
     assert note in said
   assert told[-2:] == [note] * 2
+  assert f'{tmp_path}/frontier.png, {tmp_path}/clients.png\n' in shown
+  assert 'worst_client is the client whose own model fares worst' in text
   # Where a program reads it, a label is as it was.
   rows = lines(tmp_path / 'results.jsonl')
   assert [row['label'] for row in rows] == ['alone', 'a']
@@ -408,7 +414,7 @@ def test_a_sweep_in_a_bucket_goes_on(bucket):
   go('a=fedra')
   shown = go('a=fedra,b=all_small')
   assert asked == ['a', 'b']
-  assert 'Plot: gs://b/sweep/comparison.png' in shown
+  assert 'Plots: gs://b/sweep/comparison.png, gs://' in shown
   labels = [row['label'] for row in lines(bucket / 'b/sweep/results.jsonl')]
   assert labels == ['a', 'b']
   assert (bucket / 'b/sweep/a/seed0/log.txt').exists()
