@@ -33,6 +33,16 @@ from launch import survey as shown
       FileNotFoundError,
       'does not exist; did you mean .*rows',
     ),
+    (
+      'folder:PATH',
+      FileNotFoundError,
+      'placeholder: set --config.data.name=folder:YOUR_PICTURES',
+    ),
+    (
+      'csv:PATH',
+      FileNotFoundError,
+      'set --config.data.name=csv:YOUR_TABLE.csv',
+    ),
     ('folder:{}/rows.csv', ValueError, 'must be a folder; did you mean .csv:'),
     ('{}/rows.csv', ValueError, 'did you mean .csv:/'),
     ('npz:{}', ValueError, 'has no file .npz'),

@@ -87,6 +87,12 @@ def check(cfg: config.Data) -> pathlib.Path:
   if not path:
     raise ValueError(f"{said}: must have a path, as in '{kind}:PATH'")
   place = paths.here('data.name', path)
+  if path == 'PATH' and not place.exists():
+    mine = 'YOUR_PICTURES' if kind == 'folder' else f'YOUR_TABLE.{kind}'
+    raise FileNotFoundError(
+      f"{said} is the experiment file's placeholder: set"
+      f' --config.data.name={kind}:{mine}'
+    )
   if not place.exists():
     beside = place.absolute().parent
     names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
