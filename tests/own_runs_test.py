@@ -17,6 +17,7 @@ from fedjax_tune.config import unread
 from fedjax_tune.data import outlines, sources
 from fedjax_tune.deploy import finished
 from fedjax_tune.training import build
+from launch import prepare
 from launch import survey as shown
 
 # -- names
@@ -52,6 +53,11 @@ def test_names_that_are_nothing(tmp_path, name, kind, message):
   tiny_own.write(tmp_path, 'csv', tiny_own.rows())
   with pytest.raises(kind, match=message):
     outlines.domain_names(tiny_own.data(name.format(tmp_path)))
+
+
+def test_a_placeholder_is_no_source():
+  with pytest.raises(ValueError, match='PATH must be where your files are'):
+    prepare._check_own('folder:PATH')
 
 
 def test_nothing_is_to_be_prepared(tmp_path):
