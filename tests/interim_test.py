@@ -95,6 +95,17 @@ def test_the_start_is_shown(tmp_path):
   assert shown.export_text() == 'round 0/40   exact match 12.5%\n'
 
 
+def test_a_mean_over_clients_is_told(tmp_path):
+  found = _interim(tmp_path, _Time(0.1))
+  found.write(0, _row(0.25))
+  assert 'clients' not in (tmp_path / 'accuracy.md').read_text()
+  found.write(1, _row(0.5, **{'eval/worst_client/accuracy': 0.25}))
+  text = (tmp_path / 'accuracy.md').read_text()
+  assert text.endswith(
+    "mean over clients, each one's own model on data like its own.\n"
+  )
+
+
 def test_figures_take_a_hundredth_of_the_time(tmp_path):
   time = _Time(drawing_s=2.0)
   found = _interim(tmp_path, time)

@@ -9,6 +9,7 @@ import pathlib
 import time
 
 from fedjax_tune import config, endings
+from fedjax_tune.engine import personal
 from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.typing import Record
@@ -80,9 +81,13 @@ class Interim:
     if rows := self._evaluations:
       done = rows[-1]['round'] + 1
       title = f'{self._title}, {done} of {self._last} rounds'
-      reporting.write_text(
-        self._path, f'{title}\n\n{_table(rows, self._metric)}'
-      )
+      text = f'{title}\n\n{_table(rows, self._metric)}'
+      if f'eval/{personal.WORST}/accuracy' in rows[-1]:
+        text += (
+          f"\nThe {self._metric} is the mean over clients, each one's own model on"
+          ' data like its own.\n'
+        )
+      reporting.write_text(self._path, text)
 
   def draw(self) -> None:
     """Draws the figures, whatever the time, if a round has been evaluated.
