@@ -229,6 +229,8 @@ def test_pairs_numbers_and_texts_alone(tmp_path):
     tiny_own.data(name, task='regression', **fields), bert
   )
   assert train.task.kind == 'regression'
+  own = sets.read(tiny_own.data(name, task='regression', **fields))
+  assert "columns: text='s1' and 's2', label='score'" in own.notes
   assert set(train.labels) | set(test.labels) == {i / 2 for i in range(10)}
   assert isinstance(train.inputs, Tokens)
   assert train.inputs.types.any()  # The second part of a pair.
