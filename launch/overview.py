@@ -1,6 +1,7 @@
 """What a run will take: model, data, clients, memory and totals."""
 
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -52,8 +53,8 @@ def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
     budgets: Their memory: '2GiB'.
 
   Raises:
-    ValueError: One is no amount of memory, or too little; or the method cuts
-      nothing.
+    ValueError: One is no amount of memory, or all are too little; or the method
+      cuts nothing.
   """
   e = setup.experiment
   if setup.find is None:
@@ -66,8 +67,26 @@ def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
     memory = hardware.parse_bytes(text, '--budgets')
     devices.append(hardware.Device(text, math.inf, memory, math.inf, math.inf))
   limits = fit.Limits(None, memory=True, first=e.clients.cut_first)
-  fits = [setup.find(device, 1, limits) for device in devices]
-  return cost_tables.fit_table(devices, fits, setup.sizes)
+  fits: dict[hardware.Device, fit.Fit] = {}
+  lacking: dict[hardware.Device, fit.TooLittle] = {}
+  for device in devices:
+    try:
+      fits[device] = setup.find(device, 1, limits)
+    except fit.TooLittle as error:
+      lacking[device] = error
+  if not fits:
+    raise next(iter(lacking.values()))
+  able = [device for device in devices if device in fits]
+  found = cost_tables.fit_table(able, [fits[d] for d in able], setup.sizes)
+  rows = {row[0]: row for row in found.cells}
+  for device, error in lacking.items():
+    needed = tables.human_bytes(error.least.cost.memory)
+    rows[device.name] = [
+      device.name, '-', 'nothing fits', '-', '-', f'needs {needed}',
+      tables.human_bytes(device.memory),
+    ]  # fmt: skip
+  cells = [rows[name] for name in dict.fromkeys(d.name for d in devices)]
+  return dataclasses.replace(found, cells=cells)
 
 
 def totals(run: Run) -> dict[str, int]:

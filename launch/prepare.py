@@ -106,6 +106,11 @@ def _check_own(source: str) -> None:
       f' {", ".join(f"{kind}:PATH" for kind in sets.KINDS)} where there is no'
       f' --dataset{sets.suggest(source)}'
     )
+  kind, _, path = source.partition(':')
+  if path == 'PATH' and not pathlib.Path(path).exists():
+    raise ValueError(
+      f'--source={source}: PATH must be where your files are, as in {kind}:DIR'
+    )
 
 
 def _check_weights() -> None:

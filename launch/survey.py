@@ -22,6 +22,8 @@ _EXAMPLES = 10
 _CLASSES, _DOMAINS, _FAULTS = 40, 8, 200  # That are listed.
 _PIXELS = 160
 _CHARACTERS = 120
+# Clients of a round in experiments/own.py.
+_COHORT = 5
 
 
 def show(
@@ -44,7 +46,7 @@ def show(
   own = found.own
   tell(_summary(own))
   console.print(_counts(own))
-  for line in (*_clients(own), *found.notes):
+  for line in (*_sizes(own), *found.notes):
     tell(line)
   some = found.some(_EXAMPLES)
   if own.texts:
@@ -52,15 +54,15 @@ def show(
   elif some:
     path = folder / 'examples' / f'{digest.of(cfg.name)[:8]}.png'
     _draw(some, path)
-    tell(f'{len(some)} examples: {path}')
+    tell(f'{tables.counted(len(some), "example")}: {path}')
   for place, reason in found.faults[:_FAULTS]:
     tell(f'{place}: {reason}')
   if found.faults:
     more = len(found.faults) - _FAULTS
     raise ValueError(
-      f'{cfg.name}: {len(found.faults)} rows or files cannot be used'
-      f'{f" ({more} of them are not listed)" if more > 0 else ""}; a run refuses'
-      ' them, or leaves them out with --config.data.bad_rows=leave_out'
+      f'{cfg.name}: {tables.counted(len(found.faults), "row or file")} cannot be'
+      f' used{f" ({more} not listed)" if more > 0 else ""}; a run refuses that;'
+      ' --config.data.bad_rows=leave_out goes on without'
     )
   tell('Train on it:')
   tell(_command(cfg, own))
@@ -74,6 +76,13 @@ def _command(cfg: config.Data, own: Own) -> str:
     for field in dataclasses.fields(cfg)
     if (value := getattr(cfg, field.name)) != getattr(default, field.name)
   ]
+  if (clients := len(_clients(own))) > 1:
+    set_ += [
+      ' --config.clients.partition=natural',
+      f' --config.clients.count={clients}',
+    ]
+    if clients < _COHORT:
+      set_.append(f' --config.clients.cohort_size={clients}')
   kind = ':texts' if own.texts else ''
   return (
     f'{commands.start_of("train")} --config=experiments/own.py{kind}'
@@ -86,7 +95,7 @@ def _summary(own: Own) -> str:
   parts = [part for splits in own.examples.values() for part in splits.values()]
   return (
     f'{own.name}: {sum(map(len, parts))} {"texts" if own.texts else "pictures"},'
-    f' {len(own.classes) or "no"} classes,'
+    f' {tables.counted(len(own.classes), "class") if own.classes else "no classes"},'
     f' {tables.counted(len(own.examples), "domain")}'
   )
 
@@ -121,28 +130,40 @@ def _counts(own: Own) -> rich.table.Table:
   return table
 
 
-def _clients(own: Own) -> tuple[str, ...]:
-  """Returns a line about natural clients, if there are any."""
-  sizes = Counter(
+def _clients(own: Own) -> Counter[str]:
+  """Returns how many train examples each natural client has, if there are any."""
+  if not own.has_clients:
+    return Counter()
+  return Counter(
     e.client for part in own.examples.values() for e in part['train']
   )
-  if not own.has_clients:
+
+
+def _sizes(own: Own) -> tuple[str, ...]:
+  """Returns a line about natural clients, if there are any."""
+  if not (sizes := _clients(own)):
     return ()
   each = np.array(list(sizes.values()))
   return (
-    f'{len(sizes)} natural clients of {each.min()} to {each.max()} train examples'
+    f'{tables.counted(len(sizes), "natural client")} of {each.min()} to {each.max()} train examples'
     f' (median {np.median(each):g}): --config.clients.partition=natural',
   )
 
 
 def _listed(some: Sequence[Example]) -> rich.table.Table:
-  table = rich.table.Table('row', 'label', 'domain', 'client')
+  # What the files do not tell has no column.
+  said = [
+    name
+    for name in ('label', 'domain', 'client')
+    if any(getattr(e, name) not in (None, '') for e in some)
+  ]
+  table = rich.table.Table('row', *said)
   table.add_column('text', overflow='fold')
   for e in some:
     pair = e.content if isinstance(e.content, tuple) else (e.content,)
     text = ' | '.join(' '.join(str(part).split()) for part in pair)
     text = text if len(text) <= _CHARACTERS else f'{text[:_CHARACTERS]}...'
-    cells = (e.place, str(e.label), e.domain, e.client, text)
+    cells = (e.place, *(str(getattr(e, name)) for name in said), text)
     table.add_row(*map(tables.plain, cells))
   return table
 

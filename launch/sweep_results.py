@@ -1,13 +1,14 @@
 """Gathers the finished runs of a sweep: a list, tables and a plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import io
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedjax_tune.costs import table
+from fedjax_tune.engine import personal
 from fedjax_tune.report import (
   client_plots,
   clients,
@@ -26,18 +27,22 @@ from .sweep_plan import PlannedRun
 _BASELINE = 'all_large'
 # Clients that never average, which those of other methods are compared with.
 _ALONE = 'local_only'
+_T = TypeVar('_T')
 
 
 class Results(NamedTuple):
   """What a sweep has so far.
 
   Attributes:
-    summaries: Those of its finished runs, each with its `label`.
+    summaries: Those of its finished runs, each with its `label`; a star stands
+      behind that of a method which `notes` says is judged otherwise.
     notes: What the tables leave out, and how runs in them differ.
+    plots: Names of the pictures, which lie beside results.md.
   """
 
   summaries: list[dict[str, Any]]
   notes: list[str]
+  plots: list[str]
 
 
 def write_results(
@@ -69,39 +74,91 @@ def write_results(
   notes = _notes(workdir, runs, done)
   if last > 1:
     notes.append(f"Accuracies are means of each run's last {last} evaluations.")
+  shown, told = _judged_alone(summaries, done)
+  notes += [told] * bool(told)
   lines = [json.dumps(summary) + '\n' for summary in summaries]
   writer.write_text(workdir / 'results.jsonl', ''.join(lines))
   writer.write_text(workdir / 'results.csv', _csv(summaries))
   rows: dict[str, dict[int, list[Record]]] = {}
   for run, own in found:
     rows.setdefault(run.label, {})[run.seed] = own.rows
-  text = tables.comparison_markdown(summaries)
+  starred = [{**own, 'label': shown[own['label']]} for own in summaries]
+  text = tables.comparison_markdown(starred)
   if notes:
     text += '\n' + '\n'.join(f'- {note}' for note in notes) + '\n'
   if _BASELINE in rows:
     text += (
       f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
-      ' for itself:\n\n' + targets.target_markdown(rows, _BASELINE)
+      ' for itself:\n\n'
+      + targets.target_markdown(_named(rows, shown), shown[_BASELINE])
     )
   if models := tables.models_markdown(summaries):
     text += f'\nModels beside that of the first table:\n\n{models}'
+    if personal.WORST in models:
+      text += (
+        f'\n{personal.WORST} is the client whose own model fares worst on data'
+        ' like its own.\n'
+      )
   # Of the first seed; seeds differ in who is in which class.
   classes = {run.label: own.classes for run, own in reversed(found)}
   classes = {label: classes[label] for label in rows}
   text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
-  text += _compare_clients(workdir, done, tables.measured(summaries))
+  told_clients = _compare_clients(workdir, done, tables.measured(summaries))
+  text += told_clients
   writer.write_text(workdir / 'results.md', text)
   curves: dict[str, list[plots.Curve]] = {}
   for run, own in found:
     curves.setdefault(run.label, []).append(_curve(run, own.rows))
-  methods = {run.label: run.experiment.method for run, _ in found}
+  methods = {shown[run.label]: run.experiment.method for run, _ in found}
   metric = tables.measured(summaries)
   plots.plot_comparison(
-    curves, workdir / 'comparison.png', methods, _chance(summaries), metric
+    _named(curves, shown),
+    workdir / 'comparison.png',
+    methods,
+    _chance(summaries),
+    metric,
+    told,
   )
   seeds = {label: list(by_seed.values()) for label, by_seed in rows.items()}
-  frontier.plot_frontier(seeds, workdir / 'frontier.png', methods, metric)
-  return Results(summaries, notes)
+  frontier.plot_frontier(
+    _named(seeds, shown), workdir / 'frontier.png', methods, metric, told
+  )
+  drawn = ['comparison.png', 'frontier.png']
+  return Results(starred, notes, drawn + ['clients.png'] * bool(told_clients))
+
+
+def _judged_alone(
+  summaries: Sequence[dict[str, Any]], done: Sequence[PlannedRun]
+) -> tuple[dict[str, str], str]:
+  """Marks methods that are not judged on the test split as the others are.
+
+  Returns:
+    What each label is shown as, with a star behind those; and what the star
+    means, '' where there is none.
+  """
+  alone = {
+    own['label']
+    for own in summaries
+    if personal.WORST in own.get('other_accuracies', {})
+  }
+  shown = {
+    own['label']: own['label'] + ' *' * (own['label'] in alone)
+    for own in summaries
+  }
+  if not alone:
+    return shown, ''
+  held_out = {
+    bool(run.experiment.clients.held_out) for run in done if run.label in alone
+  }
+  kinds = {True: 'held-out examples', False: 'part of the test split'}
+  on = ' or '.join(kinds[kind] for kind in sorted(held_out, reverse=True))
+  return shown, (
+    f"(*) Mean over clients, each one's own model on its own {on}."
+  )
+
+
+def _named(found: Mapping[str, _T], shown: Mapping[str, str]) -> dict[str, _T]:
+  return {shown[label]: value for label, value in found.items()}
 
 
 def _compare_clients(

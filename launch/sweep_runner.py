@@ -147,9 +147,10 @@ def tell_results(
     console.print(tables.comparison_table(results.summaries))
     for line in results.notes:
       console.print(line, markup=False, highlight=False, soft_wrap=True)
-    plot = f'{place.shown}/comparison.png'
+    plots = ', '.join(f'{place.shown}/{name}' for name in results.plots)
     console.print(
-      f'Plot: {plot}\nTables and plots of each run: {place.shown}',
+      f'Tables: {place.shown}/results.md\nPlots: {plots}\n'
+      f'Tables and plots of each run: {place.shown}',
       highlight=False,
       soft_wrap=True,
     )

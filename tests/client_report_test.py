@@ -99,6 +99,9 @@ def test_the_start_is_written_and_chance_is_told(reported):
   (start,) = writer.read_start(path)
   assert start['round'] == -1
   assert 0 <= start['eval/accuracy'] <= 1
+  first = (path / 'accuracy.md').read_text().splitlines()[4]
+  cells = [cell.strip() for cell in first.split('|')]
+  assert cells[1:3] == ['0', f'{100 * start["eval/accuracy"]:.1f}']
   # Each of the four classes has a quarter of the test examples.
   assert summary['chance'] == {'1 of 4 classes': 0.25, 'largest class': 0.25}
 

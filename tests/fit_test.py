@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from fedjax_tune import config
-from fedjax_tune.costs import fit
+from fedjax_tune.costs import fit, hardware
 from fedjax_tune.costs.cost import Cost
 from fedjax_tune.costs.hardware import Device
 from fedjax_tune.data import arrays
@@ -250,6 +250,13 @@ def test_inspect_tells_what_amounts_of_memory_allow(tmp_path):
   assert [row['trains'] for row in found] == ['all', '2 layers']
   # There is no time in which nothing is known but the memory.
   assert {row['s/round'] for row in found} == {'-'}
+  table = overview.fitted(setup, ['9B', '1GiB', '8B'])
+  assert [cells[0] for cells in table.cells] == ['9B', '1GiB', '8B']
+  small, whole, _ = table.cells
+  assert small[2] == 'nothing fits'
+  needed = hardware.parse_bytes(small[5].removeprefix('needs '), 'needs')
+  assert 1000 < needed < 125000
+  assert whole[2] == 'all'
   with pytest.raises(ValueError, match="device '9B' must be able to train"):
     overview.fitted(setup, ['9B'])
   with pytest.raises(ValueError, match=r"--budgets='x' must be a number with"):

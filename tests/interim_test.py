@@ -1,8 +1,13 @@
 """A run that is not finished has its table, and figures that cost little."""
 
+import types
+from typing import Any
+
+from rich import console as rich_console
+
 from fedjax_tune import config
 from fedjax_tune.report import writer
-from fedjax_tune.training import interim
+from fedjax_tune.training import interim, loop
 
 
 class _Time:
@@ -29,9 +34,11 @@ def _row(accuracy=None, **more):
   return row if accuracy is None else row | {'eval/accuracy': accuracy}
 
 
-def _interim(folder, time, rows=''):
+def _interim(folder, time, rows='', **more):
   e = config.Experiment(rounds=40)
-  return interim.Interim(str(folder), e, rows, 'accuracy', time.draw, time)
+  return interim.Interim(
+    str(folder), e, rows, 'accuracy', time.draw, time, **more
+  )
 
 
 def test_the_table_has_every_evaluation(tmp_path):
@@ -52,6 +59,51 @@ def test_the_table_has_every_evaluation(tmp_path):
     ['1', '25.0', '50.0', '0.0', '1.5'],
     ['3', '33.3', '75.0', '0.0', '1.5'],
   ]
+
+
+def test_the_table_begins_before_the_first_round(tmp_path):
+  time = _Time(0.1)
+  start = [{'round': -1, 'eval/accuracy': 0.125}]
+  found = _interim(tmp_path, time, start=start)
+  lines = (tmp_path / 'accuracy.md').read_text().splitlines()
+  assert lines[0] == 'fedra seed 0, 0 of 40 rounds'
+  cells = [cell.strip() for cell in lines[-1].split('|')[1:-1]]
+  assert cells == ['0', '12.5', '-', '0 B', '0 B', '0 FLOP']
+  # There is no round to draw yet.
+  found.draw()
+  assert not time.drawn
+  found.write(0, _row(0.25))
+  found.draw()
+  assert time.drawn
+
+
+def test_the_start_is_shown(tmp_path):
+  shown = rich_console.Console(record=True, width=80)
+  run: Any = types.SimpleNamespace(
+    judge=lambda *_: {'eval/accuracy': 0.125},
+    engine=types.SimpleNamespace(init=lambda: None),
+    setup=types.SimpleNamespace(
+      experiment=config.Experiment(rounds=40),
+      train=types.SimpleNamespace(
+        task=types.SimpleNamespace(primary='exact_match')
+      ),
+    ),
+  )
+  loop._judge_start(run, str(tmp_path), shown, anew=True)
+  # What is there already is not judged again.
+  loop._judge_start(run, str(tmp_path), shown, anew=False)
+  assert shown.export_text() == 'round 0/40   exact match 12.5%\n'
+
+
+def test_a_mean_over_clients_is_told(tmp_path):
+  found = _interim(tmp_path, _Time(0.1))
+  found.write(0, _row(0.25))
+  assert 'clients' not in (tmp_path / 'accuracy.md').read_text()
+  found.write(1, _row(0.5, **{'eval/worst_client/accuracy': 0.25}))
+  text = (tmp_path / 'accuracy.md').read_text()
+  assert text.endswith(
+    "mean over clients, each one's own model on data like its own.\n"
+  )
 
 
 def test_figures_take_a_hundredth_of_the_time(tmp_path):

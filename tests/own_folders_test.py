@@ -74,9 +74,7 @@ def test_text_files_in_folders(tmp_path):
       path.parent.mkdir(exist_ok=True)
       path.write_text(f'{folder} {n}')
   (tmp_path / 'pos' / 'empty.txt').write_text(' \n')
-  with pytest.raises(
-    ValueError, match=r'1 rows .*pos/empty.txt: text is empty'
-  ):
+  with pytest.raises(ValueError, match=r'1 row .*pos/empty.txt: text is empty'):
     sets.read(tiny_own.data(f'folder:{tmp_path}'))
   (found,) = sets.read(
     tiny_own.data(f'folder:{tmp_path}', bad_rows='leave_out')
@@ -119,7 +117,8 @@ def test_what_lies_elsewhere_is_named(tmp_path):
   )
   train, _ = tiny_own.load(f'folder:{root}', bad_rows='leave_out')
   assert any(
-    '1 files are no pictures' in note for note in train.notes + _.notes
+    '1 file, by name no picture, left out' in note
+    for note in train.notes + _.notes
   )
 
 

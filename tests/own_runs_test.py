@@ -17,6 +17,7 @@ from fedjax_tune.config import unread
 from fedjax_tune.data import outlines, sources
 from fedjax_tune.deploy import finished
 from fedjax_tune.training import build
+from launch import prepare
 from launch import survey as shown
 
 # -- names
@@ -33,6 +34,16 @@ from launch import survey as shown
       FileNotFoundError,
       'does not exist; did you mean .*rows',
     ),
+    (
+      'folder:PATH',
+      FileNotFoundError,
+      'placeholder: set --config.data.name=folder:YOUR_PICTURES',
+    ),
+    (
+      'csv:PATH',
+      FileNotFoundError,
+      'set --config.data.name=csv:YOUR_TABLE.csv',
+    ),
     ('folder:{}/rows.csv', ValueError, 'must be a folder; did you mean .csv:'),
     ('{}/rows.csv', ValueError, 'did you mean .csv:/'),
     ('npz:{}', ValueError, 'has no file .npz'),
@@ -42,6 +53,11 @@ def test_names_that_are_nothing(tmp_path, name, kind, message):
   tiny_own.write(tmp_path, 'csv', tiny_own.rows())
   with pytest.raises(kind, match=message):
     outlines.domain_names(tiny_own.data(name.format(tmp_path)))
+
+
+def test_a_placeholder_is_no_source():
+  with pytest.raises(ValueError, match='PATH must be where your files are'):
+    prepare._check_own('folder:PATH')
 
 
 def test_nothing_is_to_be_prepared(tmp_path):
@@ -93,6 +109,10 @@ def test_natural_clients_of_a_table(tmp_path):
   assert setup.train.groups is not None
   owners = [set(setup.train.groups[rows]) for rows in setup.partition.indices]
   assert sorted(owners, key=str) == [{'u0'}, {'u1'}, {'u2'}]
+  assert not any('natural clients' in note for note in setup.notes)
+  e.clients.count = 2
+  (note,) = [n for n in build.build(e).notes if 'natural clients' in n]
+  assert '2 of 3 natural clients take part' in note
 
 
 # -- what `launch.prepare --source` shows
@@ -121,7 +141,7 @@ def test_pictures_are_shown(tmp_path):
   (root / 'art' / 'a' / '0.png').write_bytes(b'')
   text, error = _shown(cfg, tmp_path)
   assert 'art/a/0.png: is empty, 0 bytes' in text
-  assert '1 rows or files cannot be used' in error
+  assert '1 row or file cannot be used' in error
 
 
 def test_many_domains_and_no_usable_picture_are_shown(tmp_path):
@@ -146,5 +166,11 @@ def test_texts_are_shown(tmp_path):
   assert not error
   assert '20 texts, 2 classes, 1 domain' in text
   assert '3 natural clients of' in text
-  assert 'columns: text text, label label, client user' in text
+  assert (
+    '--config.clients.partition=natural --config.clients.count=3'
+    ' --config.clients.cohort_size=3 --workdir' in text
+  )
+  assert "columns: text='text', label='label', client='user'" in text
+  assert re.search(r'row .* label .* client .* text', text)
+  assert ' domain ' not in text
   assert len(re.findall(r'rows.csv:\d+ ', text)) == 10

@@ -129,7 +129,7 @@ def test_classes_that_a_file_lists_and_a_split_without_labels(tmp_path):
   assert found.classes == ('bad', 'good')
   assert [e.label for e in parts['train']] == ['bad', 'good', 'good']
   assert [e.label for e in parts['test']] == ['good', 'bad']
-  assert '2 rows of test have no labels, and are left out' in found.notes
+  assert '2 rows of test without a label left out' in found.notes
 
 
 _FAULTS = (
@@ -160,7 +160,7 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path):
   left = sets.read(tiny_own.data(name, bad_rows='leave_out'))
   ((parts,),) = [list(left.examples.values())]
   assert sum(map(len, parts.values())) == 4
-  assert '1 rows or files left out (text is empty): rows.csv:7' in left.notes
+  assert '1 row or file left out (text is empty): rows.csv:7' in left.notes
 
 
 def test_lines_that_are_no_objects(tmp_path):
@@ -229,6 +229,8 @@ def test_pairs_numbers_and_texts_alone(tmp_path):
     tiny_own.data(name, task='regression', **fields), bert
   )
   assert train.task.kind == 'regression'
+  own = sets.read(tiny_own.data(name, task='regression', **fields))
+  assert "columns: text='s1' and 's2', label='score'" in own.notes
   assert set(train.labels) | set(test.labels) == {i / 2 for i in range(10)}
   assert isinstance(train.inputs, Tokens)
   assert train.inputs.types.any()  # The second part of a pair.

@@ -1,5 +1,7 @@
 """The plot of who holds what, of few clients and of many."""
 
+import dataclasses
+
 from matplotlib import axes as mpl_axes
 from matplotlib import text as mpl_text
 import numpy as np
@@ -45,6 +47,13 @@ def test_each_of_a_few_clients_has_a_bar(tmp_path, monkeypatch, classes):
   drawn = _draw(plain, classes, tmp_path / 'p.png', monkeypatch)
   assert {'0', '1', '2'} <= set(drawn)
   assert not any('·' in text for text in drawn)
+
+
+def test_natural_clients_have_their_names(tmp_path, monkeypatch):
+  named = dataclasses.replace(_clients(2), names=('ada', 'b' * 50))
+  drawn = _draw(named, 3, tmp_path / 'p.png', monkeypatch)
+  assert '0 · ada · sketch · 12 blocks' in drawn
+  assert not any('b' * 30 in text for text in drawn)
 
 
 @pytest.mark.parametrize('count', [41, 100_000])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_tune import config
-from fedjax_tune.data import corpus, partition, partitioners, tasks
+from fedjax_tune.data import corpus, groups, partition, partitioners, tasks
 from fedjax_tune.typing import Tokens
 
 _CLASSES = 4
@@ -223,6 +223,20 @@ def test_continuous_needs_numbers():
     _divide(_corpus(), 'continuous')
 
 
+def test_groups_that_are_no_clients_are_told():
+  data = _corpus(10, groups=np.repeat(['a', 'b', 'c'], [5, 3, 2]))
+  told = {}
+  for count in (2, 3):
+    cfg = config.Clients(partition='natural', count=count, min_examples=1)
+    made = partition.partition(cfg, data).indices
+    told[count] = groups.left_out(cfg, data, made)
+    assert groups.names(data, made) == ('a', 'b', 'c')[:count]
+  assert told[3] == ''
+  assert told[2] == (
+    '2 of 3 natural clients take part, with 8 of 10 examples (clients.count=2).'
+  )
+
+
 def test_natural_groups_are_joined():
   names = np.repeat([f'g{i}' for i in range(12)], np.arange(12, 0, -1))
   data = _corpus(len(names), groups=names)
@@ -230,6 +244,7 @@ def test_natural_groups_are_joined():
   owned = [set(names[held]) for held in made.indices]
   assert owned == [{f'g{i + 3 * turn}' for turn in range(3)} for i in range(3)]
   assert made.sizes().tolist() == [27, 24, 21]
+  assert groups.names(data, made.indices)[1] == 'g1 and 2 more'
   for fields, message in (
     ({'group_size': 5}, r'of clients.group_size=5: only 12 groups have 1 ex'),
     ({'group_size': 2, 'min_examples': 30}, r'has only 17 examples'),

@@ -101,3 +101,30 @@ def test_who_has_least_gets_the_next_slab():
   planned = tiny.run(tiny.experiment('fedra')).planner.plan(0)
   dealt = slabs.deal(planned.slabs[:1] * 4, [1, 5, 3, 3], 2)
   assert [slab.host for slab in dealt] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('cohort_size', [1, 2, 4])
+def test_holders_are_all_clients_of_the_federation(cohort_size):
+  e = tiny.experiment('fedra', clients={'cohort_size': cohort_size}, rounds=1)
+  holders = tiny.run(e).planner.holders
+  assert {sig['layer']: n for sig, n in holders.items()} == {4: 1, 3: 1, 2: 2}
+
+
+def test_holders_are_those_that_may_take_part():
+  planner = tiny.run(tiny.experiment('fedra', rounds=2)).planner
+  able = dataclasses.replace(
+    planner.algorithm, eligible=lambda rnd: np.array([1, 1, 0, rnd], bool)
+  )
+  holders = dataclasses.replace(planner, algorithm=able).holders
+  assert {sig['layer']: n for sig, n in holders.items()} == {4: 1, 3: 1, 2: 1}
+
+
+def test_holders_that_draw_anew_count_by_their_share_of_rounds(case, run):
+  holders = run.planner.holders
+  able = run.algorithm.able(4, 4).sum()
+  assert sum(holders.values()) == pytest.approx(able)
+  seen = [m.sig for members in run.planner.rounds for m in members]
+  assert set(holders) == set(seen)
+  for sig, count in holders.items():
+    # All of these take part in each round.
+    assert count == pytest.approx(seen.count(sig) * able / len(seen)), case

@@ -117,13 +117,33 @@ def test_chance_is_a_line_or_a_word(tmp_path, monkeypatch):
   high = {'fedra': [([5, 10], [0.93, 0.95])]}
   plots.plot_comparison(high, tmp_path / 'high.png', None, chance)
   assert len(lines) == 2
-  near = {'1 of 5 classes': 0.2, 'largest class': 0.201}
+  texts = [args[0] for args, _ in told]
+  assert {'chance 20.0', 'largest class 30.0'} < set(texts)
+  assert 'far below: chance 20.0, largest class 30.0' in texts
+  # Their labels stand beside the axes, where no curve is.
+  beside = {args[0]: args[2][0] for args, _ in told if 'far' not in args[0]}
+  assert set(beside.values()) == {10}
+  told.clear()
+  near = {'1 of 5 classes': 0.2, 'largest class': 0.2004}
   plots.plot_comparison(low, tmp_path / 'near.png', None, near)
-  assert len(lines) == 4
-  joined = '1 of 5 classes 20.0, largest class 20.1'
-  assert joined in [args[0] for args, _ in told]
-  text = 'far below: 1 of 5 classes 20.0, largest class 30.0'
-  assert text in [args[0] for args, _ in told]
+  assert len(lines) == 3
+  assert [args[0] for args, _ in told][1:] == ['chance 20.0']
+
+
+def test_a_run_of_one_domain_names_what_was_measured(tmp_path, monkeypatch):
+  write_run(tmp_path, 4)
+  told = _drawn(monkeypatch, 'annotate')
+  for domains, name in ((['noto'], 'f1'), (['noto', 'twemoji'], 'mean')):
+    told.clear()
+    plots.plot_run(tmp_path, domains, metric='f1')
+    assert f'{name}  30.0' in [args[0] for args, _ in told]
+
+
+def test_curves_are_not_cut_by_the_axis(tmp_path, monkeypatch):
+  write_run(tmp_path, 30)
+  lines = _drawn(monkeypatch, 'plot')
+  plots.plot_run(tmp_path, ['noto', 'twemoji'])
+  assert not any(options.get('clip_on', True) for _, options in lines)
 
 
 def test_pictures_begin_before_the_first_round(tmp_path, monkeypatch):
@@ -194,3 +214,21 @@ def test_frontier(tmp_path, timed, monkeypatch):
   assert len(minutes) == timed
   if timed:
     np.testing.assert_allclose(minutes[0][0], [0.5, 1.5])
+
+
+def test_the_frontier_has_units_of_its_size_and_shows_what_moves_nothing(
+  tmp_path, monkeypatch
+):
+  lines, units, limits = (
+    _drawn(monkeypatch, name) for name in ('plot', 'set_xlabel', 'set_xlim')
+  )
+  small = [
+    row | {'cost/uplink_bytes': 10**6 * row['round'], 'cost/downlink_bytes': 0}
+    for row in _spent(4, timed=False)
+  ]
+  alone = [row | {'cost/uplink_bytes': 0} for row in small]
+  runs = {'fedra': [small], 'local_only': [alone]}
+  frontier.plot_frontier(runs, tmp_path / 'f.png')
+  np.testing.assert_allclose([args[0] for args, _ in lines], [[1, 3], [0, 0]])
+  assert units[0][0][0].startswith('MB moved')
+  assert limits[0][1]['left'] < 0

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 
+from matplotlib import figure as mpl_figure
 import pytest
 from rich import console as rich_console
 import tiny_bucket
 import tiny_sweep
 
 from fedjax_tune.files import mirror
+from fedjax_tune.report import figure
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -155,6 +157,41 @@ def test_results(tmp_path):
   assert [line.split()[1] for line in costs] == ['b', 'a']
   assert (tmp_path / 'comparison.png').exists()
   assert (tmp_path / 'frontier.png').exists()
+  assert f'Tables: {tmp_path}/results.md\n' in shown
+  plots = [f'{tmp_path}/{name}.png' for name in ('comparison', 'frontier')]
+  assert f'Plots: {", ".join(plots)}\n' in shown
+  assert 'worst_client' not in text
+
+
+@pytest.mark.parametrize(
+  ('held_out', 'on'),
+  [('0.2', 'held-out examples'), ('0.0', 'part of the test split')],
+)
+def test_methods_judged_on_clients_own_data_are_starred(
+  tmp_path, held_out, on, monkeypatch
+):
+  told = []
+  monkeypatch.setattr(figure, 'footnote', lambda _, text: told.append(text))
+  legend = mpl_figure.Figure.legend
+  monkeypatch.setattr(
+    mpl_figure.Figure,
+    'legend',
+    lambda *args, **o: told.append(o.get('title')) or legend(*args, **o),
+  )
+  common = [f'clients.held_out={held_out}']
+  _, shown = sweep(tmp_path, 'alone=local_only,a', common=common)
+  note = f"(*) Mean over clients, each one's own model on its own {on}."
+  text = (tmp_path / 'results.md').read_text()
+  for said in (shown, text):
+    assert 'alone *' in said
+    assert 'a *' not in said
+    assert note in said
+  assert told[-2:] == [note] * 2
+  assert f'{tmp_path}/frontier.png, {tmp_path}/clients.png\n' in shown
+  assert 'worst_client is the client whose own model fares worst' in text
+  # Where a program reads it, a label is as it was.
+  rows = lines(tmp_path / 'results.jsonl')
+  assert [row['label'] for row in rows] == ['alone', 'a']
 
 
 @pytest.mark.parametrize(
@@ -377,7 +414,7 @@ def test_a_sweep_in_a_bucket_goes_on(bucket):
   go('a=fedra')
   shown = go('a=fedra,b=all_small')
   assert asked == ['a', 'b']
-  assert 'Plot: gs://b/sweep/comparison.png' in shown
+  assert 'Plots: gs://b/sweep/comparison.png, gs://' in shown
   labels = [row['label'] for row in lines(bucket / 'b/sweep/results.jsonl')]
   assert labels == ['a', 'b']
   assert (bucket / 'b/sweep/a/seed0/log.txt').exists()

@@ -36,6 +36,10 @@ if label == 'broken':
   raise ValueError('out of luck')
 accuracy = 0.5 + 0.1 * seed
 others = {{'small': 0.3 + 0.1 * seed}} if label == 'a' else {{}}
+if label == 'alone':
+  others = {{'worst_client': 0.2}}
+  (out / 'clients.csv').write_text(
+    'client,class,domain,flops_per_step,server,own,tuned\\n0,all,,9,0.1,0.2,\\n')
 leave(
   out, [{{'round': r, 'eval/accuracy': accuracy}} for r in range(rounds)],
   method=label, seed=seed, rounds=rounds, accuracy=accuracy,

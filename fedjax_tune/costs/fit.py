@@ -76,6 +76,18 @@ class Fit:
   seconds: float
 
 
+class TooLittle(ValueError):
+  """A device that cannot train the least.
+
+  Attributes:
+    least: What that would need.
+  """
+
+  def __init__(self, least: Fit, device: Device, limits: Limits) -> None:
+    super().__init__(_refusal(least, device, limits))
+    self.least = least
+
+
 Measure = Callable[[Held], Cost]
 # Of each menu the position of a choice.
 _Place = tuple[int, ...]
@@ -115,7 +127,7 @@ def largest(
     limits: What must not be exceeded.
 
   Raises:
-    ValueError: Even the least does not fit; says what it would need.
+    TooLittle: Even the least does not fit; says what it would need.
   """
   at = functools.partial(_at, menus)
   weigh = lambda place: _weigh(device, steps, at(place), measure)
@@ -123,7 +135,7 @@ def largest(
   while not _fits(weigh(place), device, limits):
     shorter = _cut(place, menus, limits.first)
     if shorter is None:
-      raise ValueError(_refusal(weigh(place), device, limits))
+      raise TooLittle(weigh(place), device, limits)
     place = shorter
   for i in reversed(range(len(menus))):
     while place[i]:

@@ -50,6 +50,35 @@ def natural(
   return parts
 
 
+def left_out(cfg: config.Clients, corpus: Corpus, made: Shares) -> str:
+  """Says how many groups are no clients; '' where all take part.
+
+  Args:
+    cfg: How they were chosen.
+    corpus: The examples.
+    made: Those of each client, from `natural`.
+  """
+  assert corpus.groups is not None
+  there, taken = len(np.unique(corpus.groups)), cfg.count * cfg.group_size
+  if taken >= there:
+    return ''
+  fields = f'clients.count={cfg.count}'
+  if cfg.group_size > 1:
+    fields += f', clients.group_size={cfg.group_size}'
+  return (
+    f'{taken} of {there} natural clients take part, with {made.sizes.sum()} of'
+    f' {len(corpus)} examples ({fields}).'
+  )
+
+
+def names(corpus: Corpus, made: Shares) -> tuple[str, ...]:
+  """Names each natural client by its group, and by how many others it joins."""
+  assert corpus.groups is not None
+  found = [np.unique(corpus.groups[held]) for held in made]
+  more = lambda own: f' and {len(own) - 1} more' * (len(own) > 1)
+  return tuple(f'{own[0]}{more(own)}' for own in found)
+
+
 def divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
   """Returns for each example the one domain that may use its object, int[N].
 

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 
 _NAMED = 3
+# How reasons begin, and what that is of one example.
+_ONE = {
+  'pictures ': 'picture ', 'rows or files ': 'row or file ', 'rows ': 'row ',
+  'texts are ': 'text is ',
+}  # fmt: skip
 
 
 class Notes:
@@ -11,7 +16,7 @@ class Notes:
   Example:
     notes = Notes()
     notes.add('pictures turned upright', 'row 7')
-    notes.lines()  # ('1 pictures turned upright: row 7',)
+    notes.lines()  # ('1 picture turned upright: row 7',)
   """
 
   def __init__(self) -> None:
@@ -25,9 +30,17 @@ class Notes:
   def lines(self) -> tuple[str, ...]:
     """Returns one line a reason, in the order in which they came up."""
     return tuple(
-      f'{len(names)} {reason}: {join_first(names)}'
+      f'{len(names)} {_of(reason, len(names))}: {join_first(names)}'
       for reason, names in self._names.items()
     )
+
+
+def _of(reason: str, count: int) -> str:
+  if count == 1:
+    for several, one in _ONE.items():
+      if reason.startswith(several):
+        return one + reason.removeprefix(several)
+  return reason
 
 
 def join_first(names: Sequence[str], separator: str = ', ') -> str:

@@ -21,6 +21,8 @@ from fedjax_tune.typing import Tree
 Evaluate = Callable[[Tree, ServerState], dict[str, float]]
 
 _BATCH = 128
+# What the evaluation calls the client whose own model fares worst.
+WORST = 'worst_client'
 
 
 def own_examples(
@@ -226,5 +228,5 @@ def _summarize(
     | {f'metric/{m}': mean(v) for m, v in by_client.items() if m != primary}
     | {f'eval/accuracy/{d}': mean(v) for d, v in by_domain.items() if v}
     | {f'eval/{n}/accuracy': mean(v) for n, v in by_model.items() if v}
-    | {'eval/worst_client/accuracy': float(np.min(by_client[primary]))}
+    | {f'eval/{WORST}/accuracy': float(np.min(by_client[primary]))}
   )

@@ -37,6 +37,8 @@ from fedjax_tune.typing import Inputs
 
 # How many clients are planned before the first round, to see what they hold.
 _FORESEEN = 100_000
+# How many clients, and rounds, tell how many of a federation hold how much.
+_ASKED, _ASKED_ROUNDS = 10_000, 20
 
 # client -> the positions of its examples in a round, and which are real [S, B].
 Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -256,6 +258,34 @@ class Planner:
     mean = {sig: round(n / present[sig]) for sig, n in total.items()}
     part = lambda n: math.ceil(n / self.hosts / self.devices) * self.devices
     return {sig: fixed or part(n) for sig, n in mean.items()}
+
+  @functools.cached_property
+  def holders(self) -> dict[Signature, float]:
+    """How many clients of the federation hold each signature.
+
+    Those count that may take part by the last round, whether they are drawn or
+    not. Who holds now more and now less counts for each by its share of rounds.
+    Of more than 10,000 clients as many, drawn at random, stand for all.
+    """
+    e, num = self.experiment, len(self.domains)
+    clients = np.flatnonzero(self.algorithm.able(e.rounds - 1, num))
+    able = len(clients)
+    if able > _ASKED:
+      rng = host_rng('holders', e.seed, 0)
+      clients = np.sort(rng.choice(clients, _ASKED, replace=False))
+    asked = min(e.rounds, _ASKED_ROUNDS, _ASKED // max(1, len(clients)))
+    # As many at a time as take part in a round: some rules share out among them.
+    size = max(1, len(self._sample(e.rounds - 1)))
+    found: collections.Counter[Signature] = collections.Counter()
+    for rnd in (i * e.rounds // asked for i in range(asked)):
+      draw = functools.cache(functools.partial(self._draw, rnd))
+      for start in range(0, len(clients), size):
+        some = clients[start : start + size].tolist()
+        held = self.algorithm.rule.draw(rnd, some)
+        texts = [self._tokens(k, draw) for k in some]
+        found.update(map(Signature.of, held, map(self._length, some, texts)))
+    share = able / max(1, found.total())
+    return {sig: share * n for sig, n in found.items()}
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""

@@ -60,13 +60,14 @@ STYLE: 'dict[RcKeyType, Any]' = {
 
 
 class EndLabel(NamedTuple):
-  """A line's name, and the point where the line ends."""
+  """A line's name, the point where the line ends, and whether a dot is there."""
 
   x: float
   y: float
   text: str
   color: str
   bold: bool = False
+  dot: bool = True
 
 
 def new_figure(height: float) -> mpl_figure.Figure:
@@ -76,13 +77,20 @@ def new_figure(height: float) -> mpl_figure.Figure:
 
 @contextlib.contextmanager
 def drawing(
-  height: float, path: str | os.PathLike[str]
+  height: float, path: str | os.PathLike[str], note: str = ''
 ) -> Iterator[mpl_axes.Axes]:
   """Yields the axes of a figure of this height, and writes it at the end."""
   with mpl.rc_context(STYLE):
     fig = new_figure(height)
     yield fig.subplots()
+    footnote(fig, note)
     fig.savefig(path)
+
+
+def footnote(fig: mpl_figure.Figure, text: str) -> None:
+  """Writes a line below everything else; '' writes none."""
+  if text:
+    fig.supxlabel(text, x=0.01, ha='left', fontsize=8, color='#555555')
 
 
 def line_styles() -> Iterator[tuple[str, Dash]]:
@@ -135,7 +143,8 @@ def by_round(
   )
   for label, place in zip(labels, places, strict=True):
     # The dot also shows a line of one point.
-    ax.plot(label.x, label.y, 'o', ms=3.5, color=label.color, clip_on=False)
+    if label.dot:
+      ax.plot(label.x, label.y, 'o', ms=3.5, color=label.color, clip_on=False)
     moved = label.x < end or abs(place - label.y) > gap / 3
     leader = {
       'arrowstyle': '-', 'color': label.color, 'lw': 0.6, 'alpha': 0.7,
@@ -149,7 +158,27 @@ def by_round(
     )  # fmt: skip
 
 
-def mark_chance(ax: mpl_axes.Axes, chance: Mapping[str, float]) -> None:
+def named_chance(chance: Mapping[str, float]) -> dict[str, float]:
+  """Returns what has learned nothing, by short names; what looks alike is one.
+
+  Args:
+    chance: By what `summary.json` calls it, in percent.
+
+  >>> named_chance({'1 of 4 classes': 25.0, 'largest class': 40.0})
+  {'chance': 25.0, 'largest class': 40.0}
+  >>> named_chance({'1 of 3 classes': 33.333, 'largest class': 33.33})
+  {'chance': 33.333}
+  """
+  found: dict[str, tuple[str, float]] = {}
+  for name, value in chance.items():
+    named = 'chance' if name.startswith('1 of ') else name
+    found.setdefault(f'{value:.1f}', (named, value))
+  return dict(found.values())
+
+
+def mark_chance(
+  ax: mpl_axes.Axes, chance: Mapping[str, float], end: float | int
+) -> list[EndLabel]:
   """Marks what a model reaches that has learned nothing.
 
   Where that is far below all lines, it is told in words: as a line it would
@@ -158,35 +187,32 @@ def mark_chance(ax: mpl_axes.Axes, chance: Mapping[str, float]) -> None:
   Args:
     ax: Axes of accuracies in percent, on which the lines are drawn.
     chance: By what it is called, in percent.
+    end: Where the axes end.
+
+  Returns:
+    The labels of its lines, for the column that names the others, too: within
+    the axes they would lie across curves.
   """
   low, high = ax.get_ylim()
-  told, names = [], []
-  ranked = sorted(chance.items(), key=lambda item: item[1])
-  for i, (name, value) in enumerate(ranked):
+  told, labels = [], []
+  ranked = sorted(named_chance(chance).items(), key=lambda item: item[1])
+  for name, value in ranked:
     text = f'{name} {value:.1f}'
     if value < low - 0.6 * (high - low):
       told.append(text)
       continue
     ax.axhline(value, color='#999999', lw=0.9, ls=(0, (1, 2)), zorder=0)
     low, high = min(low, value), max(high, value)
-    names.append(text)
-    # Lines that all but touch share a label.
-    if i + 1 < len(ranked) and ranked[i + 1][1] - value < 0.05 * (high - low):
-      continue
-    ax.annotate(
-      ', '.join(names), (1, value), (-3, 2), fontsize=7.5, color='#777777',
-      xycoords=('axes fraction', 'data'), textcoords='offset points',
-      ha='right',
-    )  # fmt: skip
-    names = []
+    labels.append(EndLabel(end, value, text, '#777777', dot=False))
   margin = 0.04 * (high - low)
   ax.set_ylim(low - margin, high + margin)
   if told:
     ax.annotate(
-      f'far below: {", ".join(told)}', (1, 0), (-3, 3), fontsize=7.5,
+      f'far below: {", ".join(told)}', (1, 0), (0, -18), fontsize=7.5,
       xycoords='axes fraction', textcoords='offset points', color='#777777',
-      ha='right',
+      ha='right', va='top',
     )  # fmt: skip
+  return labels
 
 
 def short(names: Sequence[str], most: int = 22) -> list[str]:

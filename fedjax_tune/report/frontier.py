@@ -9,8 +9,13 @@ import numpy as np
 from fedjax_tune.report import figure, plots, styles, tables, targets
 from fedjax_tune.typing import Record
 
-_MOVED = 'GB moved, all clients, both ways'
-_TIME = 'minutes on the simulated devices'
+_MOVED = 'moved, all clients, both ways'
+_TIME = 'on the simulated devices'
+# What one of a unit is, from the smallest to the largest.
+_UNITS = {
+  _MOVED: {'B': 1, 'kB': 1e3, 'MB': 1e6, 'GB': 1e9, 'TB': 1e12},
+  _TIME: {'seconds': 1, 'minutes': 60, 'hours': 3600},
+}
 
 
 def plot_frontier(
@@ -18,6 +23,7 @@ def plot_frontier(
   path: str | os.PathLike[str],
   methods: Mapping[str, str] | None = None,
   metric: str = 'accuracy',
+  note: str = '',
 ) -> None:
   """Draws accuracy by bytes moved and, where devices are given, by time.
 
@@ -27,6 +33,7 @@ def plot_frontier(
     path: The PNG to write.
     methods: Of each label, if they are called something else.
     metric: What is measured.
+    note: Stands below.
   """
   timed = any(
     targets.spent(row).simulated_s
@@ -39,17 +46,28 @@ def plot_frontier(
   with mpl.rc_context(figure.STYLE):
     fig = figure.new_figure(4.2)
     axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for (name, seeds), label in zip(runs.items(), shown, strict=True):
-      accuracy, minutes, moved = _means(seeds)
-      spent = [minutes, moved] if timed else [moved]
-      color, dash, marker = looks[name]
-      for ax, x in zip(axes, spent, strict=True):
+    means = {name: _means(seeds) for name, seeds in runs.items()}
+    for ax, kind in zip(axes, names, strict=True):
+      spent = {
+        name: found[1 + (kind == _MOVED)] for name, found in means.items()
+      }
+      most = max(
+        (float(x.max()) for x in spent.values() if x.size), default=0.0
+      )
+      unit = [u for u, one in _UNITS[kind].items() if most >= one or one == 1][
+        -1
+      ]
+      one = _UNITS[kind][unit]
+      for (name, x), label in zip(spent.items(), shown, strict=True):
+        color, dash, marker = looks[name]
         ax.plot(
-          x, accuracy, color=color, ls=dash, marker=marker, ms=3.5, label=label
-        )
-    for ax, name in zip(axes, names, strict=True):
-      ax.set_xlabel(name)
-      ax.set_xlim(left=0)
+          x / one, means[name][0], color=color, ls=dash, marker=marker, ms=3.5,
+          label=label,
+        )  # fmt: skip
+      ax.set_xlabel(f'{unit} {kind}')
+      if most:
+        # What costs nothing stands on 0, and is not cut by the axis.
+        ax.set_xlim(left=-0.03 * most / one)
     title = f'{metric.capitalize()} by what it cost'
     axes[0].set(title=title, ylabel=f'{metric} (%)')
     fig.legend(
@@ -57,6 +75,8 @@ def plot_frontier(
       loc='outside lower center',
       ncols=4,
       frameon=False,
+      title=note,
+      title_fontsize=8,
     )
     fig.savefig(path)
 
@@ -64,12 +84,12 @@ def plot_frontier(
 def _means(
   seeds: Sequence[Sequence[Record]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns accuracy in percent, minutes and GB at each evaluation."""
+  """Returns accuracy in percent, seconds and bytes at each evaluation."""
 
   def point(row: Record) -> tuple[float, float, float]:
     spent = targets.spent(row)
     accuracy = 100 * row['eval/accuracy']
-    return accuracy, spent.simulated_s / 60, spent.moved_bytes / 1e9
+    return accuracy, spent.simulated_s, spent.moved_bytes
 
   points = [
     {
@@ -80,5 +100,5 @@ def _means(
     for rows in seeds
   ]
   _, values = plots.at_common_rounds(points)
-  accuracy, minutes, moved = values.reshape(len(seeds), -1, 3).mean(0).T
-  return accuracy, minutes, moved
+  accuracy, seconds, moved = values.reshape(len(seeds), -1, 3).mean(0).T
+  return accuracy, seconds, moved

@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax_tune.report import figure, tables
 
-_MOST_BARS, _ROWS = 40, 300
+MOST_BARS, _ROWS = 40, 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Clients:
     budgets: Blocks that each can hold, int[C].
     domains: The position of each one's domain, int[C]; -1 if it has no one.
     domain_names: Of all domains.
+    names: Of the clients, where they have any; else ().
   """
 
   sizes: np.ndarray
   budgets: np.ndarray
   domains: np.ndarray
   domain_names: Sequence[str]
+  names: Sequence[str] = ()
 
   def __len__(self) -> int:
     return len(self.sizes)
@@ -48,18 +50,24 @@ class Clients:
     """The clients by domain, budget and size, the largest first."""
     return np.lexsort((-self.sizes, -self.budgets, self.domains))
 
+  @functools.cached_property
+  def _short(self) -> list[str]:
+    return figure.short([tables.plain(name) for name in self.names])
+
   @property
   def shown(self) -> list[int]:
     """The clients whose classes are drawn, in the order of the plot."""
-    if len(self) <= _MOST_BARS:
+    if len(self) <= MOST_BARS:
       return list(range(len(self)))
     number = min(len(self), _ROWS)
     middles = (2 * np.arange(number) + 1) * len(self) // (2 * number)
     return self.order[middles].tolist()
 
   def describe(self, client: int) -> str:
-    """Returns a client's number, domain and budget, as far as these differ."""
+    """Returns a client's number, name, domain and budget, as far as these differ."""
     parts = [str(client)]
+    if self.names:
+      parts.append(self._short[client])
     if self.domains[client] >= 0:
       parts.append(tables.plain(self.domain_names[int(self.domains[client])]))
     if np.ptp(self.budgets):
@@ -91,7 +99,7 @@ def plot_partition(
       f'histogram has shape {counts_RxK.shape}; must be {wanted}, a row for each'
       ' of clients.shown and a column for each of class_names.'
     )
-  draw = _bars if len(clients) <= _MOST_BARS else _picture
+  draw = _bars if len(clients) <= MOST_BARS else _picture
   with mpl.rc_context(figure.STYLE):
     draw(counts_RxK, clients, class_names).savefig(path)
 

@@ -60,6 +60,7 @@ def plot_comparison(
   methods: Mapping[str, str] | None = None,
   chance: Mapping[str, float] | None = None,
   metric: str = 'accuracy',
+  note: str = '',
 ) -> None:
   """Draws accuracy by round: each method's mean and deviation over seeds.
 
@@ -72,12 +73,13 @@ def plot_comparison(
     methods: Of each label, if they are called something else.
     chance: See `plot_run`.
     metric: What is measured.
+    note: Stands below.
   """
   looks = styles.of(methods or {name: name for name in curves})
   names = dict(zip(curves, _names(curves), strict=True))
   found = {name: _mean_std(seeds) for name, seeds in curves.items()}
   percent = {name: 100 * value for name, value in (chance or {}).items()}
-  with figure.drawing(figure.height(4.2, curves), path) as ax:
+  with figure.drawing(figure.height(4.2, curves), path, note) as ax:
     if all(len(rounds) < 2 for rounds, _, _ in found.values()):
       lines = [
         Bar(names[name], mean[-1], std[-1], looks[name].color)
@@ -92,13 +94,13 @@ def plot_comparison(
       ax.fill_between(
         rounds, mean - std, mean + std, color=color, alpha=0.14, lw=0
       )
-      ax.plot(rounds, mean, color=color, ls=dash)
+      ax.plot(rounds, mean, color=color, ls=dash, clip_on=False)
       if len(rounds):
         spread = f' ± {std[-1]:.1f}' if len(curves[name]) > 1 else ''
         text = f'{names[name]}  {mean[-1]:.1f}{spread}'
         labels.append(figure.EndLabel(rounds[-1], mean[-1], text, color))
     end = max((label.x for label in labels), default=1)
-    figure.mark_chance(ax, percent)
+    labels += figure.mark_chance(ax, percent, end)
     title = f'{metric.capitalize()} by round'
     figure.by_round(ax, title, f'{metric} (%)', end, labels)
 
@@ -135,6 +137,7 @@ def _bars(
       textcoords='offset points',
     )  # fmt: skip
   unit = f'{metric} (%)'
+  chance = figure.named_chance(chance)
   for value in chance.values():
     ax.axvline(value, color='#999999', lw=0.9, ls=(0, (1, 2)))
   if chance:
@@ -159,9 +162,10 @@ class _Line(NamedTuple):
 
 
 def _lines(
-  rows: Sequence[Record], domain_names: Sequence[str]
+  rows: Sequence[Record], domain_names: Sequence[str], metric: str
 ) -> Iterator[_Line]:
   """Yields the lines of a run: domains, models besides, and the mean."""
+  several = len(domain_names) > 1
   if len(domain_names) == 1:  # It is the mean.
     domain_names = ()
   names, looks = _names(domain_names), figure.line_styles()
@@ -175,7 +179,9 @@ def _lines(
   for i, (key, name) in enumerate(zip(others, names, strict=True)):
     color, dash = _OTHERS[i % len(_OTHERS)]
     yield _Line(key, name, color, {'ls': dash, 'lw': 1.8})
-  yield _Line('eval/accuracy', 'mean', figure.INK, {'lw': 2.6})
+  yield _Line(
+    'eval/accuracy', 'mean' if several else metric, figure.INK, {'lw': 2.6}
+  )
 
 
 # Other models than that which counts, told apart by shade and dash.
@@ -193,7 +199,8 @@ def _accuracy_figure(
   metric: str,
 ) -> mpl_figure.Figure:
   lines = [
-    (line, *_curve(rows, line.key)) for line in _lines(rows, domain_names)
+    (line, *_curve(rows, line.key))
+    for line in _lines(rows, domain_names, metric)
   ]
   lines = [line for line in lines if len(line[1])]
   fig = figure.new_figure(figure.height(3.6, lines))
@@ -207,7 +214,9 @@ def _accuracy_figure(
   elif lines:
     labels = []
     for line, rounds, values in lines:
-      left.plot(rounds, 100 * values, color=line.color, **line.look)
+      left.plot(
+        rounds, 100 * values, color=line.color, clip_on=False, **line.look
+      )
       text = f'{line.name}  {100 * values[-1]:.1f}'
       labels.append(
         figure.EndLabel(
@@ -218,8 +227,8 @@ def _accuracy_figure(
           bold=line.key == 'eval/accuracy',
         )
       )
-    figure.mark_chance(left, percent)
     end = rows[-1]['round'] + 1
+    labels += figure.mark_chance(left, percent, end)
     title = f'{metric.capitalize()} by round'
     figure.by_round(left, title, f'{metric} (%)', end, labels)
   _loss(right, rows)
@@ -234,13 +243,14 @@ def _loss(ax: mpl_axes.Axes, rows: Sequence[Record]) -> None:
     loss,
     color=figure.FAINT if noisy else figure.INK,
     marker='o' if len(loss) == 1 else None,
-    clip_on=len(loss) > 1,
+    # Else the axis cuts the last point, which lies on its end.
+    clip_on=False,
   )
   if noisy:  # A running mean on top of single rounds.
     width = max(5, len(loss) // 20)
     smooth = np.convolve(loss, np.ones(width) / width, mode='valid')
     centre = rounds[(width - 1) // 2 :][: len(smooth)]
-    ax.plot(centre, smooth, color=figure.INK)
+    ax.plot(centre, smooth, color=figure.INK, clip_on=False)
   figure.by_round(ax, 'Training loss', 'loss', rows[-1]['round'] + 1)
 
 

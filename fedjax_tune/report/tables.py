@@ -118,9 +118,13 @@ def counted(count: int, noun: str) -> str:
 
   >>> counted(1, 'round'), counted(30, 'round'), counted(3, 'class')
   ('1 round', '30 rounds', '3 classes')
+  >>> counted(2, 'row or file')
+  '2 rows or files'
   """
-  ending = 'es' if noun.endswith('s') else 's'
-  return f'{count} {noun}{ending if count != 1 else ""}'
+  if count == 1:
+    return f'1 {noun}'
+  words = [w + ('es' if w.endswith('s') else 's') for w in noun.split(' or ')]
+  return f'{count} {" or ".join(words)}'
 
 
 def human_count(count: float | int) -> str:

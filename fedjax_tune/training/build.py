@@ -12,6 +12,7 @@ from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import (
   arrays,
   corpus,
+  groups,
   outlines,
   partition,
   shares,
@@ -215,6 +216,9 @@ def build(
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
   owned, public = shown.divide(experiment, train, parts)
+  some_left_out = ''
+  if parts is None and experiment.clients.partition == 'natural':
+    some_left_out = groups.left_out(experiment.clients, train, owned.indices)
   apart: dict[str, shares.Shares] = {}
   for field, share in (
     ('data.validation', experiment.data.validation),
@@ -257,6 +261,7 @@ def build(
   if train.lengths is None and (changes.flip or changes.crop):
     algorithm = augment.add(algorithm, flips=changes.flip, shift=changes.crop)
   notes = [note for tier in found for note in tier.weights.notes]
+  notes += [some_left_out] * bool(some_left_out)
   by_domain = experiment.clients.partition.startswith('domain')
   if experiment.clients.divide_objects and by_domain and train.groups is None:
     notes.append(

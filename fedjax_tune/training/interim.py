@@ -4,11 +4,12 @@ A run that is going on, or was killed, has both; `summary.py` is about one that 
 finished.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import pathlib
 import time
 
 from fedjax_tune import config, endings
+from fedjax_tune.engine import personal
 from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.typing import Record
@@ -38,6 +39,7 @@ class Interim:
     metric: str,
     draw: Callable[[], None],
     now: Callable[[], float] = time.perf_counter,
+    start: Sequence[Record] = (),
   ) -> None:
     """Begins with the rounds that are done.
 
@@ -48,11 +50,14 @@ class Interim:
       metric: What a score is called.
       draw: Draws the figures of what is in the folder.
       now: Tells the time in seconds.
+      start: How good the run was before them, if that is known: a row of round
+        -1.
     """
     self._path = pathlib.Path(workdir) / TABLE
     self._title = f'{experiment.method} seed {experiment.seed}'
     self._last = experiment.rounds
-    self._evaluations = [r for r in reporting.parse(rows) if _is_evaluated(r)]
+    found = [*start, *reporting.parse(rows)]
+    self._evaluations = [row for row in found if _is_evaluated(row)]
     self._metric, self._draw, self._now = metric, draw, now
     self._began, self._spent, self._cost = now(), 0.0, _FIRST_S
     self._tell()
@@ -76,17 +81,21 @@ class Interim:
     if rows := self._evaluations:
       done = rows[-1]['round'] + 1
       title = f'{self._title}, {done} of {self._last} rounds'
-      reporting.write_text(
-        self._path, f'{title}\n\n{_table(rows, self._metric)}'
-      )
+      text = f'{title}\n\n{_table(rows, self._metric)}'
+      if f'eval/{personal.WORST}/accuracy' in rows[-1]:
+        text += (
+          f"\nThe {self._metric} is the mean over clients, each one's own model on"
+          ' data like its own.\n'
+        )
+      reporting.write_text(self._path, text)
 
   def draw(self) -> None:
-    """Draws the figures, whatever the time, if there is an evaluation.
+    """Draws the figures, whatever the time, if a round has been evaluated.
 
     Raises:
       StorageError: The folder cannot be written.
     """
-    if not self._evaluations:
+    if not self._evaluations or self._evaluations[-1]['round'] < 0:
       return
     begin = self._now()
     with endings.storing(self._path):
@@ -119,10 +128,11 @@ def _table(rows: list[Record], metric: str) -> str:
       [
         str(row['round'] + 1),
         *(percent(row.get(name)) for name in scores),
-        number(row['train/loss']),
-        tables.human_bytes(row['cost/uplink_bytes']),
-        tables.human_bytes(row['cost/downlink_bytes']),
-        tables.human_flops(row['cost/train_flops']),
+        number(row.get('train/loss')),
+        # Before the first round nothing is spent.
+        tables.human_bytes(row.get('cost/uplink_bytes', 0)),
+        tables.human_bytes(row.get('cost/downlink_bytes', 0)),
+        tables.human_flops(row.get('cost/train_flops', 0)),
       ]
       for row in rows
     ],

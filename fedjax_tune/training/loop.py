@@ -15,7 +15,7 @@ from rich import console as rich_console
 from fedjax_tune import config, endings, plugins
 from fedjax_tune.config import unread
 from fedjax_tune.costs import table
-from fedjax_tune.data import arrays
+from fedjax_tune.data import arrays, groups
 from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
@@ -204,7 +204,7 @@ def train_rounds(
   start, rows = (kept.rounds, kept.rows) if kept else (0, '')
   health.check_state(state, f'after {start} rounds')
   if experiment.eval_start:
-    _judge_start(run, workdir, anew=kept is None)
+    _judge_start(run, workdir, console, anew=kept is None)
   now = stopping.standing(reporting.parse(rows))
   last = start if now.over(experiment.patience) else experiment.rounds
   label = f'{experiment.method} seed {experiment.seed}'
@@ -213,7 +213,8 @@ def train_rounds(
     saved, writer, interim = None, reporting.Rows(rows), None
     if claim:
       draw = functools.partial(summary.draw, run.setup, workdir)
-      interim = Interim(workdir, experiment, rows, metric, draw)
+      before = reporting.read_start(workdir)
+      interim = Interim(workdir, experiment, rows, metric, draw, start=before)
       others = [interim, *others]
       if start < last:
         # Its presence would say that the run is finished.
@@ -250,12 +251,20 @@ def train_rounds(
   return books
 
 
-def _judge_start(run: Run, workdir: str, *, anew: bool) -> None:
-  """Writes how good a run is before its first round, if it is not there."""
+def _judge_start(
+  run: Run, workdir: str, console: rich_console.Console, *, anew: bool
+) -> None:
+  """Tells how good a run is before its first round, if that is not there."""
   path = pathlib.Path(workdir) / reporting.START
   if hosts.told(lambda: anew or not path.exists()):
     found = run.judge(run.engine.init(), 'before the first round')
     hosts.alone(lambda: reporting.write_json(path, found))
+    metric = tables.spoken(run.setup.train.task.primary)
+    console.print(
+      f'round 0/{run.setup.experiment.rounds}   {metric}'
+      f' {found["eval/accuracy"]:.1%}',
+      highlight=False,
+    )
 
 
 def _report_clients(
@@ -351,6 +360,14 @@ def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
   aligned.write(place, aligned.of(run.setup.algorithm))
 
 
+def _client_names(setup: building.Setup) -> Sequence[str]:
+  """Returns what the data set calls its clients; () where it does not."""
+  train = setup.train
+  if setup.experiment.clients.partition != 'natural' or train.groups is None:
+    return ()
+  return groups.names(train, setup.partition.indices)
+
+
 def draw_setup(setup: building.Setup, workdir: str) -> None:
   """Draws the partition; a second, for which no first round should wait."""
   path = pathlib.Path(workdir) / 'partition.png'
@@ -364,6 +381,7 @@ def draw_setup(setup: building.Setup, workdir: str) -> None:
       np.array(setup.budgets),
       owned.domains,
       setup.train.domain_names,
+      _client_names(setup) if len(owned) <= partition_plot.MOST_BARS else (),
     )
     with endings.storing(path):
       counts = owned.histogram(setup.train, clients.shown)

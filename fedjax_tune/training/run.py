@@ -257,16 +257,9 @@ class Run:
   def class_costs(self) -> list[table.ClassCost]:
     """Returns what a client of each class costs, largest first.
 
-    Of a run of which the planner knows some rounds, the numbers of clients are
-    estimates.
+    Clients are those of the federation, not of a round; see `Planner.holders`.
     """
-    rounds, last = self.setup.planner.rounds, self.setup.experiment.rounds
-    seen = {(m.sig, m.client) for members in rounds for m in members}
-    clients = collections.Counter(sig for sig, _ in seen)
-    if len(rounds) < last:
-      able = self.setup.algorithm.able(last - 1, len(self.setup.partition))
-      share = able.sum() / len({client for _, client in seen})
-      clients = {sig: round(n * share) for sig, n in clients.items()}
+    rounds, clients = self.setup.planner.rounds, self.setup.planner.holders
     costs = {sig: self.costs[sig] for sig in self.setup.planner.widths}
     ranked = sorted(costs.items(), key=lambda item: -item[1].flops)
     moved: dict[Signature, list[Traffic]] = collections.defaultdict(list)
@@ -283,7 +276,7 @@ class Run:
       self._class_cost(
         sig,
         dataclasses.replace(c, flops=work[sig] // steps[sig]),
-        clients[sig],
+        max(1, round(clients.get(sig, 0))),
         Traffic(*map(int, mean[sig])),
       )
       for sig, c in ranked

@@ -230,8 +230,8 @@ def test_pictures_of_other_kinds_keep_their_meaning(source):
   assert (images[found['bear']] == 128).all()
   assert (images[found['bird']] == 255).all()
   told = ' '.join(train.notes)
-  assert '1 pictures scaled to 8 bits: row' in told
-  assert '1 pictures put on white where transparent: row' in told
+  assert '1 picture scaled to 8 bits: row' in told
+  assert '1 picture put on white where transparent: row' in told
   assert 'images/dim/bear/train.jpg' in told
 
 

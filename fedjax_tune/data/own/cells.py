@@ -18,6 +18,7 @@ from fedjax_tune.data.own.found import (
   split_name,
 )
 from fedjax_tune.data.own.table import Table
+from fedjax_tune.report.tables import counted
 
 
 def take(cfg: config.Data, table: Table, columns: Columns) -> Found:
@@ -29,7 +30,7 @@ def take(cfg: config.Data, table: Table, columns: Columns) -> Found:
   for split in sorted(unlabelled):
     count = table.splits.count(split)
     found.notes.append(
-      f'{count} rows of {split} have no labels, and are left out'
+      f'{counted(count, "row")} of {split} without a label left out'
     )
   for at, place in enumerate(table.places):
     if table.splits[at] not in unlabelled:

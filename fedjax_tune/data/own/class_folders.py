@@ -18,6 +18,7 @@ import pathlib
 
 from fedjax_tune.data import notes
 from fedjax_tune.data.own.found import Example, Found, split_name
+from fedjax_tune.report.tables import counted
 
 PICTURES = frozenset({
   '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.dib', '.tif',
@@ -50,9 +51,9 @@ def read(root: pathlib.Path) -> Found:
   used = set(taken)
   passed = [str(f.relative_to(root)) for f in files if f not in used]
   if passed:
-    kind = 'texts' if texts else 'pictures'
+    kind = 'text' if texts else 'picture'
     found.notes.append(
-      f'{len(passed)} files are no {kind} by their names, and are left out:'
+      f'{counted(len(passed), "file")}, by name no {kind}, left out:'
       f' {notes.join_first(passed)}'
     )
   _arrange(root, taken, found)

@@ -64,13 +64,14 @@ class Columns:
 
   def __str__(self) -> str:
     roles = {
-      'text' if self.texts else 'image': ' and '.join(self.inputs),
-      'label': self.label,
-      'domain': self.domain,
-      'client': self.client,
-      'split': self.split,
+      'text' if self.texts else 'image': self.inputs,
+      'label': (self.label,),
+      'domain': (self.domain,),
+      'client': (self.client,),
+      'split': (self.split,),
     }
-    return ', '.join(f'{role} {name}' for role, name in roles.items() if name)
+    quoted = lambda names: ' and '.join(map(repr, names))
+    return ', '.join(f'{k}={quoted(v)}' for k, v in roles.items() if any(v))
 
 
 def find(cfg: config.Data, table: Table) -> Columns:

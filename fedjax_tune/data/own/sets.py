@@ -30,6 +30,7 @@ from fedjax_tune.data.own import (
 from fedjax_tune.data.own.found import Example, Found
 from fedjax_tune.data.own.opened import Own
 from fedjax_tune.files import paths
+from fedjax_tune.report.tables import counted
 
 KINDS = ('folder', 'csv', 'jsonl', 'parquet', 'npz')
 # What else people call them.
@@ -86,6 +87,12 @@ def check(cfg: config.Data) -> pathlib.Path:
   if not path:
     raise ValueError(f"{said}: must have a path, as in '{kind}:PATH'")
   place = paths.here('data.name', path)
+  if path == 'PATH' and not place.exists():
+    mine = 'YOUR_PICTURES' if kind == 'folder' else f'YOUR_TABLE.{kind}'
+    raise FileNotFoundError(
+      f"{said} is the experiment file's placeholder: set"
+      f' --config.data.name={kind}:{mine}'
+    )
   if not place.exists():
     beside = place.absolute().parent
     names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
@@ -228,7 +235,7 @@ def _besides(found: Found) -> str:
 def _faults(found: Found) -> str:
   listed = [f'{place}: {reason}' for place, reason in found.faults]
   return (
-    f'{len(listed)} rows or files cannot be used.'
+    f'{counted(len(listed), "row or file")} cannot be used.'
     f' {notes.join_first(listed, "; ")}'
   )
 
