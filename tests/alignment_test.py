@@ -500,22 +500,19 @@ def test_public_inputs_of_a_partition_as_given():
   e = _experiment(_TWO, depth=(0, 3))
   setup = build.build(e, data=_pictures(), parts=parts)
   assert setup.partition.sizes().sum() == 200
+  assert any('60 examples belong to no client' in n for n in setup.notes)
   e.tiers.public_examples = 101
-  with pytest.raises(
-    ValueError, match=r'public_examples=101 must be at most 100'
-  ):
+  setup = build.build(e, data=_pictures(), parts=parts)
+  assert any('100 examples belong to no client' in n for n in setup.notes)
+  parts = [np.arange(75 * k, 75 * k + 75) for k in range(4)]
+  with pytest.raises(ValueError, match=r'public_examples=101: no .* is left'):
     build.build(e, data=_pictures(), parts=parts)
-  e.tiers.public_examples = 151
-  with pytest.raises(
-    ValueError, match=r'public_examples=151 .* at most 150, ha'
-  ):
-    build.build(e, data=_pictures())
 
 
 @pytest.mark.parametrize(
   ('size', 'count'), [(4000, 512), (1000, 250), (300, 128), (200, 100)]
 )
-def test_how_many_are_public_depends_on_how_many_there_are(size, count):
+def test_of_few_examples_fewer_are_public(size, count):
   e = config.Experiment()
   train: Any = range(size)
   assert len(public.reserve(e.tiers, e.clients, train)) == count

@@ -38,7 +38,7 @@ _BROKEN = [
   ('lora.dropout', 1.0, 'must lie in [0, 1).'),
   ('lora.dropout', -0.1, 'must lie in [0, 1).'),
   ('fedadapter.projections', 'fre', "; did you mean 'free'?"),
-  ('tiers.public_examples', -1, 'must be at least 0.'),
+  ('tiers.public_examples', 0, 'must be at least 1.'),
   ('tiers.head', 'comon', "; did you mean 'common'?"),
   ('tiers.head_rank', 0, 'must be at least 1.'),
   ('tiers.head_map', 'svd', "must be one of 'procrustes', 'ridge'."),

@@ -81,7 +81,6 @@ _RAMP = within(0, _MOST, 'there are at most as many rounds')
 _CLIENTS = within(1, _MOST, 'each client is planned for by itself')
 _OPEN_CLIENTS = within(0, _MOST, 'each client is planned for by itself')
 _EXAMPLES = within(1, _MOST, 'the examples of a round are held in memory')
-_OPEN_EXAMPLES = within(0, _MOST, 'the examples of a round are held in memory')
 _STEPS = within(0, _MOST, 'the examples of a round are held in memory')
 _PARAMETERS = within(1, _MOST, 'more parameters fit no memory')
 
@@ -139,7 +138,7 @@ RULES = {
   'tiers.width': _DECAY,
   'tiers.joins': at_least(0),
   'tiers.public': _ANY,
-  'tiers.public_examples': _OPEN_EXAMPLES,
+  'tiers.public_examples': _EXAMPLES,
   'tiers.head': one_of(AUTO, 'own', 'common', 'common_any'),
   'tiers.head_rank': _PARAMETERS,
   'tiers.head_map': one_of('procrustes', 'ridge'),

@@ -228,8 +228,8 @@ class Tiers:
     public: Unlabelled texts or pictures that everyone may see, on which tiers
       are aligned: the name of a prepared data set; '' sets some training
       examples of this one apart, which then no client has.
-    public_examples: How many of them; 0 takes 512, or a quarter of the training
-      examples where that is less, but 128 of at least 256.
+    public_examples: How many of them at most. Of one's own training examples at
+      most a quarter, or 128 where that is more; of few, half.
     head: 'own' gives each tier a head for its own features. 'common' gives all
       one, averaged over all, on a code that public inputs align across tiers;
       it needs projections that are not free, since free ones let the code
@@ -245,7 +245,7 @@ class Tiers:
   width: tuple[float, ...] = ()
   joins: tuple[int, ...] = ()
   public: str = ''
-  public_examples: int = 0
+  public_examples: int = 512
   head: str = 'auto'
   head_rank: int = 64
   head_map: str = 'procrustes'

@@ -10,8 +10,8 @@ from fedjax_tune import config
 from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.typing import Inputs
 
-# How many, unless a run says; the least align two codes of 64 numbers.
-MOST, _LEAST = 512, 128
+# Of few examples still enough for two codes of 64 numbers.
+_LEAST = 128
 
 
 class Shown(NamedTuple):
@@ -34,39 +34,27 @@ def reserve(
 
   The draw depends on `clients.seed` alone, as the partition does.
 
-  Raises:
-    ValueError: They would be half of all, or more.
+  A quarter of all at most, or of few what ranks need, but never more than half.
   """
-  count = cfg.public_examples or _usual(len(train))
-  if 2 * count > len(train):
-    raise ValueError(
-      f'tiers.public_examples={count} must be at most {len(train) // 2}, half of'
-      ' the training examples, from which they are taken where tiers.public is'
-      " ''."
-    )
+  size = len(train)
+  most = max(size // 4, min(_LEAST, size // 2))
   rng = np.random.default_rng((clients.seed, zlib.crc32(b'public')))
-  return np.sort(rng.permutation(len(train))[:count])
-
-
-def _usual(size: int) -> int:
-  """Returns how many to take of `size`: a quarter, or what ranks need of few."""
-  return min(MOST, max(size // 4, min(_LEAST, size // 2)))
+  return np.sort(rng.permutation(size)[: min(cfg.public_examples, most)])
 
 
 def unheld(cfg: config.Tiers, held: np.ndarray, train: Corpus) -> np.ndarray:
   """Returns examples that no client has, of clients' examples as given.
 
   Raises:
-    ValueError: There are not enough.
+    ValueError: There are none.
   """
   free = np.setdiff1d(np.arange(len(train)), held)
-  count = cfg.public_examples or min(MOST, len(free))
-  if not count or len(free) < count:
+  if not len(free):
     raise ValueError(
-      f'tiers.public_examples={count or MOST} must be at most {len(free)},'
-      ' the training examples that no part of the partition has.'
+      f'tiers.public_examples={cfg.public_examples}: no training example is left'
+      ' over by the partition; tiers.public must name a set.'
     )
-  return free[spread(len(free), count)]
+  return free[spread(len(free), cfg.public_examples)]
 
 
 def data_of(experiment: config.Experiment) -> config.Data | None:

@@ -103,8 +103,7 @@ class Public:
     return public.take(other, self._of_other(len(other)))
 
   def _of_other(self, size: int) -> np.ndarray:
-    count = self.experiment.tiers.public_examples or public.MOST
-    return public.spread(size, count)
+    return public.spread(size, self.experiment.tiers.public_examples)
 
   @functools.cached_property
   def _texts(self) -> tuple[list[str], list[str] | None] | None:
