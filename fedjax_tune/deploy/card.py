@@ -1,6 +1,7 @@
 """The model card of a folder: its README.md, as Hugging Face's hub shows it."""
 
 from collections.abc import Iterator, Sequence
+import functools
 import inspect
 import json
 import pathlib
@@ -110,11 +111,9 @@ def _facts(
   """Yields what there is to know, by name."""
   experiment, known = ended.results.experiment, ended.learned
   source, summary = ended.source(model), ended.results.summary
-  method = METHODS[experiment.method].build
-  about = inspect.getmodule(method).__doc__ or ''
   domains = known.domain_names if len(known.domain_names) > 1 else ()
   yield 'base', f'{_base(source.source)}, a {model.config.family}'
-  yield 'method', f'`{experiment.method}`. {about.splitlines()[0]}'
+  yield 'method', _about(experiment.method)
   tuned = foundation.num_params(model.theta)
   whole = foundation.num_params(model.params)
   yield (
@@ -132,6 +131,17 @@ def _facts(
   yield from _scores(ended, model)
   yield 'licence of the base', _base_licence(source.source)
   yield 'licence of the data', _data_licence(experiment.data.name)
+
+
+def _about(method: str) -> str:
+  """Says what a method is: the first line of its module, if that has one."""
+  build = METHODS[method].build
+  while isinstance(build, functools.partial):
+    build = build.func
+  text = (getattr(inspect.getmodule(build), '__doc__', '') or '').strip()
+  if not text:
+    return f'`{method}`, a method of your own'
+  return f'`{method}`. {text.splitlines()[0]}'
 
 
 def _scores(
