@@ -47,6 +47,23 @@ def test_names_are_there():
     _ = ft.nothing  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize(
+  ('path', 'message'),
+  [
+    ('rouns', r'^rouns is not a field; did you mean rounds\?$'),
+    ('data.nmae', r'^data\.nmae is not a field; did you mean data\.name\?$'),
+  ],
+)
+def test_what_is_no_field_is_refused_with_arrays_too(tmp_path, path, message):
+  e = tiny_runs.experiment()
+  section, _, name = path.rpartition('.')
+  setattr(getattr(e, section) if section else e, name, 3)
+  for data in (None, _data()):
+    with pytest.raises(ValueError, match=message):
+      ft.train(e, str(tmp_path / 'run'), data=data)
+  assert e.data.name != 'arrays'
+
+
 def test_a_run_on_arrays(tmp_path):
   parts = [np.arange(0, 20), np.arange(20, 30), np.arange(30, 48)]
   options = {'data': _data(class_names=('a', 'b', 'c')), 'partition': parts}

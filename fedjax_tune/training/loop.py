@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import copy
 import dataclasses
 import functools
 import pathlib
@@ -102,8 +103,10 @@ def train(
   if not hosts.is_first():
     console = rich_console.Console(quiet=True)
   if data is not None:
-    named = dataclasses.replace(experiment.data, name=arrays.NAME)
-    experiment = dataclasses.replace(experiment, data=named)
+    # Copies keep what is no field, which is refused below.
+    experiment = copy.copy(experiment)
+    experiment.data = copy.copy(experiment.data)
+    experiment.data.name = arrays.NAME
   with (
     hosts.noticing(),
     interrupts.Interrupts() as signals,
