@@ -302,6 +302,52 @@ def test_the_card_of_a_method_of_ones_own(
   assert f'| method | {about} |' in text
 
 
+@pytest.mark.parametrize(
+  ('named', 'changes', 'parts'),
+  [
+    (
+      'folder:pictures',
+      {'source': '/gone/vit_s_focus.onnx', 'packaged': 'dinov2_vits14'},
+      (
+        'base_model: "facebook/dinov2-small"\n',
+        '| base | facebook/dinov2-small, a vit, packaged as dinov2_vits14 |',
+        '| licence of the base | Apache-2.0 (DINOv2',
+        '| licence of the data | yours: read where it lies |',
+      ),
+    ),
+    (
+      'cifar10',
+      {'source': str(pathlib.Path(__file__).parent)},
+      ('base_model: "tests"', 'that of cifar10, which dataset_info.json'),
+    ),
+    ('csv:a.csv', {}, ('\n| licence of the data | yours: read',)),
+  ],
+)
+def test_what_a_card_says_of_base_and_data(
+  finished, tmp_path, named, changes, parts
+):
+  ended = models.load(finished)
+  ended.results.experiment.data.name = named
+  model = ended.models['full']
+  source = dataclasses.replace(ended.source(model), **changes)
+  ended = ended._replace(sources={model.tier: source})
+  text = card.render(ended, model, 'flax', tmp_path, [])
+  for part in parts:
+    assert part in text
+  assert ('base_model' in text) == bool(changes)
+
+
+def test_a_card_counts_what_clients_hold(finished):
+  e = models.load(finished).results.here
+  e.data.name = 'arrays'
+  made: list[Any] = [tiny.examples(n, 16, seed=n) for n in (24, 12)]
+  pairs = [x for split in made for x in (split.inputs, split.labels)]
+  data = ft.from_arrays(*pairs, class_names='xyz')
+  parts = [np.arange(5), np.arange(3, 9)]
+  setup = build.build(e, data=data, parts=parts)
+  assert learned.of(setup).train_examples == 9
+
+
 def test_what_cannot_leave_is_refused(root, finished, tmp_path):
   case = tiny_leaving.make(tiny_leaving.base(root, 'vit'), 'prompt')
   ended = models.load(finished)

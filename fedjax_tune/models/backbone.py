@@ -41,6 +41,7 @@ class Pretrained:
     notes: What a user should be told of the weights, a sentence each.
     head: By path what a head that came along has, of whatever classes.
     labels: Of which classes that is, if the source says so.
+    packaged: Their name, of packaged weights, else ''.
   """
 
   config: Config
@@ -53,6 +54,7 @@ class Pretrained:
     default_factory=dict
   )
   labels: tuple[str, ...] | None = None
+  packaged: str = ''
 
   @property
   def pad(self) -> int:
