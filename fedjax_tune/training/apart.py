@@ -6,6 +6,7 @@ import re
 from fedjax_tune.data.own import sets
 from fedjax_tune.files import paths
 from fedjax_tune.training import snapshot
+from fedjax_tune.training import workdir as workdirs
 
 # What a sweep, or a start that was killed, leaves before there is a config.json;
 # other things that it leaves begin with a dot.
@@ -55,7 +56,7 @@ def check_empty(workdir: pathlib.Path, shown: str = '') -> None:
     return
   names = sorted(p.name for p in workdir.iterdir() if p.name[0] != '.')
   others = [name for name in names if not _BEFORE.fullmatch(name)]
-  if others and 'config.json' not in names:
+  if others and workdirs.CONFIG not in names:
     more = ', ...' if len(others) > 3 else ''
     raise FileExistsError(
       f'workdir={shown or workdir} holds other files'
