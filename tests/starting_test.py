@@ -181,7 +181,7 @@ def test_an_adapter_of_another_kind(root, tmp_path, family, prefix, message):
   case = tiny_leaving.make(tiny_leaving.base(root, family))
   folder = _write(case, 'peft', tmp_path / 'out')
   path = folder / 'adapter_model.safetensors'
-  own = {'vit': 'vit.'}.get(family, prefix)
+  own = 'vit.' if family == 'vit' else prefix
   tensors = {
     name.replace(own, prefix, 1): x
     for name, x in safetensors.numpy.load_file(path).items()

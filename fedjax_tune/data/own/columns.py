@@ -134,8 +134,8 @@ def _inputs(
     )
   if not text and not image and _is_of_arrays(cfg, table, label):
     raise ValueError(
-      f'{_there(cfg, table)}: none is called as pictures ({_like("image")}) are;'
-      ' name it by data.image_column'
+      f'{_there(cfg, table)}: none is called as pictures'
+      f' ({_like("image")}) are; name it by data.image_column'
     )
   if not text and not image:
     raise ValueError(
