@@ -36,7 +36,7 @@ from rich import console as rich_console
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.files import mirror, paths
-from fedjax_tune.training import build, defaults
+from fedjax_tune.training import apart, build, defaults
 
 from . import (
   experiment_file,
@@ -121,6 +121,10 @@ def _sweep(place: mirror.Place, console: rich_console.Console) -> None:
     place.folder,
     experiment_file.resolve,
   )
+  for run in runs:
+    # Its tables and plots lie above the runs.
+    for folder in (place.folder, run.workdir):
+      apart.check_data(place.name_of(folder), run.experiment.data.name)
   sweep_runner.check_folders(runs)
   sweep_plan.provide(runs, _FETCH.value)
   with console.status('Checking every run with its model'):

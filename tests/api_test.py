@@ -47,6 +47,23 @@ def test_names_are_there():
     _ = ft.nothing  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize(
+  ('path', 'message'),
+  [
+    ('rouns', r'^rouns is not a field; did you mean rounds\?$'),
+    ('data.nmae', r'^data\.nmae is not a field; did you mean data\.name\?$'),
+  ],
+)
+def test_what_is_no_field_is_refused_with_arrays_too(tmp_path, path, message):
+  e = tiny_runs.experiment()
+  section, _, name = path.rpartition('.')
+  setattr(getattr(e, section) if section else e, name, 3)
+  for data in (None, _data()):
+    with pytest.raises(ValueError, match=message):
+      ft.train(e, str(tmp_path / 'run'), data=data)
+  assert e.data.name != 'arrays'
+
+
 def test_a_run_on_arrays(tmp_path):
   parts = [np.arange(0, 20), np.arange(20, 30), np.arange(30, 48)]
   options = {'data': _data(class_names=('a', 'b', 'c')), 'partition': parts}
@@ -123,6 +140,23 @@ def test_texts_of_domains(tmp_path):
     ),
     ({'domains': ['a'], 'test_domains': ['a'] * 20}, 'domains must be 48'),
     ({'class_names': ('a', 'b')}, 'must lie in [0, 2)'),
+    ({'labels': [*'a' * 48]}, 'both be names, or both whole numbers'),
+    (
+      {'labels': [0.5, 'a', None] * 16},
+      'type object must be 48 whole numbers or',
+    ),
+    (
+      {'labels': [*'ab' * 23, 'b', ' '], 'test_labels': [*'a' * 20]},
+      "labels[47]=' ' must not be empty",
+    ),
+    (
+      {
+        'labels': [*'ab' * 24],
+        'test_labels': [*'a' * 19, 'c'],
+        'class_names': 'ab',
+      },
+      "test_labels[19]='c' must be one of class_names, 'a', 'b'",
+    ),
     ({'clients': ['a']}, 'clients of shape (1,)'),
     ({'clients': np.zeros(48)}, 'type float64 must be 48 names or whole'),
     ({'clients': [*'a' * 47, '']}, 'clients[47] must not be empty'),
@@ -139,6 +173,50 @@ def test_arrays_that_do_not_fit(change, message):
   }
   with pytest.raises(ValueError, match=re.escape(message)):
     ft.from_arrays(**(named | change))
+
+
+@pytest.mark.parametrize('kind', [np.str_, object, list])
+def test_labels_by_name(kind):
+  (inputs, train), (others, test) = _images(48), _images(20, 1)
+
+  def name(labels, names):
+    found = [names[k] for k in labels]
+    return found if kind is list else np.array(found, kind)
+
+  make = lambda names, **options: ft.from_arrays(
+    inputs, name(train, names), others, name(test, names), **options
+  )
+  data = make('cab')
+  assert data.class_names == ('a', 'b', 'c')
+  np.testing.assert_array_equal(data.train.labels, np.array([2, 0, 1])[train])
+  np.testing.assert_array_equal(data.test.labels, np.array([2, 0, 1])[test])
+  # As numbers are sorted, and as the user has them.
+  assert make(['10', '9', '8']).class_names == ('8', '9', '10')
+  listed = make('cab', class_names='bcad')
+  np.testing.assert_array_equal(listed.train.labels, np.array([1, 2, 0])[train])
+
+
+def test_arrays_print_short():
+  assert repr(_data()) == (
+    'Arrays(train=Split(48 images of 16 x 16), test=Split(20 images of 16 x 16),'
+    ' 3 classes, 1 domains)'
+  )
+  texts = ft.from_arrays(['a', 'b'], [0, 1], ['c'], [0])
+  assert repr(texts.train) == 'Split(2 texts)'
+
+
+def test_what_is_odd_about_classes_is_told():
+  images = np.zeros((3, 16, 16, 3), np.uint8)
+  data = ft.from_arrays(images, [1, 2, 2], images, [1, 2, 3])
+  cfg = tiny_runs.experiment().data
+  train, test = data.load(cfg, None, 0)
+  assert (*train.notes, *test.notes) == (
+    'train: 1 domains have no example of some classes: all of 2 (0, 3)',
+    'test: 1 domains have no example of some classes: all of 1 (0)',
+    'test: 1 classes have no train example: 3',
+  )
+  full = ft.from_arrays(images, [0, 1, 1], images, [1, 0, 0])
+  assert not full.load(cfg, None, 0)[1].notes
 
 
 @pytest.mark.parametrize(

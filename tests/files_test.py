@@ -46,6 +46,33 @@ def test_processes_that_share_a_file_write_apart(tmp_path):
   assert tiny_bucket.read(tmp_path) == {'file': 'a'}
 
 
+# -- one folder
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_a_folder_appears_whole(tmp_path, there):
+  path = tmp_path / 'new' / 'folder'
+  before = {'new/folder/in/a': 'old', 'new/folder/c': 'c'} if there else {}
+  names = {'in', 'c'} if there else set()
+  tiny_bucket.write(tmp_path, **before)
+
+  def fail():
+    with whole.folder(path) as part:
+      tiny_bucket.write(part, a='half')
+      assert {p.name for p in path.glob('[!.]*')} == names
+      raise KeyError
+
+  with pytest.raises(KeyError):
+    fail()
+  assert path.exists() == there
+  assert tiny_bucket.read(tmp_path) == before
+  with whole.folder(path) as part:
+    tiny_bucket.write(part, **{'in/a': 'new', 'in/b': 'b'})
+  after = {'new/folder/in/a': 'new', 'new/folder/in/b': 'b'}
+  assert tiny_bucket.read(tmp_path) == before | after
+  assert not list(tmp_path.rglob('*.part'))
+
+
 # -- writing
 
 

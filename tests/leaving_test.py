@@ -1,8 +1,11 @@
 """What leaves a run, and that others compute with it what we do."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+import sys
+import types
 from typing import Any
 
 import jax
@@ -16,6 +19,8 @@ import fedjax_tune as ft
 from fedjax_tune import selection
 from fedjax_tune.deploy import card, exported, formats, models
 from fedjax_tune.engine import server
+from fedjax_tune.methods import METHODS
+from fedjax_tune.methods.facts import Method
 from fedjax_tune.report import writer
 from fedjax_tune.training import (
   build,
@@ -244,6 +249,103 @@ def test_a_run_leaves_without_its_data(finished, tmp_path, monkeypatch, form):
     'none is needed: its weights were drawn',
   ):
     assert part in text
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_an_export_that_fails_leaves_nothing(
+  finished, tmp_path, monkeypatch, there
+):
+  out = tmp_path / 'out'
+  if there:
+    out.mkdir()
+
+  def fail(*_):
+    raise KeyError
+
+  monkeypatch.setattr(card, 'render', fail)
+  with pytest.raises(KeyError):
+    exported.write(models.load(finished), 'flax', out)
+  assert sorted(tmp_path.rglob('*')) == ([out] if there else [])
+
+
+def test_an_adapter_names_the_base_where_it_is_in_the_end(finished, tmp_path):
+  out = tmp_path / 'out'
+  exported.write(models.load(finished), 'peft', out, ['full'])
+  said = json.loads((out / 'full/adapter_config.json').read_text())
+  base = pathlib.Path(said['base_model_name_or_path'])
+  assert (base, base.is_dir()) == (out / 'full' / formats.BASE, True)
+
+
+@pytest.mark.parametrize(
+  ('doc', 'about'),
+  [
+    (None, '`mine`, a method of your own'),
+    (' \n', '`mine`, a method of your own'),
+    ('\nMine: the best.\n\nYes.', '`mine`. Mine: the best.'),
+  ],
+)
+def test_the_card_of_a_method_of_ones_own(
+  finished, tmp_path, monkeypatch, doc, about
+):
+  module = types.ModuleType('mine', doc)
+  monkeypatch.setitem(sys.modules, 'mine', module)
+
+  def build(facts):
+    raise NotImplementedError
+
+  build.__module__ = 'mine'
+  ended = models.load(finished)
+  monkeypatch.setitem(METHODS, 'mine', Method(functools.partial(build)))
+  ended.results.experiment.method = 'mine'
+  exported.write(ended, 'flax', tmp_path, ['full'])
+  text = (tmp_path / 'full/README.md').read_text()
+  assert f'| method | {about} |' in text
+
+
+@pytest.mark.parametrize(
+  ('named', 'changes', 'parts'),
+  [
+    (
+      'folder:pictures',
+      {'source': '/gone/vit_s_focus.onnx', 'packaged': 'dinov2_vits14'},
+      (
+        'base_model: "facebook/dinov2-small"\n',
+        '| base | facebook/dinov2-small, a vit, packaged as dinov2_vits14 |',
+        '| licence of the base | Apache-2.0 (DINOv2',
+        '| licence of the data | yours: read where it lies |',
+      ),
+    ),
+    (
+      'cifar10',
+      {'source': str(pathlib.Path(__file__).parent)},
+      ('base_model: "tests"', 'that of cifar10, which dataset_info.json'),
+    ),
+    ('csv:a.csv', {}, ('\n| licence of the data | yours: read',)),
+  ],
+)
+def test_what_a_card_says_of_base_and_data(
+  finished, tmp_path, named, changes, parts
+):
+  ended = models.load(finished)
+  ended.results.experiment.data.name = named
+  model = ended.models['full']
+  source = dataclasses.replace(ended.source(model), **changes)
+  ended = ended._replace(sources={model.tier: source})
+  text = card.render(ended, model, 'flax', tmp_path, [])
+  for part in parts:
+    assert part in text
+  assert ('base_model' in text) == bool(changes)
+
+
+def test_a_card_counts_what_clients_hold(finished):
+  e = models.load(finished).results.here
+  e.data.name = 'arrays'
+  made: list[Any] = [tiny.examples(n, 16, seed=n) for n in (24, 12)]
+  pairs = [x for split in made for x in (split.inputs, split.labels)]
+  data = ft.from_arrays(*pairs, class_names='xyz')
+  parts = [np.arange(5), np.arange(3, 9)]
+  setup = build.build(e, data=data, parts=parts)
+  assert learned.of(setup).train_examples == 9
 
 
 def test_what_cannot_leave_is_refused(root, finished, tmp_path):

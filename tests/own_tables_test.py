@@ -179,6 +179,21 @@ def test_lines_that_are_no_objects(tmp_path):
   assert len(faults) == 4
 
 
+@pytest.mark.parametrize('texts', [False, True])
+def test_an_archive_without_a_known_name(tmp_path, texts):
+  arrays = {'data': np.zeros((4, 8, 8, 3), np.uint8), 'label': np.arange(4) % 2}
+  if texts:
+    arrays['words'] = np.array(['a b', 'c', 'd', 'e'])
+  np.savez(tmp_path / 'a.npz', **arrays)
+  with pytest.raises(ValueError, match='none is called as') as caught:
+    tiny_own.load(f'npz:{tmp_path}/a.npz')
+  said = str(caught.value)
+  start = f"data.name='npz:{tmp_path}/a.npz': the columns are 'data', 'label'"
+  assert said.startswith(start)
+  assert 'data.image_column' in said
+  assert ('text' in said) == texts
+
+
 @pytest.mark.parametrize(
   ('header', 'fields', 'message'),
   [

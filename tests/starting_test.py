@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import tiny
 import tiny_leaving
 import torch
@@ -74,7 +75,7 @@ def test_an_adapter_comes_back(root, tmp_path, family):
   np.testing.assert_allclose(
     _outputs(found, case.model.config), want, atol=1e-6
   )
-  assert any('its head of 3 outputs is kept' in note for note in weights.notes)
+  assert f'{folder}: its head of 3 outputs is kept.' in weights.notes
 
 
 @pytest.mark.parametrize('family', ['vit', 'deit', 'dinov2', 'distilbert'])
@@ -135,7 +136,8 @@ def test_an_adapter_that_peft_trained(root, tmp_path):
       r"lora.targets=.* must be \('attn.proj', 'attn.q",
     ),
     ({'patch_embed': False}, r'lora.patch_embed=False must be True'),
-    ({'init': '/none'}, "lora.init='/none' must be a folder of peft"),
+    ({'init': '/none'}, "lora.init='/none': /none does not exist"),
+    ({'init': '/'}, "lora.init='/' must be a folder of peft"),
   ],
 )
 def test_what_an_adapter_is_must_be_said(root, tmp_path, changes, message):
@@ -165,6 +167,34 @@ def test_other_adapters_are_refused(root, tmp_path, changes, message):
   lora = dataclasses.replace(case.experiment.lora, init=str(folder))
   with pytest.raises(ValueError, match=message):
     adapter_start.load(lora, _weights(case))
+
+
+@pytest.mark.parametrize(
+  ('family', 'prefix', 'message'),
+  [
+    ('roberta', 'roberta.', r'an adapter of a roberta \(.*roberta\), but the'),
+    ('llama', 'model.', r'an adapter of a llama \('),
+    ('vit', 'other.', r'an adapter of another model \('),
+  ],
+)
+def test_an_adapter_of_another_kind(root, tmp_path, family, prefix, message):
+  case = tiny_leaving.make(tiny_leaving.base(root, family))
+  folder = _write(case, 'peft', tmp_path / 'out')
+  path = folder / 'adapter_model.safetensors'
+  own = 'vit.' if family == 'vit' else prefix
+  tensors = {
+    name.replace(own, prefix, 1): x
+    for name, x in safetensors.numpy.load_file(path).items()
+  }
+  safetensors.numpy.save_file(tensors, path)
+  other = tiny_leaving.make(tiny_leaving.base(root, 'bert'))
+  # Other ranks are the lesser fault.
+  lora = dataclasses.replace(case.experiment.lora, init=str(folder), rank=7)
+  with pytest.raises(ValueError, match=message) as caught:
+    adapter_start.load(lora, _weights(other))
+  assert f'but the model is a bert ({_weights(other).source})' in str(
+    caught.value
+  )
 
 
 def test_flora_would_throw_an_adapter_away():

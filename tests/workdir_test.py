@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from fedjax_tune import config, endings
-from fedjax_tune.training import checkpoint, workdir
+from fedjax_tune.training import apart, build, checkpoint, loop, workdir
 
 
 def _guard(folder, resume=False, **changes):
@@ -206,3 +206,78 @@ def test_rounds_grow_but_where_the_rate_depends_on_them():
   local = config.Local(over_rounds='cosine')
   with pytest.raises(ValueError, match='rounds: 5 there, 7 here'):
     _check_same({'rounds': 7}, resume=True, rounds=5, local=local)
+
+
+# -- a folder of its own
+
+
+@pytest.mark.parametrize(
+  ('place', 'name'),
+  [
+    ('pics', 'folder:pics'),
+    ('pics/runs/a', 'folder:pics'),
+    ('link/new', 'folder:pics'),
+    ('pics', 'folder:pics/../link/'),
+    ('tables', 'csv:tables'),
+    ('tables', 'jsonl:tables/'),
+    ('gs://b/pics/run', 'folder:gs://b/pics/'),
+  ],
+)
+@pytest.mark.parametrize('resume', [False, True])
+def test_data_are_no_place_for_a_run(
+  tmp_path, monkeypatch, place, name, resume
+):
+  monkeypatch.chdir(tmp_path)
+  for made in ('pics', 'tables'):
+    (tmp_path / made).mkdir()
+  (tmp_path / 'link').symlink_to('pics')
+  e = config.Experiment()
+  e.data.name = name
+  with pytest.raises(
+    ValueError, match=rf'workdir={place} must not be in data\.'
+  ):
+    loop.train(e, place, resume=resume)
+  assert not list(tmp_path.glob('*/*'))
+
+
+@pytest.mark.parametrize(
+  ('place', 'name'),
+  [
+    ('pics2', 'folder:pics'),
+    ('.', 'csv:tables'),
+    ('tables/run', 'npz:tables'),
+    ('tables', 'csv:tables/a.csv'),
+    ('pics', 'folder:gs://b/pics'),
+    ('pics', 'cifar10'),
+    ('pics', 'folder:'),
+    ('pics', 3),
+  ],
+)
+def test_a_folder_beside_the_data(tmp_path, monkeypatch, place, name):
+  monkeypatch.chdir(tmp_path)
+  apart.check_data(place, name)
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_other_files_are_left_alone(tmp_path, monkeypatch, resume):
+  (tmp_path / 'thesis.tex').touch()
+  monkeypatch.delattr(build, 'build')
+  message = (
+    r'workdir=.* holds other files \(thesis\.tex\) and no run; a run needs a'
+    r' folder of its own'
+  )
+  with pytest.raises(FileExistsError, match=message):
+    loop.train(config.Experiment(), str(tmp_path), resume=resume)
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_what_a_start_leaves_is_no_other_file(tmp_path):
+  names = ('.lock', '.config.json.part', 'log.txt', 'log.1.txt')
+  for name in (*names, 'slurm_job.txt'):
+    (tmp_path / name).touch()
+  apart.check_empty(tmp_path)
+  (tmp_path / 'plot.png').touch()
+  with pytest.raises(FileExistsError, match=r'\(plot\.png\)'):
+    apart.check_empty(tmp_path)
+  _guard(tmp_path)
+  apart.check_empty(tmp_path)

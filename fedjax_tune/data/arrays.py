@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data import text, text_sets, tokens
+from fedjax_tune.data import relations, text, text_sets, tokens
 from fedjax_tune.data.corpus import Corpus
+from fedjax_tune.data.own import cells
 from fedjax_tune.data.tasks import Task
 from fedjax_tune.typing import Tokens
 
@@ -32,6 +33,15 @@ class Split:
   domains: np.ndarray
   groups: np.ndarray | None = None
 
+  def __repr__(self) -> str:
+    return f'Split({self._counted()})'
+
+  def _counted(self) -> str:
+    if not isinstance(self.inputs, np.ndarray):
+      return f'{len(self.inputs)} texts'
+    _, height, width, _ = self.inputs.shape
+    return f'{len(self.inputs)} images of {height} x {width}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
@@ -48,6 +58,12 @@ class Arrays:
   test: Split
   class_names: tuple[str, ...]
   domain_names: tuple[str, ...]
+
+  def __repr__(self) -> str:
+    return (
+      f'Arrays(train={self.train}, test={self.test},'
+      f' {len(self.class_names)} classes, {len(self.domain_names)} domains)'
+    )
 
   @property
   def texts(self) -> bool:
@@ -73,7 +89,10 @@ class Arrays:
         f'data: has {has}, but the model of model.weights reads {reads}.'
       )
     make = lambda split: self._corpus(split, cfg, tokenizer, pad)
-    return make(self.train), make(self.test)
+    odd = relations.compare_classes(
+      self.domain_names, self.class_names, self.train, self.test
+    )
+    return make(self.train), dataclasses.replace(make(self.test), notes=odd)
 
   def _corpus(
     self, split: Split, cfg: config.Data, tokenizer: str | None, pad: int
@@ -109,9 +128,9 @@ class Arrays:
 
 def from_arrays(
   inputs: np.ndarray | Sequence[str],
-  labels: Sequence[int] | np.ndarray,
+  labels: Sequence[int] | Sequence[str] | np.ndarray,
   test_inputs: np.ndarray | Sequence[str],
-  test_labels: Sequence[int] | np.ndarray,
+  test_labels: Sequence[int] | Sequence[str] | np.ndarray,
   *,
   domains: Sequence[str] | None = None,
   test_domains: Sequence[str] | None = None,
@@ -123,28 +142,28 @@ def from_arrays(
   Args:
     inputs: Images uint8 [N, S, S, 3], S the experiment's `data.image_size`, or
       N texts.
-    labels: Their classes, from 0, [N].
+    labels: Their classes, by number from 0 or by name, [N].
     test_inputs: Likewise [M], to evaluate models on.
     test_labels: Likewise [M].
     domains: The name of each example's domain [N]; None has one domain.
     test_domains: Likewise [M].
     clients: Whose each training example is [N], by name or number, for
       `clients.partition='natural'`; None does not say.
-    class_names: By label; () calls them by their numbers.
+    class_names: By label; () sorts the names that labels are, or calls classes
+      by their numbers.
 
   Raises:
     ValueError: The arrays do not fit together, or are not what they must be.
   """
-  top = max(int(np.max(x, initial=-1)) for x in (labels, test_labels))
-  names = tuple(class_names) or tuple(map(str, range(top + 1)))
+  label_N, label_M, names = _classes(labels, test_labels, class_names)
   if (domains is None) != (test_domains is None):
     raise ValueError('domains and test_domains must be given together.')
   known = tuple(dict.fromkeys(domains)) if domains is not None else ('all',)
   make = lambda which, x, y, d: _split(which, x, y, d, names, known)
-  train = make('', inputs, labels, domains)
+  train = make('', inputs, label_N, domains)
   if clients is not None:
     train = dataclasses.replace(train, groups=_groups(clients, len(inputs)))
-  test = make('test_', test_inputs, test_labels, test_domains)
+  test = make('test_', test_inputs, label_M, test_domains)
   if isinstance(train.inputs, np.ndarray) != isinstance(
     test.inputs, np.ndarray
   ):
@@ -154,23 +173,66 @@ def from_arrays(
   return Arrays(train, test, names, known)
 
 
+def _classes(
+  labels: Sequence[int] | Sequence[str] | np.ndarray,
+  test_labels: Sequence[int] | Sequence[str] | np.ndarray,
+  class_names: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+  """Returns labels of both splits, names as numbers, and the names of classes."""
+  train, test = map(np.asarray, (labels, test_labels))
+  named = [_are_names(x) for x in (train, test)]
+  if named == [False, False]:
+    numbers = [x for x in (train, test) if x.size and x.dtype.kind in 'iu']
+    top = max((int(x.max()) for x in numbers), default=-1)
+    return train, test, tuple(class_names) or tuple(map(str, range(top + 1)))
+  if not all(named):
+    raise ValueError(
+      'labels and test_labels must both be names, or both whole numbers.'
+    )
+  names = tuple(class_names) or cells.sort_classes(
+    map(str, np.concatenate([train.ravel(), test.ravel()]))
+  )
+  find = lambda which, x: _find(which, x, names)
+  return find('', train), find('test_', test), names
+
+
+def _are_names(labels: np.ndarray) -> bool:
+  if labels.dtype.kind == 'O':
+    return labels.size > 0 and all(isinstance(x, str) for x in labels.flat)
+  return labels.dtype.kind in 'UT'
+
+
+def _find(which: str, labels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+  """Returns the numbers of classes, by their names."""
+  numbers = {name: number for number, name in enumerate(names)}
+  for at, name in enumerate(map(str, labels.flat)):
+    if not name.strip():
+      raise ValueError(f'{which}labels[{at}]={name!r} must not be empty.')
+    if name not in numbers:
+      raise ValueError(
+        f'{which}labels[{at}]={name!r} must be one of class_names,'
+        f' {", ".join(map(repr, names))}.'
+      )
+  found = [numbers[str(name)] for name in labels.flat]
+  return np.array(found, np.int32).reshape(labels.shape)
+
+
 def _split(
   which: str,
   inputs: np.ndarray | Sequence[str],
-  labels: Sequence[int] | np.ndarray,
+  label_N: np.ndarray,
   domains: Sequence[str] | None,
   names: tuple[str, ...],
   known: tuple[str, ...],
 ) -> Split:
   """Checks a split's arrays."""
   count = len(inputs)
-  label_N = np.asarray(labels)
   if not count:
     raise ValueError(f'{which}inputs must have an example at least.')
   if label_N.shape != (count,) or not np.issubdtype(label_N.dtype, np.integer):
     raise ValueError(
       f'{which}labels of shape {label_N.shape} and type {label_N.dtype} must be'
-      f' {count} whole numbers, one for each of {which}inputs.'
+      f' {count} whole numbers or names, one for each of {which}inputs.'
     )
   if label_N.min() < 0 or label_N.max() >= len(names):
     raise ValueError(

@@ -1,10 +1,27 @@
 """How the two splits of a set, and its domains, relate to each other."""
 
+from typing import Protocol
+
 import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.data.examples import Examples
 from fedjax_tune.data.notes import Notes, join_first
+
+
+class Labelled(Protocol):
+  """Examples of a split.
+
+  Attributes:
+    labels: int32 [N].
+    domains: int32 [N].
+  """
+
+  @property
+  def labels(self) -> np.ndarray: ...
+
+  @property
+  def domains(self) -> np.ndarray: ...
 
 
 def check_classes(
@@ -32,8 +49,8 @@ def check_classes(
 def compare_classes(
   domains: tuple[str, ...],
   names: tuple[str, ...],
-  train: Examples,
-  test: Examples,
+  train: Labelled,
+  test: Labelled,
 ) -> tuple[str, ...]:
   """Returns a line on domains that lack classes, and one on test-only classes.
 

@@ -1,15 +1,17 @@
 """The model card of a folder: its README.md, as Hugging Face's hub shows it."""
 
 from collections.abc import Iterator, Sequence
+import functools
 import inspect
 import json
 import pathlib
 
 import fedjax_tune
 from fedjax_tune.data import arrays
+from fedjax_tune.data.own import sets
 from fedjax_tune.deploy import formats, models
 from fedjax_tune.methods import METHODS
-from fedjax_tune.models import foundation, packaged, sizes
+from fedjax_tune.models import foundation, packaged, pretrained, sizes
 from fedjax_tune.report import tables
 
 # What loads each format.
@@ -44,7 +46,7 @@ def render(
   lines = [
     '---',
     f'library_name: {LIBRARIES[form]}',
-    f'base_model: {json.dumps(_base(source.source))}',
+    *_base_model(source),
     f'tags: [federated-learning, fedjax_tune, {experiment.method}]',
     '---',
     '',
@@ -68,8 +70,18 @@ def render(
   return '\n'.join(lines) + '\n'
 
 
-def _base(source: str) -> str:
-  return pathlib.Path(source).name if pathlib.Path(source).exists() else source
+def _base_model(source: pretrained.Pretrained) -> Iterator[str]:
+  """Yields what the hub knows a base by, if it does."""
+  if not source.source.startswith('random:'):
+    yield f'base_model: {json.dumps(_base(source))}'
+
+
+def _base(source: pretrained.Pretrained) -> str:
+  """Names a base: as the hub does, by its folder's name, or as it was drawn."""
+  if source.packaged:
+    return packaged.PACKAGED[source.packaged].hub
+  path = pathlib.Path(source.source)
+  return path.name if path.exists() else source.source
 
 
 def usage(
@@ -110,11 +122,10 @@ def _facts(
   """Yields what there is to know, by name."""
   experiment, known = ended.results.experiment, ended.learned
   source, summary = ended.source(model), ended.results.summary
-  method = METHODS[experiment.method].build
-  about = inspect.getmodule(method).__doc__ or ''
   domains = known.domain_names if len(known.domain_names) > 1 else ()
-  yield 'base', f'{_base(source.source)}, a {model.config.family}'
-  yield 'method', f'`{experiment.method}`. {about.splitlines()[0]}'
+  kept = f', packaged as {source.packaged}' if source.packaged else ''
+  yield 'base', f'{_base(source)}, a {model.config.family}{kept}'
+  yield 'method', _about(experiment.method)
   tuned = foundation.num_params(model.theta)
   whole = foundation.num_params(model.params)
   yield (
@@ -130,8 +141,19 @@ def _facts(
     + (f' of {", ".join(domains)}' if domains else ''),
   )
   yield from _scores(ended, model)
-  yield 'licence of the base', _base_licence(source.source)
+  yield 'licence of the base', _base_licence(source)
   yield 'licence of the data', _data_licence(experiment.data.name)
+
+
+def _about(method: str) -> str:
+  """Says what a method is: the first line of its module, if that has one."""
+  build = METHODS[method].build
+  while isinstance(build, functools.partial):
+    build = build.func
+  text = (getattr(inspect.getmodule(build), '__doc__', '') or '').strip()
+  if not text:
+    return f'`{method}`, a method of your own'
+  return f'`{method}`. {text.splitlines()[0]}'
 
 
 def _scores(
@@ -153,10 +175,10 @@ def _scores(
     yield f'{metric} of the run by domain, at its end', ', '.join(parts)
 
 
-def _base_licence(source: str) -> str:
-  if source in packaged.PACKAGED:
-    return packaged.PACKAGED[source].licence
-  if source.startswith('random:'):
+def _base_licence(source: pretrained.Pretrained) -> str:
+  if source.packaged:
+    return packaged.PACKAGED[source.packaged].licence
+  if source.source.startswith('random:'):
     return 'none is needed: its weights were drawn'
   return f'that of {_base(source)}; its own card says which, and binds you'
 
@@ -164,4 +186,6 @@ def _base_licence(source: str) -> str:
 def _data_licence(name: str) -> str:
   if name == arrays.NAME:
     return 'your own data; whether a model of them may leave is yours to say'
+  if sets.is_own(name):
+    return 'yours: read where it lies'
   return f'that of {name}, which dataset_info.json of its prepared copy names'

@@ -18,6 +18,7 @@ from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.deploy import finished, folders, formats
 from fedjax_tune.engine import evaluate
 from fedjax_tune.engine.algorithm import Evaluation
+from fedjax_tune.files import whole
 from fedjax_tune.report import writer
 from fedjax_tune.selection import Selection
 from fedjax_tune.training import learned
@@ -107,8 +108,7 @@ def write(
     learned.of(setup), trained.tokenizer, max(setup.experiment.data.lengths)
   )
   part = trained.part(row, params)
-  formats.FORMATS[trained.form].write(part, context, folder)
-  count, whole = trained.num_params(held), trained.num_params({})
+  count, total = trained.num_params(held), trained.num_params({})
   by_domain = next(iter(found['subnetwork'].values()))
   record = {
     'method': setup.experiment.method,
@@ -118,15 +118,18 @@ def write(
     'subnetwork': held,
     'priority': scope,
     'parameters': count,
-    'share': count / whole,
-    'full_parameters': whole,
+    'share': count / total,
+    'full_parameters': total,
     'metric': test.task.primary,
     'accuracy': score(found['subnetwork']),
     'accuracy_by_domain': dict(zip(test.domain_names, by_domain, strict=True)),
     'full_accuracy': score(found['full']),
     'test_examples': len(test),
-  } | _file_size(folder / formats.TENSORS[trained.form])
-  writer.write_json(folder / folders.DEPLOYED, record)
+  }
+  with whole.folder(folder) as place:
+    formats.FORMATS[trained.form].write(part, context, place)
+    record |= _file_size(place / formats.TENSORS[trained.form])
+    writer.write_json(place / folders.DEPLOYED, record)
   return record
 
 

@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from fedjax_tune.deploy import card, folders, formats, models
+from fedjax_tune.files import whole
 from fedjax_tune.report import writer
 
 
@@ -65,7 +66,7 @@ def write(
   """Writes each model of a run as a folder, with a card.
 
   A run of one model is written to `out` itself, others to a folder of each
-  model in it.
+  model in it. Whatever fails, `out` is as it was.
 
   Args:
     ended: The run.
@@ -83,28 +84,41 @@ def write(
   for model in chosen.values():
     _ = model.params  # Is refused where it is not finite, before anything is.
   found = []
-  for name, model in chosen.items():
-    folder = out / name
-    source = ended.source(model)
-    context = formats.Context(
-      ended.learned,
-      source.tokenizer,
-      max(ended.results.experiment.data.lengths),
-      source,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    notes = tuple(formats.FORMATS[form].write(model, context, folder))
-    record = {
-      'format': form,
-      'model': name,
-      'method': ended.results.experiment.method,
-      'labels': ended.learned.labels,
-    }
-    writer.write_json(folder / folders.EXPORTED, record)
-    text = card.render(ended, model, form, folder, notes)
-    writer.write_text(folder / 'README.md', text)
-    found.append(Written(name, folder, notes))
-  if any(chosen):
-    record = {'format': form, 'models': list(chosen)}
-    writer.write_json(out / folders.EXPORTED, record)
+  with whole.folder(out) as part:
+    for name, model in chosen.items():
+      notes = _write_one(ended, model, form, part / name, out / name)
+      found.append(Written(name, out / name, notes))
+    if any(chosen):
+      record = {'format': form, 'models': list(chosen)}
+      writer.write_json(part / folders.EXPORTED, record)
   return found
+
+
+def _write_one(
+  ended: models.Ended,
+  model: models.Model,
+  form: str,
+  folder: pathlib.Path,
+  place: pathlib.Path,
+) -> tuple[str, ...]:
+  """Writes a model's folder, of which `place` is the place in the end."""
+  source = ended.source(model)
+  context = formats.Context(
+    ended.learned,
+    source.tokenizer,
+    max(ended.results.experiment.data.lengths),
+    source,
+    place,
+  )
+  folder.mkdir(exist_ok=True)
+  notes = tuple(formats.FORMATS[form].write(model, context, folder))
+  record = {
+    'format': form,
+    'model': model.name,
+    'method': ended.results.experiment.method,
+    'labels': ended.learned.labels,
+  }
+  writer.write_json(folder / folders.EXPORTED, record)
+  text = card.render(ended, model, form, folder, notes)
+  writer.write_text(folder / 'README.md', text)
+  return notes

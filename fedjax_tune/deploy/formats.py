@@ -46,12 +46,14 @@ class Context(NamedTuple):
     tokenizer: Folder of a text model's tokenizer, else None.
     max_length: Tokens to which texts are cut.
     source: The pretrained model, where an adapter is written.
+    place: The folder's place in the end; None where it is written there.
   """
 
   learned: Learned
   tokenizer: str | None
   max_length: int
   source: pretrained.Pretrained | None = None
+  place: pathlib.Path | None = None
 
 
 class Format(NamedTuple):
@@ -164,7 +166,7 @@ def _write_adapter(
     base = ''
   if not base:
     save_folder(folder / BASE, plain, params, context)
-    base = str((folder / BASE).resolve())
+    base = str(((context.place or folder) / BASE).resolve())
     notes.append(f'{BASE}/ is the model on which the adapter is put.')
   adapter_files.save(
     folder, config, base, context.learned.task.kind, pairs, scale, trained

@@ -1,9 +1,10 @@
-"""Files that appear, or change, in one piece."""
+"""Files and folders that appear, or change, in one piece."""
 
 from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import shutil
 import uuid
 
 
@@ -28,6 +29,43 @@ def file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields where to write a folder, which takes its place at the end.
+
+  Where there is one already, what was written comes into it at the end, and what
+  else it has stays. Where the enclosed code fails nothing changes; what a killed
+  process leaves begins with a dot.
+
+  Args:
+    path: The folder; missing parent folders are made.
+  """
+  path = path.resolve()
+  there = path.exists()
+  # Inside it, as it may be a file system of its own.
+  beside = path if there else path.parent
+  part = beside / f'.{path.name}.{uuid.uuid4().hex}.part'
+  part.mkdir(parents=True)
+  try:
+    yield part
+    if there:
+      _move_into(part, path)
+    else:
+      part.replace(path)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _move_into(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves the files of a folder into another, in place of those of their names."""
+  target.mkdir(exist_ok=True)
+  for one in sorted(source.iterdir()):
+    if one.is_dir():
+      _move_into(one, target / one.name)
+    else:
+      one.replace(target / one.name)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

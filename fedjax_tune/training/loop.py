@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import copy
 import dataclasses
 import functools
 import pathlib
@@ -27,6 +28,7 @@ from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress
 from fedjax_tune.training import (
   aligned,
+  apart,
   checkpoint,
   client_report,
   clock,
@@ -86,9 +88,10 @@ def train(
 
   Raises:
     ValueError: Something in the experiment is wrong, `workdir` holds another
-      one, or data, weights or settings are not those that it began with.
+      one or lies in the data, or data, weights or settings are not those that it began with.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
+    FileExistsError: `workdir` holds other files, and no run.
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
     Interrupted: A signal came, and what was done until then is saved; or
@@ -100,8 +103,10 @@ def train(
   if not hosts.is_first():
     console = rich_console.Console(quiet=True)
   if data is not None:
-    named = dataclasses.replace(experiment.data, name=arrays.NAME)
-    experiment = dataclasses.replace(experiment, data=named)
+    # Copies keep what is no field, which is refused below.
+    experiment = copy.copy(experiment)
+    experiment.data = copy.copy(experiment.data)
+    experiment.data.name = arrays.NAME
   with (
     hosts.noticing(),
     interrupts.Interrupts() as signals,
@@ -113,7 +118,13 @@ def train(
     )
     # Other hosts use no file of it.
     place = opened or mirror.Place(pathlib.Path(workdir))
+    hosts.alone(
+      lambda: apart.check_data(
+        place.shown, getattr(experiment.data, 'name', None)
+      )
+    )
     hosts.alone(place.fetch)
+    hosts.alone(lambda: apart.check_empty(place.folder, place.shown))
     workdir = str(place.folder)
     experiment = hosts.each(
       lambda: defaults.resolve(experiment, data, partition)

@@ -9,6 +9,7 @@ from fedjax_tune.data import json_files
 from fedjax_tune.files import mirror
 from fedjax_tune.report import writer
 from fedjax_tune.training import build, checkpoint, identity, snapshot
+from fedjax_tune.training import workdir as workdirs
 
 PARTITION = 'partition.json'
 
@@ -44,6 +45,9 @@ def find(
       f'workdir={workdir} has no whole checkpoint ({found.describe()}); delete '
       'its folder checkpoints to start again at round 0.'
     )
+  if kept is None and not (place.folder / workdirs.CONFIG).exists():
+    say(f'No run in {workdir} yet: starting at round 1.')
+    return None
   if kept is None:
     say(f'No checkpoint in {workdir}: the run starts from the beginning.')
     return None

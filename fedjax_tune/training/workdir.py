@@ -16,7 +16,7 @@ from fedjax_tune.files import whole
 from fedjax_tune.training import snapshot
 from fedjax_tune.typing import Json
 
-_LOCK, _CONFIG = '.lock', 'config.json'
+_LOCK, CONFIG = '.lock', 'config.json'
 # What changes nothing that is trained: a run may go on with others.
 _FREE = ('writers', 'eval_start', 'clients.report', 'clients.report_steps')
 
@@ -128,7 +128,7 @@ def check_begun(
       `resume` is off.
   """
   workdir = pathlib.Path(workdir)
-  path = workdir / _CONFIG
+  path = workdir / CONFIG
   if path.exists():
     check_same(_read(path), experiment, resume, str(path))
   begun = path.exists() or snapshot.list_rounds(workdir / 'checkpoints')
@@ -189,7 +189,7 @@ def write_config(
   workdir: str | os.PathLike[str], experiment: Mapping[str, object]
 ) -> None:
   """Writes a run's `config.json`, in one piece."""
-  path = pathlib.Path(workdir) / _CONFIG
+  path = pathlib.Path(workdir) / CONFIG
   with endings.storing(path):
     whole.write_text(path, json.dumps(experiment, indent=2) + '\n')
 

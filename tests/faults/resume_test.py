@@ -339,6 +339,13 @@ def test_no_checkpoint_is_said(begun, whole):
   assert lab.result(begun) == whole
 
 
+def test_no_run_is_said(tmp_path, whole):
+  shown = lab.go(tmp_path / 'new', resume=True)
+  assert f'No run in {tmp_path / "new"} yet: starting at round 1.' in shown
+  assert 'No checkpoint' not in shown
+  assert lab.result(tmp_path / 'new') == whole
+
+
 def test_more_rounds_are_those_of_a_longer_run(begun, tmp_path):
   longer = lab.experiment(rounds=8)
   lab.go(begun, resume=True)

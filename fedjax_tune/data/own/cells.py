@@ -176,6 +176,18 @@ def _name(column: str, value: Any) -> str:
   return str(value).strip()
 
 
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+  """Returns the names of classes in order of their labels.
+
+  >>> sort_classes({'b', 'a'}), sort_classes({'10', '9'})
+  (('a', 'b'), ('9', '10'))
+  """
+  found = sorted(set(names))
+  if is_numeric(found):
+    found.sort(key=lambda name: (int(name), name))
+  return tuple(found)
+
+
 def is_numeric(labels: Iterable[str]) -> bool:
   """Whether all labels are whole numbers, written out."""
   return all(re.fullmatch(r'-?\d+', label) for label in labels)

@@ -86,8 +86,8 @@ def find(cfg: config.Data, table: Table) -> Columns:
   if not label and cfg.task != 'next_token':
     hint = " or learn the texts themselves, data.task='next_token'"
     raise ValueError(
-      f'{_there(table)}: none is called as labels ({_like("label")}) are; name it'
-      f' by data.label_column{hint if texts else ""}'
+      f'{_there(cfg, table)}: none is called as labels ({_like("label")}) are;'
+      f' name it by data.label_column{hint if texts else ""}'
     )
   domain = _named(cfg, table, 'domain') or _guess(table, 'domain', _is_name)
   if not cfg.domain_column and domain:
@@ -130,13 +130,18 @@ def _inputs(
   image = _guess(table, 'image', _is_picture, label)
   if text and image:
     raise ValueError(
-      f'{_there(table)}: {text!r} may be the text and {image!r} the picture;'
-      ' name one of them by data.text_column or data.image_column'
+      f'{_there(cfg, table)}: {text!r} may be the text and {image!r} the'
+      ' picture; name one of them by data.text_column or data.image_column'
+    )
+  if not text and not image and _is_of_arrays(cfg, table, label):
+    raise ValueError(
+      f'{_there(cfg, table)}: none is called as pictures'
+      f' ({_like("image")}) are; name it by data.image_column'
     )
   if not text and not image:
     raise ValueError(
-      f'{_there(table)}: none is called as texts ({_like("text")}) or pictures'
-      f' ({_like("image")}) are; name it by data.text_column or'
+      f'{_there(cfg, table)}: none is called as texts ({_like("text")}) or'
+      f' pictures ({_like("image")}) are; name it by data.text_column or'
       ' data.image_column'
     )
   return (text,) if text else (), image
@@ -180,9 +185,17 @@ def _guess(table: Table, role: str, fits: Any, taken: str = '') -> str:
   return ''
 
 
-def _there(table: Table) -> str:
+def _is_of_arrays(cfg: config.Data, table: Table, label: str) -> bool:
+  """Whether an archive has no texts, as most have none."""
+  others = (values for name, values in table.columns.items() if name != label)
+  return cfg.name.startswith('npz:') and not any(
+    isinstance(value, str) for values in others for value in values[:_LOOKED_AT]
+  )
+
+
+def _there(cfg: config.Data, table: Table) -> str:
   listed = ', '.join(map(repr, table.columns))
-  return f'the columns are {listed or "none"}'
+  return f'data.name={cfg.name!r}: the columns are {listed or "none"}'
 
 
 def _like(role: str) -> str:

@@ -242,10 +242,9 @@ def _faults(found: Found) -> str:
 
 def _classes(examples: Sequence[Example]) -> tuple[str, ...]:
   """Returns the names of the classes, in order of their labels."""
-  names = {e.label for e in examples if isinstance(e.label, str)}
-  if cells.is_numeric(names):
-    return tuple(sorted(names, key=lambda name: (int(name), name)))
-  return tuple(sorted(names))
+  return cells.sort_classes(
+    e.label for e in examples if isinstance(e.label, str)
+  )
 
 
 def _by_domain(
