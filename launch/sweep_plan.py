@@ -9,7 +9,7 @@ import re
 from absl import flags
 
 from fedjax_tune import config
-from fedjax_tune.training import apart, defaults, provisions
+from fedjax_tune.training import defaults, provisions
 from fedjax_tune.training import workdir as workdirs
 
 from . import sweep_outcome
@@ -75,7 +75,6 @@ class PlannedRun:
     """Says why this run may not begin or go on in its folder."""
     fields = dataclasses.asdict(self.experiment)
     try:
-      apart.check_empty(self.workdir)
       workdirs.check_begun(self.workdir, fields, resume=True)
     except (ValueError, OSError) as error:
       return str(error)

@@ -179,7 +179,7 @@ def test_empty_texts_and_those_in_both_splits_are_told(tmp_path, tokenizer):
   tiny_sets.write(tmp_path, features, rows)
   train, test = _load(tmp_path, tokenizer)
   assert len(train.notes) == len(test.notes) == 1
-  assert train.notes[0].startswith('train: 1 texts are empty: row ')
+  assert train.notes[0].startswith('train: 1 text is empty: row ')
   assert test.notes[0].startswith('test: 1 examples are in train, too: row ')
 
 

@@ -432,12 +432,3 @@ def test_command_names_a_missing_config(tmp_path):
   output, _ = process.communicate()
   assert process.returncode == 2
   assert output == b'error: --config=no.py is not a file.\n'
-
-
-def test_a_run_in_a_folder_of_other_files(tmp_path):
-  (run,) = plan('a=fedra', ['0'], (), tmp_path)
-  run.workdir.mkdir(parents=True)
-  (run.workdir / 'log.txt').touch()
-  assert not run.problem()
-  (run.workdir / 'thesis.tex').touch()
-  assert 'holds other files (thesis.tex)' in run.problem()

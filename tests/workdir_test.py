@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from fedjax_tune import config, endings
-from fedjax_tune.training import apart, build, checkpoint, loop, workdir
+from fedjax_tune.training import apart, checkpoint, loop, workdir
 
 
 def _guard(folder, resume=False, **changes):
@@ -256,28 +256,3 @@ def test_data_are_no_place_for_a_run(
 def test_a_folder_beside_the_data(tmp_path, monkeypatch, place, name):
   monkeypatch.chdir(tmp_path)
   apart.check_data(place, name)
-
-
-@pytest.mark.parametrize('resume', [False, True])
-def test_other_files_are_left_alone(tmp_path, monkeypatch, resume):
-  (tmp_path / 'thesis.tex').touch()
-  monkeypatch.delattr(build, 'build')
-  message = (
-    r'workdir=.* holds other files \(thesis\.tex\) and no run; a run needs a'
-    r' folder of its own'
-  )
-  with pytest.raises(FileExistsError, match=message):
-    loop.train(config.Experiment(), str(tmp_path), resume=resume)
-  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
-
-
-def test_what_a_start_leaves_is_no_other_file(tmp_path):
-  names = ('.lock', '.config.json.part', 'log.txt', 'log.1.txt')
-  for name in (*names, 'slurm_job.txt'):
-    (tmp_path / name).touch()
-  apart.check_empty(tmp_path)
-  (tmp_path / 'plot.png').touch()
-  with pytest.raises(FileExistsError, match=r'\(plot\.png\)'):
-    apart.check_empty(tmp_path)
-  _guard(tmp_path)
-  apart.check_empty(tmp_path)

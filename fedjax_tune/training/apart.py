@@ -1,16 +1,9 @@
-"""A run has a folder of its own: neither its data nor other files are in it."""
+"""A run's folder lies apart from its data."""
 
 import pathlib
-import re
 
 from fedjax_tune.data.own import sets
 from fedjax_tune.files import paths
-from fedjax_tune.training import snapshot
-from fedjax_tune.training import workdir as workdirs
-
-# What a sweep, or a start that was killed, leaves before there is a config.json;
-# other things that it leaves begin with a dot.
-_BEFORE = re.compile(r'log(\.\d+)?\.txt|slurm_job\.txt')
 
 
 def check_data(workdir: str, name: object) -> None:
@@ -39,27 +32,4 @@ def check_data(workdir: str, name: object) -> None:
     raise ValueError(
       f'workdir={workdir} must not be in data.name={name!r}: what a run writes'
       ' would be read as data. Choose a folder outside.'
-    )
-
-
-def check_empty(workdir: pathlib.Path, shown: str = '') -> None:
-  """Checks that a folder without a run has no other files; it may be absent.
-
-  Args:
-    workdir: The folder.
-    shown: As the user named it.
-
-  Raises:
-    FileExistsError: It has some.
-  """
-  if not workdir.is_dir() or snapshot.list_rounds(workdir / 'checkpoints'):
-    return
-  names = sorted(p.name for p in workdir.iterdir() if p.name[0] != '.')
-  others = [name for name in names if not _BEFORE.fullmatch(name)]
-  if others and workdirs.CONFIG not in names:
-    more = ', ...' if len(others) > 3 else ''
-    raise FileExistsError(
-      f'workdir={shown or workdir} holds other files'
-      f' ({", ".join(others[:3])}{more}) and no run; a run needs a folder of its'
-      ' own.'
     )

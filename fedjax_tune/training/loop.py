@@ -124,7 +124,6 @@ def train(
       )
     )
     hosts.alone(place.fetch)
-    hosts.alone(lambda: apart.check_empty(place.folder, place.shown))
     workdir = str(place.folder)
     experiment = hosts.each(
       lambda: defaults.resolve(experiment, data, partition)
