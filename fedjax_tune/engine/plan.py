@@ -281,9 +281,7 @@ class Planner:
       draw = functools.cache(functools.partial(self._draw, rnd))
       for start in range(0, len(clients), size):
         some = clients[start : start + size].tolist()
-        held = self.algorithm.rule.draw(rnd, some)
-        texts = [self._tokens(k, draw) for k in some]
-        found.update(map(Signature.of, held, map(self._length, some, texts)))
+        found.update(self._select(rnd, some, draw)[0])
     share = able / max(1, found.total())
     return {sig: share * n for sig, n in found.items()}
 
@@ -331,16 +329,23 @@ class Planner:
     self, rnd: int, clients: Sequence[int], draw: Draw
   ) -> tuple[list[Signature], list[Selection], list[tuple[int, ...]]]:
     """Returns how much each client holds, what, and its `Member.parts`."""
-    held = self.algorithm.rule.draw(rnd, clients)
-    texts = [self._tokens(k, draw) for k in clients]
-    sigs = map(Signature.of, held, map(self._length, clients, texts))
+    sigs, held, texts = self._select(rnd, clients, draw)
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
-    sigs = [known.setdefault(sig, sig) for sig in sigs]
+    shared = [known.setdefault(sig, sig) for sig in sigs]
     parts: list[tuple[int, ...]] = [()] * len(clients)
     if self.lengths:
       parts = self._count_parts(texts, [draw(k)[1] for k in clients])
-    return sigs, held, parts
+    return shared, held, parts
+
+  def _select(
+    self, rnd: int, clients: Sequence[int], draw: Draw
+  ) -> tuple[Iterator[Signature], list[Selection], list[np.ndarray | None]]:
+    """Returns how much each client holds, what, and the tokens of its texts."""
+    held = self.algorithm.rule.draw(rnd, clients)
+    texts = [self._tokens(k, draw) for k in clients]
+    sigs = map(Signature.of, held, map(self._length, clients, texts))
+    return sigs, held, texts
 
   def _cut(self, cohort: Cohort, widths: Mapping[Signature, int]) -> list[Slab]:
     weights = self.sizes[cohort.clients]
