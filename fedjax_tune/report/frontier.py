@@ -40,29 +40,26 @@ def plot_frontier(
     for seeds in runs.values()
     for row in seeds[0]
   )
-  names = [_TIME, _MOVED] if timed else [_MOVED]
+  kinds = [_TIME, _MOVED] if timed else [_MOVED]
   looks = styles.of(methods or {name: name for name in runs})
   shown = figure.short([tables.plain(name) for name in runs])
   with mpl.rc_context(figure.STYLE):
     fig = figure.new_figure(4.2)
-    axes = fig.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    means = {name: _means(seeds) for name, seeds in runs.items()}
-    for ax, kind in zip(axes, names, strict=True):
-      spent = {
-        name: found[1 + (kind == _MOVED)] for name, found in means.items()
-      }
+    axes = fig.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    found = {name: _means(seeds) for name, seeds in runs.items()}
+    for ax, kind in zip(axes, kinds, strict=True):
       most = max(
-        (float(x.max()) for x in spent.values() if x.size), default=0.0
+        (float(spent[kind].max(initial=0)) for _, spent in found.values()),
+        default=0.0,
       )
-      unit = [u for u, one in _UNITS[kind].items() if most >= one or one == 1][
-        -1
-      ]
-      one = _UNITS[kind][unit]
-      for (name, x), label in zip(spent.items(), shown, strict=True):
+      unit, one = _unit(kind, most)
+      for (name, (accuracy, spent)), label in zip(
+        found.items(), shown, strict=True
+      ):
         color, dash, marker = looks[name]
         ax.plot(
-          x / one, means[name][0], color=color, ls=dash, marker=marker, ms=3.5,
-          label=label,
+          spent[kind] / one, accuracy, color=color, ls=dash, marker=marker,
+          ms=3.5, label=label,
         )  # fmt: skip
       ax.set_xlabel(f'{unit} {kind}')
       if most:
@@ -81,10 +78,16 @@ def plot_frontier(
     fig.savefig(path)
 
 
+def _unit(kind: str, most: float) -> tuple[str, float]:
+  """Returns the largest unit of which `most` is one at least, and its size."""
+  first, *larger = _UNITS[kind].items()
+  return [first, *(unit for unit in larger if most >= unit[1])][-1]
+
+
 def _means(
   seeds: Sequence[Sequence[Record]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns accuracy in percent, seconds and bytes at each evaluation."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Returns accuracy in percent, and what was spent, at each evaluation."""
 
   def point(row: Record) -> tuple[float, float, float]:
     spent = targets.spent(row)
@@ -101,4 +104,4 @@ def _means(
   ]
   _, values = plots.at_common_rounds(points)
   accuracy, seconds, moved = values.reshape(len(seeds), -1, 3).mean(0).T
-  return accuracy, seconds, moved
+  return accuracy, {_TIME: seconds, _MOVED: moved}
