@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import pathlib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from fedjax_tune.costs import table
 from fedjax_tune.engine import personal
@@ -27,7 +27,6 @@ from .sweep_plan import PlannedRun
 _BASELINE = 'all_large'
 # Clients that never average, which those of other methods are compared with.
 _ALONE = 'local_only'
-_T = TypeVar('_T')
 
 
 class Results(NamedTuple):
@@ -81,50 +80,66 @@ def write_results(
   writer.write_text(workdir / 'results.csv', _csv(summaries))
   rows: dict[str, dict[int, list[Record]]] = {}
   for run, own in found:
-    rows.setdefault(run.label, {})[run.seed] = own.rows
+    rows.setdefault(shown[run.label], {})[run.seed] = own.rows
   starred = [{**own, 'label': shown[own['label']]} for own in summaries]
+  metric = tables.measured(summaries)
+  compared = _compare_clients(workdir, done, metric)
   text = tables.comparison_markdown(starred)
   if notes:
     text += '\n' + '\n'.join(f'- {note}' for note in notes) + '\n'
-  if _BASELINE in rows:
-    text += (
-      f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
-      ' for itself:\n\n'
-      + targets.target_markdown(_named(rows, shown), shown[_BASELINE])
-    )
-  if models := tables.models_markdown(summaries):
-    text += f'\nModels beside that of the first table:\n\n{models}'
-    if personal.WORST in models:
-      text += (
-        f'\n{personal.WORST} is the client whose own model fares worst on data'
-        ' like its own.\n'
-      )
-  # Of the first seed; seeds differ in who is in which class.
-  classes = {run.label: own.classes for run, own in reversed(found)}
-  classes = {label: classes[label] for label in rows}
-  text += f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
-  told_clients = _compare_clients(workdir, done, tables.measured(summaries))
-  text += told_clients
+  text += (
+    _to_reach(rows, shown.get(_BASELINE, ''))
+    + _models(summaries)
+    + _classes(found)
+    + compared
+  )
   writer.write_text(workdir / 'results.md', text)
   curves: dict[str, list[plots.Curve]] = {}
   for run, own in found:
-    curves.setdefault(run.label, []).append(_curve(run, own.rows))
+    curves.setdefault(shown[run.label], []).append(_curve(run, own.rows))
   methods = {shown[run.label]: run.experiment.method for run, _ in found}
-  metric = tables.measured(summaries)
-  plots.plot_comparison(
-    _named(curves, shown),
-    workdir / 'comparison.png',
-    methods,
-    _chance(summaries),
-    metric,
-    told,
-  )
+  place, chance = workdir / 'comparison.png', _chance(summaries)
+  plots.plot_comparison(curves, place, methods, chance, metric, told)
   seeds = {label: list(by_seed.values()) for label, by_seed in rows.items()}
-  frontier.plot_frontier(
-    _named(seeds, shown), workdir / 'frontier.png', methods, metric, told
+  place = workdir / 'frontier.png'
+  frontier.plot_frontier(seeds, place, methods, metric, told)
+  drawn = ['comparison.png', 'frontier.png'] + ['clients.png'] * bool(compared)
+  return Results(starred, notes, drawn)
+
+
+def _to_reach(
+  rows: Mapping[str, Mapping[int, Sequence[Record]]], baseline: str
+) -> str:
+  """Returns what each method takes to what the baseline ends with, if it ran."""
+  if not baseline:
+    return ''
+  return (
+    f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
+    f' for itself:\n\n{targets.target_markdown(rows, baseline)}'
   )
-  drawn = ['comparison.png', 'frontier.png']
-  return Results(starred, notes, drawn + ['clients.png'] * bool(told_clients))
+
+
+def _models(summaries: Sequence[dict[str, Any]]) -> str:
+  """Returns the accuracies of other models, if runs have any."""
+  if not (models := tables.models_markdown(summaries)):
+    return ''
+  text = f'\nModels beside that of the first table:\n\n{models}'
+  if personal.WORST in models:
+    text += (
+      f'\n{personal.WORST} is the client whose own model fares worst on data'
+      ' like its own.\n'
+    )
+  return text
+
+
+def _classes(
+  found: Sequence[tuple[PlannedRun, sweep_outcome.Outcome]],
+) -> str:
+  """Returns what a client of each class costs."""
+  # Of the first seed; seeds differ in who is in which class.
+  first = {run.label: own.classes for run, own in reversed(found)}
+  classes = {run.label: first[run.label] for run, _ in found}
+  return f'\nA client of each class:\n\n{table.clients_markdown(classes)}'
 
 
 def _judged_alone(
@@ -155,10 +170,6 @@ def _judged_alone(
   return shown, (
     f"(*) Mean over clients, each one's own model on its own {on}."
   )
-
-
-def _named(found: Mapping[str, _T], shown: Mapping[str, str]) -> dict[str, _T]:
-  return {shown[label]: value for label, value in found.items()}
 
 
 def _compare_clients(
