@@ -228,8 +228,9 @@ class Tiers:
     public: Unlabelled texts or pictures that everyone may see, on which tiers
       are aligned: the name of a prepared data set; '' sets some training
       examples of this one apart, which then no client has.
-    public_examples: How many of them at most. Of one's own training examples at
-      most a quarter, or 128 where that is more; of few, half.
+    public_examples: How many of them at most. Of this set's training examples no
+      more than a quarter are taken, or 128 if a quarter is fewer, and never more
+      than half.
     head: 'own' gives each tier a head for its own features. 'common' gives all
       one, averaged over all, on a code that public inputs align across tiers;
       it needs projections that are not free, since free ones let the code

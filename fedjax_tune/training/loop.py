@@ -88,10 +88,10 @@ def train(
 
   Raises:
     ValueError: Something in the experiment is wrong, `workdir` holds another
-      one or lies in the data, or data, weights or settings are not those that it began with.
+      one or lies in the data, or data, weights or settings are not those that it
+      began with.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
-    FileExistsError: `workdir` holds other files, and no run.
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
     Interrupted: A signal came, and what was done until then is saved; or

@@ -9,8 +9,8 @@ else; open choices are fields of `config.Heterotune` and, of the adapter,
 of `config.Fedadapter`, and `keeping.py` has projections and heads that each client
 keeps to itself. Ours, and the default where models differ: what makes cores mean
 the same in every model, projections aligned on public inputs
-(`models/alignment.py`), and a head in common (`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls its
-adapters FedAdapter.
+(`models/alignment.py`), and a head in common (`models/common_head.py`). Another
+method, AdaFL (arXiv 2205.10162), also calls its adapters FedAdapter.
 """
 
 from collections.abc import Callable, Sequence
