@@ -72,6 +72,24 @@ def test_pictures_and_adapters_are_those_of_the_model(weights, size, targets):
   assert (e.data.image_size, e.lora.targets) == (size, targets)
 
 
+@pytest.mark.parametrize(
+  ('positions', 'tune', 'lengths'),
+  [
+    (512, 'lora', (32, 64, 128)),
+    (64, 'lora', (32, 64)),
+    (128, 'prompt', (32, 64)),  # Its trained tokens take positions.
+    (20, 'lora', (20,)),
+  ],
+)
+def test_texts_are_as_long_as_the_model_reads(
+  positions, tune, lengths, tmp_path
+):
+  cfg = dataclasses.replace(tiny_folders.LLAMA, positions=positions)
+  folder = tiny_folders.write_llama(tmp_path, cfg)
+  e = _experiment(model__weights=folder, model__tune=tune)
+  assert defaults.resolve(e).data.lengths == lengths
+
+
 def test_nothing_is_left_open_and_what_is_said_stays():
   e = _experiment(clients__count=2, data__image_size=24)
   e.clients.budgets = (3, 2, 1)
@@ -85,6 +103,7 @@ def test_nothing_is_left_open_and_what_is_said_stays():
   assert defaults.resolve(found) == found
   assert defaults.usual(found) == {
     'data.image_size': 16,
+    'data.lengths': (32, 64, 128),
     'lora.targets': ('attn.proj', 'mlp.fc2'),
     'fedadapter.projections': 'free',
     'fedadapter.placement': 'sequential',
@@ -101,7 +120,12 @@ def test_every_open_default_has_a_rule():
   found = defaults.left_open(config.Experiment())
   assert found == [*defaults.OPEN]
   texts = {f.path: f.text for f in fields.fields()}
-  says = {0: ' 0 takes', 'auto': "'auto'", ('auto',): "('auto',)"}
+  says = {
+    0: ' 0 takes',
+    (): '() takes',
+    'auto': "'auto'",
+    ('auto',): "('auto',)",
+  }
   for path, (mark, _) in defaults.OPEN.items():
     assert says.get(mark, 'Or shares') in texts[path]
 
@@ -119,6 +143,7 @@ def test_what_is_explicit_needs_neither_set_nor_model():
   e = tiny_runs.experiment()
   e.model.weights, e.data.name = 'no/such/folder', 'csv:no/such.csv'
   e.lora.targets, e.tiers.head = ('attn.q',), 'own'
+  e.data.lengths = (8,)
   e.fedadapter.projections, e.fedadapter.placement = 'free', 'sequential'
   assert defaults.resolve(e) == e
 

@@ -53,7 +53,7 @@ _BROKEN = [
   ('clients.min_examples', 0, 'must be at least 1.'),
   ('width.rates', (), 'must not be empty.'),
   ('raffm.ffn', (), 'must not be empty.'),
-  ('data.lengths', (64, 32), 'must be ascending, and at least one.'),
+  ('data.lengths', (64, 32), 'must be ascending.'),
   ('clients.cohort', 'unifrom', "; did you mean 'uniform'?"),
   ('clients.cohort_size', -1, 'must be at least 0.'),
   ('clients.seed', -1, 'must be at least 0.'),

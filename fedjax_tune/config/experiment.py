@@ -159,7 +159,8 @@ class Data:
     lengths: Lengths in tokens to which texts are padded, ascending; longer
       texts are cut to the last. Each compiles a program of its own, or a branch
       of one: where clients run one by one, a batch runs in parts of like
-      length, which pays the more the finer the lengths are.
+      length, which pays the more the finer the lengths are. () takes 32, 64 and
+      128, as far as the models have positions for them.
     validation: Share of each client's examples that nobody trains on, but which
       together are the validation split: `patience` and `keep_best` judge by it.
       0 has none.
@@ -185,7 +186,7 @@ class Data:
   domains: tuple[str, ...] = ()
   num_classes: int = 0
   test_examples: int = 0
-  lengths: tuple[int, ...] = (32, 64, 128)
+  lengths: tuple[int, ...] = ()
   validation: float = 0.0
   flip: bool = False
   crop: int = 0

@@ -100,8 +100,8 @@ def _describe(kind: Any) -> str:
 def _empty(experiment: config.Experiment) -> Iterator[str]:
   """Yields tuples that need an element, or an order."""
   lengths = experiment.data.lengths
-  if not lengths or list(lengths) != sorted(set(lengths)):
-    yield f'data.lengths={lengths} must be ascending, and at least one.'
+  if list(lengths) != sorted(set(lengths)):
+    yield f'data.lengths={lengths} must be ascending.'
   if not experiment.fedadapter.after:
     yield 'fedadapter.after=() must not be empty.'
   for name in ('rates', 'axes'):

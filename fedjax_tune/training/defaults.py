@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_tune import config, plugins
 from fedjax_tune.config.field_rules import AUTO
 from fedjax_tune.data import arrays
-from fedjax_tune.models import sizes, tiers
+from fedjax_tune.models import peft, sizes, tiers
 from fedjax_tune.training.known import Known
 
 # As many clients as FedRA's authors have, where nothing says how many.
@@ -26,6 +26,8 @@ _ENCODER, _DECODER = ('attn.proj', 'mlp.fc2'), ('attn.q', 'attn.v')
 _DINOV2_SIZE = 224
 # Of texts, where nothing reads it.
 _NO_PICTURES = 56
+# Of texts, in tokens; and the least that the field takes.
+_LENGTHS, _SHORTEST = (32, 64, 128), 8
 # A share that is written with a few digits is meant.
 _DUST = 1e-6
 
@@ -47,6 +49,16 @@ def _image_size(e: config.Experiment, known: Known) -> int:
     return _NO_PICTURES
   whole = math.lcm(*patches)
   return math.ceil(max(own_sizes) / whole) * whole
+
+
+def _lengths(e: config.Experiment, known: Known) -> tuple[int, ...]:
+  """Leaves out what is longer than some model has positions for."""
+  most = math.inf
+  for model in known.models:
+    sized = peft.with_trained(model, e.model)
+    if not isinstance(sized, sizes.ViTConfig):
+      most = min(most, max(_SHORTEST, sized.max_tokens))
+  return tuple(n for n in _LENGTHS if n <= most) or (int(most),)
 
 
 def _targets(e: config.Experiment, known: Known) -> tuple[str, ...]:
@@ -141,6 +153,7 @@ def blocks(share: float, depth: int) -> int:
 # Field -> what leaves it open, and what it then is, given those before it.
 OPEN: dict[str, tuple[object, Callable[[config.Experiment, Known], object]]] = {
   'data.image_size': (0, _image_size),
+  'data.lengths': ((), _lengths),
   'lora.targets': ((AUTO,), _targets),
   'fedadapter.projections': (AUTO, _projections),
   'fedadapter.placement': (AUTO, _placement),
