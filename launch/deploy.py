@@ -26,6 +26,7 @@ from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.files import mirror
 from fedjax_tune.methods.raffm import salience
 from fedjax_tune.report import scaling, tables, writer
+from fedjax_tune.report.progress import waiting
 from fedjax_tune.typing import Allocation
 
 from . import start
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
   workdir, console = start.folder(_WORKDIR), start.console()
   out = f'{workdir}/deployed' if _OUT.value is None else start.folder(_OUT)
   with mirror.opened('out', out, new=True) as place:
-    with console.status('Reading the run and its data'):
+    with waiting(console, 'Reading the run and its data'):
       trained = finished.load(workdir, _TEST_EXAMPLES.value, _MODEL.value)
     start.tell_devices(console)
     start.cache_programs(trained.setup.experiment)
@@ -100,7 +101,7 @@ def _extract(
     row = subnetworks.largest(_BUDGET.value, trained)
   elif _SPACE.value is not None:
     row = subnetworks.parse(_SPACE.value, trained)
-  with console.status('Evaluating and writing'):
+  with waiting(console, 'Evaluating and writing'):
     record = deployment.write(
       trained, row, place.folder, _PRIORITY.value or 'none'
     )

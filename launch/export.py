@@ -19,6 +19,7 @@ from absl import flags
 from fedjax_tune.deploy import exported, formats, models
 from fedjax_tune.files import mirror
 from fedjax_tune.report import tables
+from fedjax_tune.report.progress import waiting
 
 from . import start
 
@@ -40,9 +41,9 @@ def main(argv: list[str]) -> None:
   workdir, out = start.folder(_WORKDIR), start.folder(_OUT)
   console = start.console()
   with mirror.opened('out', out, new=True) as place:
-    with console.status('Reading the run and its weights'):
+    with waiting(console, 'Reading the run and its weights'):
       ended = models.load(workdir)
-    with console.status('Writing'):
+    with waiting(console, 'Writing'):
       found = exported.write(ended, _FORMAT.value, place.folder, _MODELS.value)
       place.send()
   for written in found:

@@ -16,6 +16,7 @@ import time
 from absl import flags
 
 from fedjax_tune.costs import products, table
+from fedjax_tune.report.progress import waiting
 from fedjax_tune.training import build, defaults, loop
 from fedjax_tune.training.run import Run
 
@@ -36,14 +37,14 @@ def main(argv: list[str]) -> None:
   start.reject_arguments(argv)
   experiment, console = start.experiment(_CONFIG), start.console()
   start.tell_devices(console)
-  with console.status('Reading and dividing'):
+  with waiting(console, 'Reading and dividing'):
     setup = build.build(experiment)
   if _BUDGETS.value:
-    with console.status('Fitting'):
+    with waiting(console, 'Fitting'):
       fitted = overview.fitted(setup, _BUDGETS.value)
     console.print(fitted)
     return
-  with console.status('Compiling'):
+  with waiting(console, 'Compiling'):
     run = Run(setup)
   ready = time.perf_counter() - begin
   loop.tell_unread(setup, console)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     if faster:
       console.print(faster)
   if _TIME.value:
-    with console.status('Trying each program'):
+    with waiting(console, 'Trying each program'):
       times = timing.measure(run)
     console.print(f'time: {times.describe(ready)}', soft_wrap=True)
   if setup.fits:

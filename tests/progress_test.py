@@ -3,7 +3,7 @@ import io
 import pytest
 from rich import console as rich_console
 
-from fedjax_tune.report.progress import RoundProgress
+from fedjax_tune.report.progress import RoundProgress, waiting
 
 
 def show(num_rounds, seconds, start_round=0, terminal=False, rejected=()):
@@ -87,3 +87,9 @@ def test_no_loss_is_no_number():
   with RoundProgress(1, console=console) as progress:
     progress.advance(loss=float('nan'), client_steps_per_s=1, rejected=[0])
   assert 'loss -   1.0 client-steps/s   rejected client 0' in shown.getvalue()
+
+
+def test_what_takes_a_while_is_told_without_a_terminal():
+  shown = io.StringIO()
+  with waiting(rich_console.Console(file=shown), 'Compiling'):
+    assert shown.getvalue() == 'Compiling ...\n'

@@ -1,7 +1,8 @@
-"""The progress bar of a run, one tick a round."""
+"""What a run shows while it works: a bar of its rounds, and what else takes long."""
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import datetime
 import math
 from types import TracebackType
@@ -156,6 +157,17 @@ class RoundProgress:
     if done < total and task.time_remaining is not None:
       line += f', {_clock(task.time_remaining)} left'
     self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def waiting(console: rich_console.Console, what: str) -> Iterator[None]:
+  """Tells what takes a while: a spinner on a terminal, elsewhere a line."""
+  if console.is_interactive:
+    with console.status(what):
+      yield
+  else:
+    console.print(f'{what} ...', highlight=False, soft_wrap=True)
+    yield
 
 
 def _ids(counts: Mapping[int, int]) -> str:

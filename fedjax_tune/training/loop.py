@@ -25,7 +25,7 @@ from fedjax_tune.report import clients as reporting_clients
 from fedjax_tune.report import tables
 from fedjax_tune.report import writer as reporting
 from fedjax_tune.report import writers as writing
-from fedjax_tune.report.progress import RoundProgress
+from fedjax_tune.report.progress import RoundProgress, waiting
 from fedjax_tune.training import (
   aligned,
   apart,
@@ -150,7 +150,7 @@ def train(
     tell_unread(setup, console, data)
     with (
       watch.section('compile'),
-      console.status('Compiling a program for each class of clients'),
+      waiting(console, 'Compiling a program for each class of clients'),
     ):
       run = Run(setup)
     classes = run.class_costs()
@@ -291,7 +291,7 @@ def _report_clients(
         ' judges the clients, and ends the run.'
       )
 
-  with console.status('Judging models for each client'):
+  with waiting(console, 'Judging models for each client'):
     state, rnd = books.kept
     found = client_report.write(books.run, state, rnd, workdir, check)
   console.print(reporting_clients.class_table(found))
