@@ -4,12 +4,10 @@ python -m launch.train --config=experiments/NAME.py --workdir=DIR \
     [--config.FIELD=VALUE ...] [--resume [--inexact]] [--fetch] [--distributed]
 """
 
-import datetime
-
 from absl import flags
 
-from fedjax_tune.report import tables
-from fedjax_tune.training import clock, loop
+from fedjax_tune.training import loop
+from fedjax_tune.training import summary as told
 
 from . import distributed, experiment_file, second_signal, start
 
@@ -50,23 +48,8 @@ def main(argv: list[str]) -> None:
     inexact=_INEXACT.value,
     console=console,
   )
-  console.print(
-    f'{tables.measured([summary])} {summary["accuracy"]:.1%} after'
-    f' {tables.counted(summary["rounds"], "round")};'
-    f' results, accuracy.png and coverage.png in {workdir}',
-    soft_wrap=True,
-  )
-  if summary['time_shares']:
-    whole = datetime.timedelta(seconds=round(summary['wall_s']))
-    shares = clock.describe(summary['time_shares'])
-    console.print(f'{whole} in all: {shares}', soft_wrap=True)
-  if summary['rejected']:
-    clients = ', '.join(map(str, summary['rejected_clients']))
-    console.print(
-      f'{summary["rejected"]} updates were not finite and did not count, of'
-      f' clients {clients}; metrics.jsonl has the rounds',
-      soft_wrap=True,
-    )
+  for line in told.closing(summary, workdir):
+    console.print(line, soft_wrap=True)
 
 
 if __name__ == '__main__':

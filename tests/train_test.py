@@ -17,6 +17,7 @@ from fedjax_tune import config
 from fedjax_tune.data import corpus
 from fedjax_tune.report import writer
 from fedjax_tune.training import checkpoint, loop, provisions
+from fedjax_tune.training import summary as ended
 
 _ROUNDS, _STEPS = 5, 2
 # InclusiveFL remembers besides theta; so does the server's Adam.
@@ -132,6 +133,17 @@ def test_summary(folder, whole):
   mean = np.mean(list(summary['accuracy_by_domain'].values()))
   assert summary['accuracy'] == pytest.approx(mean)
   assert list(summary['other_accuracies']) == ['depth2']
+
+
+@pytest.mark.parametrize(('accuracy', 'told'), [(0.31, 0), (0.3, 1), (0.2, 1)])
+def test_a_run_at_chance_is_told(whole, accuracy, told):
+  chance = {'1 of 4 classes': 0.25, 'largest class': 0.3}
+  found = whole[1] | {'accuracy': accuracy, 'chance': chance}
+  lines = [*ended.closing(found, 'runs/a')]
+  assert lines[0].startswith(f'accuracy {accuracy:.1%} after 5 rounds; results')
+  always = [line for line in lines if line.startswith('Always answering')]
+  assert len(always) == told
+  assert all('largest class gets 30.0%' in line for line in always)
 
 
 def test_what_moved_and_was_computed(folder, whole):

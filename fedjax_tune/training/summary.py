@@ -1,5 +1,7 @@
 """What `summary.json` says of a finished run, and its plots."""
 
+from collections.abc import Iterator
+import datetime
 import pathlib
 import re
 
@@ -13,6 +15,8 @@ from fedjax_tune.training.run import Run
 from fedjax_tune.typing import Json
 
 SUMMARY = 'summary.json'
+# What always answers the class that clients have most of.
+_LARGEST = 'largest class'
 
 
 def write_results(run: Run, workdir: str, clients: Json) -> Json:
@@ -90,6 +94,30 @@ def summarize(run: Run, workdir: str) -> Json:
   }
 
 
+def closing(found: Json, workdir: str) -> Iterator[str]:
+  """Yields what is said when a run ends, given its summary and its folder."""
+  yield (
+    f'{tables.measured([found])} {found["accuracy"]:.1%} after'
+    f' {tables.counted(found["rounds"], "round")};'
+    f' results, accuracy.png and coverage.png in {workdir}'
+  )
+  largest = found['chance'].get(_LARGEST, 0)
+  if found['accuracy'] <= largest:
+    yield (
+      f'Always answering the largest class gets {largest:.1%}: the run has'
+      ' learned nothing that shows. More rounds or another local.lr may help.'
+    )
+  if found['time_shares']:
+    whole = datetime.timedelta(seconds=round(found['wall_s']))
+    yield f'{whole} in all: {clock.describe(found["time_shares"])}'
+  if found['rejected']:
+    clients = ', '.join(map(str, found['rejected_clients']))
+    yield (
+      f'{found["rejected"]} updates were not finite and did not count, of'
+      f' clients {clients}; metrics.jsonl has the rounds'
+    )
+
+
 def chance(setup: build.Setup) -> dict[str, float]:
   """Returns accuracies of what has learned nothing, by what they are called.
 
@@ -106,5 +134,5 @@ def chance(setup: build.Setup) -> dict[str, float]:
   found = test.score({'class': always, 'finite': np.ones(len(test), bool)})
   return {
     f'1 of {classes} classes': 1 / classes,
-    'largest class': float(np.mean(found['accuracy'])),
+    _LARGEST: float(np.mean(found['accuracy'])),
   }
