@@ -148,7 +148,7 @@ def _lines(run: Run) -> dict[str, str]:
   e, setup, found = run.setup.experiment, run.setup, run.setup.algorithm.model
   trainable = num_params(found.theta)
   params = trainable + num_params(found.base)
-  sizes, steps = setup.partition.sizes(), setup.planner.steps
+  sizes, steps = setup.partition.sizes(), setup.planner.feed.steps
   able = setup.algorithm.able(e.rounds - 1, len(sizes))
   eligible = int(able.sum())
   several = isinstance(found, federation.Federation)

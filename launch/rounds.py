@@ -83,7 +83,7 @@ def prepare(
     experiment.local.lr,
     compile_s,
     round(np.mean([moved[m.sig].uplink for m in members])),
-    sum(map(run.work, members)) / int(setup.planner.steps[clients].sum()),
+    sum(map(run.work, members)) / int(setup.planner.feed.steps[clients].sum()),
   )
 
 

@@ -176,8 +176,8 @@ def _train(run):
 def test_a_run_learns_what_whole_batches_learn(work, run):
   """One program serves clients of all lengths; whole batches have one each."""
   whole = _run(work, mode='chunk', chunk=1)
-  assert run.setup.planner.lengths == (8, 16, 32)
-  assert whole.setup.planner.lengths == ()
+  assert run.setup.planner.feed.lengths == (8, 16, 32)
+  assert whole.setup.planner.feed.lengths == ()
   assert len(run.engine.programs.compiled) == 1
   assert len(whole.engine.programs.compiled) == 3
   (got, sums), (want, metrics) = _train(run), _train(whole)
@@ -192,7 +192,7 @@ def test_costs_are_of_what_runs(run):
   shapes = lambda n: batches.shapes(train, n, (gradient.together(n, 8),))
   flops = [
     cost.client_cost(run.setup.algorithm, sig, shapes(n)).flops
-    for n in planner.lengths
+    for n in planner.feed.lengths
   ]
   ran = {}
   for work in plan.works:
@@ -224,7 +224,7 @@ def _parts(work, change):
     engine=dataclasses.replace(work.experiment.engine),
   )
   change(e)
-  return build.build(e, data=work.data, parts=work.parts).planner.lengths
+  return build.build(e, data=work.data, parts=work.parts).planner.feed.lengths
 
 
 @pytest.mark.parametrize(

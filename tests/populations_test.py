@@ -12,7 +12,7 @@ import tiny
 
 from fedjax_tune.data import corpus, tasks
 from fedjax_tune.data.shares import Shares
-from fedjax_tune.engine import plan, server_optimizer
+from fedjax_tune.engine import feed, plan, server_optimizer
 from fedjax_tune.engine import round as round_lib
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods.depth import layers
@@ -173,7 +173,7 @@ def test_the_first_who_selects_along_an_axis_may_come_late():
 
 
 def test_batches_of_pictures_are_not_drawn_before_their_round(monkeypatch):
-  monkeypatch.delattr(plan, 'host_rng')
+  monkeypatch.delattr(feed, 'host_rng')
   run = tiny.run(tiny.experiment(rounds=3))
   assert [len(members) for members in run.planner.rounds] == [4] * 3
   with pytest.raises(NameError):

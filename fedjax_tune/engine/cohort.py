@@ -1,9 +1,61 @@
-"""Who takes part in a round."""
+"""Who takes part in a round, and what each holds."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.engine.randomness import host_rng
+from fedjax_tune.engine.slabs import Info, Signature
+from fedjax_tune.selection import Selection
+
+
+class Member(NamedTuple):
+  """A client of a round's cohort.
+
+  Attributes:
+    client: Its id.
+    sig: How much it holds.
+    parts: Of each of `Feed.lengths`, how many parts its batches have.
+  """
+
+  client: int
+  sig: Signature
+  parts: tuple[int, ...] = ()
+
+
+class Cohort(NamedTuple):
+  """Clients of a round, one after another.
+
+  Attributes:
+    clients: Their ids.
+    sigs: How much each holds.
+    held: What each holds.
+    infos: What each is told besides.
+    parts: See `Member`.
+  """
+
+  clients: list[int]
+  sigs: list[Signature]
+  held: list[Selection]
+  infos: list[Info]
+  parts: list[tuple[int, ...]]
+
+  @property
+  def members(self) -> list[Member]:
+    """Who is in it, and how much each holds."""
+    return list(map(Member, self.clients, self.sigs, self.parts))
+
+  def take(self, some: Sequence[int]) -> 'Cohort':
+    """Returns the clients at some positions, with what they hold here."""
+    return Cohort(
+      [self.clients[i] for i in some],
+      [self.sigs[i] for i in some],
+      [self.held[i] for i in some],
+      [self.infos[i] for i in some],
+      [self.parts[i] for i in some],
+    )
 
 
 def sample_cohort(

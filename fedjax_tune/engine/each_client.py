@@ -13,7 +13,8 @@ from fedjax_tune.data.corpus import Corpus
 from fedjax_tune.engine import algorithm as parts
 from fedjax_tune.engine import evaluate, personal, store
 from fedjax_tune.engine.client import RateSchedule
-from fedjax_tune.engine.plan import Cohort, Planner
+from fedjax_tune.engine.cohort import Cohort
+from fedjax_tune.engine.plan import Planner
 from fedjax_tune.engine.predicted import Predicted, side_by_side
 from fedjax_tune.engine.server import ServerState
 from fedjax_tune.engine.slabs import Signature

@@ -10,21 +10,18 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_tune import config
 from fedjax_tune.data.shares import Shares
-from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine.algorithm import Algorithm, layer_ids
-from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.cohort import sample_cohort
+from fedjax_tune.engine.cohort import Cohort, Member, sample_cohort
+from fedjax_tune.engine.feed import Draw, Examples, Feed
 from fedjax_tune.engine.randomness import host_rng
-from fedjax_tune.engine.schedule import resolve
 from fedjax_tune.engine.slabs import (
-  Info,
   InfoShapes,
   Signature,
   Slab,
@@ -33,84 +30,11 @@ from fedjax_tune.engine.slabs import (
 )
 from fedjax_tune.engine.step import Own
 from fedjax_tune.selection import Selection
-from fedjax_tune.typing import Inputs
 
 # How many clients are planned before the first round, to see what they hold.
 _FORESEEN = 100_000
 # How many clients, and rounds, tell how many of a federation hold how much.
 _ASKED, _ASKED_ROUNDS = 10_000, 20
-
-# client -> the positions of its examples in a round, and which are real [S, B].
-Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
-
-
-class Examples(Protocol):
-  """What the planner needs of a data set."""
-
-  @property
-  def labels(self) -> np.ndarray:
-    """Labels [N] or, of text spans, [N, 2]."""
-    ...
-
-  def view(self, reader: int, /) -> 'Examples':
-    """Returns the examples as a tokenizer has them; 0 is the first."""
-    ...
-
-  @property
-  def lengths(self) -> np.ndarray | None:
-    """Tokens of each text int [N]; None of images."""
-    ...
-
-  def read(self, indices: np.ndarray, length: int, /) -> Inputs:
-    """Returns what the model reads, leaves [n, ...]."""
-    ...
-
-
-class Member(NamedTuple):
-  """A client of a round's cohort.
-
-  Attributes:
-    client: Its id.
-    sig: How much it holds.
-    parts: Of each of the planner's `lengths`, how many parts its batches have.
-  """
-
-  client: int
-  sig: Signature
-  parts: tuple[int, ...] = ()
-
-
-class Cohort(NamedTuple):
-  """Clients of a round, one after another.
-
-  Attributes:
-    clients: Their ids.
-    sigs: How much each holds.
-    held: What each holds.
-    infos: What each is told besides.
-    parts: See `Member`.
-  """
-
-  clients: list[int]
-  sigs: list[Signature]
-  held: list[Selection]
-  infos: list[Info]
-  parts: list[tuple[int, ...]]
-
-  @property
-  def members(self) -> list[Member]:
-    """Who is in it, and how much each holds."""
-    return list(map(Member, self.clients, self.sigs, self.parts))
-
-  def take(self, some: Sequence[int]) -> 'Cohort':
-    """Returns the clients at some positions, with what they hold here."""
-    return Cohort(
-      [self.clients[i] for i in some],
-      [self.sigs[i] for i in some],
-      [self.held[i] for i in some],
-      [self.infos[i] for i in some],
-      [self.parts[i] for i in some],
-    )
 
 
 class Work(NamedTuple):
@@ -176,39 +100,15 @@ class Planner:
   devices: int = 1
 
   @functools.cached_property
-  def steps(self) -> np.ndarray:
-    """Local steps of each client, int [clients]."""
-    return batching.local_steps(self.experiment.local, self.sizes)
-
-  @functools.cached_property
-  def sizes(self) -> np.ndarray:
-    """The number of examples of each client, int [clients]."""
-    return self.indices.sizes
-
-  @functools.cached_property
-  def lengths(self) -> tuple[int, ...]:
-    """Tokens to which parts of batches are padded; () pads whole batches.
-
-    Batches of texts run in parts where clients run one by one, and where that
-    changes nothing but rounding: the loss must be a mean over examples.
-    """
-    e = self.experiment
-    mode = resolve(e.engine.mode, jax.default_backend())
-    by_example = self.algorithm.client.by_example
-    longest = max(self._longest.values())
-    found = tuple(n for n in e.data.lengths if n <= longest)
-    return found if by_example and mode == 'map' and len(found) > 1 else ()
-
-  @functools.cached_property
-  def _longest(self) -> dict[int, int]:
-    """For each view of the examples the length that holds every text."""
-    readers = {0, *self.readers.values()}
-    views = {r: self.examples.view(r).lengths for r in readers}
-    lengths = self.experiment.data.lengths
-    return {
-      reader: 0 if of is None else batching.bucket(lengths, of)
-      for reader, of in views.items()
-    }
+  def feed(self) -> Feed:
+    """What clients read."""
+    return Feed(
+      self.experiment,
+      self.algorithm,
+      self.examples,
+      self.indices,
+      self.readers,
+    )
 
   @functools.cached_property
   def rounds(self) -> list[list[Member]]:
@@ -232,7 +132,7 @@ class Planner:
 
   def _members(self, rnd: int) -> list[Member]:
     cohort = self._sample(rnd)
-    draw = functools.cache(functools.partial(self._draw, rnd))
+    draw = functools.cache(self.feed.draws(rnd))
     sigs, _, parts = self._hold(rnd, cohort, draw)
     return list(map(Member, cohort, sigs, parts))
 
@@ -278,7 +178,7 @@ class Planner:
     size = max(1, len(self._sample(e.rounds - 1)))
     found: collections.Counter[Signature] = collections.Counter()
     for rnd in (i * e.rounds // asked for i in range(asked)):
-      draw = functools.cache(functools.partial(self._draw, rnd))
+      draw = functools.cache(self.feed.draws(rnd))
       for start in range(0, len(clients), size):
         some = clients[start : start + size].tolist()
         found.update(self._select(rnd, some, draw)[0])
@@ -287,7 +187,7 @@ class Planner:
 
   def plan(self, rnd: int) -> RoundPlan:
     """Plans a round and puts its arrays on the device."""
-    draw = functools.cache(functools.partial(self._draw, rnd))
+    draw = functools.cache(self.feed.draws(rnd))
     cohort = self._gather(rnd, self._sample(rnd), draw)
     rare = self.experiment.engine.slab or self.devices
     widths = {sig: self.widths.get(sig, rare) for sig in set(cohort.sigs)}
@@ -300,17 +200,17 @@ class Planner:
       cohort.members,
       slabs,
       [self._place(slab, draw) for slab in slabs if slab.host == self.host],
-      int(self.steps[cohort.clients].sum()),
+      int(self.feed.steps[cohort.clients].sum()),
       np.bincount(layers, minlength=self.algorithm.model.depth),
     )
 
   def gather(self, rnd: int, clients: Sequence[int]) -> Cohort:
     """Returns what these clients would hold and be told in a round."""
-    return self._gather(rnd, clients, functools.partial(self._draw, rnd))
+    return self._gather(rnd, clients, self.feed.draws(rnd))
 
   def works(self, rnd: int, cohort: Cohort, width: int) -> Iterator[Work]:
     """Yields slabs of a cohort, each on the device when it is asked for."""
-    draw = functools.partial(self._draw, rnd)
+    draw = self.feed.draws(rnd)
     for slab in self._cut(cohort, dict.fromkeys(cohort.sigs, width)):
       yield self._place(slab, draw)
 
@@ -333,114 +233,34 @@ class Planner:
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
     shared = [known.setdefault(sig, sig) for sig in sigs]
-    parts: list[tuple[int, ...]] = [()] * len(clients)
-    if self.lengths:
-      parts = self._count_parts(texts, [draw(k)[1] for k in clients])
-    return shared, held, parts
+    valid = [draw(k)[1] for k in clients] if self.feed.lengths else []
+    return shared, held, self.feed.count_parts(texts, valid)
 
   def _select(
     self, rnd: int, clients: Sequence[int], draw: Draw
   ) -> tuple[Iterator[Signature], list[Selection], list[np.ndarray | None]]:
     """Returns how much each client holds, what, and the tokens of its texts."""
     held = self.algorithm.rule.draw(rnd, clients)
-    texts = [self._tokens(k, draw) for k in clients]
-    sigs = map(Signature.of, held, map(self._length, clients, texts))
+    texts = [self.feed.tokens(k, draw) for k in clients]
+    sigs = map(Signature.of, held, map(self.feed.length, clients, texts))
     return sigs, held, texts
 
   def _cut(self, cohort: Cohort, widths: Mapping[Signature, int]) -> list[Slab]:
-    weights = self.sizes[cohort.clients]
+    weights = self.feed.sizes[cohort.clients]
     if self.experiment.server.weighting == 'uniform':
       weights = np.ones_like(weights)
     clients, sigs, held, infos, _ = cohort
     return cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
 
-  def _tokens(self, client: int, draw: Draw) -> np.ndarray | None:
-    """Returns the tokens of each text that a client reads, int [S, B]."""
-    lengths = self._seen_by(client).lengths
-    return None if lengths is None else lengths[draw(client)[0]]
-
-  def _length(self, client: int, tokens: np.ndarray | None) -> int:
-    """Returns how long a client's texts are as arrays.
-
-    Batches that run whole are as long as their longest text. Where they run in
-    parts all have one length, so that one program serves every client.
-    """
-    if tokens is None:
-      return 0
-    if self.lengths:
-      return self._longest[self._reader(client)]
-    return batching.bucket(self.experiment.data.lengths, tokens)
-
-  def _count_parts(
-    self, texts: Sequence[np.ndarray | None], valid: Sequence[np.ndarray]
-  ) -> list[tuple[int, ...]]:
-    """Returns `Member.parts` of clients, whose batches run in parts."""
-    known = [tokens for tokens in texts if tokens is not None]
-    found = batching.parts(
-      self.lengths, np.concatenate(known), np.concatenate(valid)
-    )
-    buckets = found.bucket.reshape(len(texts), -1, 1)
-    numbers = np.arange(len(self.lengths)) + 1
-    counts = np.sum(buckets == numbers, axis=1)
-    return [tuple(row) for row in counts.tolist()]
-
   def _work(self, slab: Slab) -> int:
     """Returns roughly what a slab takes: its clients' steps times layers."""
-    steps = self.steps[slab.ids[slab.ids >= 0]]
+    steps = self.feed.steps[slab.ids[slab.ids >= 0]]
     return int(steps.sum()) * (slab.sig.axes.get('layer') or 1)
 
   def _place(self, slab: Slab, draw: Draw) -> Work:
-    examples = self._seen_by(int(slab.ids[0]))
-    drawn = zip(*(draw(int(k)) for k in slab.ids), strict=True)
-    rows, valid = map(np.stack, drawn)
-    inputs = examples.read(rows.reshape(-1), slab.sig.length)
-    unflatten = lambda x: x.reshape(*rows.shape, *x.shape[1:])
-    batches = Batch(
-      jax.tree.map(unflatten, inputs),
-      examples.labels[rows],
-      valid,
-      batching.row_numbers(examples.lengths, rows.shape),
-    )
-    parts = None
-    if self.lengths and examples.lengths is not None:
-      flat = rows.reshape(-1, rows.shape[-1])
-      found = batching.parts(
-        self.lengths, examples.lengths[flat], valid.reshape(flat.shape)
-      )
-      steps = lambda x: x.reshape(*rows.shape[:2], *x.shape[1:])
-      parts = jax.tree.map(steps, found)
+    batches, parts = self.feed.batches(slab.ids, slab.sig.length, draw)
     own = Own(slab.held, slab.info, (), slab.weight, slab.ids, batches, parts)
     return Work(slab, jax.device_put(own))
-
-  @functools.cached_property
-  def most_steps(self) -> int:
-    """Local steps of the client that takes most."""
-    return int(self.steps.max())
-
-  def _draw(self, rnd: int, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a client's examples, for as many steps as the most of any client.
-
-    Args:
-      rnd: The round.
-      client: Its number; -1 draws none.
-    """
-    cfg = self.experiment.local
-    shape = (self.most_steps, cfg.batch_size)
-    rows, valid = np.zeros(shape, int), np.zeros(shape, bool)
-    if client >= 0:
-      rng = host_rng('batches', self.experiment.seed, rnd, client)
-      steps = int(self.steps[client])
-      size = int(self.sizes[client])
-      rows[:steps], valid[:steps] = batching.draw_batches(cfg, size, steps, rng)
-    return self.indices[max(client, 0)][rows], valid
-
-  def _seen_by(self, client: int) -> Examples:
-    """Returns the examples as the client's model reads them."""
-    return self.examples.view(self._reader(client))
-
-  def _reader(self, client: int) -> int:
-    """Returns the number of the view that the client's model reads."""
-    return self.readers.get(self.algorithm.tier(client), 0)
 
 
 def prefetch(

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedjax_tune import config, endings
 from fedjax_tune.engine import local_optimizer
+from fedjax_tune.engine.cohort import Member
 from fedjax_tune.engine.each_client import EachClient, Subjects
-from fedjax_tune.engine.plan import Member
 from fedjax_tune.engine.randomness import host_rng
 from fedjax_tune.engine.schedule import Schedule
 from fedjax_tune.engine.server import ServerState

@@ -23,7 +23,8 @@ from fedjax_tune.engine import (
 )
 from fedjax_tune.engine.algorithm import Traffic
 from fedjax_tune.engine.client import Batch
-from fedjax_tune.engine.plan import Member, RoundPlan
+from fedjax_tune.engine.cohort import Member
+from fedjax_tune.engine.plan import RoundPlan
 from fedjax_tune.engine.round import Engine
 from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.models.federation import tier_axis
@@ -52,7 +53,7 @@ class Run:
       local_optimizer.build(e.local),
       server_optimizer.build(e.server),
       schedule=local_optimizer.schedule(e.local),
-      lengths=setup.planner.lengths,
+      lengths=setup.planner.feed.lengths,
     )
     self.widths: dict[Signature, int] = {}
     self.batch_shapes: dict[Signature, Batch] = {}
@@ -88,7 +89,7 @@ class Run:
       ValueError: One does not fit this machine.
     """
     setup, planner = self.setup, self.setup.planner
-    lead = planner.most_steps, setup.experiment.local.batch_size
+    lead = planner.feed.most_steps, setup.experiment.local.batch_size
     self.widths |= widths
     self.batch_shapes |= {
       sig: batches.shapes(setup.inputs[0], sig.length, lead) for sig in widths
@@ -130,7 +131,7 @@ class Run:
         planner.info_shapes,
         place,
       )
-      for n in planner.lengths
+      for n in planner.feed.lengths
       if n <= sig.length
     ]
 
@@ -216,7 +217,7 @@ class Run:
     if member.parts:
       each = self._part_flops[member.sig]
       return sum(n * of for n, of in zip(member.parts, each, strict=False))
-    steps = int(self.setup.planner.steps[member.client])
+    steps = int(self.setup.planner.feed.steps[member.client])
     return self.costs[member.sig].flops * steps
 
   def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
@@ -266,7 +267,7 @@ class Run:
     work, steps = collections.Counter(), collections.Counter()
     for member in itertools.chain.from_iterable(rounds):
       work[member.sig] += self.work(member)
-      steps[member.sig] += int(self.setup.planner.steps[member.client])
+      steps[member.sig] += int(self.setup.planner.feed.steps[member.client])
     for members in rounds:
       for sig, traffic in self.traffic(members).items():
         moved[sig].append(traffic)
