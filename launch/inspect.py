@@ -17,7 +17,7 @@ from absl import flags
 
 from fedjax_tune.costs import products, table
 from fedjax_tune.report.progress import waiting
-from fedjax_tune.training import build, defaults, loop
+from fedjax_tune.training import build, defaults, opening
 from fedjax_tune.training.run import Run
 
 from . import experiment_file, overview, start, timing
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   with waiting(console, 'Compiling'):
     run = Run(setup)
   ready = time.perf_counter() - begin
-  loop.tell_unread(setup, console)
+  opening.tell_unread(setup, console)
   if left := defaults.left_open(experiment):
     console.print(overview.decided(left, setup.experiment), soft_wrap=True)
   console.print(overview.table(run))

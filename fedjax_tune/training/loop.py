@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from fedjax_tune import config, endings, plugins
-from fedjax_tune.config import unread
+from fedjax_tune import config, endings
 from fedjax_tune.costs import table
-from fedjax_tune.data import arrays, groups
+from fedjax_tune.data import arrays
 from fedjax_tune.engine import hosts, local_optimizer
 from fedjax_tune.engine.plan import prefetch
 from fedjax_tune.engine.server import ServerState
@@ -27,7 +26,6 @@ from fedjax_tune.report import writer as reporting
 from fedjax_tune.report import writers as writing
 from fedjax_tune.report.progress import RoundProgress, waiting
 from fedjax_tune.training import (
-  aligned,
   apart,
   checkpoint,
   client_report,
@@ -36,8 +34,8 @@ from fedjax_tune.training import (
   health,
   identity,
   interrupts,
-  learned,
   ledger,
+  opening,
   resuming,
   snapshot,
   stopping,
@@ -147,7 +145,7 @@ def train(
     if kept:
       own = identity.follow(kept.run, own, kept.rounds)
     hosts.alone(lambda: resuming.check_partition(workdir, setup))
-    tell_unread(setup, console, data)
+    opening.tell_unread(setup, console, data)
     with (
       watch.section('compile'),
       waiting(console, 'Compiling a program for each class of clients'),
@@ -161,7 +159,7 @@ def train(
     if kept and kept.rounds >= experiment.rounds:
       console.print(f'All {kept.rounds} rounds are done; none is left.')
     with signals.patient(), endings.storing(workdir, only_full=True):
-      hosts.alone(lambda: write_setup(run, classes, workdir))
+      hosts.alone(lambda: opening.write(run, classes, workdir))
       # The first host alone tells what a user has installed.
       named, given = (
         (experiment.writers, writers) if hosts.is_first() else ((), ())
@@ -315,7 +313,7 @@ def _compute(
   def settle() -> bool:
     ends = books.settle(waiting.pop())
     if books.done == first + 1 and hosts.is_first():
-      draw_setup(run.setup, workdir)
+      opening.draw(run.setup, workdir)
     return ends
 
   plans = prefetch(planner.plan, range(books.done, books.last))
@@ -335,66 +333,3 @@ def _compute(
     waiting.append(ledger.Begun(plan, state, sums, begin))
     if run.is_due(plan.rnd) and settle():
       return
-
-
-def tell_unread(
-  setup: building.Setup,
-  console: rich_console.Console,
-  data: arrays.Arrays | None = None,
-) -> None:
-  """Prints options set in vain, and what is odd about data and weights."""
-  lines = unread.in_vain(
-    setup.experiment,
-    setup.train.lengths is None,
-    plugins.registered(setup.experiment),
-    defaults.usual(setup.experiment, data),
-  )
-  notes = (*setup.train.notes, *setup.test.notes, *setup.notes)
-  for line in (*lines, *notes):
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def write_setup(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs, partition, task.
-
-  And what aligns different models.
-  """
-  place = pathlib.Path(workdir)
-  reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
-  as_dicts = [dataclasses.asdict(row) for row in classes]
-  reporting.write_json(place / 'costs.json', as_dicts)
-  written = identity.partition(run.setup)
-  reporting.write_json(place / resuming.PARTITION, written)
-  known = dataclasses.asdict(learned.of(run.setup))
-  reporting.write_json(place / learned.FILE, known)
-  aligned.write(place, aligned.of(run.setup.algorithm))
-
-
-def _client_names(setup: building.Setup) -> Sequence[str]:
-  """Returns what the data set calls its clients; () where it does not."""
-  train = setup.train
-  if setup.experiment.clients.partition != 'natural' or train.groups is None:
-    return ()
-  return groups.names(train, setup.partition.indices)
-
-
-def draw_setup(setup: building.Setup, workdir: str) -> None:
-  """Draws the partition; a second, for which no first round should wait."""
-  path = pathlib.Path(workdir) / 'partition.png'
-  if setup.train.class_names:
-    # Here and not above: Matplotlib and SciPy take half a second.
-    from fedjax_tune.report import partition_plot
-
-    owned = setup.partition
-    clients = partition_plot.Clients(
-      owned.sizes(),
-      np.array(setup.budgets),
-      owned.domains,
-      setup.train.domain_names,
-      _client_names(setup) if len(owned) <= partition_plot.MOST_BARS else (),
-    )
-    with endings.storing(path):
-      counts = owned.histogram(setup.train, clients.shown)
-      partition_plot.plot_partition(
-        counts, clients, setup.train.class_names, path
-      )
