@@ -138,6 +138,9 @@ def agree(
 ) -> Agreement:
   """Checks all of an experiment that can be checked without its data.
 
+  It starts no device: who calls it may leave these to other processes (a TPU
+  serves one), or to other machines.
+
   Args:
     experiment: What to check.
     data: Its data, if they are in memory.
@@ -157,7 +160,7 @@ def agree(
   cohort = clients.cohort_size
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
-  _check_engine(experiment.engine, cohort)
+  _check_slab(experiment.engine, cohort)
   entry = METHODS[experiment.method]
   found = method.load_tiers(experiment)
   for tier in found:
@@ -207,6 +210,7 @@ def build(
   if fetch:
     provisions.obtain(experiment, data)
   agreed = agree(experiment, data)
+  _check_devices(experiment.engine)
   found, budgets = agreed.tiers, agreed.budgets
   weights, readers = found[0].weights, tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers, data)
@@ -315,13 +319,17 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
     )
 
 
-def _check_engine(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs and devices against what a round and this machine have."""
+def _check_slab(cfg: config.Engine, cohort: int) -> None:
+  """Checks slabs against what a round has."""
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
       ' round: the rest would be padding.'
     )
+
+
+def _check_devices(cfg: config.Engine) -> None:
+  """Checks devices against those of this machine, which it starts."""
   if cfg.devices > (here := jax.local_device_count()):
     raise ValueError(
       f'engine.devices={cfg.devices} must be at most {here}, the devices of'
