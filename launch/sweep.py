@@ -3,15 +3,16 @@ r"""Runs one experiment with several methods and seeds, and compares them.
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
     --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
-    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
-    [--detach]]
+    [--fetch] [--inexact] [--backend=slurm --slurm=time=8:00:00 \
+    --slurm=gpus_per_node=1 [--detach]]
 
   python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
 its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
 all methods comes first. Started again, a sweep leaves finished runs alone and
-resumes those that were begun, if their settings are still the same. After every
+resumes those that were begun, if their settings are still the same, and, but for
+--inexact, the machine: other --jobs give a run other cores and GPUs. After every
 run DIR gets new results.jsonl, .csv and .md, comparison.png and frontier.png; they
 cover this sweep's finished runs, and name what else is there.
 
@@ -61,7 +62,8 @@ _WORKDIR = flags.DEFINE_string(
 _JOBS = flags.DEFINE_integer(
   'jobs',
   None,
-  'Runs at a time, at most one for each core: 1, or on Slurm any number.',
+  'Runs at a time, at most one for each core: 1, or on Slurm any number. Several'
+  ' share out cores and GPUs.',
   lower_bound=1,
 )
 _LAST = flags.DEFINE_integer(
@@ -77,6 +79,12 @@ _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
 )
+_INEXACT = flags.DEFINE_bool(
+  'inexact',
+  False,
+  'Go on with runs though packages, code or devices are not those that they'
+  ' began with, and their last bits may differ.',
+)
 _BACKEND = flags.DEFINE_enum(
   'backend', 'local', ['local', 'slurm'], 'Where the runs are.'
 )
@@ -86,6 +94,11 @@ _SLURM = flags.DEFINE_multi_string(
 _DETACH = flags.DEFINE_bool(
   'detach', False, 'With --backend=slurm: submit, and do not follow.'
 )
+# Flags that say what runs, and how.
+_OF_RUNS = (
+  _CONFIG, _METHODS, _SEEDS, _SET, _JOBS, _FETCH, _INEXACT, _BACKEND, _SLURM,
+  _DETACH,
+)  # fmt: skip
 
 
 def train_command(run: sweep_plan.PlannedRun) -> list[str]:
@@ -96,7 +109,11 @@ def train_command(run: sweep_plan.PlannedRun) -> list[str]:
 
 def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
   """The command of one run, going on where an earlier attempt stopped."""
-  return [*train_command(run), *(['--resume'] if run.begun else [])]
+  return [*train_command(run), *(_resuming() if run.begun else [])]
+
+
+def _resuming() -> list[str]:
+  return ['--resume', *(['--inexact'] if _INEXACT.value else [])]
 
 
 def main(argv: list[str]) -> None:
@@ -143,6 +160,7 @@ def _sweep(place: mirror.Place, console: rich_console.Console) -> None:
       _JOBS.value,
       console,
       _LAST.value,
+      resuming=_resuming(),
       detach=_DETACH.value,
     )
   if failed:
@@ -161,8 +179,8 @@ def _needed(flag: flags.FlagHolder[str | None]) -> str:
 
 def _merge(place: mirror.Place, console: rich_console.Console) -> None:
   """Puts finished runs of other sweeps in one table and plot."""
-  for flag in (_CONFIG, _METHODS):
-    if flag.value:
+  for flag in _OF_RUNS:
+    if flag.present:
       raise ValueError(f'--{flag.name} and --merge exclude each other.')
   found = sweep_merge.gather(_MERGE.value)
   place.folder.mkdir(parents=True, exist_ok=True)
