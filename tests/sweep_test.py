@@ -210,11 +210,16 @@ def test_accuracy_is_the_mean_of_the_last_evaluations(last, expected, noto):
     {'round': 2, 'eval/accuracy': 0.2, 'eval/accuracy/noto': 0.3},
     {'round': 3, 'eval/accuracy': 0.4, 'eval/accuracy/noto': 0.4},
   ]
+  for row in rows[2:]:  # Of a tier that joined.
+    row['eval/small/accuracy'] = row['eval/accuracy']
   summary = {'accuracy': 0.4, 'accuracy_by_domain': {'noto': 0.4}, 'seed': 7}
+  summary['other_accuracies'] = {'small': 0.4}
   mean = sweep_outcome.Outcome(summary, rows, []).over_last(last)
   assert mean['seed'] == 7
   assert mean['accuracy'] == pytest.approx(expected)
   assert mean['accuracy_by_domain']['noto'] == pytest.approx(noto)
+  small = 0.4 if last == 1 else 0.3
+  assert mean['other_accuracies']['small'] == pytest.approx(small)
 
 
 def test_a_mean_with_a_value_that_is_not_finite_is_null():

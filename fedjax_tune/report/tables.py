@@ -156,12 +156,16 @@ def human_amount(value: float | int | Sequence[float]) -> str:
 
 
 def digits(value: float | int) -> str:
-  """Formats three significant digits, without an exponent or trailing zeros."""
+  """Formats three significant digits, without an exponent or trailing zeros.
+
+  >>> digits(1234.5), digits(0.5), digits(2.5e-5)
+  ('1234', '0.5', '0.000025')
+  """
   if not math.isfinite(value):
     return '-'
   if abs(value) >= 100:
     return f'{value:.0f}'
-  return f'{value:.3g}'
+  return np.format_float_positional(float(f'{value:.3g}'), trim='-')
 
 
 _COSTS = (
