@@ -40,6 +40,7 @@ from fedjax_tune.files import mirror, paths
 from fedjax_tune.training import apart, build, defaults
 
 from . import (
+  command_line,
   experiment_file,
   start,
   sweep_merge,
@@ -200,9 +201,7 @@ def _slurm() -> sweep_slurm.Settings | None:
       )
     sweep_slurm.load()
     return sweep_slurm.settings(_SLURM.value)
-  for flag in (_SLURM, _DETACH):
-    if flag.value:
-      raise ValueError(f'--{flag.name} goes with --backend=slurm.')
+  command_line.only_with('--backend=slurm', _SLURM, _DETACH)
   return None
 
 
