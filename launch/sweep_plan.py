@@ -84,13 +84,15 @@ class PlannedRun:
 def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
   """Splits `[LABEL=]NAME[:FIELD=VALUE]...` into label and overrides.
 
+  A value may have colons, as data and weights do: 'a=fedra:data.name=csv:FILE'.
+
   >>> parse_method('fedra:fedra.coverage_repair=true')
   ('fedra_coverage_repair', ('method=fedra', 'fedra.coverage_repair=true'))
 
   Raises:
     ValueError: If the entry does not have this form.
   """
-  head, *fields = entry.split(':')
+  head, *fields = re.split(r':(?=[\w.]+=)', entry)
   label, _, method = head.rpartition('=')
   if not re.fullmatch(r'\w+', method) or not all(
     re.fullmatch(r'[\w.]+=.*', field) for field in fields

@@ -194,6 +194,14 @@ def test_an_archive_without_a_known_name(tmp_path, texts):
   assert ('text' in said) == texts
 
 
+def test_an_archive_names_its_texts_that_are_none(tmp_path):
+  texts = np.array([b'\xff', b'b'])
+  np.savez(tmp_path / 'a.npz', x_train=texts, y_train=np.arange(2))
+  message = r"a\.npz, train: texts must be UTF-8, and b'\\xff' is not"
+  with pytest.raises(ValueError, match=message):
+    tiny_own.load(f'npz:{tmp_path}/a.npz')
+
+
 @pytest.mark.parametrize(
   ('header', 'fields', 'message'),
   [

@@ -74,6 +74,7 @@ def lines(path):
     ('fedra:local.lr=0.1', 'fedra_lr0.1', ('local.lr=0.1',)),
     ('fedra:a.repair=false', 'fedra_no_repair', ('a.repair=false',)),
     ('f:clients.budgets=(6,6)', 'f_budgets_6_6', ('clients.budgets=(6,6)',)),
+    ('a=f:w=random:vit:n=csv:b.csv', 'a', ('w=random:vit', 'n=csv:b.csv')),
   ],
 )
 def test_method_entry(entry, label, overrides):
