@@ -62,6 +62,10 @@ def test_wandb_is_told_numbers_by_round(tmp_path, modules):
   _tell(tmp_path, ['wandb'])
   assert modules[4][2]['id'] == first[2]['id']
   assert first[2]['resume'] == 'allow'
+  # One that begins anew in a folder of that name does not.
+  (tmp_path / 'wandb_run').unlink()
+  _tell(tmp_path, ['wandb'])
+  assert modules[8][2]['id'] != first[2]['id']
 
 
 def test_mlflow_goes_on_with_its_run(tmp_path, modules):

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import math
 import os
 import pathlib
 from typing import Any, Protocol, runtime_checkable
+import uuid
 
 import numpy as np
 
+from fedjax_tune.files import whole
 from fedjax_tune.typing import Json, Record
 
 
@@ -68,14 +69,14 @@ def scalars(metrics: Record) -> dict[str, float]:
 def _wandb(workdir: pathlib.Path, fields: Json) -> Writer:
   """Logs to Weights & Biases, as its environment variables say."""
   wandb = _module('wandb')
-  # The same in every process that goes on with a run, and where its folder
-  # stands for an address.
+  # The same in every process that goes on with a run, and another where a new run
+  # is in a folder of the same name: W&B drops rounds that it has already.
   kept = workdir / 'wandb_run'
   if kept.exists():
     name = kept.read_text().strip()
   else:
-    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-    kept.write_text(name + '\n')
+    name = uuid.uuid4().hex[:16]
+    whole.write_text(kept, name + '\n')
   run = wandb.init(
     id=name, resume='allow', name=_title(fields), config=fields, dir=workdir
   )
@@ -91,7 +92,7 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
     run_id=known, run_name=None if known else _title(fields)
   )
   if not known:
-    kept.write_text(run.info.run_id + '\n')
+    whole.write_text(kept, run.info.run_id + '\n')
     mlflow.log_params(dict(_flat(fields)))
   return _Logged(
     lambda found, rnd: mlflow.log_metrics(found, step=rnd), mlflow.end_run
