@@ -78,17 +78,21 @@ def main(argv: list[str]) -> None:
   if _MODE.value != 'chunk':
     command_line.only_with('--mode=chunk', _CHUNK)
   line = _fixed(name) if name in FIXED else _experiment(name)
+  rates = products.rates()
   line |= {
     'workload': name,
     'mode': _MODE.value,
     'dtype': _dtype(name),
     'unroll': _UNROLL.value,
-    'products_gflops': {k: v / 1e9 for k, v in products.rates().items()},
+    'products_gflops': {k: v / 1e9 for k, v in rates.items()},
     'peak_rss_mib': harness.peak_mib(),
     **machine.describe(),
   }
   sys.stdout.write(json.dumps(line) + '\n')
-  rich_console.Console(stderr=True).print(_table(line))
+  console = rich_console.Console(stderr=True)
+  console.print(_table(line))
+  if advice := products.advice(rates, _dtype(name), '--dtype'):
+    console.print(advice, soft_wrap=True)
 
 
 def _dtype(name: str) -> str:
