@@ -1,6 +1,8 @@
 """A run's folder belongs to one experiment, and to one process at a time."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -170,6 +172,19 @@ def test_twice_in_one_process(tmp_path):
     pass
   with workdir.claim(tmp_path):
     pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  with workdir.claim(tmp_path) as claim:
+    assert claim.locked
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  with workdir.claim(tmp_path) as claim:
+    assert not claim.locked
+    claim.check()
+  _guard(tmp_path)
 
 
 def test_a_folder_that_goes_away(tmp_path):
