@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import importlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import sys
 import pytest
 
 from fedjax_tune import config, endings
-from fedjax_tune.training import apart, checkpoint, loop, workdir
+from fedjax_tune.training import apart, checkpoint, identity, loop, workdir
 
 
 def _guard(folder, resume=False, **changes):
@@ -271,3 +272,19 @@ def test_data_are_no_place_for_a_run(
 def test_a_folder_beside_the_data(tmp_path, monkeypatch, place, name):
   monkeypatch.chdir(tmp_path)
   apart.check_data(place, name)
+
+
+def test_a_module_of_the_users_must_be_what_it_was(tmp_path, monkeypatch):
+  path = tmp_path / 'a_method_of_mine.py'
+  path.write_text('RATE = 1\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  importlib.import_module(path.stem)
+  experiment = dataclasses.asdict(config.Experiment())
+  own = {'experiment': experiment, 'content': {}, 'settings': {}}
+  there = own | {'machine': identity.imported((path.stem, 'not_there'))}
+  identity.check(there, dict(there), 'here')
+  path.write_text('RATE = 2\n')
+  now = own | {'machine': identity.imported((path.stem,))}
+  with pytest.raises(ValueError, match=r'--inexact .*\n  module a_method_of_m'):
+    identity.check(there, now, 'here')
+  identity.check(there, now, 'here', inexact=True)
