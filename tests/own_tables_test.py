@@ -194,6 +194,19 @@ def test_an_archive_without_a_known_name(tmp_path, texts):
   assert ('text' in said) == texts
 
 
+def test_labels_that_are_arrays_are_named(tmp_path):
+  images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=int)
+  np.savez(tmp_path / 'a.npz', x=images, y=labels)
+  with pytest.raises(ValueError, match="'y' holds ndarray; must hold names or"):
+    tiny_own.load(f'npz:{tmp_path}/a.npz')
+
+
+def test_a_table_none_of_whose_lines_is_a_row(tmp_path):
+  (tmp_path / 'a.csv').write_text('text,label\n"never closed,x\nb,y\n')
+  with pytest.raises(ValueError, match='no rows: a.csv:2: is no row: unexpec'):
+    tiny_own.load(f'csv:{tmp_path}/a.csv')
+
+
 def test_an_archive_names_its_texts_that_are_none(tmp_path):
   texts = np.array([b'\xff', b'b'])
   np.savez(tmp_path / 'a.npz', x_train=texts, y_train=np.arange(2))
