@@ -203,7 +203,7 @@ def test_labels_that_are_arrays_are_named(tmp_path):
 
 def test_a_table_none_of_whose_lines_is_a_row(tmp_path):
   (tmp_path / 'a.csv').write_text('text,label\n"never closed,x\nb,y\n')
-  with pytest.raises(ValueError, match='no rows: a.csv:2: is no row: unexpec'):
+  with pytest.raises(ValueError, match=r'no rows: a\.csv:2: is no row: unexp'):
     tiny_own.load(f'csv:{tmp_path}/a.csv')
 
 
@@ -271,7 +271,8 @@ def test_pairs_numbers_and_texts_alone(tmp_path):
   assert isinstance(train.inputs, Tokens)
   assert train.inputs.types.any()  # The second part of a pair.
   train, _ = corpus.load(
-    tiny_own.data(name, task='next_token', text_column='s1'), bert
+    tiny_own.data(name, task='next_token', text_column='s1'),
+    bert,
   )
   assert train.task.kind == 'next_token'
 
