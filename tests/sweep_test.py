@@ -211,8 +211,10 @@ def test_accuracy_is_the_mean_of_the_last_evaluations(last, expected, noto):
     {'round': 2, 'eval/accuracy': 0.2, 'eval/accuracy/noto': 0.3},
     {'round': 3, 'eval/accuracy': 0.4, 'eval/accuracy/noto': 0.4},
   ]
-  for row in rows[2:]:  # Of a tier that joined.
-    row['eval/small/accuracy'] = row['eval/accuracy']
+  # Of a tier that joined.
+  rows[2:] = [
+    {**r, 'eval/small/accuracy': r['eval/accuracy']} for r in rows[2:]
+  ]
   summary = {'accuracy': 0.4, 'accuracy_by_domain': {'noto': 0.4}, 'seed': 7}
   summary['other_accuracies'] = {'small': 0.4}
   mean = sweep_outcome.Outcome(summary, rows, []).over_last(last)
