@@ -110,6 +110,7 @@ def _sweep(workdir, methods, *, detach=False, slurm=('time=60',)):
     sweep_slurm.settings(slurm),
     None,
     rich_console.Console(file=shown, width=200),
+    resuming=('--resume', '--inexact'),
     detach=detach,
   )
   return [failure.run.label for failure in failed], shown.getvalue()
@@ -156,7 +157,7 @@ def test_a_failure_is_reported_and_submitted_again(tmp_path):
   assert failed == ['broken']
   assert 'Submitted 1 run as job 2.' in shown
   log = tmp_path / 'w' / 'broken' / 'seed0' / 'log.txt'
-  assert 'resume' in log.read_text().split('cores')[-1]
+  assert "['--resume', '--inexact']" in log.read_text().split('cores')[-1]
 
 
 def _wait_for(path):
@@ -179,6 +180,8 @@ def test_a_job_whose_time_is_over_goes_on(there, tmp_path):
   assert failed == []
   assert 'c seed 0 finished' in shown
   assert len(_scripts(there)) == 1
+  log = tmp_path / 'w' / 'c' / 'seed0' / 'log.txt'
+  assert "['--resume', '--inexact']" in log.read_text()
 
 
 def test_ctrl_c_leaves_the_jobs_alone(there, tmp_path):
