@@ -52,12 +52,12 @@ class Clients:
 
   @functools.cached_property
   def _short(self) -> list[str]:
-    return _short(self.names)
+    return _shorten(self.names)
 
   @functools.cached_property
   def short_domains(self) -> list[str]:
     """The names of the domains, as there is room for them."""
-    return _short(self.domain_names)
+    return _shorten(self.domain_names)
 
   @property
   def shown(self) -> list[int]:
@@ -80,7 +80,7 @@ class Clients:
     return ' · '.join(parts)
 
 
-def _short(names: Sequence[str]) -> list[str]:
+def _shorten(names: Sequence[str]) -> list[str]:
   return figure.short([tables.plain(name) for name in names])
 
 
@@ -151,7 +151,7 @@ def _bars(
     # Passed explicitly: matplotlib leaves out bars' labels that begin with _.
     fig.legend(
       bars,
-      _short(class_names),
+      _shorten(class_names),
       loc='outside right center',
       frameon=False,
       fontsize=9,
@@ -187,7 +187,7 @@ def _picture(
   some = f', {len(counts_RxK)} of the clients' * few
   heat.set(title=f'Share of each class{some}', xlabel='class')
   if len(class_names) <= 12:
-    names = _short(class_names)
+    names = _shorten(class_names)
     heat.set_xticks(range(len(names)), names, rotation=45, ha='right')
   else:
     heat.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

@@ -50,8 +50,8 @@ def of(setup: build.Setup) -> Identity:
 
   Returns:
     `experiment`, its fields; `content`, hashes of data, weights and partition;
-    `settings` of JAX; `machine`: packages, code (the user's, too) and devices; and `earlier`
-    machines, which `follow` adds.
+    `settings` of JAX; `machine`: packages, code (the user's, too) and devices;
+    and `earlier` machines, which `follow` adds.
   """
   own = {
     'experiment': dataclasses.asdict(setup.experiment),

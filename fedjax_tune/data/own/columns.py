@@ -84,7 +84,7 @@ def find(cfg: config.Data, table: Table) -> Columns:
   label = _named(cfg, table, 'label') or _guess(table, 'label', _is_label)
   texts, image = _inputs(cfg, table, label)
   if not label and cfg.task != 'next_token':
-    _check_called(cfg, table, 'label', 'names or numbers of classes')
+    _check_label(cfg, table)
     hint = " or learn the texts themselves, data.task='next_token'"
     raise ValueError(
       f'{_there(cfg, table)}: none is called as labels ({_like("label")}) are;'
@@ -171,16 +171,16 @@ def _named_texts(cfg: config.Data, table: Table) -> tuple[str, ...]:
   return names
 
 
-def _check_called(cfg: config.Data, table: Table, role: str, of: str) -> None:
-  """Refuses a column that is called as a role, and holds something else."""
+def _check_label(cfg: config.Data, table: Table) -> None:
+  """Refuses a column that is called as labels are, and holds something else."""
   names = {name.lower().replace(' ', '_'): name for name in table.columns}
-  for known in _GUESSED[role]:
+  for known in _GUESSED['label']:
     if name := names.get(known):
       value = next((v for v in table.columns[name] if not is_blank(v)), None)
       kind = 'nothing' if value is None else type(value).__name__
       raise ValueError(
-        f'{_there(cfg, table)}: {name!r} holds {kind}; must hold'
-        f' {of}, or data.{role}_column name another'
+        f'{_there(cfg, table)}: {name!r} holds {kind}; must hold names or numbers'
+        ' of classes, or data.label_column name another'
       )
 
 
