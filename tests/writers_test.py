@@ -82,6 +82,21 @@ def test_mlflow_goes_on_with_its_run(tmp_path, modules):
   assert modules[0][2] == {'run_id': 'r7', 'run_name': None}
 
 
+def test_mlflow_takes_a_hundred_parameters_at_a_time(tmp_path, modules):
+  e = config.Experiment()
+  e.clients.sizes = tuple(range(10, 500))
+  fields = dataclasses.asdict(e)
+  with writers.opened(['mlflow'], (), tmp_path, fields):
+    pass
+  parts = [call[1][0] for call in modules if call[0] == 'log_params']
+  assert [len(part) for part in parts[:-1]] == [100] * (len(parts) - 1)
+  found = {name: value for part in parts for name, value in part.items()}
+  assert len(found) > 100
+  assert found['local.lr'] == 0.01
+  assert len(found['clients.sizes']) == 500
+  assert found['clients.sizes'].startswith('(10, 11, ')
+
+
 class _Kept:
   def __init__(self):
     self.rounds, self.closed = [], False

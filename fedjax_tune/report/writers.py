@@ -33,6 +33,9 @@ class Writer(Protocol):
     ...
 
 
+# What MLflow takes: parameters at a time, and letters of each.
+_MOST_PARAMS, _MOST_LETTERS = 100, 500
+
 # (folder of the run, the experiment's fields) -> its writer.
 Build = Callable[[pathlib.Path, Json], Writer]
 
@@ -93,9 +96,19 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
   )
   if not known:
     whole.write_text(kept, run.info.run_id + '\n')
-    mlflow.log_params(dict(_flat(fields)))
+    params = [(name, _cut(value)) for name, value in _flat(fields)]
+    for first in range(0, len(params), _MOST_PARAMS):
+      mlflow.log_params(dict(params[first : first + _MOST_PARAMS]))
   return _Logged(
     lambda found, rnd: mlflow.log_metrics(found, step=rnd), mlflow.end_run
+  )
+
+
+def _cut(value: object) -> object:
+  """Returns a value, or what MLflow takes of one that is written at length."""
+  text = str(value)
+  return (
+    value if len(text) <= _MOST_LETTERS else f'{text[: _MOST_LETTERS - 3]}...'
   )
 
 
