@@ -1,5 +1,6 @@
 """What W&B, MLflow and a user's own writers are told, by stand-ins."""
 
+import dataclasses
 import importlib.util
 import types
 
