@@ -83,6 +83,33 @@ def test_mlflow_goes_on_with_its_run(tmp_path, modules):
   assert modules[0][2] == {'run_id': 'r7', 'run_name': None}
 
 
+class _ServerError(Exception):
+  """What a package raises, of no kind of Python's own."""
+
+
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_a_run_outlasts_a_server_that_is_gone(tmp_path, modules, name):
+  del modules
+
+  def fail(*_, **__):
+    raise _ServerError('no answer')
+
+  package = importlib.import_module(name)
+  for at in (package, package.init() if name == 'wandb' else package):
+    for each in ('log', 'finish', 'log_metrics', 'end_run'):
+      setattr(at, each, fail)
+  with pytest.warns(
+    RuntimeWarning, match='ServerError: no answer; the run'
+  ) as told:
+    _tell(tmp_path, [name])
+  assert len(told) == 1
+  package.init = package.start_run = fail
+  with pytest.raises(
+    RuntimeError, match=f"'{name}' cannot begin: _ServerError"
+  ):
+    _tell(tmp_path, [name])
+
+
 def test_mlflow_takes_a_hundred_parameters_at_a_time(tmp_path, modules):
   e = config.Experiment()
   e.clients.sizes = tuple(range(10, 500))

@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any, Protocol, runtime_checkable
 import uuid
+import warnings
 
 import numpy as np
 
@@ -41,22 +42,44 @@ Build = Callable[[pathlib.Path, Json], Writer]
 
 
 class _Logged:
-  """Hands a round's numbers to a function, and ends with another.
+  """Hands a round's numbers to a package, and ends with it.
 
-  Attributes:
-    close: Ends it.
+  Its server may be out of reach for a while: no run ends for that.
   """
 
   def __init__(
     self,
+    name: str,
     log: Callable[[dict[str, float], int], object],
     close: Callable[[], object],
   ) -> None:
-    self._log, self.close = log, close
+    self._name, self._log, self._close = name, log, close
+    self._failed = False
 
   def write(self, rnd: int, metrics: Record, /) -> None:
     """Takes what is known of a round."""
-    self._log(scalars(metrics), rnd)
+    with self._going_on():
+      self._log(scalars(metrics), rnd)
+
+  def close(self) -> None:
+    """Ends with the package."""
+    with self._going_on():
+      self._close()
+
+  @contextlib.contextmanager
+  def _going_on(self) -> Iterator[None]:
+    """Tells of an error, the first time, in place of raising it."""
+    try:
+      yield
+    except Exception as error:  # Each package has errors of its own.
+      if not self._failed:
+        warnings.warn(
+          f'writers={self._name!r}: {type(error).__name__}: {error}; the run goes'
+          ' on, and its folder has all rounds.',
+          RuntimeWarning,
+          stacklevel=4,
+        )
+      self._failed = True
 
 
 def scalars(metrics: Record) -> dict[str, float]:
@@ -83,7 +106,9 @@ def _wandb(workdir: pathlib.Path, fields: Json) -> Writer:
   run = wandb.init(
     id=name, resume='allow', name=_title(fields), config=fields, dir=workdir
   )
-  return _Logged(lambda found, rnd: run.log(found, step=rnd), run.finish)
+  return _Logged(
+    'wandb', lambda found, rnd: run.log(found, step=rnd), run.finish
+  )
 
 
 def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
@@ -99,9 +124,8 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
     params = [(name, _cut(value)) for name, value in _flat(fields)]
     for first in range(0, len(params), _MOST_PARAMS):
       mlflow.log_params(dict(params[first : first + _MOST_PARAMS]))
-  return _Logged(
-    lambda found, rnd: mlflow.log_metrics(found, step=rnd), mlflow.end_run
-  )
+  log = lambda found, rnd: mlflow.log_metrics(found, step=rnd)
+  return _Logged('mlflow', log, mlflow.end_run)
 
 
 def _cut(value: object) -> object:
@@ -163,15 +187,28 @@ def opened(
     own: Those that are there already.
     workdir: Folder of the run.
     fields: Of its experiment.
+
+  Raises:
+    RuntimeError: A package cannot begin.
   """
   with contextlib.ExitStack() as stack:
     found = []
     for writer in own:
       found.append(_closing(stack, writer))
     for name in names:
-      made = WRITERS[name](pathlib.Path(workdir), fields)
-      found.append(_closing(stack, made))
+      found.append(_closing(stack, _begin(name, workdir, fields)))
     yield found
+
+
+def _begin(name: str, workdir: str | os.PathLike[str], fields: Json) -> Writer:
+  try:
+    return WRITERS[name](pathlib.Path(workdir), fields)
+  except (ValueError, OSError, RuntimeError):
+    raise
+  except Exception as error:
+    raise RuntimeError(
+      f'writers={name!r} cannot begin: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _closing(stack: contextlib.ExitStack, writer: Writer) -> Writer:
