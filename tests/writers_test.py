@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_run_outlasts_a_server_that_is_gone(tmp_path, modules, name):
   def fail(*_, **__):
     raise _ServerError('no answer')
 
-  package = importlib.import_module(name)
+  package: Any = importlib.import_module(name)
   for at in (package, package.init() if name == 'wandb' else package):
     for each in ('log', 'finish', 'log_metrics', 'end_run'):
       setattr(at, each, fail)
