@@ -194,6 +194,19 @@ def test_an_archive_without_a_known_name(tmp_path, texts):
   assert ('text' in said) == texts
 
 
+def test_a_column_of_clients_with_gaps_need_not_be_read(tmp_path):
+  lines = [f't{i},{"yn"[i % 2]},{"" if i == 3 else i % 4}' for i in range(20)]
+  (tmp_path / 'a.csv').write_text('\n'.join(['text,label,user', *lines]))
+  said = (
+    r"a\.csv:5: user is empty, the client of the row \(data\.client_column='-'"
+  )
+  with pytest.raises(ValueError, match=said):
+    sets.read(tiny_own.data(f'csv:{tmp_path}/a.csv'))
+  own = sets.read(tiny_own.data(f'csv:{tmp_path}/a.csv', client_column='-'))
+  assert not own.has_clients
+  assert sum(len(part) for part in own.examples['a'].values()) == 20
+
+
 def test_labels_that_are_arrays_are_named(tmp_path):
   images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=int)
   np.savez(tmp_path / 'a.npz', x=images, y=labels)

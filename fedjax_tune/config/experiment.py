@@ -138,9 +138,9 @@ class Data:
       them are a pair, as 'premise,hypothesis'.
     image_column: Of the picture, or the path of its file from the table's
       folder: 'image', 'file', ...
-    domain_column: Of its domain's name: 'domain'.
+    domain_column: Of its domain's name: 'domain'; '-' reads none.
     client_column: Whose it is, for clients.partition='natural': 'client',
-      'user', ...
+      'user', ...; '-' reads none, where one is called so and has gaps.
     test_share: Of your own files without a split, how much of each class is
       held out to evaluate on.
     split_seed: Which examples that is.

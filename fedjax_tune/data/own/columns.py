@@ -38,6 +38,8 @@ _PAIRS = (
   ('question1', 'question2'),
   ('premise', 'hypothesis'),
 )
+# In place of a column's name: there is none, whatever columns are called.
+NONE = '-'
 _LOOKED_AT = 20  # Rows, to see what a column holds.
 _MOST_DOMAINS = 64  # Of a column that was not named by the user.
 
@@ -90,7 +92,7 @@ def find(cfg: config.Data, table: Table) -> Columns:
       f'{_there(cfg, table)}: none is called as labels ({_like("label")}) are;'
       f' name it by data.label_column{hint if texts else ""}'
     )
-  domain = _named(cfg, table, 'domain') or _guess(table, 'domain', _is_name)
+  domain = _of_names(cfg, table, 'domain')
   if not cfg.domain_column and domain:
     domain = domain if _count(table, domain) <= _MOST_DOMAINS else ''
   split = _guess(table, 'split', _is_split)
@@ -101,7 +103,7 @@ def find(cfg: config.Data, table: Table) -> Columns:
     bool(texts),
     label if cfg.task != 'next_token' else '',
     domain,
-    _named(cfg, table, 'client') or _guess(table, 'client', _is_name),
+    _of_names(cfg, table, 'client'),
     '' if any(table.splits) else split,
   )
 
@@ -146,6 +148,13 @@ def _inputs(
       ' data.image_column'
     )
   return (text,) if text else (), image
+
+
+def _of_names(cfg: config.Data, table: Table, role: str) -> str:
+  """Returns the column of the domain or the client, or ''."""
+  if getattr(cfg, f'{role}_column') == NONE:
+    return ''
+  return _named(cfg, table, role) or _guess(table, role, _is_name)
 
 
 def _named(cfg: config.Data, table: Table, role: str) -> str:
