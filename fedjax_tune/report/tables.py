@@ -280,10 +280,10 @@ class Terminal:
       self.header[0], style='bold', overflow='fold', min_width=widths[0]
     )
     for name, width in zip(self.header[1:], widths[1:], strict=True):
-      head = textwrap.fill(_words(name), width)
+      # As text, in which rich sees no markup.
+      head = rich_text.Text(textwrap.fill(_words(name), width))
       table.add_column(head, justify='right', no_wrap=True)
     for row in self.cells:
-      # As text, in which rich sees no markup.
       table.add_row(*(rich_text.Text(plain(cell)) for cell in row))
     table.add_row()
     return table
@@ -296,7 +296,7 @@ class Terminal:
 
 
 def _words(name: str) -> str:
-  return name.replace('_', ' ')
+  return plain(name.replace('_', ' '))
 
 
 def plain(name: str) -> str:
@@ -310,7 +310,10 @@ def plain(name: str) -> str:
 
 def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
   """Formats a Markdown table; all columns but the first are numbers."""
-  cells = [[plain(cell).replace('|', r'\|') for cell in row] for row in cells]
+  header, *cells = (
+    [plain(cell).replace('|', r'\|') for cell in row]
+    for row in (header, *cells)
+  )
   widths = [
     max(map(len, column)) for column in zip(header, *cells, strict=True)
   ]
