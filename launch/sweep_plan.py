@@ -71,13 +71,20 @@ class PlannedRun:
       e.patience > 0 and summary.get('ended_early') is True
     )
 
-  def problem(self) -> str:
-    """Says why this run may not begin or go on in its folder."""
+  def problem(self, *, running: bool = False) -> str:
+    """Says why this run may not begin or go on in its folder.
+
+    Args:
+      running: Its process is at work, and ends by itself where the folder is
+        out of reach for longer than a moment.
+    """
     fields = dataclasses.asdict(self.experiment)
     try:
       workdirs.check_begun(self.workdir, fields, resume=True)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
       return str(error)
+    except OSError as error:
+      return '' if running else str(error)
     return ''
 
 

@@ -97,7 +97,7 @@ def run_sweep(
           _stop(running)
         for slot, (run, process) in list(running.items()):
           # The experiment file may have been edited since it was read.
-          if problem := run.problem():
+          if problem := run.problem(running=True):
             process.terminate()
             process.wait()
           if process.poll() is None:

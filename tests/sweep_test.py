@@ -1,6 +1,7 @@
 import copy
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -377,6 +378,18 @@ def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
   assert [failure.run for failure in failed] == [run]
   assert 'local.lr: 5.0 there, 0.01 here' in shown.getvalue()
   assert not (tmp_path / 'results.jsonl').exists()
+
+
+def test_a_disk_that_stutters_ends_no_run(tmp_path, monkeypatch):
+  """As a network's does: what was read a moment ago is a stale handle."""
+  (run,) = plan('a=fedra', ['0'], [], tmp_path)
+
+  def fail(*_, **__):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  monkeypatch.setattr(sweep_plan.workdirs, 'check_begun', fail)
+  assert 'Stale file handle' in run.problem()
+  assert not run.problem(running=True)
 
 
 @pytest.mark.skipif(
