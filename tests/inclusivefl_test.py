@@ -182,6 +182,16 @@ def test_absent_size_keeps_its_memory_and_its_top_stays():
   np.testing.assert_allclose(memory['a'][:, 0], [6.5, 4])
 
 
+def test_a_size_that_no_round_draws_is_as_one_that_is_absent():
+  toy = _toy()
+  _, memory = _merge(toy, _DELTAS, _memory(toy))
+  totals = _totals(toy, {1: _DELTAS[1]})
+  want = toy.algorithm.aggregator.merge(toy.theta, totals, memory)
+  drawn = {3: totals[3]}
+  got = toy.algorithm.aggregator.merge(toy.theta, drawn, memory)
+  tiny.assert_equal(got, want)
+
+
 def test_merge_is_its_slow_twin():
   toy = _toy(beta=0.3)
   rng = np.random.default_rng(0)
