@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,9 @@ import tiny
 from fedjax_tune import selection
 from fedjax_tune.engine.algorithm import Client
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.width import fedrolex, rates
+from fedjax_tune.methods.width import fedrolex, heterofl, rates
+from fedjax_tune.models import decoder
+from fedjax_tune.models.sizes import DecoderConfig
 from fedjax_tune.selection import Selection
 
 
@@ -151,6 +154,21 @@ def test_a_round_leaves_absent_classes_out():
   assert np.abs(after[:, 1] - before[:, 1]).max() > 1e-4
   assert np.abs(after[:, 0] - own[:, 0]).max() > 1e-4
   np.testing.assert_array_equal(after[:, 2], before[:, 2])
+
+
+# -- the scaler
+
+
+def test_a_head_that_predicts_tokens_is_not_scaled():
+  shape = DecoderConfig(
+    2, 8, 1, 8, vocab=9, positions=8, group=1, head_dim=4, tied=False
+  )
+  model = decoder.Decoder(shape, rngs=nnx.Rngs(0))
+  nnx.update(model, jax.tree.map(jnp.ones_like, nnx.state(model)))
+  scaled = heterofl._scaled(model, 0.5)
+  assert np.all(scaled.blocks.attn.q.kernel[...] == 2)
+  assert np.all(scaled.embed.word[...] == 2)
+  assert np.all(scaled.lm_head.kernel[...] == 1)
 
 
 # -- windows
