@@ -13,8 +13,7 @@ from fedjax_tune.models.bottleneck import FedAdapter
 from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
 # For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA, a
-# `Lora`; for each adapted sublayer ('attn', 'mlp') its
-# `adapter.Bottleneck`.
+# `Lora`; for each adapted sublayer ('attn', 'mlp') its `Bottleneck`.
 Adapters = Mapping[str, Any]
 
 
