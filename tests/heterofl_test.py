@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -163,9 +164,9 @@ def test_a_head_that_predicts_tokens_is_not_scaled():
   shape = DecoderConfig(
     2, 8, 1, 8, vocab=9, positions=8, group=1, head_dim=4, tied=False
   )
-  model = decoder.Decoder(shape, rngs=nnx.Rngs(0))
+  model: Any = decoder.Decoder(shape, rngs=nnx.Rngs(0))
   nnx.update(model, jax.tree.map(jnp.ones_like, nnx.state(model)))
-  scaled = heterofl._scaled(model, 0.5)
+  scaled: Any = heterofl._scaled(model, 0.5)
   assert np.all(scaled.blocks.attn.q.kernel[...] == 2)
   assert np.all(scaled.embed.word[...] == 2)
   assert np.all(scaled.lm_head.kernel[...] == 1)
@@ -227,7 +228,8 @@ def test_fedrolex_across_heads_is_the_authors(rnd, roll):
   q, k = (flat(attn[name]['kernel']) for name in 'qk')
   proj = attn['proj']['kernel'].reshape(tiny.DEPTH, 16, 16)
   widths = fedrolex.Rolling({'qk_dim': 8, 'v_dim': 8}, (0.625, 1.0), roll)
-  mix = fedrolex.mixing(Client(lambda model, *_: model), widths).loss
+  give: Any = lambda model, *_: model
+  mix: Any = fedrolex.mixing(Client(give), widths).loss
   batch, key = tiny.batch(tiny.VIT_SIZE, 2), jax.random.key(0)
   lora_a = theta['blocks']['attn']['proj']['lora_a'].reshape(tiny.DEPTH, 16, -1)
   for client, held in ((0, 5), (1, 8)):

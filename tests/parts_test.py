@@ -117,7 +117,7 @@ def test_a_batch_has_the_gradient_of_its_texts(kind):
 def test_what_a_text_drops_is_its_own_at_every_exit():
   """Exits are read side by side; what runs beside a text changes nothing."""
   found = tiny.text_foundation(dropout=0.3, family='roberta', types=0)
-  model = found.merge(found.base, found.theta)
+  model: Any = found.merge(found.base, found.theta)
   exits = np.random.default_rng(0).normal(size=(4, 6, 16)).astype(np.float32)
   keys = _batch('classification').keys(jax.random.key(0))
   read = lambda x, keys: model._pool(x, model._keys(keys))
