@@ -29,10 +29,10 @@ from fedjax_tune.training import (
   agreement,
   aligned,
   defaults,
-  division,
   fitting,
   frozen,
   method,
+  ownership,
   provisions,
   shown,
 )
@@ -146,10 +146,10 @@ def build(
   for tier in found:
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
-  divided = division.divide(experiment, train, parts)
-  owned, public = divided.owned, divided.public
+  owners = ownership.divide(experiment, train, parts)
+  owned, public = owners.owned, owners.public
   notes = [note for tier in found for note in tier.weights.notes]
-  notes += divided.notes
+  notes += owners.notes
   steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
@@ -218,8 +218,8 @@ def build(
     weights=method.hash_weights(found),
     notes=(*dict.fromkeys(notes), *shown.notes(public)),
     features=features,
-    validation=divided.validation,
-    held_out=divided.held_out,
+    validation=owners.validation,
+    held_out=owners.held_out,
   )
 
 

@@ -12,7 +12,7 @@ from fedjax_tune.training import shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Division:
+class Ownership:
   """How the training examples are divided.
 
   Attributes:
@@ -35,7 +35,7 @@ def divide(
   experiment: config.Experiment,
   train: corpus.Corpus,
   parts: Sequence[np.ndarray] | None,
-) -> Division:
+) -> Ownership:
   """Divides the training examples.
 
   Args:
@@ -57,7 +57,7 @@ def divide(
     if share:
       seed = experiment.clients.seed
       owned, apart[field] = holding.hold_out(owned, train, share, seed, field)
-  return Division(
+  return Ownership(
     owned,
     apart.get('data.validation'),
     apart.get('clients.held_out'),
