@@ -69,7 +69,7 @@ class Engine:
     self.algorithm = algorithm
     self._server_opt = server_opt
     self._local_opt = local_opt
-    self._schedule = schedule
+    self._rate = schedule
     self._lengths = lengths
     self._server_step = jax.jit(
       build_server_step(algorithm.aggregator, server_opt)
@@ -154,7 +154,7 @@ class Engine:
       step = build_slab_step(
         self.algorithm,
         self._local_opt,
-        schedule=self._schedule,
+        rate=self._rate,
         selected=selected,
         lengths=self._lengths,
       )

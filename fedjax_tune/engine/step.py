@@ -179,7 +179,7 @@ def build_slab_step(
   algorithm: Algorithm,
   optimizer: optax.GradientTransformation,
   *,
-  schedule: RateSchedule | None = None,
+  rate: RateSchedule | None = None,
   selected: Collection[str] = (),
   lengths: Sequence[int] = (),
 ) -> SlabStep:
@@ -188,7 +188,7 @@ def build_slab_step(
   Args:
     algorithm: Says what a client starts from, minimises and sends.
     optimizer: The clients', for learning rate 1.
-    schedule: How the learning rate falls from one local step to the next.
+    rate: How the learning rate falls from one local step to the next.
     selected: Axes along which what any client of the run sends is selected.
     lengths: Tokens to which the parts of batches are padded, ascending.
 
@@ -205,9 +205,7 @@ def build_slab_step(
       devices change nothing but rounding.
   """
   model = algorithm.model
-  train_slab = _build_train_slab(
-    algorithm, optimizer, schedule, selected, lengths
-  )
+  train_slab = _build_train_slab(algorithm, optimizer, rate, selected, lengths)
 
   def step(sig, schedule, shared, own):
     if schedule.devices == 1:
