@@ -19,7 +19,7 @@ import tiny_sweep
 from fedjax_tune import config
 from fedjax_tune.files import mirror
 from fedjax_tune.report import figure
-from fedjax_tune.training import build
+from fedjax_tune.training import agreement
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -447,7 +447,7 @@ def test_a_sweep_starts_no_device(monkeypatch):
   # More than here: the runs may be elsewhere.
   e.engine.devices, e.engine.fsdp = 64, True
   with tfds.testing.mock_data(num_examples=4):
-    assert build.agree(e).cohort == 6
+    assert agreement.agree(e).cohort == 6
 
 
 @pytest.mark.skipif(

@@ -24,8 +24,9 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   Tensors may carry the names of transformers 4 or 5, with or without the
   prefix that a model with a head puts before them, in one file or in shards.
   DeiT's model has a distillation token beside the class token. The head is left
-  out, unless the folder is of this package's own (`heads`), and with it the dense map before RoBERTa's and DistilBERT's classifier;
-  but the one that predicts Llama's next token is kept if it is there.
+  out, unless the folder is of this package's own (`heads`), and with it the
+  dense map before RoBERTa's and DistilBERT's classifier; but the one that
+  predicts Llama's next token is kept if it is there.
 
   Args:
     folder: Holds `config.json` and `model.safetensors`, or else
@@ -49,7 +50,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
     notes += said
   stored = shards.read(folder)
   head, labels = {}, None
-  if (folder / heads.EXPORTED).is_file():  # Of this package.
+  if heads.is_ours(folder):
     head = heads.read(config, stored, str(folder))
     labels = tuple(dict(raw.get('id2label') or {}).values())
   names, outside = leftovers.rename(stored, config.family, str(folder))
