@@ -88,7 +88,7 @@ def write_results(
   if notes:
     text += '\n' + '\n'.join(f'- {note}' for note in notes) + '\n'
   text += (
-    _to_reach(rows, shown.get(_BASELINE, ''))
+    _to_reach(rows, shown.get(_BASELINE, ''), summaries)
     + _models(summaries)
     + _classes(found)
     + compared
@@ -108,14 +108,19 @@ def write_results(
 
 
 def _to_reach(
-  rows: Mapping[str, Mapping[int, Sequence[Record]]], baseline: str
+  rows: Mapping[str, Mapping[int, Sequence[Record]]],
+  baseline: str,
+  summaries: Sequence[dict[str, Any]],
 ) -> str:
   """Returns what each method takes to what the baseline ends with, if it ran."""
   if not baseline:
     return ''
+  ends = {
+    s['seed']: s['accuracy'] for s in summaries if s['label'] == _BASELINE
+  }
   return (
     f'\nTo reach {targets.SHARE:.0%} of what {_BASELINE} ends with, each seed'
-    f' for itself:\n\n{targets.target_markdown(rows, baseline)}'
+    f' for itself:\n\n{targets.target_markdown(rows, baseline, ends)}'
   )
 
 

@@ -41,18 +41,20 @@ def test_table_by_hand():
     },
     'fjord': {0: _rows([0.1] * 4, seconds=1.0)},
   }
-  lines = targets.target_markdown(runs, 'all_large').splitlines()
+  # Seed 1 ends with 0.4 as the mean of its last three evaluations.
+  ends = {0: 1.0, 1: 0.4}
+  lines = targets.target_markdown(runs, 'all_large', ends).splitlines()
   cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
   assert cells[0][:3] == ['method', 'seeds there', 'rounds']
-  # The baseline meets 98 % of its own end in rounds 3 and 4.
-  assert cells[2] == ['all_large', '2 of 2', '3.5', '7', '3.5', '3.5', '1']
+  # The baseline meets 98 % of its own end in round 3 of both seeds.
+  assert cells[2] == ['all_large', '2 of 2', '3', '6', '3', '3', '1']
   assert cells[3] == ['raffm', '1 of 2', '1', '2', '1', '0.5', '6']
   assert cells[4] == ['fjord', '0 of 1', '-', '-', '-', '-', '-']
 
 
 def test_without_devices_there_is_no_time():
   runs = {'all_large': {0: _rows([0.5, 0.6], seconds=0.0)}}
-  line = targets.target_markdown(runs, 'all_large').splitlines()[2]
+  line = targets.target_markdown(runs, 'all_large', {0: 0.6}).splitlines()[2]
   assert [c.strip() for c in line.strip('|').split('|')][-2:] == ['-', '-']
 
 
@@ -62,8 +64,8 @@ def test_a_baseline_that_ends_with_nothing_is_no_target(end):
     'all_large': {0: _rows([0.5, end], 1.0), 1: _rows([0.1, 0.5], 1.0)},
     'raffm': {0: _rows([None, 0.0], 1.0), 1: _rows([None, 0.6], 1.0)},
   }
-  runs['all_large'][0][-1]['eval/accuracy'] = end
-  lines = targets.target_markdown(runs, 'all_large').splitlines()[2:]
+  ends = {0: end, 1: 0.5}
+  lines = targets.target_markdown(runs, 'all_large', ends).splitlines()[2:]
   cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
   assert [row[:3] for row in cells] == [
     ['all_large', '1 of 1', '2'],

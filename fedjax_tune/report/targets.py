@@ -54,22 +54,23 @@ def spent(row: Record) -> Spent:
 
 
 def target_markdown(
-  runs: Mapping[str, Mapping[int, Sequence[Record]]], baseline: str
+  runs: Mapping[str, Mapping[int, Sequence[Record]]],
+  baseline: str,
+  ends: Mapping[int, float | None],
 ) -> str:
   """Compares methods at the accuracy that a baseline ends with.
 
   Args:
-    runs: For each label and seed the rounds of the run. A seed's target is
-      `SHARE` of the last accuracy of the baseline's run of that seed; seeds
-      that the baseline lacks are left out, and those where it ends with
-      nothing: at 0 or below, as a correlation may.
+    runs: For each label and seed the rounds of the run.
     baseline: The label to compare with.
+    ends: What it ends with, by seed. A seed's target is `SHARE` of that; other
+      seeds are left out, and those where it ends with nothing: at 0 or below,
+      as a correlation may.
 
   Returns:
     A Markdown table of means over the seeds that got there; 'times faster'
     compares simulated times seed by seed.
   """
-  ends = {s: rows[-1]['eval/accuracy'] for s, rows in runs[baseline].items()}
   # A null stands for a value that is not finite.
   goals = {seed: SHARE * end for seed, end in ends.items() if (end or 0) > 0}
   header = [
