@@ -1,4 +1,4 @@
-r"""What keeps FedRA's training loss high: the setting `feature`, one change a run.
+r"""Why FedRA's training loss stays high: setting `feature`, one change a run.
 
   python -m launch.prepare --dataset=emoji_styles --image_size=42 \
     --weights=dinov2_vits14

@@ -1,4 +1,4 @@
-"""The report of the peers: speeds, of those whose losses agree."""
+"""The report of the peers: the speed of each whose losses agree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -93,7 +93,7 @@ def _rows(
 def _cells(
   runs: list[dict[str, Any]], ours: list[float], speed: float
 ) -> list[str]:
-  """Returns a program's cells behind its name."""
+  """Returns a program's cells after its name."""
   if errors := [line['error'] for line in runs if 'error' in line]:
     return [f'failed: {errors[0]}', '', '', '', '']
   memory = f'{_median(runs, "peak_rss_mib"):.0f}'

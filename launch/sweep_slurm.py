@@ -1,4 +1,4 @@
-"""Runs a sweep as an array of Slurm jobs, by submitit."""
+"""Runs a sweep as an array of Slurm jobs, with submitit."""
 
 from collections.abc import Callable, Sequence
 import getpass
@@ -76,7 +76,7 @@ def _minutes(text: str) -> int:
 
 
 def load() -> ModuleType:
-  """Imports submitit, which only this needs.
+  """Imports submitit, which only this module needs.
 
   Raises:
     ValueError: It is not installed.
@@ -100,17 +100,17 @@ def run_sweep(
   *,
   detach: bool = False,
 ) -> list[sweep_runner.Failure]:
-  """Submits what is not finished and in no job, and follows until all ended.
+  """Submits unfinished runs that are in no job, and follows all to the end.
 
   Args:
-    runs: In the order in which they are submitted.
+    runs: The runs, in the order in which they are submitted.
     command_fn: Makes the command of a run, without --resume.
-    workdir: Gets the results, and what submitit writes.
+    workdir: Gets the results and submitit's files.
     slurm: See `settings`.
-    jobs: Jobs at a time; None is no limit.
-    console: Shows how far things are.
+    jobs: Jobs at a time; None means no limit.
+    console: Shows the progress.
     last: Evaluations of a run over which the tables average.
-    detach: Do not follow.
+    detach: Do not follow the jobs.
 
   Returns:
     The runs whose jobs ended before they were finished.
@@ -236,10 +236,10 @@ def _job(run: PlannedRun) -> str:
 
 
 def queued() -> set[str]:
-  """Returns the jobs that wait or run, as Slurm tells.
+  """Returns the jobs that wait or run, as Slurm reports them.
 
   Raises:
-    RuntimeError: It does not answer.
+    RuntimeError: Slurm does not answer.
   """
   command = ['squeue', '--noheader', '--array', '--format=%i']
   command.append(f'--user={getpass.getuser()}')
