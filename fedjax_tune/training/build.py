@@ -1,4 +1,4 @@
-"""Turns an experiment's names into objects; the only place that does."""
+"""Turns an experiment's names into objects; no other module does that."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -46,7 +46,7 @@ class Setup:
   """Everything that a run needs.
 
   Attributes:
-    experiment: Its configuration, which leaves nothing open.
+    experiment: The run's configuration, with no field left open.
     algorithm: The method, with its model.
     train: Training data.
     test: Test data.
@@ -54,18 +54,18 @@ class Setup:
     budgets: Blocks that each client can hold.
     sizes: Size of each axis along which clients may differ.
     devices: What each client computes with; () leaves it open.
-    find: The search for what a device can train; None where nothing is cut.
+    find: The search for what a device can train; None if nothing is cut.
     fits: What each client's device trains, with `clients.fit`; else ().
     planner: Plans the rounds.
     tokenizers: For each tier the folder of its tokenizer; None for pictures.
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
-    features: Both splits as models read them, if that is what the frozen model
-      has made of them (`frozen.py`); else ().
+    features: Both splits as features of the frozen model, if models read those
+      (`frozen.py`); else ().
     validation: For each client the positions of its part of the validation
-      split, in the training data; None without one.
-    held_out: Likewise of what it is judged by.
+      split, in the training data; None without such a split.
+    held_out: The same for the examples by which each client is judged.
   """
 
   experiment: config.Experiment
@@ -97,7 +97,7 @@ class Setup:
   ) -> tuple[corpus.Corpus, list[np.ndarray]]:
     """Returns examples, and for each client the positions of those like its own.
 
-    What was held out of its training, or test examples.
+    These are examples held out of its training, or test examples.
     """
     train, test = self.inputs
     if self.held_out is not None:
@@ -143,7 +143,7 @@ def agree(
     data: Its data, if they are in memory.
 
   Raises:
-    ValueError, FileNotFoundError: As `build`.
+    ValueError, FileNotFoundError: See `build`.
   """
   # Cheap checks come first, slow ones last.
   experiment = defaults.resolve(experiment, data)
@@ -201,7 +201,7 @@ def build(
       field, its value and the rule.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
-    RuntimeError: They could not be fetched.
+    RuntimeError: Data or weights could not be fetched.
   """
   experiment = defaults.resolve(experiment, data, parts)
   if fetch:
@@ -316,7 +316,7 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
 
 
 def _check_engine(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs and devices against what a round and this machine have."""
+  """Checks slabs against the round, and devices against this machine."""
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
@@ -336,7 +336,7 @@ def _check_engine(cfg: config.Engine, cohort: int) -> None:
 
 
 def data_dir(cfg: config.Data) -> str:
-  """Returns where data and weights lie."""
+  """Returns the folder of data and weights."""
   return str(fetching.data_dir(cfg.data_dir))
 
 
