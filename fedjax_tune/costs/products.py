@@ -17,7 +17,7 @@ _NOTABLE = 1.2
 def rates() -> dict[str, float]:
   """Measures the products of `primitives.dense`, in FLOP/s by type.
 
-  Takes a twentieth of a second, and as long again to compile. What it finds
+  It takes a twentieth of a second, and as long again to compile. The result
   depends on what else the machine does, so nothing in a run may depend on it.
   """
   rows, ins, outs = _SHAPE

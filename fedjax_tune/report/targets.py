@@ -1,4 +1,4 @@
-"""What it takes a method to become as good as another."""
+"""Computes what a method needs to become as good as another."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -18,7 +18,7 @@ class Spent:
 
   Attributes:
     rounds: Rounds done.
-    moved_bytes: Both ways, all clients together.
+    moved_bytes: Bytes in both directions, all clients together.
     flops: Floating-point operations of all clients together.
     simulated_s: Time on the simulated devices; 0 if there are none.
   """
@@ -59,8 +59,8 @@ def target_markdown(
 
   Args:
     runs: For each label and seed the rounds of the run. A seed's target is
-      `SHARE` of the last accuracy of the baseline's run of that seed; seeds
-      that the baseline lacks are left out.
+      `SHARE` of the last accuracy of the baseline's run with the same seed;
+      seeds that the baseline lacks are left out.
     baseline: The label to compare with.
 
   Returns:

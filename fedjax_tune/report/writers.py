@@ -1,4 +1,4 @@
-"""Where metrics go besides the run's folder: W&B, MLflow, or a user's own."""
+"""Sends metrics to W&B, MLflow or a writer of the user's own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -17,9 +17,9 @@ from fedjax_tune.typing import Json, Record
 
 @runtime_checkable
 class Writer(Protocol):
-  """Is told of each round; what has a `close` is closed at the end of the run.
+  """A writer, called for each round; its `close`, if any, is called at the end.
 
-  A resumed run tells of the rounds that are left.
+  In a resumed run it is called for the remaining rounds.
   """
 
   def write(self, rnd: int, metrics: Record, /) -> None:
@@ -37,10 +37,10 @@ Build = Callable[[pathlib.Path, Json], Writer]
 
 
 class _Logged:
-  """Hands a round's numbers to a function, and ends with another.
+  """A writer made of two functions: one takes a round's numbers, one closes.
 
   Attributes:
-    close: Ends it.
+    close: Closes the writer.
   """
 
   def __init__(
@@ -118,7 +118,7 @@ _PACKAGES = ('wandb', 'mlflow')
 
 
 def check(names: Sequence[str]) -> None:
-  """Checks that what writers need is there, before a run begins.
+  """Checks that the packages of writers are there, before a run begins.
 
   Raises:
     ValueError: A package is not installed.
@@ -142,13 +142,13 @@ def opened(
   workdir: str | os.PathLike[str],
   fields: Json,
 ) -> Iterator[list[Writer]]:
-  """Opens writers, and closes them at the end, a user's own too.
+  """Opens writers, and closes them at the end, the user's own too.
 
   Args:
-    names: Of some in `WRITERS`.
-    own: Those that are there already.
+    names: Names of writers in `WRITERS`.
+    own: Writers that exist already.
     workdir: Folder of the run.
-    fields: Of its experiment.
+    fields: Fields of the run's experiment.
   """
   with contextlib.ExitStack() as stack:
     found = []
