@@ -1,4 +1,4 @@
-"""A transformer block, stacked over layers; its norms before or after."""
+"""A transformer block, stacked over layers, with norms before or after."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ Adapters = Mapping[str, Any]
 
 
 class Keys:
-  """Dropout keys of one block, derived from what they are for."""
+  """Dropout keys of one block, derived from their purpose."""
 
   _TAGS = (
     'embed.patch',
@@ -214,6 +214,6 @@ def add_fedadapters(
 
 
 def adapted(block: nnx.Module, name: str, read: Array, branch: Array) -> Array:
-  """Returns what a sublayer adds, its FedAdapter applied if it has one."""
+  """Returns a sublayer's output, with its FedAdapter applied if it has one."""
   adapter = getattr(block, f'{name}_adapter', None)
   return branch if adapter is None else adapter(read, branch)

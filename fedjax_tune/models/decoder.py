@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
   def order(self, inputs: Tokens) -> Int[Array, 'B N']:
     """Returns the order that reverses each text; it is its own inverse.
 
-    Prompts, if there are any, come first in the order that is reversed.
+    Prompts, if there are any, come first in the original order.
     """
     words, num = inputs.ids.shape[1], self.config.prompts
     real_BxT = inputs.ids != self.config.pad
@@ -176,7 +176,7 @@ class Decoder(nnx.Module):
     return (last_B[:, None] + num - token_N) % len(token_N)
 
   def _run(self, inputs, layers_N, key, pool):
-    """Runs the blocks, backwards; returns tokens and the earlier last ones."""
+    """Runs blocks on reversed texts; returns tokens and earlier last ones."""
     x_BxTxD, real_BxT = self.start(inputs)
     return stack.run_blocks(
       self.blocks,

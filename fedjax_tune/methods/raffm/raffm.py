@@ -35,9 +35,9 @@ def participant_mean(
 ) -> tuple[Update, Tree]:
   """Divides the sum of changes by the number of all participants (rule P).
 
-  W <- W + 1/N sum_k scatter(delta_k),
+    W <- W + 1/N sum_k scatter(delta_k),
 
-which is the same as averaging the full-shape models of the earlier code.
+  which is the same as averaging the full-shape models of the earlier code.
   """
   del theta
   (total,) = sums.values()  # All clients' deltas go to one sum.
