@@ -14,7 +14,7 @@ from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 
 
 def rotate(x: Float[Array, 'B T ... E'], rope: Rope) -> Float[Array, '...']:
-  """Turns channel pairs (i, i + E/2) by the positions 0, -1, -2, ..."""
+  """Rotates channel pairs (i, i + E/2) by the positions 0, -1, -2, ..."""
   tokens, half = x.shape[1], x.shape[-1] // 2
   frequency_P, factor = rope.frequencies(x.shape[-1])
   angle_TxP = -np.outer(np.arange(tokens), frequency_P)
