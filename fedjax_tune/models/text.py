@@ -178,7 +178,7 @@ class TextEncoder(nnx.Module):
     *,
     key: Array | None = None,
   ) -> Float[Array, 'B K'] | Float[Array, 'B T K']:
-    """Returns the logits after the selected blocks; spans have one per token."""
+    """Returns the logits after the selected blocks, or of each token."""
     if self.config.span:
       return self.spans(inputs, layers_N, key=key)
     last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
