@@ -204,6 +204,20 @@ def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
   return total
 
 
+def put_back(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
+  """Returns what one client holds in server coordinates, 0 all around it.
+
+  Args:
+    like: A tree shaped like the server's.
+    axes: Its axes.
+    alloc: What the client holds, along other axes, too.
+    local: Its tree.
+  """
+  # As the sum over one client.
+  held, one = jax.tree.map(lambda x: x[None], (within(alloc, axes), local))
+  return scatter_sum(like, axes, held, one)
+
+
 def coverage_like(tree: Tree, axes: Axes, selected: Collection[str]) -> Tree:
   """Returns zeros shaped like `tree`, but 1 wide along unselected axes."""
 

@@ -37,7 +37,7 @@ from rich import console as rich_console
 from fedjax_tune import plugins
 from fedjax_tune.config import unread
 from fedjax_tune.files import mirror, paths
-from fedjax_tune.training import apart, build, defaults
+from fedjax_tune.training import agreement, apart, defaults
 
 from . import (
   experiment_file,
@@ -199,7 +199,7 @@ def _check_models(runs: Sequence[sweep_plan.PlannedRun]) -> None:
   # Seeds make no difference here.
   for label, run in {run.label: run for run in reversed(runs)}.items():
     try:
-      build.agree(run.experiment)
+      agreement.agree(run.experiment)
     except ValueError as error:
       problems.append(f'{label}: {error}')
   if problems:

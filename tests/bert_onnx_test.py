@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
+import tiny
 
 from fedjax_tune.models import (
   backbone,
@@ -48,7 +49,7 @@ def test_sizes_are_read_off_the_tensors(graph, tmp_path):
   assert loaded.config == sizes.TextConfig(2, _D, 2, _FFN, vocab=9, positions=5)
   assert set(loaded.drawn) == {'pooler/kernel', 'pooler/bias'}
   shapes = jax.tree.map(np.shape, loaded.params)
-  want = backbone.frozen_shapes(loaded.config)
+  want = tiny.pretrained_shapes(loaded.config)
   assert shapes == jax.tree.map(lambda leaf: leaf.shape, want)
 
 

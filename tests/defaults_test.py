@@ -15,7 +15,7 @@ import fedjax_tune as ft
 from fedjax_tune import config
 from fedjax_tune.config import fields
 from fedjax_tune.models import packaged, pretrained, sizes
-from fedjax_tune.training import build, defaults, provisions
+from fedjax_tune.training import agreement, defaults, provisions
 
 
 def _experiment(**values):
@@ -274,7 +274,7 @@ def test_arrays_in_memory():
 def test_a_run_with_nothing_said_but_the_model():
   images, labels = np.zeros((9, 16, 16, 3), np.uint8), np.arange(9) % 3
   data = ft.from_arrays(images, labels, images, labels)
-  agreed = build.agree(_experiment(), data)
+  agreed = agreement.agree(_experiment(), data)
   assert agreed.budgets == (4, 3, 3, 2, 1, 1)
   assert agreed.cohort == 6
 
@@ -296,6 +296,6 @@ def test_an_experiment_takes_another_set_and_model(name, file, monkeypatch):
   e = importlib.import_module(f'experiments.{file}').get_config()
   e.data.name, e.model.weights = name, 'random:llama_test'
   e.data.lengths = (8,)  # Of a model of 32 positions.
-  agreed = build.agree(e)
+  agreed = agreement.agree(e)
   assert max(agreed.budgets) == 4
   assert min(agreed.budgets) == 1

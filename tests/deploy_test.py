@@ -23,7 +23,14 @@ from fedjax_tune import config, endings, selection
 from fedjax_tune.data import corpus, outlines, tasks
 from fedjax_tune.deploy import deployment, finished, folders, subnetworks
 from fedjax_tune.engine import evaluate, server, server_optimizer
-from fedjax_tune.models import backbone, export, foundation, sizes
+from fedjax_tune.models import (
+  backbone,
+  export,
+  foundation,
+  heads,
+  huggingface,
+  sizes,
+)
 from fedjax_tune.report import scaling
 from fedjax_tune.training import (
   build,
@@ -262,6 +269,14 @@ def test_torch_computes_the_same(run, tmp_path, space, scope):
   assert record['parameters'] == foundation.num_params(held)
   assert record['file_parameters'] >= record['parameters']
   assert json.loads((tmp_path / 'deploy.json').read_text()) == record
+  again = heads.put(
+    huggingface.load_huggingface(tmp_path),
+    trained.test.task,
+    trained.test.class_names,
+  )
+  np.testing.assert_array_equal(
+    again.params['head']['kernel'], held['head']['kernel']
+  )
 
 
 def test_the_whole_budget_is_the_run(run, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tiny
 
 from fedjax_tune.models import (
   backbone,
@@ -90,7 +91,7 @@ def test_positions_begin_with_the_class_token(graph, tmp_path):
 def test_params_fit_the_model(graph, tmp_path):
   loaded = dinov2_onnx.load_dinov2_onnx(graph.save(tmp_path / 'm.onnx'))
   shapes = jax.tree.map(np.shape, loaded.params)
-  want = backbone.frozen_shapes(loaded.config)
+  want = tiny.pretrained_shapes(loaded.config)
   assert shapes == jax.tree.map(lambda leaf: leaf.shape, want)
 
 

@@ -22,7 +22,7 @@ from fedjax_tune.engine import (
 )
 from fedjax_tune.engine.schedule import clients_mesh
 from fedjax_tune.models import foundation
-from fedjax_tune.training import build
+from fedjax_tune.training import agreement
 
 # Clients of one signature, more than there are devices.
 _CLIENTS = 8
@@ -139,7 +139,7 @@ def test_slabs_must_occupy_all_devices():
   assert not any(width % 2 for width in wide.widths.values())
   cfg = config.Engine(slab=3, devices=2, fsdp=True)
   with pytest.raises(ValueError, match=r'slab=3 must be a multiple of 2'):
-    build._check_engine(cfg, 6)
+    agreement._check_engine(cfg, 6)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from fedjax_tune.costs.cost import Cost
 from fedjax_tune.costs.hardware import Device
 from fedjax_tune.data import arrays
 from fedjax_tune.methods import menus
+from fedjax_tune.models import backbone, pretrained
+from fedjax_tune.models.sizes import axis_sizes
 from fedjax_tune.training import build, loop
 from launch import overview
 
@@ -126,6 +129,18 @@ def test_costs_are_traced_once():
 
 
 # -- menus
+
+
+@pytest.mark.parametrize('weights', ['random:text_test', 'random:llama_test'])
+def test_subnetworks_are_ranked_by_their_weights(weights):
+  shape = pretrained.read_sizes(weights)
+  kernels = {
+    path: variable.shape
+    for path, variable in backbone.variables(shape).items()
+    if path[0] == 'blocks' and path[-1] == 'kernel'
+  }
+  want = sum(map(math.prod, kernels.values()))
+  assert menus._block_weights(axis_sizes(shape)) == want
 
 
 def test_menus_list_what_options_list():

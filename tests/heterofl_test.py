@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,11 @@ import pytest
 import tiny
 
 from fedjax_tune import selection
+from fedjax_tune.engine.algorithm import Client
 from fedjax_tune.methods import METHODS
-from fedjax_tune.methods.width import fedrolex, rates
+from fedjax_tune.methods.width import fedrolex, heterofl, rates
+from fedjax_tune.models import decoder
+from fedjax_tune.models.sizes import DecoderConfig
 from fedjax_tune.selection import Selection
 
 
@@ -152,6 +157,21 @@ def test_a_round_leaves_absent_classes_out():
   np.testing.assert_array_equal(after[:, 2], before[:, 2])
 
 
+# -- the scaler
+
+
+def test_a_head_that_predicts_tokens_is_not_scaled():
+  shape = DecoderConfig(
+    2, 8, 1, 8, vocab=9, positions=8, group=1, head_dim=4, tied=False
+  )
+  model: Any = decoder.Decoder(shape, rngs=nnx.Rngs(0))
+  nnx.update(model, jax.tree.map(jnp.ones_like, nnx.state(model)))
+  scaled: Any = heterofl._scaled(model, 0.5)
+  assert np.all(scaled.blocks.attn.q.kernel[...] == 2)
+  assert np.all(scaled.embed.word[...] == 2)
+  assert np.all(scaled.lm_head.kernel[...] == 1)
+
+
 # -- windows
 
 
@@ -178,18 +198,28 @@ def test_fedrolex_windows_are_the_authors():
     assert rule.draw(rnd, [1]) == [sizes]
 
 
-def _flat_heads(rnd, heads, channels, held):
+def _flat_heads(shift, heads, channels, held):
   """The authors' indices of queries, keys and values: [heads, held]."""
-  rolled = np.roll(np.arange(heads * channels), rnd % (heads * channels))
+  rolled = np.roll(np.arange(heads * channels), shift % (heads * channels))
   return rolled.reshape(heads, -1)[:, :held]
 
 
-@pytest.mark.parametrize('rnd', [0, 1, 7, 8, 11, 17])
-def test_fedrolex_across_heads_is_the_authors(rnd):
+# Forwards is that of their indices, the other way round.
+_ROLLS = [(n, 'backward') for n in (0, 1, 7, 8, 11, 17)]
+
+
+@pytest.mark.parametrize(('rnd', 'roll'), [*_ROLLS, (11, 'forward')])
+def test_fedrolex_across_heads_is_the_authors(rnd, roll):
   found = tiny.vit_foundation(targets=('attn.q', 'attn.proj'))
   sizes = {'layer': tiny.DEPTH, 'qk_dim': 8, 'v_dim': 8}
   build = functools.partial(
-    _build, 'fedrolex', sizes, found=found, rates=(0.625, 1.0), scaler=False
+    _build,
+    'fedrolex',
+    sizes,
+    found=found,
+    rates=(0.625, 1.0),
+    scaler=False,
+    roll=roll,
   )
   algorithm = build(across_heads=True)
   base, theta = jax.tree.map(np.asarray, (found.base, found.theta))
@@ -197,15 +227,18 @@ def test_fedrolex_across_heads_is_the_authors(rnd):
   flat = lambda kernel: kernel.reshape(*kernel.shape[:2], 16)
   q, k = (flat(attn[name]['kernel']) for name in 'qk')
   proj = attn['proj']['kernel'].reshape(tiny.DEPTH, 16, 16)
-  cut = {'qk_dim': 8, 'v_dim': 8}
+  widths = fedrolex.Rolling({'qk_dim': 8, 'v_dim': 8}, (0.625, 1.0), roll)
+  give: Any = lambda model, *_: model
+  mix: Any = fedrolex.mixing(Client(give), widths).loss
+  batch, key = tiny.batch(tiny.VIT_SIZE, 2), jax.random.key(0)
   lora_a = theta['blocks']['attn']['proj']['lora_a'].reshape(tiny.DEPTH, 16, -1)
   for client, held in ((0, 5), (1, 8)):
     context = tiny.context(algorithm, client, rnd)
     row = context.held
     local = selection.select(found.theta, found.axes, row)
     model = found.assemble(found.base, local, row)
-    mixed = fedrolex._mix_heads(model, row, cut, jnp.int32(rnd))
-    at = _flat_heads(rnd, 2, 8, held)
+    mixed = mix(model, batch, context, key)
+    at = _flat_heads(rnd if roll == 'backward' else -rnd, 2, 8, held)
     ours = mixed.blocks.attn
     # What a head computes: its scores, and what its values are worth.
     for h in range(2):
@@ -223,8 +256,6 @@ def test_fedrolex_across_heads_is_the_authors(rnd):
     channels = np.arange(8) if isinstance(channels, int) else channels
     within = {h * 8 + int(c) for h in range(2) for c in channels}
     assert within == set(at.ravel().tolist())
-  batch = tiny.batch(tiny.VIT_SIZE, 2)
-  key = jax.random.key(0)
   loss, _ = algorithm.client.loss(model, batch, context, key)
   plain = build(across_heads=False)
   same, _ = plain.client.loss(model, batch, context, key)

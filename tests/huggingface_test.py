@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 import torch
 from transformers import DeiTConfig as TorchDeiTConfig
 from transformers import Dinov2Config as TorchDinov2Config
@@ -153,7 +154,7 @@ def test_params_are_float32_and_fit_the_model(tmp_path, family):
   _build(family).to(torch.bfloat16).save_pretrained(tmp_path)
   loaded = huggingface.load_huggingface(tmp_path)
   got = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded.params)
-  want = backbone.frozen_shapes(loaded.config)
+  want = tiny.pretrained_shapes(loaded.config)
   assert got == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), want)
 
 

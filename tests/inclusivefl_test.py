@@ -182,6 +182,16 @@ def test_absent_size_keeps_its_memory_and_its_top_stays():
   np.testing.assert_allclose(memory['a'][:, 0], [6.5, 4])
 
 
+def test_a_size_that_no_round_draws_is_as_one_that_is_absent():
+  toy = _toy()
+  _, memory = _merge(toy, _DELTAS, _memory(toy))
+  only = {1: _DELTAS[1]}
+  want = _merge(toy, only, memory)
+  drawn = {3: _totals(toy, only)[3]}
+  merge = jax.jit(toy.algorithm.aggregator.merge)
+  tiny.assert_close(merge(toy.theta, drawn, memory), want, rtol=1e-6)
+
+
 def test_merge_is_its_slow_twin():
   toy = _toy(beta=0.3)
   rng = np.random.default_rng(0)

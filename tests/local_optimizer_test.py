@@ -221,3 +221,10 @@ def test_biases_and_norms_of_models_do_not_decay():
     still = {name for name, decays in flat.items() if not decays}
     assert still == {n for n in flat if n.endswith('bias') or 'norm' in n}
     assert {'blocks.mlp.fc1.kernel', 'head.kernel'} <= flat.keys() - still
+
+
+def test_a_tier_may_be_called_as_norms_are():
+  tree = {'norm_bert': {'attn': {'kernel': 0}, 'norm1': {'scale': 0}}}
+  assert local_optimizer.decays(tree) == {
+    'norm_bert': {'attn': {'kernel': True}, 'norm1': {'scale': False}}
+  }

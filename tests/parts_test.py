@@ -114,6 +114,21 @@ def test_a_batch_has_the_gradient_of_its_texts(kind):
     tiny.assert_close(cut, want, rtol=1e-2)
 
 
+def test_what_a_text_drops_is_its_own_at_every_exit():
+  """Exits are read side by side; what runs beside a text changes nothing."""
+  found = tiny.text_foundation(dropout=0.3, family='roberta', types=0)
+  model: Any = found.merge(found.base, found.theta)
+  exits = np.random.default_rng(0).normal(size=(4, 6, 16)).astype(np.float32)
+  keys = _batch('classification').keys(jax.random.key(0))
+  read = lambda x, keys: model._pool(x, model._keys(keys))
+  whole, other = read(exits, keys), np.array([4, 1, 5, 0, 3, 2])
+  got = read(exits[:, other], keys[other])
+  tiny.assert_close(got, whole[:, other], rtol=1e-5, atol=1e-6)
+  # A text drops something else at each exit.
+  dropped = np.asarray(whole[:, 0] == 0)
+  assert len(np.unique(dropped, axis=0)) == 4
+
+
 def test_a_batch_that_pads_has_no_gradient():
   def objective(local, batch, key):
     del key

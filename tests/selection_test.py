@@ -137,6 +137,14 @@ def test_scatter_sum_by_hand():
   np.testing.assert_array_equal(got['b'], [4, 6])
 
 
+def test_put_back_by_hand():
+  local = {'a': jnp.full((2, 3), 5.0), 'b': jnp.asarray([1.0, 2.0])}
+  held = {'layer': np.array([3, 1]), 'of another tree': 7}
+  got = selection.put_back(_TREE, _AXES, held, local)
+  np.testing.assert_array_equal(got['a'][:, 1], [0, 5, 0, 5])
+  np.testing.assert_array_equal(got['b'], [1, 2])
+
+
 def test_without_a_selection_it_is_a_sum():
   local = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), _TREE)
   got = selection.scatter_sum(_TREE, _AXES, {}, local)

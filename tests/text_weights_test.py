@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 import torch
 import transformers
 
@@ -69,7 +70,7 @@ def test_params_fit_the_model(folder):
   loaded = huggingface.load_huggingface(folder)
   assert loaded.tokenizer == loaded.source == str(folder)
   got = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded.params)
-  want = backbone.frozen_shapes(loaded.config)
+  want = tiny.pretrained_shapes(loaded.config)
   assert got == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), want)
 
 

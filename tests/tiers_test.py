@@ -11,7 +11,7 @@ import tiny_folders
 
 from fedjax_tune import config
 from fedjax_tune.models import tiers
-from fedjax_tune.training import build, loop
+from fedjax_tune.training import agreement, build, loop
 
 _LLAMA = dataclasses.replace(tiny_folders.LLAMA, embed=24, ffn=40)
 
@@ -152,7 +152,7 @@ def test_a_method_of_several_models_needs_one():
       ('clipart',),
     )
     with pytest.raises(ValueError, match=message):
-      build.agree(e)
+      agreement.agree(e)
 
 
 def test_a_method_of_one_model_reads_no_tier():

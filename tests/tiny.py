@@ -32,6 +32,7 @@ from fedjax_tune.engine.slabs import Signature
 from fedjax_tune.methods import METHODS, proximal
 from fedjax_tune.methods.facts import Facts
 from fedjax_tune.models import (
+  backbone,
   bottleneck,
   federation,
   foundation,
@@ -41,6 +42,7 @@ from fedjax_tune.models import (
   vit,
 )
 from fedjax_tune.models.lora import Lora
+from fedjax_tune.models.sizes import Config
 from fedjax_tune.typing import Axes, Tokens, Tree
 
 DEPTH = 4
@@ -144,6 +146,12 @@ class Stack(nnx.Module):
   def __call__(self, images, layers_N, *, key=None):
     """Returns logits [B, K]."""
     return self.head(self.class_tokens(images, layers_N, key=key)[-1])
+
+
+def pretrained_shapes(shape: Config) -> Tree:
+  """Returns the shapes of the pretrained parameters, as the model has them."""
+  found = backbone.pretrained_variables(shape)
+  return foundation.nest({p: v.get_value() for p, v in found.items()})
 
 
 def noise(tree: Tree, seed: int, scale: float = 0.2) -> Tree:

@@ -44,6 +44,15 @@ def test_every_field_is_in_the_table(table):
     ({'fedadapter.rank': 4}, "fedadapter.rank=4 .*model.tune='adapter'"),
     ({'model.tune': 'full', 'lora.rank': 4}, r"lora.rank=4 .*tune='lora'"),
     ({'local.epochs': 3}, 'local.epochs=3 .*local.steps=0'),
+    ({'local.steps': 1, 'local.prox': 0.1}, r'prox=0.1 .*steps other than 1'),
+    (
+      {'local.steps': 1, 'local.schedule': 'linear'},
+      'schedule=.linear. .*steps other than 1',
+    ),
+    (
+      {'method': 'hetlora', 'hetlora.gamma': 1.0, 'hetlora.penalty': 0.1},
+      'penalty=0.1 .*hetlora.gamma other than 1',
+    ),
     ({'engine.chunk': 4}, "engine.chunk=4 .*engine.mode='chunk'"),
     ({'server.beta2': 0.5}, 'server.beta2=0.5 .*server.optimizer='),
     ({'method': 'raffm', 'width.rates': (1.0,)}, 'width.rates=.*heterofl'),

@@ -252,6 +252,31 @@ def test_fjord_trains_every_width_up_to_the_clients(client, widths):
   _assert_all_occur(_fjord_losses(algorithm, client, batch), want)
 
 
+def test_fjord_trains_the_rates_of_its_options_where_devices_are_fitted():
+  batch = tiny.batch(tiny.STACK_SIZE, 5)
+  e = _experiment('fjord', distill=False)
+  facts = _facts(e, Task('classification', tiny.CLASSES))
+  # Every device can train the whole model.
+  facts = dataclasses.replace(facts, fitted={'width': (1.0,) * 4})
+  algorithm = METHODS['fjord'].build(facts)
+  want = [
+    _cross_entropy(_slow_stack(tiny.stack(), n, batch, 1), batch)
+    for n in (6, 3, 2)
+  ]
+  _assert_all_occur(_fjord_losses(algorithm, 0, batch), want)
+
+
+def _facts(e, task):
+  return Facts(
+    e,
+    _SIZES,
+    (tiny.DEPTH,) * 4,
+    task,
+    None,
+    {'model': lambda _: tiny.stack()},
+  )
+
+
 def test_fjord_teaches_the_narrow_by_the_widest():
   batch = tiny.batch(tiny.STACK_SIZE, 5)
   algorithm = _build('fjord', distill=True)
@@ -263,14 +288,7 @@ def test_fjord_teaches_the_narrow_by_the_widest():
   kl_B = (np.exp(log_probs[3]) * (log_probs[3] - log_probs[2])).sum(1)
   taught = widest + kl_B[np.asarray(batch.valid)].mean()
   _assert_all_occur(_fjord_losses(algorithm, 0, batch), [widest, taught])
-  facts = Facts(
-    _experiment('fjord', distill=True),
-    _SIZES,
-    (tiny.DEPTH,) * 4,
-    Task('regression', 1),
-    None,
-    {'model': lambda _: tiny.stack()},
-  )
+  facts = _facts(_experiment('fjord', distill=True), Task('regression', 1))
   with pytest.raises(ValueError, match=r'width\.distill=True needs classes'):
     METHODS['fjord'].build(facts)
 

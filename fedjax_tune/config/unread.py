@@ -220,7 +220,8 @@ READ: dict[str, tuple[Need, ...]] = {
   'local.steps': (),
   'local.epochs': (Need('local.steps', (0,)),),
   'local.equal_steps': (Need('local.steps', (0,)),),
-  'local.prox': (),
+  # A first step is where the client started, and nothing pulls it back.
+  'local.prox': (Need('local.steps', (1,), but=True),),
   'local.over_rounds': (),
   'local.decay': (Need('local.over_rounds', ('decay',)),),
   'local.decay_every': (
@@ -228,7 +229,7 @@ READ: dict[str, tuple[Need, ...]] = {
     Need('local.decay', (1,), but=True),
   ),
   'local.warmup': (),
-  'local.schedule': (),
+  'local.schedule': (Need('local.steps', (1,), but=True),),
   'local.gamma': (Need('local.schedule', ('exponential',)),),
   'local.decay_mask': (Need('local.weight_decay', (0,), but=True),),
   'server.optimizer': (),
@@ -293,7 +294,10 @@ READ: dict[str, tuple[Need, ...]] = {
   'composed.branches': (_method('composed'),),
   'feddyn.alpha': (_method('feddyn'),),
   'hetlora.gamma': (_method('hetlora'),),
-  'hetlora.penalty': (_method('hetlora'),),
+  'hetlora.penalty': (
+    _method('hetlora'),
+    Need('hetlora.gamma', (1,), but=True),
+  ),
   'heterotune.reading': (_HETEROTUNE,),
   'heterotune.branches': (_HETEROTUNE,),
   'heterotune.foreign': (_HETEROTUNE, Need('heterotune.reading', ('own',))),

@@ -3,9 +3,9 @@
 import pathlib
 
 from fedjax_tune.data import json_files
+from fedjax_tune.models.heads import DEPLOYED as DEPLOYED
 from fedjax_tune.models.heads import EXPORTED as EXPORTED
 
-DEPLOYED = 'deploy.json'
 _OURS = {DEPLOYED, EXPORTED, 'curve.json', 'box.json'}
 
 

@@ -64,9 +64,9 @@ def decays(params: Tree) -> Tree:
 
   def of(path: KeyPath, _: jax.Array) -> bool:
     *modules, name = (p.key for p in path)
-    return not name.endswith('bias') and not any(
-      m.startswith('norm') for m in modules
-    )
+    # The innermost alone: the outermost may be a tier of any name.
+    in_norm = bool(modules) and modules[-1].startswith('norm')
+    return not (in_norm or name.endswith('bias'))
 
   return jax.tree.map_with_path(of, params)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -75,73 +76,108 @@ def build(
       `eval/NAME/accuracy` the mean over the clients of a model, if there are
       several models. It raises `Diverged` if outputs or metrics are not finite.
   """
-  task = algorithm.evaluation.task
-  of_head = _differ_in_head(algorithm)
-  own_predict = build_own_predict(algorithm, of_head=of_head)
-  predict = jax.jit(own_predict, static_argnums=0)
-  first, test = next(iter(tests.items()))
-  model_of = lambda client: algorithm.tier(client) or first
-  extract = features.build(algorithm.model, algorithm.evaluation.models[first])
+  return _OwnModels(algorithm, tests, own, lengths).evaluate
 
-  def read(base, theta):
-    """Returns the test data as the clients' models read them."""
-    rows = np.unique(np.concatenate(own))
-    if not of_head or not rows.size:
-      return tests
-    made = extract(base, theta, test, rows, lengths)
-    inputs = np.zeros((len(test), made.shape[1]), made.dtype)
-    inputs[rows] = made
-    return {first: dataclasses.replace(test, inputs=inputs, lengths=None)}
 
-  def of_client(name, base, theta, remembered, held, seen, rows):
-    def say(batch):
-      arrays = divided.beside(base, batch, split=True)
-      return predict(name, base, theta, remembered, held, arrays)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OwnModels:
+  """Judges every client's own model; the attributes are `build`'s arguments."""
 
-    return Predicted.of(seen[name], rows, lengths, _BATCH, say)
+  algorithm: Algorithm
+  tests: Mapping[str, Corpus]
+  own: Sequence[np.ndarray]
+  lengths: Sequence[int]
 
-  def of_own(base, state, seen, client, rows):
-    """Returns a client's metrics, and the primary one by domain."""
-    states = store.gather(
-      state.clients, np.array([client]), algorithm.client.state
-    )
-    remembered = jax.tree.map(lambda x: x[0], states)
-    theta = divided.beside(base, state.theta)
-    # The same in every round, or it could not be a model of the client's own.
-    (held,) = algorithm.rule.draw(0, [client])
-    name = model_of(client)
-    order, predicted = of_client(
-      name, base, theta, remembered, held, seen, rows
-    )
-    by_domain = {}
-    for domain, domain_name in enumerate(test.domain_names):
-      at = test.domains[order] == domain
-      if at.any():
-        part = {k: v[at] for k, v in predicted.items()}
-        by_domain[domain_name] = test.judge(order[at], part)[task.primary]
-    return test.judge(order, predicted), by_domain
-
-  def evaluate(base, state):
+  def evaluate(self, base: Tree, state: ServerState) -> dict[str, float]:
+    """Does what `build` says."""
+    task, tests = self.algorithm.evaluation.task, self.tests
     # Of n hosts each judges every n-th client.
-    mine = range(hosts.index(), len(own), hosts.count())
-    seen = read(base, state.theta)
+    mine = range(hosts.index(), len(self.own), hosts.count())
+    seen = self._read(base, state.theta)
     given = hosts.exchange(
-      {k: of_own(base, state, seen, k, own[k]) for k in mine if own[k].size}
+      {k: self._judge(base, state, seen, k) for k in mine if self.own[k].size}
     )
     found = {k: v for part in given for k, v in part.items()}
     by_client = {metric: [] for metric in task.metrics}
-    by_domain = {domain: [] for domain in test.domain_names}
+    by_domain = {domain: [] for domain in self._test.domain_names}
     by_model = {name: [] for name in tests}
     for client in sorted(found):
       metrics_of, domains_of = found[client]
-      by_model[model_of(client)].append(metrics_of[task.primary])
+      by_model[self._model_of(client)].append(metrics_of[task.primary])
       for values, into in ((metrics_of, by_client), (domains_of, by_domain)):
         for name, value in values.items():
           into[name].append(value)
     models = by_model if len(tests) > 1 else {}
     return _summarize(task.primary, by_client, by_domain, models)
 
-  return evaluate
+  def _read(self, base: Tree, theta: Tree) -> Mapping[str, Corpus]:
+    """Returns the test data as the clients' models read them."""
+    rows = np.unique(np.concatenate(self.own))
+    if not self._of_head or not rows.size:
+      return self.tests
+    test = self._test
+    made = self._extract(base, theta, test, rows, self.lengths)
+    inputs = np.zeros((len(test), made.shape[1]), made.dtype)
+    inputs[rows] = made
+    return {self._first: dataclasses.replace(test, inputs=inputs, lengths=None)}
+
+  def _judge(
+    self,
+    base: Tree,
+    state: ServerState,
+    seen: Mapping[str, Corpus],
+    client: int,
+  ) -> tuple[Mapping[str, float], dict[str, float]]:
+    """Returns a client's metrics, and the primary one by domain."""
+    states = store.gather(
+      state.clients, np.array([client]), self.algorithm.client.state
+    )
+    remembered = jax.tree.map(lambda x: x[0], states)
+    theta = divided.beside(base, state.theta)
+    # The same in every round, or it could not be a model of the client's own.
+    (held,) = self.algorithm.rule.draw(0, [client])
+    name, test = self._model_of(client), self._test
+
+    def say(batch):
+      arrays = divided.beside(base, batch, split=True)
+      return self._predict(name, base, theta, remembered, held, arrays)
+
+    order, predicted = Predicted.of(
+      seen[name], self.own[client], self.lengths, _BATCH, say
+    )
+    primary, by_domain = self.algorithm.evaluation.task.primary, {}
+    for domain, domain_name in enumerate(test.domain_names):
+      at = test.domains[order] == domain
+      if at.any():
+        part = {k: v[at] for k, v in predicted.items()}
+        by_domain[domain_name] = test.judge(order[at], part)[primary]
+    return test.judge(order, predicted), by_domain
+
+  @functools.cached_property
+  def _of_head(self) -> bool:
+    return _differ_in_head(self.algorithm)
+
+  @functools.cached_property
+  def _predict(self) -> Callable[..., dict[str, jax.Array]]:
+    own = build_own_predict(self.algorithm, of_head=self._of_head)
+    return jax.jit(own, static_argnums=0)
+
+  @functools.cached_property
+  def _extract(self) -> features.Extract:
+    held = self.algorithm.evaluation.models[self._first]
+    return features.build(self.algorithm.model, held)
+
+  @property
+  def _first(self) -> str:
+    return next(iter(self.tests))
+
+  @property
+  def _test(self) -> Corpus:
+    """The test data as the first model reads them; labels are the same to all."""
+    return self.tests[self._first]
+
+  def _model_of(self, client: int) -> str:
+    return self.algorithm.tier(client) or self._first
 
 
 def build_own_predict(

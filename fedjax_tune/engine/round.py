@@ -69,7 +69,7 @@ class Engine:
     self.algorithm = algorithm
     self._server_opt = server_opt
     self._local_opt = local_opt
-    self._schedule = schedule
+    self._rate = schedule
     self._lengths = lengths
     self._server_step = jax.jit(
       build_server_step(algorithm.aggregator, server_opt)
@@ -150,44 +150,43 @@ class Engine:
     # The same zeros every round: sums are added to them, never into them.
     self._zeros = {aggregator.group(sig): zero for sig in schedules}
 
-    memory = jax.eval_shape(aggregator.init, model.theta)
-    start = self.algorithm.client.state
-
-    def arguments(sig):
-      width = self._widths[sig]
-      lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
-      shared = Shared(
-        model.base,
-        model.theta,
-        memory,
-        jax.random.key(0),
-        np.zeros((), np.float32),
-        np.zeros((), np.int32),
-      )
-      batches = jax.tree.map(lead, self._batches(sig))
-      own = Own(
-        sig.shapes(width),
-        jax.tree.map(lead, self._info),
-        jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
-        np.zeros(width, np.float32),
-        np.zeros(width, np.int32),
-        batches,
-        batching.part_shapes(self._lengths, batches.valid.shape),
-      )
-      return jax.tree.map(_placed, self._places[sig], (shared, own))
-
     if selected != self._selected:
       step = build_slab_step(
         self.algorithm,
         self._local_opt,
-        schedule=self._schedule,
+        rate=self._rate,
         selected=selected,
         lengths=self._lengths,
       )
       self.programs, self._selected = Programs(step), selected
     there = self.programs.compiled
     new = {sig: s for sig, s in schedules.items() if sig not in there}
-    self.programs.compile(new, arguments)
+    self.programs.compile(new, self._arguments)
+
+  def _arguments(self, sig: Signature) -> tuple[Shared, Own]:
+    """Returns the shapes of what a signature's program is given."""
+    model, width = self.algorithm.model, self._widths[sig]
+    start = self.algorithm.client.state
+    lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
+    shared = Shared(
+      model.base,
+      model.theta,
+      jax.eval_shape(self.algorithm.aggregator.init, model.theta),
+      jax.random.key(0),
+      np.zeros((), np.float32),
+      np.zeros((), np.int32),
+    )
+    batches = jax.tree.map(lead, self._batches(sig))
+    own = Own(
+      sig.shapes(width),
+      jax.tree.map(lead, self._info),
+      jax.tree.map(lead, jax.tree.map(np.asarray, start(0) if start else ())),
+      np.zeros(width, np.float32),
+      np.zeros(width, np.int32),
+      batches,
+      batching.part_shapes(self._lengths, batches.valid.shape),
+    )
+    return jax.tree.map(_placed, self._places[sig], (shared, own))
 
   def place(self, sig: Signature) -> jax.sharding.Sharding | None:
     """Returns the placement of whole shared arrays; None without a program."""

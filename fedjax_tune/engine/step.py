@@ -179,7 +179,7 @@ def build_slab_step(
   algorithm: Algorithm,
   optimizer: optax.GradientTransformation,
   *,
-  schedule: RateSchedule | None = None,
+  rate: RateSchedule | None = None,
   selected: Collection[str] = (),
   lengths: Sequence[int] = (),
 ) -> SlabStep:
@@ -188,7 +188,7 @@ def build_slab_step(
   Args:
     algorithm: Says what a client starts from, minimises and sends.
     optimizer: The clients' optimizer, for learning rate 1.
-    schedule: How the learning rate falls from one local step to the next.
+    rate: How the learning rate falls from one local step to the next.
     selected: Axes along which the updates of any client of the run are
       selected.
     lengths: Tokens to which the parts of batches are padded, ascending.
@@ -205,47 +205,8 @@ def build_slab_step(
     - The order of clients, the padding, the schedule and the number of
       devices change only rounding.
   """
-  model, client, aggregator = (
-    algorithm.model,
-    algorithm.client,
-    algorithm.aggregator,
-  )
-  train_locally = build_train(algorithm, optimizer, schedule, lengths)
-
-  def train(sig, shared, own):
-    context, start, delta, metrics = train_locally(sig, shared, own)
-    taken = jnp.sum(jnp.any(own.batches.valid, -1), dtype=jnp.float32)
-    sent = client.finish(start, delta, taken, context)
-    sound = finite.all_finite((delta, sent.tree, sent.state, metrics))
-    return sent._replace(factor=jnp.where(sound, sent.factor, jnp.nan)), metrics
-
-  def train_slab(sig, schedule, shared, own):
-    like, names = aggregator.spec(shared.theta, model.axes)
-
-    def run(chunk):
-      one = lambda client: train(sig, shared, client)
-      if schedule.chunk == 1:
-        single = jax.tree.map(lambda x: x[0], chunk)
-        sent, metrics = jax.tree.map(lambda x: x[None], one(single))
-      else:
-        sent, metrics = jax.vmap(one)(chunk)
-      real, weight = chunk.weight > 0, chunk.weight * sent.factor
-      counts = real & (weight >= 0) & (weight < jnp.inf)
-      weight = jnp.where(counts, weight, 0)
-      metrics = jax.tree.map(lambda m: jnp.where(counts, m, 0), metrics)
-      metrics = {**metrics, 'rejected': real & ~counts}
-      where = selection.within(aggregator.where(chunk.held, chunk.info), names)
-      total = selection.group_sum(
-        like, names, where, sent.tree, weight, selected
-      )
-      renew = lambda new, old: jnp.where(_along(counts, new), new, old)
-      state = jax.tree.map(renew, sent.state, chunk.state)
-      return Result(total, metrics, state)
-
-    if schedule.chunk == own.weight.shape[0]:
-      return run(own)
-    # Devices that exchange blocks must all be there, padding or not.
-    return _sum_over_chunks(run, own, schedule.chunk, skip=not schedule.fsdp)
+  model = algorithm.model
+  train_slab = _build_train_slab(algorithm, optimizer, rate, selected, lengths)
 
   def step(sig, schedule, shared, own):
     if schedule.devices == 1:
@@ -274,6 +235,55 @@ def build_slab_step(
     return Result(*spread(shared, own))
 
   return step
+
+
+def _build_train_slab(
+  algorithm: Algorithm,
+  optimizer: optax.GradientTransformation,
+  rate: RateSchedule | None,
+  selected: Collection[str],
+  lengths: Sequence[int],
+) -> SlabStep:
+  """Builds what one device makes of its clients; see `build_slab_step`."""
+  client, aggregator = algorithm.client, algorithm.aggregator
+  train_locally = build_train(algorithm, optimizer, rate, lengths)
+
+  def train(sig, shared, own):
+    context, start, delta, metrics = train_locally(sig, shared, own)
+    taken = jnp.sum(jnp.any(own.batches.valid, -1), dtype=jnp.float32)
+    sent = client.finish(start, delta, taken, context)
+    sound = finite.all_finite((delta, sent.tree, sent.state, metrics))
+    return sent._replace(factor=jnp.where(sound, sent.factor, jnp.nan)), metrics
+
+  def train_slab(sig, schedule, shared, own):
+    like, names = aggregator.spec(shared.theta, algorithm.model.axes)
+
+    def run(chunk):
+      one = lambda client: train(sig, shared, client)
+      if schedule.chunk == 1:
+        single = jax.tree.map(lambda x: x[0], chunk)
+        sent, metrics = jax.tree.map(lambda x: x[None], one(single))
+      else:
+        sent, metrics = jax.vmap(one)(chunk)
+      real, weight = chunk.weight > 0, chunk.weight * sent.factor
+      counts = real & (weight >= 0) & (weight < jnp.inf)
+      weight = jnp.where(counts, weight, 0)
+      metrics = jax.tree.map(lambda m: jnp.where(counts, m, 0), metrics)
+      metrics = {**metrics, 'rejected': real & ~counts}
+      where = selection.within(aggregator.where(chunk.held, chunk.info), names)
+      total = selection.group_sum(
+        like, names, where, sent.tree, weight, selected
+      )
+      renew = lambda new, old: jnp.where(_along(counts, new), new, old)
+      state = jax.tree.map(renew, sent.state, chunk.state)
+      return Result(total, metrics, state)
+
+    if schedule.chunk == own.weight.shape[0]:
+      return run(own)
+    # Devices that exchange blocks must all be there, padding or not.
+    return _sum_over_chunks(run, own, schedule.chunk, skip=not schedule.fsdp)
+
+  return train_slab
 
 
 def _along(flags: jax.Array, like: jax.Array) -> jax.Array:

@@ -159,8 +159,8 @@ def _client(
     widths = parts[1].rule
     assert isinstance(widths, rates.Prefix)
     client = heterofl.client(facts, widths)
-    if options.width == 'fedrolex' and e.width.across_heads:
-      client = fedrolex.mixing(client, widths.sizes)
+    if isinstance(widths, fedrolex.Rolling) and e.width.across_heads:
+      client = fedrolex.mixing(client, widths)
   if lora is None or options.rank == 'rbla':
     return client
   client = dataclasses.replace(client, finish=ranks.send_adapters)

@@ -52,10 +52,16 @@ def space(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
 
 
 def _block_weights(sizes: Sizes) -> int:
-  """Counts the weights of all blocks' linear maps."""
-  wide = sizes.get('qk_dim', sizes.get('rotary', 0)) + sizes['v_dim']
-  per_block = 2 * sizes['heads'] * wide + 2 * sizes['ffn']
-  return sizes['layer'] * sizes['embed'] * per_block
+  """Counts the weights of all blocks' linear maps.
+
+  A decoder has a group of queries for each head of keys and values, and a gate
+  in its MLP.
+  """
+  decodes = 'rotary' in sizes
+  wide = sizes['rotary' if decodes else 'qk_dim'] + sizes['v_dim']
+  attention = (1 + sizes.get('group', 1)) * sizes['heads'] * wide
+  mlp = (3 if decodes else 2) * sizes['ffn']
+  return sizes['layer'] * sizes['embed'] * (attention + mlp)
 
 
 def rank(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:

@@ -100,14 +100,6 @@ def linear_maps(config: Config) -> list[str]:
   ]
 
 
-def frozen_shapes(config: Config) -> Tree:
-  """Returns the shapes of the pretrained parameters, as the model has them."""
-  found = pretrained_variables(config)
-  return traverse_util.unflatten_dict(
-    {p: v.get_value() for p, v in found.items()}
-  )
-
-
 def draw(path: layouts.Path, shape: tuple[int, ...]) -> np.ndarray:
   """Draws a parameter; the draw depends only on its path and shape.
 

@@ -1,6 +1,6 @@
 """A transformer block, stacked over layers, with norms before or after."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -13,9 +13,10 @@ from fedjax_tune.models.bottleneck import FedAdapter
 from fedjax_tune.models.sizes import Axes, BlockSizes, ViTConfig, kind
 
 # For each adapted linear map ('attn.proj', 'mlp.fc2', ...) its LoRA, a
-# `Lora`; for each adapted sublayer ('attn', 'mlp') its
-# `adapter.Bottleneck`.
+# `Lora`; for each adapted sublayer ('attn', 'mlp') its `Bottleneck`.
 Adapters = Mapping[str, Any]
+# The axes of a map's inputs, or of its outputs.
+_Sides = tuple[linear.Axis, ...]
 
 
 class Keys:
@@ -51,25 +52,49 @@ class Keys:
     return primitives.fold_in(self._key, self._TAGS.index(name))
 
 
+def maps(
+  sublayer: str,
+  config: BlockSizes,
+  adapters: Adapters,
+  rngs: nnx.Rngs,
+  *,
+  bias: bool = True,
+) -> Callable[[str, _Sides, _Sides], linear.Linear]:
+  """Returns what builds a sublayer's linear maps, stacked over layers.
+
+  Args:
+    sublayer: 'attn' or 'mlp', as in the names of `adapters`.
+    config: The model's sizes.
+    adapters: What is added to which map.
+    rngs: Draws them.
+    bias: Whether they have biases.
+
+  Returns:
+    build(name, ins, outs), given a map's name and axes.
+  """
+
+  def build(name, ins, outs):
+    return linear.Linear(
+      ins,
+      outs,
+      stack=(Axes.of(config).layer,),
+      kind=kind(config),
+      adapter=adapters.get(f'{sublayer}.{name}'),
+      bias=bias,
+      rngs=rngs,
+    )
+
+  return build
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention with separate q, k and v."""
 
   def __init__(
     self, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
-    axes = Axes.of(config)
+    axes, build = Axes.of(config), maps('attn', config, adapters, rngs)
     query, value = (axes.heads, axes.qk_dim), (axes.heads, axes.v_dim)
-
-    def build(name, ins, outs):
-      return linear.Linear(
-        ins,
-        outs,
-        stack=(axes.layer,),
-        kind=kind(config),
-        adapter=adapters.get(f'attn.{name}'),
-        rngs=rngs,
-      )
-
     self.q = build('q', (axes.embed,), query)
     self.k = build('k', (axes.embed,), query)
     self.v = build('v', (axes.embed,), value)
@@ -106,20 +131,9 @@ class Mlp(nnx.Module):
   def __init__(
     self, config: BlockSizes, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
-    axes = Axes.of(config)
-
-    def build(name, ins, outs):
-      return linear.Linear(
-        (ins,),
-        (outs,),
-        stack=(axes.layer,),
-        kind=kind(config),
-        adapter=adapters.get(f'mlp.{name}'),
-        rngs=rngs,
-      )
-
-    self.fc1 = build('fc1', axes.embed, axes.ffn)
-    self.fc2 = build('fc2', axes.ffn, axes.embed)
+    axes, build = Axes.of(config), maps('mlp', config, adapters, rngs)
+    self.fc1 = build('fc1', (axes.embed,), (axes.ffn,))
+    self.fc2 = build('fc2', (axes.ffn,), (axes.embed,))
     self.dropout = config.dropout
 
   def __call__(self, x: Array, keys: 'Keys') -> Array:

@@ -8,7 +8,13 @@ from jaxtyping import Float
 import numpy as np
 
 from fedjax_tune.models import linear, primitives, prompts
-from fedjax_tune.models.block import Adapters, Keys, adapted, add_fedadapters
+from fedjax_tune.models.block import (
+  Adapters,
+  Keys,
+  adapted,
+  add_fedadapters,
+  maps,
+)
 from fedjax_tune.models.rope import Rope
 from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 
@@ -60,19 +66,8 @@ class Attention(nnx.Module):
     self, config: DecoderConfig, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
     axes, group = Axes.of(config), ('group', config.group)
+    build = maps('attn', config, adapters, rngs, bias=False)
     self.rope = config.rope
-
-    def build(name, ins, outs):
-      return linear.Linear(
-        ins,
-        outs,
-        stack=(axes.layer,),
-        kind=kind(config),
-        adapter=adapters.get(f'attn.{name}'),
-        bias=False,
-        rngs=rngs,
-      )
-
     self.q = build('q', (axes.embed,), (axes.heads, group, axes.qk_dim))
     self.k = build('k', (axes.embed,), (axes.heads, axes.qk_dim))
     self.v = build('v', (axes.embed,), (axes.heads, axes.v_dim))
@@ -108,21 +103,10 @@ class Mlp(nnx.Module):
     self, config: DecoderConfig, adapters: Adapters, rngs: nnx.Rngs
   ) -> None:
     axes = Axes.of(config)
-
-    def build(name, ins, outs):
-      return linear.Linear(
-        (ins,),
-        (outs,),
-        stack=(axes.layer,),
-        kind=kind(config),
-        adapter=adapters.get(f'mlp.{name}'),
-        bias=False,
-        rngs=rngs,
-      )
-
-    self.gate = build('gate', axes.embed, axes.ffn)
-    self.up = build('up', axes.embed, axes.ffn)
-    self.down = build('down', axes.ffn, axes.embed)
+    build = maps('mlp', config, adapters, rngs, bias=False)
+    self.gate = build('gate', (axes.embed,), (axes.ffn,))
+    self.up = build('up', (axes.embed,), (axes.ffn,))
+    self.down = build('down', (axes.ffn,), (axes.embed,))
 
   def __call__(self, x: Array, keys: Keys) -> Array:
     """Maps [..., D] to [..., D]."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,15 @@ from fedjax_tune.models import tensors as checking
 from fedjax_tune.models.backbone import Pretrained
 from fedjax_tune.typing import Path
 
-# What marks a folder that `launch.export` has written.
-EXPORTED = 'export.json'
+# What marks folders that `launch.export` and `launch.deploy` have written.
+EXPORTED, DEPLOYED = 'export.json', 'deploy.json'
 # Heads of texts or pictures, and of tokens, as parts of a path.
 _HEAD, _SPANS = 'head', 'qa_outputs'
+
+
+def is_ours(folder: pathlib.Path) -> bool:
+  """Says whether this package wrote a model's folder, with a trained head."""
+  return any((folder / mark).is_file() for mark in (EXPORTED, DEPLOYED))
 
 
 def read(

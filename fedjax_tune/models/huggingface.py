@@ -50,7 +50,7 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
     notes += said
   stored = shards.read(folder)
   head, labels = {}, None
-  if (folder / heads.EXPORTED).is_file():  # Of this package.
+  if heads.is_ours(folder):
     head = heads.read(config, stored, str(folder))
     labels = tuple(dict(raw.get('id2label') or {}).values())
   names, outside = leftovers.rename(stored, config.family, str(folder))

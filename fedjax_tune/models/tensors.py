@@ -9,8 +9,8 @@ from fedjax_tune.models.sizes import Config, DecoderConfig, TextConfig
 
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 # Parameters that are zero in sound models: biases, RoBERTa's token types, the
-# tokens and positions with which DeiT begins, and B with which LoRA does. If a kernel, a word table or
-# a norm's scale is all zeros, the file was never filled.
+# tokens and positions with which DeiT begins, and B with which LoRA does. If a
+# kernel, a word table or a norm's scale is all zeros, the file was never filled.
 _MAY_BE_ZERO = ('bias', 'prefix', 'position', 'type', 'lora_b')
 # What config.json calls the sizes.
 _NAMES = {

@@ -189,10 +189,10 @@ class TextEncoder(nnx.Module):
     family, rate = self.config.family, self.config.dropout
     act = jax.nn.relu if family == 'distilbert' else jnp.tanh
     if not hasattr(self, 'pooler'):
-      return primitives.dropout(x, keys('head.input'), rate)
+      return _drop(x, keys('head.input'), rate)
     if family == 'roberta':
-      x = primitives.dropout(x, keys('head.hidden'), rate)
-    return primitives.dropout(act(self.pooler(x)), keys('head.input'), rate)
+      x = _drop(x, keys('head.hidden'), rate)
+    return _drop(act(self.pooler(x)), keys('head.input'), rate)
 
   def _keys(self, key: Array | None) -> Keys:
     """Returns the keys outside the blocks, whose ids end below the depth."""
@@ -211,3 +211,14 @@ class TextEncoder(nnx.Module):
       remat=self.remat,
       unroll=self.unroll,
     )
+
+
+def _drop(
+  x: Float[Array, '... B D'], key: Array | None, rate: float
+) -> Float[Array, '... B D']:
+  """Drops features of texts, of several blocks or of one.
+
+  A key for each text is one along the first axis, so texts go there.
+  """
+  by_text = primitives.dropout(jnp.moveaxis(x, -2, 0), key, rate)
+  return jnp.moveaxis(by_text, 0, -2)

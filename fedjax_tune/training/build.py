@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 
 from fedjax_tune import config
@@ -12,30 +11,28 @@ from fedjax_tune.costs import capacity, fit, hardware
 from fedjax_tune.data import (
   arrays,
   corpus,
-  groups,
-  outlines,
   partition,
   shares,
 )
 from fedjax_tune.data import fetch as fetching
-from fedjax_tune.data import held_out as holding
 from fedjax_tune.engine import batches as batching
 from fedjax_tune.engine import hosts, personal
 from fedjax_tune.engine.algorithm import Algorithm
 from fedjax_tune.engine.plan import Planner
 from fedjax_tune.methods import METHODS, augment
 from fedjax_tune.models import (
-  federation,
   peft,
   pretrained,
   tiers,
 )
 from fedjax_tune.training import (
+  agreement,
   aligned,
   defaults,
   fitting,
   frozen,
   method,
+  ownership,
   provisions,
   shown,
 )
@@ -112,72 +109,6 @@ class Setup:
     return test, rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-  """What is known about a run before its data are read.
-
-  Attributes:
-    tiers: The models; most methods have one.
-    widths: Size of each axis along which clients may differ.
-    depths: Blocks of each tier, by the axis of its clients.
-    budgets: Blocks that each client can hold.
-    devices: What each client computes with; () leaves it open.
-    cohort: Clients of a round, at most.
-  """
-
-  tiers: tuple[tiers.Tier, ...]
-  widths: dict[str, int]
-  depths: dict[str, int]
-  budgets: tuple[int, ...]
-  devices: tuple[hardware.Device, ...]
-  cohort: int
-
-
-def agree(
-  experiment: config.Experiment, data: arrays.Arrays | None = None
-) -> Agreement:
-  """Checks all of an experiment that can be checked without its data.
-
-  Args:
-    experiment: What to check.
-    data: Its data, if they are in memory.
-
-  Raises:
-    ValueError, FileNotFoundError: See `build`.
-  """
-  # Cheap checks come first, slow ones last.
-  experiment = defaults.resolve(experiment, data)
-  provisions.check(experiment, data)
-  clients = experiment.clients
-  names = data.domain_names if data else outlines.domain_names(experiment.data)
-  domains = partition.client_domains(clients, len(names))
-  _check_cohort(clients, len(domains))
-  capacity.check_shots(clients)
-  frozen.check(experiment)
-  cohort = clients.cohort_size
-  if clients.cohort != 'uniform':
-    cohort = int(domains.max()) + 1
-  _check_engine(experiment.engine, cohort)
-  entry = METHODS[experiment.method]
-  found = method.load_tiers(experiment)
-  for tier in found:
-    peft.check(experiment, tier.weights)
-  weights = found[0].weights
-  widths = peft.axis_sizes(
-    peft.with_trained(weights.config, experiment.model), experiment.data
-  )
-  capacity.check_model(experiment, widths)
-  steps = experiment.local.steps or experiment.local.epochs
-  capacity.check_round(experiment, cohort, steps, widths)
-  depths = {federation.tier_axis(t.name): t.kept['layer'] for t in found}
-  deepest = max(tier.kept['layer'] for tier in found)
-  budgets = partition.expand_budgets(clients.budgets, domains, deepest)
-  budgets = tuple(budgets.tolist())
-  devices = hardware.assign(clients.devices, len(domains))
-  entry.check(experiment, widths | depths, budgets)
-  return Agreement(found, widths, depths, budgets, devices, cohort)
-
-
 def build(
   experiment: config.Experiment,
   *,
@@ -206,27 +137,19 @@ def build(
   experiment = defaults.resolve(experiment, data, parts)
   if fetch:
     provisions.obtain(experiment, data)
-  agreed = agree(experiment, data)
+  agreed = agreement.agree(experiment, data)
   found, budgets = agreed.tiers, agreed.budgets
-  weights, readers = found[0].weights, tiers.readers(found)
+  readers = tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers, data)
   found = method.with_heads(found, train.task, train.class_names)
   weights = found[0].weights
   for tier in found:
     for split in (train, test):
       peft.check_tokens(split.view(readers[tier.name]), tier.weights)
-  owned, public = shown.divide(experiment, train, parts)
-  some_left_out = ''
-  if parts is None and experiment.clients.partition == 'natural':
-    some_left_out = groups.left_out(experiment.clients, train, owned.indices)
-  apart: dict[str, shares.Shares] = {}
-  for field, share in (
-    ('data.validation', experiment.data.validation),
-    ('clients.held_out', experiment.clients.held_out),
-  ):
-    if share:
-      seed = experiment.clients.seed
-      owned, apart[field] = holding.hold_out(owned, train, share, seed, field)
+  owners = ownership.divide(experiment, train, parts)
+  owned, public = owners.owned, owners.public
+  notes = [note for tier in found for note in tier.weights.notes]
+  notes += owners.notes
   steps = batching.local_steps(experiment.local, owned.sizes())
   capacity.check_round(
     experiment, agreed.cohort, int(steps.max()), agreed.widths
@@ -260,13 +183,6 @@ def build(
   changes = experiment.data
   if train.lengths is None and (changes.flip or changes.crop):
     algorithm = augment.add(algorithm, flips=changes.flip, shift=changes.crop)
-  notes = [note for tier in found for note in tier.weights.notes]
-  notes += [some_left_out] * bool(some_left_out)
-  by_domain = experiment.clients.partition.startswith('domain')
-  if experiment.clients.divide_objects and by_domain and train.groups is None:
-    notes.append(
-      'clients.divide_objects=True has no effect here: the set names no objects.'
-    )
   features = ()
   if experiment.engine.cache_frozen:
     features, told = frozen.compute(
@@ -302,37 +218,9 @@ def build(
     weights=method.hash_weights(found),
     notes=(*dict.fromkeys(notes), *shown.notes(public)),
     features=features,
-    validation=apart.get('data.validation'),
-    held_out=apart.get('clients.held_out'),
+    validation=owners.validation,
+    held_out=owners.held_out,
   )
-
-
-def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
-  if cfg.cohort == 'uniform' and cfg.cohort_size > num_clients:
-    raise ValueError(
-      f'clients.cohort_size={cfg.cohort_size} must be at most {num_clients}, '
-      'the number of clients.'
-    )
-
-
-def _check_engine(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs against the round, and devices against this machine."""
-  if cfg.slab > cohort:
-    raise ValueError(
-      f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
-      ' round: the rest would be padding.'
-    )
-  if cfg.devices > (here := jax.local_device_count()):
-    raise ValueError(
-      f'engine.devices={cfg.devices} must be at most {here}, the devices of'
-      ' this machine.'
-    )
-  devices = method.fsdp_devices(cfg)
-  if cfg.slab % devices:
-    raise ValueError(
-      f'engine.slab={cfg.slab} must be a multiple of {devices}, the devices,'
-      ' with engine.fsdp.'
-    )
 
 
 def data_dir(cfg: config.Data) -> str:

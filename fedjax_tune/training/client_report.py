@@ -118,8 +118,8 @@ def _width(engine: config.Engine) -> int:
 def _shared(run: Run, state: ServerState, rnd: int) -> Shared:
   """Returns what the clients of the next round would be given.
 
-  The learning rate is that of the first round, since a rate that has fallen to
-  zero would tune nothing.
+  The learning rate is `local.lr`, since a rate that has fallen to zero would
+  tune nothing.
   """
   e = run.setup.experiment
   return Shared(

@@ -20,8 +20,8 @@ def check(experiment: config.Experiment) -> None:
   """Refuses settings that change an example in every step.
 
   Raises:
-    ValueError: There is dropout below the head, pictures change, or the frozen model is divided
-      among devices.
+    ValueError: There is dropout below the head, pictures change, or the frozen
+      model is divided among devices.
   """
   if experiment.engine.cache_frozen and experiment.engine.fsdp:
     raise ValueError(

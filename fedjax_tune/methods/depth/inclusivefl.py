@@ -165,7 +165,9 @@ def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:
     blocks = jax.tree.map(distill, update.delta['blocks'], memory)
     for row, (size, larger) in enumerate(itertools.pairwise(sizes.all)):
       slots = sizes.slots(larger)[size - 1 :]
-      memory = _remember(memory, row, sums[larger], slots)
+      # There are sums of those sizes alone that some round of the run draws.
+      if larger in sums:
+        memory = _remember(memory, row, sums[larger], slots)
     return update._replace(delta={**update.delta, 'blocks': blocks}), memory
 
   return compose.by_group(lambda sig: sig['layer'], Aggregator(merge, init))

@@ -67,11 +67,7 @@ def regularized(client: Client, model: Models, alpha: float) -> Client:
   ) -> Sent:
     del start, steps
     renew = lambda g, d: g - alpha * d
-    # As the sum over one client.
-    held, change = jax.tree.map(
-      lambda x: x[None], (selection.within(context.held, model.axes), delta)
-    )
-    moved = selection.scatter_sum(context.state, model.axes, held, change)
+    moved = selection.put_back(context.state, model.axes, context.held, delta)
     own = jax.tree.map(renew, context.state, moved)
     return Sent(delta, jnp.ones(()), own)
 

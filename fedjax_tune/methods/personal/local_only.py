@@ -46,11 +46,7 @@ def alone(client: Client, model: Models) -> Client:
     start: Tree, delta: Tree, steps: jax.Array, context: Context
   ) -> Sent:
     del start, steps
-    # As the sum over one client.
-    held, change = jax.tree.map(
-      lambda x: x[None], (selection.within(context.held, model.axes), delta)
-    )
-    moved = selection.scatter_sum(context.state, model.axes, held, change)
+    moved = selection.put_back(context.state, model.axes, context.held, delta)
     own = jax.tree.map(jnp.add, context.state, moved)
     return Sent(_PRESENT, jnp.ones(()), own)
 

@@ -173,16 +173,13 @@ def build(facts: Facts) -> Masks:
   return Masks(facts.sizes, facts.experiment.raffm.space, facts.seed)
 
 
-def check(
-  experiment: config.Experiment, sizes: Mapping[str, int], num_clients: int
-) -> None:
+def check(experiment: config.Experiment, sizes: Mapping[str, int]) -> None:
   """Checks the options.
 
   Raises:
     ValueError: The preset does not belong to this mode, not all parameters
       train, or masks should fit devices, on which they save nothing.
   """
-  del num_clients
   refusals.decoder(
     sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"
   )

@@ -165,10 +165,11 @@ def check(
   Raises:
     ValueError: Options contradict each other or the model.
   """
+  del budgets
   options = experiment.raffm
   salience.check(sizes, options.priority)
   if options.mode == 'mask':
-    masks.check(experiment, sizes, len(budgets))
+    masks.check(experiment, sizes)
     return
   if (options.sampling == 'resource') != bool(experiment.clients.fit):
     raise ValueError(

@@ -8,6 +8,7 @@ transformer_server.py, config.yml).
 
 from collections.abc import Mapping
 import dataclasses
+from typing import TypeVar
 
 from flax import nnx
 import jax
@@ -22,6 +23,9 @@ from fedjax_tune.methods.facts import Facts
 from fedjax_tune.methods.width import heterofl, rates
 from fedjax_tune.models.foundation import Model
 from fedjax_tune.selection import Selection
+
+# A round, on the host or on the device.
+T = TypeVar('T', int, jax.Array)
 
 # Axes inside heads, of queries and keys, and of values.
 _IN_HEADS = ('qk_dim', 'v_dim')
@@ -47,33 +51,39 @@ class Rolling(rates.Prefix):
   ) -> Mapping[str, np.ndarray | int]:
     """Returns the windows, which wrap around the end."""
     del client
-    shift = rnd if self.roll == 'forward' else -rnd
+    shift = self.shift(rnd)
     return {
-      axis: (np.arange(amount) + shift) % self.sizes[axis]
+      axis: (np.arange(amount) - shift) % self.sizes[axis]
       for axis, amount in amounts.items()
     }
 
+  def shift(self, rnd: T) -> T:
+    """Returns how far axes are rolled in a round, as `torch.roll` counts."""
+    return -rnd if self.roll == 'forward' else rnd
 
-def mixing(client: Client, sizes: Mapping[str, int]) -> Client:
+
+def mixing(client: Client, widths: Rolling) -> Client:
   """Returns the client whose heads are assembled as in the authors' code."""
 
   def loss(
     model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
-    mixed = _mix_heads(model, context.held, sizes, context.rnd)
+    shift = widths.shift(context.rnd)
+    mixed = _mix_heads(model, context.held, widths.sizes, shift)
     return client.loss(mixed, batch, context, key)
 
   return dataclasses.replace(client, loss=loss)
 
 
 def _mix_heads(
-  model: Model, held_by: Selection, sizes: Mapping[str, int], rnd: jax.Array
+  model: Model, held_by: Selection, sizes: Mapping[str, int], shift: jax.Array
 ) -> Model:
   """Returns a model whose heads are cut from a rolled, flat axis.
 
-  Channel j of head h comes from position h n + j - rnd of the flat axis, where
-  n is the width of a head. That is channel (j - rnd) mod n, the one that the
-  client holds in this place, of the head floor((j - rnd) / n) after h.
+  Channel j of head h comes from position h n + j - shift of the flat axis,
+  where n is the width of a head. That is channel (j - shift) mod n, the one
+  that the client holds in this place, of the head floor((j - shift) / n) after
+  h.
   """
   graph, state = nnx.split(model)
   is_variable = lambda v: isinstance(v, nnx.Variable)
@@ -88,8 +98,8 @@ def _mix_heads(
     n, count = sizes[axis], x.shape[channels]
     held = held_by.get(axis, count)
     channel = jnp.arange(held) if isinstance(held, int) else jnp.asarray(held)
-    place = jnp.mod(channel + rnd, n)
-    after = jnp.floor_divide(place - rnd, n)
+    place = jnp.mod(channel + shift, n)
+    after = jnp.floor_divide(place - shift, n)
     at = jnp.mod(
       jnp.arange(x.shape[heads])[:, None] + after[None], x.shape[heads]
     )
@@ -124,7 +134,7 @@ def build(facts: Facts) -> Algorithm:
   widths = Rolling(*rates.of(facts), options.roll)
   client = heterofl.client(facts, widths)
   if options.across_heads:
-    client = mixing(client, widths.sizes)
+    client = mixing(client, widths)
   return dataclasses.replace(
     rates.fedavg(facts, widths),
     client=client,

@@ -5,6 +5,7 @@ Accurate Federated Learning under Heterogeneous Targets with Ordered Dropout",
 NeurIPS 2021, arXiv 2102.13451.
 """
 
+from collections.abc import Collection
 import dataclasses
 
 import jax
@@ -30,7 +31,13 @@ from fedjax_tune.typing import AnyArray
 _DRAW = int.from_bytes(b'draw')
 
 
-def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
+def client(
+  task: Task,
+  widths: rates.Prefix,
+  trained: Collection[float],
+  *,
+  distill: bool,
+) -> Client:
   """Returns the client that trains another width in each step.
 
   It draws one of the rates up to its own, uniformly, and trains the model of
@@ -41,6 +48,7 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
   Args:
     task: What is learned.
     widths: What clients hold of each width.
+    trained: Rates that a step may train, a client's own besides.
     distill: Whether narrow models learn from the widest.
   """
 
@@ -48,7 +56,7 @@ def client(task: Task, widths: rates.Prefix, *, distill: bool) -> Client:
     model: Model, batch: Batch, context: Context, key: jax.Array
   ) -> LossAndSums:
     held, widest = context.held, widths.rate_of(context.sig)
-    up_to_own = sorted({r for r in widths.rates if r <= widest})
+    up_to_own = sorted({widest, *(r for r in trained if r < widest)})
     draw, keys = jax.random.fold_in(key, _DRAW), batch.keys(key)
 
     def train(rate):
@@ -95,6 +103,10 @@ def build(facts: Facts) -> Algorithm:
       f'width.distill=True needs classes; the task is a {task.kind}.'
     )
   widths = rates.Prefix(*rates.of(facts))
+  # Not those that devices are fitted with: where all have the whole model, it
+  # still learns to be cut.
+  trained = facts.experiment.width.rates
   return dataclasses.replace(
-    rates.fedavg(facts, widths), client=client(task, widths, distill=distill)
+    rates.fedavg(facts, widths),
+    client=client(task, widths, trained, distill=distill),
   )

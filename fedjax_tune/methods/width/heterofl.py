@@ -102,6 +102,8 @@ _SCALED = frozenset(
   # Trained tokens stand beside those outputs.
   | {'prompt', 'key', 'value'}
 )
+# What classifies, or predicts tokens.
+_HEADS = ('head', 'lm_head')
 
 
 def _scaled(model: Model, rate: float) -> Model:
@@ -110,7 +112,7 @@ def _scaled(model: Model, rate: float) -> Model:
 
   def divide(path, variable):
     *modules, name = path
-    is_scaled = modules[0] != 'head' and 'norm' not in modules[-1]
+    is_scaled = modules[0] not in _HEADS and 'norm' not in modules[-1]
     if not is_scaled or name not in _SCALED:
       return variable
     return variable.replace(variable[...] / rate)
