@@ -205,13 +205,13 @@ def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
 
 
 def put_back(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
-  """Returns what one client holds in server coordinates, 0 all around it.
+  """Returns one client's tree in server coordinates, 0 where it holds nothing.
 
   Args:
     like: A tree shaped like the server's.
     axes: Its axes.
-    alloc: What the client holds, along other axes, too.
-    local: Its tree.
+    alloc: What the client holds; it may name axes that the tree lacks.
+    local: The client's tree.
   """
   # As the sum over one client.
   held, one = jax.tree.map(lambda x: x[None], (within(alloc, axes), local))

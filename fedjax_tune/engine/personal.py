@@ -81,7 +81,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _OwnModels:
-  """Judges every client's own model; the attributes are `build`'s arguments."""
+  """Evaluates every client's own model; attributes are `build`'s arguments."""
 
   algorithm: Algorithm
   tests: Mapping[str, Corpus]
@@ -89,7 +89,7 @@ class _OwnModels:
   lengths: Sequence[int]
 
   def evaluate(self, base: Tree, state: ServerState) -> dict[str, float]:
-    """Does what `build` says."""
+    """Evaluates a state, see `build`."""
     task, tests = self.algorithm.evaluation.task, self.tests
     # Of n hosts each judges every n-th client.
     mine = range(hosts.index(), len(self.own), hosts.count())
@@ -173,7 +173,7 @@ class _OwnModels:
 
   @property
   def _test(self) -> Corpus:
-    """The test data as the first model reads them; labels are the same to all."""
+    """The test data as the first model reads them; all have the same labels."""
     return self.tests[self._first]
 
   def _model_of(self, client: int) -> str:

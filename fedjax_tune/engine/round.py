@@ -164,7 +164,7 @@ class Engine:
     self.programs.compile(new, self._arguments)
 
   def _arguments(self, sig: Signature) -> tuple[Shared, Own]:
-    """Returns the shapes of what a signature's program is given."""
+    """Returns the shapes of the arguments of a signature's program."""
     model, width = self.algorithm.model, self._widths[sig]
     start = self.algorithm.client.state
     lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)

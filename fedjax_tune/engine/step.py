@@ -244,7 +244,7 @@ def _build_train_slab(
   selected: Collection[str],
   lengths: Sequence[int],
 ) -> SlabStep:
-  """Builds what one device makes of its clients; see `build_slab_step`."""
+  """Builds the work of one device on its clients; see `build_slab_step`."""
   client, aggregator = algorithm.client, algorithm.aggregator
   train_locally = build_train(algorithm, optimizer, rate, lengths)
 

@@ -60,14 +60,14 @@ def maps(
   *,
   bias: bool = True,
 ) -> Callable[[str, _Sides, _Sides], linear.Linear]:
-  """Returns what builds a sublayer's linear maps, stacked over layers.
+  """Returns a function that builds a sublayer's linear maps, stacked by layer.
 
   Args:
     sublayer: 'attn' or 'mlp', as in the names of `adapters`.
     config: The model's sizes.
-    adapters: What is added to which map.
-    rngs: Draws them.
-    bias: Whether they have biases.
+    adapters: The adapters of the maps.
+    rngs: Draws the maps.
+    bias: Whether the maps have biases.
 
   Returns:
     build(name, ins, outs), given a map's name and axes.

@@ -20,7 +20,7 @@ _HEAD, _SPANS = 'head', 'qa_outputs'
 
 
 def is_ours(folder: pathlib.Path) -> bool:
-  """Says whether this package wrote a model's folder, with a trained head."""
+  """Whether this package wrote a model's folder, with a trained head."""
   return any((folder / mark).is_file() for mark in (EXPORTED, DEPLOYED))
 
 

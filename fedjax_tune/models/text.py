@@ -216,9 +216,9 @@ class TextEncoder(nnx.Module):
 def _drop(
   x: Float[Array, '... B D'], key: Array | None, rate: float
 ) -> Float[Array, '... B D']:
-  """Drops features of texts, of several blocks or of one.
+  """Drops features of texts, for several blocks or for one.
 
-  A key for each text is one along the first axis, so texts go there.
+  The keys of texts go along the first axis, so texts are moved there.
   """
   by_text = primitives.dropout(jnp.moveaxis(x, -2, 0), key, rate)
   return jnp.moveaxis(by_text, 0, -2)

@@ -1,4 +1,4 @@
-"""What is known and checked of a run before its data are read."""
+"""Everything that is known and checked before a run's data are read."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def agree(
     data: Its data, if they are in memory.
 
   Raises:
-    ValueError, FileNotFoundError: As `build.build`.
+    ValueError, FileNotFoundError: See `build.build`.
   """
   # Cheap checks come first, slow ones last.
   experiment = defaults.resolve(experiment, data)
@@ -87,7 +87,7 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
 
 
 def _check_engine(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs and devices against what a round and this machine have."""
+  """Checks slabs against the round, and devices against this machine."""
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'

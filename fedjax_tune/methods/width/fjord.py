@@ -48,7 +48,7 @@ def client(
   Args:
     task: What is learned.
     widths: What clients hold of each width.
-    trained: Rates that a step may train, a client's own besides.
+    trained: Rates that a step may train, in addition to the client's own.
     distill: Whether narrow models learn from the widest.
   """
 
