@@ -75,7 +75,7 @@ class Selection(Mapping[str, Any]):
     return len(self.indices) + len(self.prefix)
 
   def tree_flatten(self) -> tuple[tuple[AnyArray, ...], Structure]:
-    """Returns the indices, and how much is held of which axis."""
+    """Returns the indices, and how much is held along each axis."""
     names = tuple(sorted(self.indices))
     prefix = tuple(sorted(self.prefix.items()))
     return tuple(self.indices[name] for name in names), (names, prefix)

@@ -82,7 +82,7 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
   """Returns the experiment of --config=FILE --config.FIELD=VALUE ...
 
   Raises:
-    flags.Error, ValueError, OSError: As `parse`.
+    flags.Error, ValueError, OSError: See `parse`.
   """
   argv = _locate(['', *arguments])
   sifted = command_line.sift(flags.FlagValues(), argv, _NAME)

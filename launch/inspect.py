@@ -1,4 +1,4 @@
-"""Tells what an experiment costs, before anything runs.
+"""Shows what an experiment costs, before anything runs.
 
   python -m launch.inspect --config=experiments/NAME.py \
     [--budgets=2GiB,512MiB] [--time] [--config.FIELD=VALUE ...]

@@ -269,7 +269,7 @@ def provide(runs: Sequence[PlannedRun], fetch: bool) -> None:
   """Checks that the runs' data and weights are there; fetches them if asked.
 
   Raises:
-    FileNotFoundError, RuntimeError: As `provisions`.
+    FileNotFoundError, RuntimeError: See `provisions`.
     ValueError: A field is wrong, such as the name of the set.
   """
   # Runs with the same label differ only in their seeds.

@@ -1,4 +1,4 @@
-"""Which options of an experiment nothing reads, so that none is set in vain."""
+"""Finds options of an experiment that are set but that nothing reads."""
 
 from collections.abc import Collection, Iterator, Mapping
 import dataclasses

@@ -93,7 +93,7 @@ def specs(base: Tree, axes: Axes, devices: int) -> Tree:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-  """A leaf [L, ...] of all blocks, of which this device has a part.
+  """A leaf [L, ...] of all blocks, divided; this device has one part.
 
   Attributes:
     part: The part.

@@ -30,7 +30,7 @@ _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 class Clock:
-  """Tells the seconds that each section of a run takes.
+  """Measures the seconds that each section of a run takes.
 
   Example:
     with Clock() as clock:

@@ -73,7 +73,7 @@ def _notes(
   *,
   given: bool,
 ) -> tuple[str, ...]:
-  """Says which clients or examples are left out; `given` by the user or not."""
+  """Says what is left out; `given` means that the user divided the examples."""
   notes = []
   if not given and cfg.partition == 'natural':
     notes.append(groups.left_out(cfg, train, owned.indices))
