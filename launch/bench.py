@@ -26,6 +26,7 @@ from fedjax_tune.costs import products
 from fedjax_tune.files import paths
 
 from . import (
+  command_line,
   fixed_engine,
   machine,
   peer_runs,
@@ -73,18 +74,25 @@ def main(argv: list[str]) -> None:
   if _PEERS.value:
     _run_peers()
     return
+  command_line.only_with('--peers', _REPEATS, _OUT)
+  if _MODE.value != 'chunk':
+    command_line.only_with('--mode=chunk', _CHUNK)
   line = _fixed(name) if name in FIXED else _experiment(name)
+  rates = products.rates()
   line |= {
     'workload': name,
     'mode': _MODE.value,
     'dtype': _dtype(name),
     'unroll': _UNROLL.value,
-    'products_gflops': {k: v / 1e9 for k, v in products.rates().items()},
+    'products_gflops': {k: v / 1e9 for k, v in rates.items()},
     'peak_rss_mib': harness.peak_mib(),
     **machine.describe(),
   }
   sys.stdout.write(json.dumps(line) + '\n')
-  rich_console.Console(stderr=True).print(_table(line))
+  console = rich_console.Console(stderr=True)
+  console.print(_table(line))
+  if advice := products.advice(rates, _dtype(name), '--dtype'):
+    console.print(advice, soft_wrap=True)
 
 
 def _dtype(name: str) -> str:
@@ -157,7 +165,7 @@ def _run_peers() -> None:
   # Its import takes 180 MiB, which would count as the engine's.
   from fedjax_tune.report import writer
 
-  for flag in (_INIT, _MODE, _DTYPE, _CHUNK):
+  for flag in (_INIT, _MODE, _DTYPE, _CHUNK, _UNROLL):
     if flag.present:
       raise ValueError(f'--{flag.name} cannot be given with --peers.')
   names = [_WORKLOAD.value] if _WORKLOAD.present else ['A', 'B']

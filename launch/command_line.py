@@ -170,3 +170,18 @@ def _parses(parser: flags.ArgumentParser[Any], text: str) -> bool:
   except (ValueError, TypeError):
     return False
   return True
+
+
+def only_with(what: str, *holders: flags.FlagHolder[Any]) -> None:
+  """Refuses flags that would do nothing.
+
+  Args:
+    what: What they go with, which is not given.
+    *holders: The flags.
+
+  Raises:
+    ValueError: One of them is.
+  """
+  for holder in holders:
+    if holder.present:
+      raise ValueError(f'--{holder.name} goes with {what}.')

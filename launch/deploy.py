@@ -29,7 +29,7 @@ from fedjax_tune.report import scaling, tables, writer
 from fedjax_tune.report.progress import waiting
 from fedjax_tune.typing import Allocation
 
-from . import start
+from . import command_line, start
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a finished run.', required=True
@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags() -> None:
+  if not _CURVE.value:
+    command_line.only_with('--curve', _SAMPLES, _SEED)
   given = [
     name
     for name, value in (('budget', _BUDGET.value), ('space', _SPACE.value))

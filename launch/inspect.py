@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
   """Prints the tables."""
   begin = time.perf_counter()
   start.reject_arguments(argv)
+  if _BUDGETS.value and _TIME.value:
+    raise ValueError('--budgets and --time exclude each other.')
   experiment, console = start.experiment(_CONFIG), start.console()
   start.tell_devices(console)
   with waiting(console, 'Reading and dividing'):

@@ -18,7 +18,7 @@ Lines = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 _HEAD = """\
 # This engine and its peers
 
-`python -m launch.bench --peers{repeats}` wrote this file. One core, one thread,
+`python -m launch.bench --peers{flags}` wrote this file. One core, one thread,
 each program in a process of its own, in turn, {times}; the same data, cohorts
 and initial weights. A speed counts only if the losses of all rounds agree with
 this engine's to {tolerance}. Client-steps/s are the median over the steady
@@ -28,8 +28,17 @@ CPU: {cpu}. Packages: {versions}.
 """
 
 
-def markdown(lines: Lines, repeats: int) -> str:
-  """Returns the report, as Markdown."""
+def markdown(lines: Lines, repeats: int, rounds: int = 0) -> str:
+  """Returns the report, as Markdown.
+
+  Args:
+    lines: What the programs printed.
+    repeats: How often each was run.
+    rounds: Of each run; 0 is the workload's.
+  """
+  flags = f' --workload={next(iter(lines))}' if len(lines) == 1 else ''
+  flags += f' --repeats={repeats}'
+  flags += f' --rounds={rounds}' if rounds else ''
   versions: dict[str, str] = {}
   for programs in lines.values():
     for runs in programs.values():
@@ -38,7 +47,7 @@ def markdown(lines: Lines, repeats: int) -> str:
         versions |= {'jax': line['jax']} if 'jax' in line else {}
   parts = [
     _HEAD.format(
-      repeats=f' --repeats={repeats}',
+      flags=flags,
       times='once' if repeats == 1 else f'{repeats} times',
       tolerance=_TOLERANCE,
       cpu=machine.cpu(),

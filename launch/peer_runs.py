@@ -97,7 +97,7 @@ def run(
       given = [f'--workload={name}', f'--init={init}']
       given.append(f'--rounds={rounds or work.rounds}')
       lines[name] = _interleave(programs, given, repeats, console)
-  return peer_report.markdown(lines, repeats)
+  return peer_report.markdown(lines, repeats, rounds)
 
 
 def _weights(work: fixed_workload.Workload) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from fedjax_tune.data.own import sets
 from fedjax_tune.files import paths
 from fedjax_tune.models import packaged
 
-from . import start
+from . import command_line, start
 
 _DATASET = flags.DEFINE_string(
   'dataset',
@@ -74,6 +74,14 @@ def main(argv: list[str]) -> None:
     )
   if own := not _DATASET.value and _SOURCE.value:
     _check_own(own)
+  else:
+    command_line.only_with(
+      'files of your own, --source=KIND:PATH', _TASK, *_COLUMNS
+    )
+  if _DATASET.value != 'emoji_styles':
+    command_line.only_with('--dataset=emoji_styles', _IMAGE_SIZE)
+  if _DATASET.value not in ('', 'nico'):
+    command_line.only_with('--dataset=nico, or none', _SOURCE)
   # Nothing is made before all of it is known to be possible.
   _check_weights()
   given = _DATA_DIR.value

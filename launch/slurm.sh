@@ -16,7 +16,8 @@ example
 
 Shortly before its time is over the command is asked to stop (SIGTERM). If it
 then says that it was interrupted (status 4), its job is queued again, where
-launch.train gets --resume. A preempted job is queued again by Slurm.
+launch.train gets --resume. A preempted job is queued again by Slurm. Nodes that
+differ need --resume --inexact from the beginning.
 
   --partition=P   where to run; Slurm's default if it is not given
   --time=T        the longest that it runs at a time, as sbatch reads it
@@ -45,6 +46,24 @@ need_number nodes cpus grace
 ((nodes > 0)) || fail "--nodes=$nodes must be at least 1."
 ((cpus > 0)) || fail "--cpus=$cpus must be at least 1."
 
+# Else the job would stop after each round, and be queued again.
+need_more_than_grace() {
+  local days=0 rest="$time" parts total
+  [[ "$time" =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || return 0
+  if [[ "$time" == *-* ]]; then # D-H, D-H:MM, D-H:MM:SS
+    days="${time%-*}" rest="${time#*-}:0:0"
+  elif [[ "$time" != *:*:* ]]; then # MINUTES, MINUTES:SECONDS
+    rest="0:$time:0"
+  fi
+  IFS=: read -r -a parts <<<"$rest"
+  total=$(((10#$days * 24 + 10#${parts[0]}) * 60 + 10#${parts[1]}))
+  total=$((total * 60 + 10#${parts[2]}))
+  # 0 is no limit.
+  ((total == 0 || total > grace)) ||
+    fail "--time=$time must be more than --grace=$grace seconds."
+}
+need_more_than_grace
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 submit=(
   sbatch --parsable "--job-name=$name" "--chdir=$PWD"
@@ -71,7 +90,17 @@ echo "Job $job writes to $log; scancel $job ends it."
 [[ -z "$detach" ]] || exit 0
 
 lasts() {
-  [[ -n "$(squeue --noheader --jobs="$job" --format=%T 2>/dev/null)" ]]
+  local said
+  if said="$(squeue --noheader --jobs="$job" --format=%T 2>&1)"; then
+    [[ -n "$said" ]]
+  else # A controller may be too busy to answer.
+    [[ "$said" != *'Invalid job id'* ]]
+  fi
+}
+
+# Slurm's books are behind its queue.
+lags() {
+  [[ "$state" == @(PENDING|RUNNING|COMPLETING|REQUEUED|'') ]]
 }
 
 while lasts; do sleep 5; done &
@@ -79,8 +108,12 @@ waits=$!
 trap 'kill "$waits" 2>/dev/null; echo "Job $job goes on."; exit 130' INT
 touch "$log"
 tail -n +1 -F --pid="$waits" "$log"
-state="$(sacct --noheader --allocations --jobs="$job" --format=State%20)" ||
-  fail "sacct does not say how job $job ended; $log may."
-read -r state _ <<<"$state"
+for _ in {1..12}; do
+  state="$(sacct --noheader --allocations --jobs="$job" --format=State%20)" ||
+    fail "sacct does not say how job $job ended; $log may."
+  read -r state _ <<<"$state" || true
+  lags || break
+  sleep 5
+done
 echo "Job $job: ${state:-no state yet}"
 [[ "$state" == COMPLETED ]]

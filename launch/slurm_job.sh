@@ -7,10 +7,11 @@ export PATH="$PWD/.venv/bin:$PATH"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 command=("$@")
+trains='[. ]launch[. ]train |fedjax-tune train '
 # add FLAG: gives it to a launch.train that lacks it.
 add() {
-  [[ " ${command[*]} " == *' launch.train '* ]] || return 0
-  [[ " ${command[*]} " == *" $1 "* ]] || command+=("$1")
+  [[ " ${command[*]} " =~ $trains ]] || return 0
+  [[ " ${command[*]} " == *" $1"[\ =]* ]] || command+=("$1")
 }
 ((${SLURM_RESTART_COUNT:-0} == 0)) || add --resume
 ((${SLURM_NNODES:-1} == 1)) || add --distributed

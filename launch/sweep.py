@@ -3,18 +3,19 @@ r"""Runs one experiment with several methods and seeds, and compares them.
   python -m launch.sweep --config=experiments/NAME.py --workdir=DIR \
     --methods=fedra,all_large,inclusivefl:inclusivefl.variant=fedra_port \
     --seeds=0,1,2 [--jobs=2] [--last=3] [--set=rounds=50 --set=local.lr=0.02] \
-    [--fetch] [--backend=slurm --slurm=time=8:00:00 --slurm=gpus_per_node=1 \
-    [--detach]]
+    [--fetch] [--inexact] [--backend=slurm --slurm=time=8:00:00 \
+    --slurm=gpus_per_node=1 [--detach]]
 
   python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
 
 A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a separate
 `launch.train` in DIR/LABEL/seedK, with its output in log.txt there. The first
 seed of all methods comes first. Started again, a sweep leaves finished runs
-alone and resumes unfinished ones, if their settings are still the same. After
-every run DIR gets new results.jsonl, .csv and .md, comparison.png and
-frontier.png; they cover this sweep's finished runs, and name what else is
-there.
+alone and resumes unfinished ones, if their settings are still the same. The
+machine must be the same too, except with --inexact: other --jobs give a run
+other cores and GPUs. After every run DIR gets new results.jsonl, .csv and .md,
+comparison.png and frontier.png; they cover this sweep's finished runs, and name
+what else is there.
 
 With --backend=slurm the runs are an array of Slurm jobs. A job whose time is
 over is queued again, and continues. Started again, the sweep submits runs that
@@ -40,6 +41,7 @@ from fedjax_tune.files import mirror, paths
 from fedjax_tune.training import agreement, apart, defaults
 
 from . import (
+  command_line,
   experiment_file,
   start,
   sweep_merge,
@@ -62,7 +64,8 @@ _WORKDIR = flags.DEFINE_string(
 _JOBS = flags.DEFINE_integer(
   'jobs',
   None,
-  'Runs at a time, at most one for each core: 1, or on Slurm any number.',
+  'Runs at a time, at most one for each core: 1, or on Slurm any number. Several'
+  ' share out cores and GPUs.',
   lower_bound=1,
 )
 _LAST = flags.DEFINE_integer(
@@ -78,6 +81,12 @@ _SET = flags.DEFINE_multi_string('set', [], 'FIELD=VALUE for every run.')
 _FETCH = flags.DEFINE_bool(
   'fetch', False, 'Fetch missing data and weights, as launch.prepare does.'
 )
+_INEXACT = flags.DEFINE_bool(
+  'inexact',
+  False,
+  'Go on with runs though packages, code or devices are not those that they'
+  ' began with, and their last bits may differ.',
+)
 _BACKEND = flags.DEFINE_enum(
   'backend', 'local', ['local', 'slurm'], 'Where the runs are.'
 )
@@ -87,6 +96,11 @@ _SLURM = flags.DEFINE_multi_string(
 _DETACH = flags.DEFINE_bool(
   'detach', False, 'With --backend=slurm: submit, and do not follow.'
 )
+# Flags that say what runs, and how.
+_OF_RUNS = (
+  _CONFIG, _METHODS, _SEEDS, _SET, _JOBS, _FETCH, _INEXACT, _BACKEND, _SLURM,
+  _DETACH,
+)  # fmt: skip
 
 
 def train_command(run: sweep_plan.PlannedRun) -> list[str]:
@@ -97,7 +111,11 @@ def train_command(run: sweep_plan.PlannedRun) -> list[str]:
 
 def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
   """The command of one run, from where an earlier attempt stopped."""
-  return [*train_command(run), *(['--resume'] if run.begun else [])]
+  return [*train_command(run), *(_resuming() if run.begun else [])]
+
+
+def _resuming() -> list[str]:
+  return ['--resume', *(['--inexact'] if _INEXACT.value else [])]
 
 
 def main(argv: list[str]) -> None:
@@ -144,6 +162,7 @@ def _sweep(place: mirror.Place, console: rich_console.Console) -> None:
       _JOBS.value,
       console,
       _LAST.value,
+      resuming=_resuming(),
       detach=_DETACH.value,
     )
   if failed:
@@ -162,8 +181,8 @@ def _needed(flag: flags.FlagHolder[str | None]) -> str:
 
 def _merge(place: mirror.Place, console: rich_console.Console) -> None:
   """Puts finished runs of other sweeps in one table and plot."""
-  for flag in (_CONFIG, _METHODS):
-    if flag.value:
+  for flag in _OF_RUNS:
+    if flag.present:
       raise ValueError(f'--{flag.name} and --merge exclude each other.')
   found = sweep_merge.gather(_MERGE.value)
   place.folder.mkdir(parents=True, exist_ok=True)
@@ -183,9 +202,7 @@ def _slurm() -> sweep_slurm.Settings | None:
       )
     sweep_slurm.load()
     return sweep_slurm.settings(_SLURM.value)
-  for flag in (_SLURM, _DETACH):
-    if flag.value:
-      raise ValueError(f'--{flag.name} goes with --backend=slurm.')
+  command_line.only_with('--backend=slurm', _SLURM, _DETACH)
   return None
 
 

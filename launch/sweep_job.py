@@ -25,11 +25,13 @@ class Job:
 
   Attributes:
     run: The run.
-    command: The run's command; it gets --resume if the run has begun.
+    command: The run's command.
+    resuming: Flags that are added if the run has begun.
   """
 
   run: PlannedRun
   command: Sequence[str]
+  resuming: Sequence[str] = ('--resume',)
 
   def __call__(self) -> None:
     """Trains until the run is finished.
@@ -41,7 +43,7 @@ class Job:
       return  # It was asked to stop when it was about to end.
     number = int(os.environ.get('SLURM_PROCID', '0'))
     hosts = int(os.environ.get('SLURM_NTASKS', '1'))
-    command = [*self.command, *(['--resume'] if self.run.begun else [])]
+    command = [*self.command, *(self.resuming if self.run.begun else ())]
     command += ['--distributed'] if hosts > 1 else []
     self.run.workdir.mkdir(parents=True, exist_ok=True)
     log = self.run.log.with_suffix(f'.{number}.txt') if number else self.run.log
@@ -70,7 +72,7 @@ class Job:
     if _end(self._process) not in (0, _SAVED, -signal.SIGTERM):
       return None
     helpers = importlib.import_module('submitit.helpers')
-    return helpers.DelayedSubmission(Job(self.run, self.command))
+    return helpers.DelayedSubmission(Job(self.run, self.command, self.resuming))
 
 
 def _deaf() -> None:

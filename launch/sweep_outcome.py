@@ -51,7 +51,8 @@ class Outcome(NamedTuple):
         all.
 
     Returns:
-      The summary; its accuracies (whole and by domain) are means.
+      The summary; its accuracies (whole, by domain, and of other models) are
+      means.
     """
     if evaluations == 1:
       return self.summary
@@ -59,17 +60,23 @@ class Outcome(NamedTuple):
     tested = tested[-evaluations:]
 
     def mean(name: str) -> float | None:
-      # A null stands for a value that is not finite, which no mean is then.
-      values = [row[name] for row in tested]
+      # A null stands for a value that is not finite, which no mean is then. A
+      # tier that joins late is judged from then on.
+      values = [row[name] for row in tested if name in row]
       return None if None in values else sum(values) / len(values)
 
     by_domain = {
       domain: mean(f'eval/accuracy/{domain}')
       for domain in self.summary['accuracy_by_domain']
     }
+    others = {
+      model: mean(f'eval/{model}/accuracy')
+      for model in self.summary.get('other_accuracies', {})
+    }
     return self.summary | {
       'accuracy': mean('eval/accuracy'),
       'accuracy_by_domain': by_domain,
+      'other_accuracies': others,
     }
 
 

@@ -72,18 +72,27 @@ class PlannedRun:
       e.patience > 0 and summary.get('ended_early') is True
     )
 
-  def problem(self) -> str:
-    """Says why this run may not begin or go on in its folder."""
+  def problem(self, *, running: bool = False) -> str:
+    """Says why this run may not begin or go on in its folder.
+
+    Args:
+      running: Its process is at work, and ends by itself where the folder is
+        out of reach for longer than a moment.
+    """
     fields = dataclasses.asdict(self.experiment)
     try:
       workdirs.check_begun(self.workdir, fields, resume=True)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
       return str(error)
+    except OSError as error:
+      return '' if running else str(error)
     return ''
 
 
 def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
   """Splits `[LABEL=]NAME[:FIELD=VALUE]...` into label and overrides.
+
+  A value may have colons, as data and weights do: 'a=fedra:data.name=csv:FILE'.
 
   >>> parse_method('fedra:fedra.coverage_repair=true')
   ('fedra_coverage_repair', ('method=fedra', 'fedra.coverage_repair=true'))
@@ -91,7 +100,7 @@ def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
   Raises:
     ValueError: If the entry does not have this form.
   """
-  head, *fields = entry.split(':')
+  head, *fields = re.split(r':(?=[\w.]+=)', entry)
   label, _, method = head.rpartition('=')
   if not re.fullmatch(r'\w+', method) or not all(
     re.fullmatch(r'[\w.]+=.*', field) for field in fields

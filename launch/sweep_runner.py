@@ -14,7 +14,7 @@ from fedjax_tune.files import mirror
 from fedjax_tune.report import tables
 from fedjax_tune.training import interrupts
 
-from . import sweep_progress, sweep_results
+from . import sweep_progress, sweep_results, sweep_share
 from .sweep_plan import PlannedRun
 
 # Between looks at the running processes.
@@ -48,8 +48,8 @@ def run_sweep(
     runs: The runs, in the order in which they start.
     command_fn: Makes the command of a run.
     place: The folder that gets the results.
-    jobs: Processes at a time; with more than one, each has its own cores, so
-      there are at most as many as cores.
+    jobs: Processes at a time; with more than one, each has its own cores (and
+      GPUs, see `sweep_share`), so there are at most as many as cores.
     console: Shows the progress.
     last: Evaluations of a run over which the tables average.
 
@@ -58,13 +58,15 @@ def run_sweep(
 
   Raises:
     Interrupted: If a signal came; the runs ended after their rounds.
-    ValueError: If a run's folder holds a run of other settings.
+    ValueError: If a run's folder holds a run of other settings, or a machine
+      serves one process.
   """
   check_folders(runs)
-  cores = core_shares(jobs)
-  if len(cores) < jobs:
+  shares = sweep_share.divide(jobs)
+  if len(shares) < jobs:
     console.print(
-      f'Runs are {len(cores)} at a time, not {jobs}: each has a core of its own.'
+      f'Runs are {len(shares)} at a time, not {jobs}: each has a core of its'
+      ' own.'
     )
   waiting = [run for run in runs if not run.finished]
   running: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}
@@ -80,10 +82,10 @@ def run_sweep(
     told = False
     try:
       while running or (waiting and not signals.asked):
-        for slot in range(len(cores)):
+        for slot in range(len(shares)):
           if slot not in running and waiting and not signals.asked:
             run = waiting.pop(0)
-            running[slot] = run, _start(run, command_fn(run), cores[slot])
+            running[slot] = run, _start(run, command_fn(run), shares[slot])
             progress.start(run.name, run.workdir)
         time.sleep(_POLL_S)
         progress.refresh()
@@ -95,7 +97,7 @@ def run_sweep(
           _stop(running)
         for slot, (run, process) in list(running.items()):
           # The experiment file may have been edited since it was read.
-          if problem := run.problem():
+          if problem := run.problem(running=True):
             process.terminate()
             process.wait()
           if process.poll() is None:
@@ -173,27 +175,11 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
     )
 
 
-def core_shares(jobs: int) -> list[set[int] | None]:
-  """The cores of each job; there are no more jobs than cores.
-
-  None leaves the choice to the system.
-  """
-  if not hasattr(os, 'sched_setaffinity'):
-    return [None] * jobs
-  cores = sorted(os.sched_getaffinity(0))
-  jobs = min(jobs, len(cores))
-  if jobs == 1:
-    return [None]
-  return [set(cores[job::jobs]) for job in range(jobs)]
-
-
 def _start(
-  run: PlannedRun, command: list[str], cores: set[int] | None
+  run: PlannedRun, command: list[str], share: sweep_share.Share
 ) -> subprocess.Popen[bytes]:
   run.workdir.mkdir(parents=True, exist_ok=True)
-  env = dict(os.environ, PYTHONUNBUFFERED='1')
-  if cores is not None:
-    env['OMP_NUM_THREADS'] = str(len(cores))
+  env = dict(os.environ, PYTHONUNBUFFERED='1', **share.env)
   # The log of a run that was never accepted is of no further use.
   with run.log.open('ab' if run.begun else 'wb') as log:
     # In a session of its own: a terminal's Ctrl-C reaches the sweep alone, which
@@ -206,7 +192,7 @@ def _start(
       env=env,
       start_new_session=True,
     )
-  if cores is not None:
+  if share.cores is not None:
     # Set from here at once: XLA sizes its thread pool by it when it starts.
-    os.sched_setaffinity(process.pid, cores)
+    os.sched_setaffinity(process.pid, share.cores)
   return process

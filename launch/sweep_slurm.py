@@ -13,6 +13,7 @@ from rich import console as rich_console
 
 from fedjax_tune import endings
 from fedjax_tune.files import mirror
+from fedjax_tune.report import tables
 from fedjax_tune.training import interrupts
 
 from . import sweep_progress, sweep_results, sweep_runner
@@ -21,6 +22,9 @@ from .sweep_plan import PlannedRun
 
 # Between looks at the queue.
 _POLL_S = 10.0
+# Looks in a row that may fail, for an hour: controllers are restarted, and are at
+# times too busy to answer.
+_MOST_SILENT = 360
 # In a run's folder: the job that trains it, or did.
 _JOB = 'slurm_job.txt'
 # How often a job may go on where its time was over.
@@ -34,7 +38,8 @@ def settings(items: Sequence[str]) -> Settings:
   """Reads FIELD=VALUE: flags of sbatch and fields of submitit.
 
   Raises:
-    ValueError: One is malformed or given twice, or `time` is missing.
+    ValueError: One is malformed or given twice, or `time` is missing, or is over
+      when a run is asked to stop.
   """
   found: Settings = {}
   for item in items:
@@ -47,8 +52,20 @@ def settings(items: Sequence[str]) -> Settings:
     found[name] = int(value) if re.fullmatch('[0-9]+', value) else value
   if 'time' not in found:
     raise ValueError('slurm: time, the longest that a job runs, must be given.')
-  found['time'] = _minutes(str(found['time']))
-  return {'signal_delay_s': _GRACE_S, 'job_name': 'sweep'} | found
+  given = found['time']
+  found['time'] = minutes = _minutes(str(given))
+  grace = found.get('signal_delay_s', _GRACE_S)
+  if not isinstance(grace, int):
+    raise ValueError(
+      f'slurm: signal_delay_s={grace!r} must be a whole number of seconds.'
+    )
+  if 60 * minutes <= grace:
+    # Else a job would stop after each round, and be queued again.
+    raise ValueError(
+      f'slurm: time={given} must be more than signal_delay_s={grace} seconds,'
+      ' which is how long before its end a run is asked to stop.'
+    )
+  return {'signal_delay_s': grace, 'job_name': 'sweep'} | found
 
 
 def _minutes(text: str) -> int:
@@ -98,6 +115,7 @@ def run_sweep(
   console: rich_console.Console,
   last: int = 1,
   *,
+  resuming: Sequence[str] = ('--resume',),
   detach: bool = False,
 ) -> list[sweep_runner.Failure]:
   """Submits unfinished runs that are in no job, and follows all to the end.
@@ -110,6 +128,7 @@ def run_sweep(
     jobs: Jobs at a time; None means no limit.
     console: Shows the progress.
     last: Evaluations of a run over which the tables average.
+    resuming: Flags that are added to the command of a run that has begun.
     detach: Do not follow the jobs.
 
   Returns:
@@ -129,11 +148,12 @@ def run_sweep(
   known = {run.name for run in waiting.values()}
   new = [r for r in runs if not r.finished and r.name not in known]
   if new:
-    ids = submit(new, command_fn, workdir, slurm, jobs)
+    ids = submit(new, command_fn, workdir, slurm, jobs, resuming)
     waiting |= dict(zip(ids, new, strict=True))
-    console.print(f'Submitted {len(new)} runs as job {ids[0].split("_")[0]}.')
+    runs_ = tables.counted(len(new), 'run')
+    console.print(f'Submitted {runs_} as job {ids[0].split("_")[0]}.')
   if known:
-    console.print(f'{len(known)} runs are in jobs from before.')
+    console.print(f'In jobs from before: {tables.counted(len(known), "run")}.')
   if detach:
     sweep_runner.tell_results(runs, mirror.Place(workdir), console, last)
     if waiting:
@@ -162,8 +182,17 @@ def _follow(
   ):
     for run in waiting.values():
       progress.start(run.name, run.workdir)
+    silent = 0
     while waiting and not signals.asked:
-      queue = queued()
+      try:
+        queue, silent = queued(), 0
+      except RuntimeError as error:
+        silent += 1
+        if silent == 1:
+          console.print(f'{error}; asked again, while jobs go on.')
+        if silent == _MOST_SILENT:
+          raise
+        queue = set(waiting)
       gone -= queue
       for job in [job for job in waiting if job not in queue]:
         run = waiting[job]
@@ -185,8 +214,8 @@ def _follow(
         time.sleep(0.1)
   if waiting:
     raise endings.Interrupted(
-      f'{signals.asked}: {len(waiting)} runs are still in jobs, which go on; the'
-      ' same command follows them, scancel ends them.'
+      f'{signals.asked}: {tables.counted(len(waiting), "run")} still in jobs, which'
+      ' go on; the same command follows them, scancel ends them.'
     )
   return failed
 
@@ -206,6 +235,7 @@ def submit(
   workdir: pathlib.Path,
   slurm: Settings,
   jobs: int | None,
+  resuming: Sequence[str],
 ) -> list[str]:
   """Submits runs as one array, and returns the ids of their jobs.
 
@@ -219,7 +249,9 @@ def submit(
     executor.update_parameters(**slurm, **limit)
   except ValueError as error:
     raise ValueError(f'slurm: {error}') from error
-  made = executor.submit_array([Job(run, command_fn(run)) for run in runs])
+  made = executor.submit_array(
+    [Job(run, command_fn(run), resuming) for run in runs]
+  )
   ids = [job.job_id for job in made]
   for run, job in zip(runs, ids, strict=True):
     run.workdir.mkdir(parents=True, exist_ok=True)

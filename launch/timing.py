@@ -75,7 +75,7 @@ def measure(run: Run) -> Times:
       slabs[sig] += -(-count // run.widths[sig])
   training = sum(seconds[sig] * count for sig, count in slabs.items())
   training *= e.rounds / len(planner.rounds)  # It may know some of them.
-  evaluations = e.rounds // e.eval_every + bool(e.rounds % e.eval_every)
+  evaluations = -(-e.rounds // e.eval_every) + e.eval_start
   return Times(warm_up, training, e.rounds, evaluation, evaluations)
 
 

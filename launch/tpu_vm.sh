@@ -15,6 +15,7 @@ Takes one or more steps, in the order given, with Google's gcloud:
   install   makes its .venv and installs the package for TPUs
   run       starts COMMAND in the tree, with its .venv, and follows its log
   log       follows the log of what runs, of the first worker
+  stop      asks what runs to end (SIGTERM), as launch.train does after its round
   fetch     copies its folder runs/ to this one, of the first worker
   delete    deletes the TPU VM, with what was not fetched
 
@@ -47,7 +48,7 @@ for step in "${words[@]}"; do
   case "$step" in
     create) need type version ;;
     run) ((${#command[@]})) || fail 'run: the command must follow --.' ;;
-    copy | install | log | fetch | delete) ;;
+    copy | install | log | stop | fetch | delete) ;;
     *) fail "$step is no step; see --help." ;;
   esac
 done
@@ -74,13 +75,15 @@ create() {
 }
 
 copy() {
-  local tree archive=.tpu_vm.tar.gz
+  local tree left archive=.tpu_vm.tar.gz
   # A commit of what is changed but not committed; empty where nothing is.
   tree="$(git stash create)" || fail 'copy: git stash create failed here.'
   act git archive --format=tar.gz "--output=$archive" "${tree:-HEAD}"
   act gcloud compute tpus tpu-vm scp "$archive" "$name:fedjax_tune.tar.gz" \
     "${where[@]}" --worker=all
   act rm -f "$archive"
+  left="$(git ls-files --others --exclude-standard | head -n 5 | paste -sd ' ')"
+  [[ -z "$left" ]] || echo "copy: git add what is to come along: $left" >&2
   on all 'mkdir -p fedjax_tune && tar -xzf fedjax_tune.tar.gz -C fedjax_tune'
 }
 
@@ -94,9 +97,9 @@ install tpu requirements.txt pyproject.toml -- -r requirements.txt --editable .[
 }
 
 run() {
-  local line
-  if [[ " ${command[*]} " == *' launch.train '* ]]; then
-    [[ " ${command[*]} " == *' --distributed '* ]] || command+=(--distributed)
+  local line trains='[. ]launch[. ]train |fedjax-tune train '
+  if [[ " ${command[*]} " =~ $trains ]]; then
+    [[ " ${command[*]} " == *' --distributed'[\ =]* ]] || command+=(--distributed)
   fi
   line="export PATH=\"\$PWD/.venv/bin:\$PATH\"; $(quoted "${command[@]}")"
   line+='; echo $? >run.status'
@@ -110,6 +113,11 @@ follow() {
   # shellcheck disable=SC2016
   on 0 'cd fedjax_tune && tail -n +1 -F --pid="$(cat run.pid)" run.log &&
 exit "$(cat run.status)"'
+}
+
+stop() {
+  # shellcheck disable=SC2016
+  on all 'pkill -TERM -P "$(cat fedjax_tune/run.pid)"'
 }
 
 fetch() {

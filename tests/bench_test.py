@@ -164,7 +164,8 @@ _RUNS = {
 
 
 def test_a_speed_counts_only_if_its_losses_agree():
-  text = peer_report.markdown({'A': _RUNS}, 2)
+  text = peer_report.markdown({'A': _RUNS}, 2, 3)
+  assert 'launch.bench --peers --workload=A --repeats=2 --rounds=3`' in text
   lines = [line for line in text.splitlines() if line.startswith('|')]
   rows = {
     cells[1]: cells[2:-1]

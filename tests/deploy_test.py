@@ -502,6 +502,16 @@ def test_flags(values, message, tmp_path):
     command.main(['deploy'])
 
 
+@pytest.mark.parametrize('name', ['samples', 'seed'])
+def test_flags_of_the_curve_go_with_it(name, tmp_path):
+  given = {'workdir': str(tmp_path), 'budget': '0.5', name: '3'}
+  with (
+    flagsaver.as_parsed(**given),
+    pytest.raises(ValueError, match=f'--{name} goes with --curve'),
+  ):
+    command.main(['deploy'])
+
+
 def test_command_says_one_line(tmp_path):
   line = [sys.executable, '-m', 'launch.deploy', f'--workdir={tmp_path}']
   done = subprocess.run(

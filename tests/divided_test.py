@@ -139,7 +139,7 @@ def test_slabs_must_occupy_all_devices():
   assert not any(width % 2 for width in wide.widths.values())
   cfg = config.Engine(slab=3, devices=2, fsdp=True)
   with pytest.raises(ValueError, match=r'slab=3 must be a multiple of 2'):
-    agreement._check_engine(cfg, 6)
+    agreement.check_devices(cfg)
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ def test_own_devices(tmp_path):
     ({'flops': 'true'}, r'phone\.flops=True must be a number above 0'),
     ({'uplink': "'fast'"}, r"phone\.uplink='fast' must be a number above 0"),
     ({'memory': "'2 sacks'"}, r"phone\.memory='2 sacks' must be a number with"),
+    ({'flops': '1' + 400 * '0'}, r'phone\.flops=10+ must be a number above 0'),
+    ({'memory': "'1e999GiB'"}, r"memory='1e999GiB' must be a number with"),
     ({'downlink': 'inf'}, r'phone\.downlink=inf must be a number above 0'),
     ({'colour': '3'}, r'phone\.colour must be one of flops, memory'),
     ({'flops': '= 3'}, 'must be a TOML file'),

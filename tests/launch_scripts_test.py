@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -174,13 +175,30 @@ def test_workers_of_a_tpu_vm_train_together(tree, elsewhere, tmp_path):
   assert again.stdout == done.stdout
 
 
-def test_the_status_is_that_of_the_command(tree, elsewhere, tmp_path):
+def test_what_is_not_tracked_is_told(tree, elsewhere):
+  (tree / 'my experiment.py').touch()
+  done = _run(tree, 'tpu_vm.sh', *_VM, 'copy')
+  assert done.returncode == 0
+  assert done.stderr == (
+    'copy: git add what is to come along: my experiment.py\n'
+  )
+  assert len(elsewhere()) == 2
+
+
+def test_a_run_is_stopped_and_its_status_told(tree, elsewhere, tmp_path):
   del elsewhere
   (tmp_path / 'there' / 'fedjax_tune').mkdir()
-  command = ('bash', '-c', 'echo on; exit 4')
-  done = _run(tree, 'tpu_vm.sh', *_VM, 'run', '--', *command)
+  waits = 'trap "exit 4" TERM; echo on; while :; do sleep 0.1; done'
+  script = tree / 'launch' / 'tpu_vm.sh'
+  run = subprocess.Popen([script, *_VM, 'run', '--', 'bash', '-c', waits])
+  log = tmp_path / 'there' / 'fedjax_tune' / 'run.log'
+  while not (log.exists() and log.read_text()):
+    assert run.poll() is None
+    time.sleep(0.05)
+  assert _run(tree, 'tpu_vm.sh', *_VM, 'stop').returncode == 0
+  assert run.wait(timeout=60) == 4
+  done = _run(tree, 'tpu_vm.sh', *_VM, 'log')
   assert (done.returncode, done.stdout) == (4, 'on\n')
-  assert _run(tree, 'tpu_vm.sh', *_VM, 'log').returncode == 4
 
 
 def test_a_tpu_vm_is_made_and_deleted(tree, elsewhere, monkeypatch):
@@ -270,6 +288,31 @@ def test_a_command_is_submitted_and_followed(tree, elsewhere, tmp_path):
   )
 
 
+def test_the_books_of_slurm_are_behind_its_queue(tree, elsewhere, tmp_path):
+  """Nor does a queue that is too busy to answer say that a job is gone."""
+  for name, lines in (
+    ('squeue', ['exit 1', 'echo RUNNING', 'echo Invalid job id >&2; exit 1']),
+    ('sacct', ['echo RUNNING', 'echo " COMPLETED "']),
+    ('sleep', ['']),
+  ):
+    cases = ' '.join(f'{n}) {does} ;;' for n, does in enumerate(lines, 1))
+    (tmp_path / 'bin' / name).write_text(
+      f'#!/bin/bash\necho >>"$0.looks"; case "$(wc -l <"$0.looks")" in {cases}'
+      ' esac\n'
+    )
+    (tmp_path / 'bin' / name).chmod(0o755)
+  done = _run(tree, 'slurm.sh', f'--logs={tmp_path}', '--', 'true')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert done.stdout.endswith('Job 7: COMPLETED\n')
+  assert len(elsewhere()) == 1
+  looks = {
+    name: tmp_path / 'bin' / f'{name}.looks' for name in ('squeue', 'sacct')
+  }
+  assert {n: p.read_text().count('\n') for n, p in looks.items()} == {
+    'squeue': 3, 'sacct': 2,
+  }  # fmt: skip
+
+
 def test_a_command_is_submitted_alone(tree, elsewhere, tmp_path):
   logs = tmp_path / 'logs'
   done = _run(tree, 'slurm.sh', f'--logs={logs}', '--detach', '--', 'true')
@@ -289,6 +332,10 @@ def test_a_command_is_submitted_alone(tree, elsewhere, tmp_path):
     (('--nodes=0', '--', 'x'), '--nodes=0 must be at least 1'),
     (('--cpus=-1', '--', 'x'), '--cpus=-1 must be a whole number'),
     (('--partition', '--', 'x'), '--partition needs a value'),
+    (('--time=5', '--', 'x'), '--time=5 must be more than --grace=300'),
+    (('--time=4:59', '--', 'x'), '--time=4:59 must be more than'),
+    (('--time=1:00:00', '--grace=3600', '--', 'x'), '--time=1:00:00 must be'),
+    (('--time=1-0', '--grace=86400', '--', 'x'), '--time=1-0 must be more'),
   ],
 )
 def test_slurm_refuses(tree, elsewhere, args, says):
@@ -319,6 +366,13 @@ def test_slurm_refuses(tree, elsewhere, args, says):
       1,
       ['echo', 'launch.train', '--resume', 'x'],
       ['echo', 'launch.train', '--resume', 'x'],
+    ),
+    (
+      0,
+      2,
+      1,
+      ['echo', 'fedjax-tune', 'train', '--resume=true'],
+      ['echo', 'fedjax-tune', 'train', '--resume=true', '--distributed'],
     ),
     # Interrupted, but not because the time is over: somebody cancelled it.
     (4, 1, 0, ['bash', '-c', 'exit 4'], ['bash', '-c', 'exit 4']),

@@ -112,10 +112,11 @@ def test_time_is_that_of_each_slab_and_evaluation(run, monkeypatch):
   monkeypatch.setattr(
     run, 'evaluate', lambda *args: calls.append(evaluate(*args))
   )
+  monkeypatch.setattr(run.setup.experiment, 'eval_start', True)
   times = timing.measure(run)
   planner = run.setup.planner
   slabs = [len(planner.plan(rnd).works) for rnd in range(2)]
-  assert times == timing.Times(1, sum(slabs), 2, 1, 1)
+  assert times == timing.Times(1, sum(slabs), 2, 1, 2)
   assert calls[0]['eval/accuracy'] == calls[1]['eval/accuracy']
 
 

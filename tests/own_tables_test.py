@@ -194,6 +194,40 @@ def test_an_archive_without_a_known_name(tmp_path, texts):
   assert ('text' in said) == texts
 
 
+def test_a_column_of_clients_with_gaps_need_not_be_read(tmp_path):
+  lines = [f't{i},{"yn"[i % 2]},{"" if i == 3 else i % 4}' for i in range(20)]
+  (tmp_path / 'a.csv').write_text('\n'.join(['text,label,user', *lines]))
+  said = (
+    r"a\.csv:5: user is empty, the client of the row \(data\.client_column='-'"
+  )
+  with pytest.raises(ValueError, match=said):
+    sets.read(tiny_own.data(f'csv:{tmp_path}/a.csv'))
+  own = sets.read(tiny_own.data(f'csv:{tmp_path}/a.csv', client_column='-'))
+  assert not own.has_clients
+  assert sum(len(part) for part in own.examples['a'].values()) == 20
+
+
+def test_labels_that_are_arrays_are_named(tmp_path):
+  images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=int)
+  np.savez(tmp_path / 'a.npz', x=images, y=labels)
+  with pytest.raises(ValueError, match="'y' holds ndarray; must hold names or"):
+    tiny_own.load(f'npz:{tmp_path}/a.npz')
+
+
+def test_a_table_none_of_whose_lines_is_a_row(tmp_path):
+  (tmp_path / 'a.csv').write_text('text,label\n"never closed,x\nb,y\n')
+  with pytest.raises(ValueError, match=r'no rows: a\.csv:2: is no row: unexp'):
+    tiny_own.load(f'csv:{tmp_path}/a.csv')
+
+
+def test_an_archive_names_its_texts_that_are_none(tmp_path):
+  texts = np.array([b'\xff', b'b'])
+  np.savez(tmp_path / 'a.npz', x_train=texts, y_train=np.arange(2))
+  message = r"a\.npz, train: texts must be UTF-8, and b'\\xff' is not"
+  with pytest.raises(ValueError, match=message):
+    tiny_own.load(f'npz:{tmp_path}/a.npz')
+
+
 @pytest.mark.parametrize(
   ('header', 'fields', 'message'),
   [
@@ -250,7 +284,8 @@ def test_pairs_numbers_and_texts_alone(tmp_path):
   assert isinstance(train.inputs, Tokens)
   assert train.inputs.types.any()  # The second part of a pair.
   train, _ = corpus.load(
-    tiny_own.data(name, task='next_token', text_column='s1'), bert
+    tiny_own.data(name, task='next_token', text_column='s1'),
+    bert,
   )
   assert train.task.kind == 'next_token'
 

@@ -56,6 +56,28 @@ def test_natural_clients_have_their_names(tmp_path, monkeypatch):
   assert not any('b' * 30 in text for text in drawn)
 
 
+def test_long_names_leave_room_for_the_bars(tmp_path, monkeypatch):
+  long = 'of a class or domain that is called at length'
+  clients = dataclasses.replace(
+    _clients(2, domains=2), domain_names=[f'{long} {i}' for i in range(2)]
+  )
+  axes, draw = [], mpl_axes.Axes.draw
+  monkeypatch.setattr(
+    mpl_axes.Axes, 'draw', lambda ax, *args: axes.append(ax) or draw(ax, *args)
+  )
+  names = [f'{long} {k}' for k in range(16)]
+  # Matplotlib warns where nothing is left, and a warning is an error here.
+  partition_plot.plot_partition(
+    np.ones((2, 16)), clients, names, tmp_path / 'p.png'
+  )
+  ax = axes[-1]
+  (legend,) = ax.figure.legends
+  box, inside = legend.get_window_extent(), ax.figure.bbox
+  assert inside.y0 <= box.y0
+  assert box.y1 <= inside.y1
+  assert ax.get_window_extent().x1 <= box.x0
+
+
 @pytest.mark.parametrize('count', [41, 100_000])
 def test_many_clients_are_one_picture(tmp_path, monkeypatch, count):
   drawn = _draw(_clients(count), 10, tmp_path / 'p.png', monkeypatch)

@@ -232,3 +232,18 @@ def test_the_frontier_has_units_of_its_size_and_shows_what_moves_nothing(
   np.testing.assert_allclose([args[0] for args, _ in lines], [[1, 3], [0, 0]])
   assert units[0][0][0].startswith('MB moved')
   assert limits[0][1]['left'] < 0
+
+
+@pytest.mark.parametrize('count', [8, 60])
+def test_a_legend_below_leaves_the_axes_their_room(count):
+  fig = figure.new_figure(4.2)
+  ax = fig.subplots()
+  for i in range(count):
+    ax.plot([0, 1], label=f'fedra_with_a_long_a_{i}')
+  figure.legend_below(fig, ax)
+  fig.draw_without_rendering()
+  (legend,) = fig.legends
+  box = legend.get_window_extent()
+  assert (fig.bbox.x0, fig.bbox.y0) <= (box.x0, box.y0)
+  assert box.x1 <= fig.bbox.x1
+  assert ax.get_window_extent().height > 2 * fig.dpi

@@ -32,6 +32,11 @@ def test_variants_differ_whatever_their_order():
   assert sum(a == found[x] for a, x in zip(alone, labels, strict=True)) > 4
 
 
+def test_many_variants_differ_too():
+  labels = {f'fedra_lr{i}': 'fedra' for i in range(60)}
+  assert len(set(styles.of(labels).values())) == 60
+
+
 def test_a_method_of_the_users_has_one_too():
   found = styles.of({'mine': 'mine', 'fedra': 'fedra'})
   assert found['mine'] == styles.of({'mine': 'mine'})['mine']

@@ -110,6 +110,7 @@ def _sweep(workdir, methods, *, detach=False, slurm=('time=60',)):
     sweep_slurm.settings(slurm),
     None,
     rich_console.Console(file=shown, width=200),
+    resuming=('--resume', '--inexact'),
     detach=detach,
   )
   return [failure.run.label for failure in failed], shown.getvalue()
@@ -138,7 +139,7 @@ def test_runs_are_one_array_and_finished_ones_are_not_submitted(
   assert (tmp_path / 'w' / 'comparison.png').exists()
   # One more method: it alone is submitted.
   _, shown = _sweep(tmp_path / 'w', 'a=fedra,b=all_small,d=fjord')
-  assert 'Submitted 1 runs as job 2.' in shown
+  assert 'Submitted 1 run as job 2.' in shown
   assert '--array' not in _scripts(there)[1]
   _, shown = _sweep(tmp_path / 'w', 'a=fedra,b=all_small,d=fjord')
   assert 'Submitted' not in shown
@@ -154,9 +155,9 @@ def test_a_failure_is_reported_and_submitted_again(tmp_path):
   assert 'a seed 0 finished' in shown
   failed, shown = _sweep(tmp_path / 'w', methods)
   assert failed == ['broken']
-  assert 'Submitted 1 runs as job 2.' in shown
+  assert 'Submitted 1 run as job 2.' in shown
   log = tmp_path / 'w' / 'broken' / 'seed0' / 'log.txt'
-  assert 'resume' in log.read_text().split('cores')[-1]
+  assert "['--resume', '--inexact']" in log.read_text().split('cores')[-1]
 
 
 def _wait_for(path):
@@ -173,12 +174,14 @@ def test_a_job_whose_time_is_over_goes_on(there, tmp_path):
   # It runs, so that it is not submitted a second time.
   _, shown = _sweep(tmp_path / 'w', 'c=fjord', detach=True)
   assert 'Submitted' not in shown
-  assert '1 runs are in jobs from before.' in shown
+  assert 'In jobs from before: 1 run.' in shown
   os.kill(int((there / '1.pid').read_text()), signal.SIGUSR2)
   failed, shown = _sweep(tmp_path / 'w', 'c=fjord')
   assert failed == []
   assert 'c seed 0 finished' in shown
   assert len(_scripts(there)) == 1
+  log = tmp_path / 'w' / 'c' / 'seed0' / 'log.txt'
+  assert "['--resume', '--inexact']" in log.read_text()
 
 
 def test_ctrl_c_leaves_the_jobs_alone(there, tmp_path):
@@ -190,7 +193,7 @@ def test_ctrl_c_leaves_the_jobs_alone(there, tmp_path):
 
   thread = threading.Thread(target=interrupt)
   thread.start()
-  with pytest.raises(endings.Interrupted, match='1 runs are still in jobs'):
+  with pytest.raises(endings.Interrupted, match='1 run still in jobs'):
     _sweep(tmp_path / 'w', 'c=fjord')
   thread.join()
   assert (there / '1.live').exists()
@@ -207,6 +210,37 @@ def test_slurm_does_not_answer(there, tmp_path):
   assert _scripts(there) == []
 
 
+def _follow(tmp_path, monkeypatch, answers):
+  """Follows a run in job 1, of which squeue says what is listed."""
+  (run,) = sweep_plan.plan(
+    'x.py', 'a=fedra', ['0'], [], tmp_path, tiny_sweep.resolve
+  )
+  answers = iter(answers)
+
+  def queued():
+    if (answer := next(answers)) is None:
+      raise RuntimeError('squeue: no controller')
+    return answer
+
+  monkeypatch.setattr(sweep_slurm, 'queued', queued)
+  monkeypatch.setattr(sweep_slurm, '_POLL_S', 0.0)
+  shown = io.StringIO()
+  console = rich_console.Console(file=shown, width=200)
+  failed = sweep_slurm._follow([run], {'1': run}, tmp_path, console, 1)
+  return len(failed), shown.getvalue()
+
+
+def test_a_controller_that_is_silent_for_a_while(tmp_path, monkeypatch):
+  # No answer does not mean that a job is gone.
+  answers = [{'1'}, None, None, set(), None, set(), set()]
+  failed, shown = _follow(tmp_path, monkeypatch, answers)
+  assert failed == 1
+  assert shown.count('squeue: no controller; asked again') == 2
+  monkeypatch.setattr(sweep_slurm, '_MOST_SILENT', 3)
+  with pytest.raises(RuntimeError, match='no controller'):
+    _follow(tmp_path, monkeypatch, [None, None, {'1'}, None, None, None])
+
+
 def test_a_setting_that_is_unknown(there, tmp_path):
   with pytest.raises(ValueError, match=r'slurm: .*partitoin'):
     _sweep(tmp_path / 'w', 'a=fedra', slurm=('time=9', 'partitoin=gpu'))
@@ -221,6 +255,9 @@ def test_a_setting_that_is_unknown(there, tmp_path):
     (['time=1', 'mem'], "'mem' must read FIELD=VALUE"),
     (['time=soon'], "time='soon' must read MINUTES"),
     (['time=0:59'], "time='0:59' must be at least a minute"),
+    (['time=5'], 'time=5 must be more than signal_delay_s=300 seconds'),
+    (['time=1:00:00', 'signal-delay-s=3600'], 'time=1:00:00 must be more'),
+    (['time=9', 'signal_delay_s=2m'], "'2m' must be a whole number of seconds"),
   ],
 )
 def test_settings_are_refused(items, message):

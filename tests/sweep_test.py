@@ -1,20 +1,25 @@
 import copy
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
 
+import jax
 from matplotlib import figure as mpl_figure
 import pytest
 from rich import console as rich_console
+import tensorflow_datasets as tfds
 import tiny_bucket
 import tiny_sweep
 
+from fedjax_tune import config
 from fedjax_tune.files import mirror
 from fedjax_tune.report import figure
+from fedjax_tune.training import agreement
 from fedjax_tune.typing import Record
 from launch import (
   sweep_merge,
@@ -22,6 +27,7 @@ from launch import (
   sweep_plan,
   sweep_results,
   sweep_runner,
+  sweep_share,
 )
 
 bucket = tiny_bucket.bucket
@@ -69,6 +75,7 @@ def lines(path):
     ('fedra:local.lr=0.1', 'fedra_lr0.1', ('local.lr=0.1',)),
     ('fedra:a.repair=false', 'fedra_no_repair', ('a.repair=false',)),
     ('f:clients.budgets=(6,6)', 'f_budgets_6_6', ('clients.budgets=(6,6)',)),
+    ('a=f:w=random:vit:n=csv:b.csv', 'a', ('w=random:vit', 'n=csv:b.csv')),
   ],
 )
 def test_method_entry(entry, label, overrides):
@@ -205,11 +212,18 @@ def test_accuracy_is_the_mean_of_the_last_evaluations(last, expected, noto):
     {'round': 2, 'eval/accuracy': 0.2, 'eval/accuracy/noto': 0.3},
     {'round': 3, 'eval/accuracy': 0.4, 'eval/accuracy/noto': 0.4},
   ]
+  # Of a tier that joined.
+  rows[2:] = [
+    {**r, 'eval/small/accuracy': r['eval/accuracy']} for r in rows[2:]
+  ]
   summary = {'accuracy': 0.4, 'accuracy_by_domain': {'noto': 0.4}, 'seed': 7}
+  summary['other_accuracies'] = {'small': 0.4}
   mean = sweep_outcome.Outcome(summary, rows, []).over_last(last)
   assert mean['seed'] == 7
   assert mean['accuracy'] == pytest.approx(expected)
   assert mean['accuracy_by_domain']['noto'] == pytest.approx(noto)
+  small = 0.4 if last == 1 else 0.3
+  assert mean['other_accuracies']['small'] == pytest.approx(small)
 
 
 def test_a_mean_with_a_value_that_is_not_finite_is_null():
@@ -366,18 +380,74 @@ def test_an_experiment_edited_meanwhile_is_not_tabulated(tmp_path):
   assert not (tmp_path / 'results.jsonl').exists()
 
 
+def test_a_disk_that_stutters_ends_no_run(tmp_path, monkeypatch):
+  """As a network's does: what was read a moment ago is a stale handle."""
+  (run,) = plan('a=fedra', ['0'], [], tmp_path)
+
+  def fail(*_, **__):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  monkeypatch.setattr(sweep_plan.workdirs, 'check_begun', fail)
+  assert 'Stale file handle' in run.problem()
+  assert not run.problem(running=True)
+
+
 @pytest.mark.skipif(
   not hasattr(os, 'sched_setaffinity') or len(os.sched_getaffinity(0)) < 2,
   reason='needs two cores and a system that can pin',
 )
 def test_jobs_have_their_own_cores(tmp_path):
-  first, second = sweep_runner.core_shares(2)
+  first, second = sweep_share.core_shares(2)
   assert first
   assert second
   assert first.isdisjoint(second)
   assert first | second == os.sched_getaffinity(0)
   sweep(tmp_path, 'a,b,c', jobs=2)
   assert len(lines(tmp_path / 'results.jsonl')) == 3
+
+
+@pytest.mark.parametrize(
+  ('gpus', 'jobs', 'env'),
+  [
+    ('0,1,2', 2, [('0,2', None), ('1', None)]),
+    ('3', 2, [('3', '0.450')] * 2),
+    ('0,1', 3, [('0', '0.450'), ('1', '0.450'), ('0', '0.450')]),
+    ('0,1', 1, [(None, None)]),
+  ],
+)
+def test_jobs_share_gpus(gpus, jobs, env, monkeypatch):
+  for name in ('JAX_PLATFORMS', *sweep_share._FRACTIONS):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', gpus)
+  monkeypatch.setattr(sweep_share, 'core_shares', lambda n: [{0}] * n)
+  found = [share.env for share in sweep_share.divide(jobs)]
+  names = ('CUDA_VISIBLE_DEVICES', 'XLA_CLIENT_MEM_FRACTION')
+  assert [tuple(map(one.get, names)) for one in found] == env
+
+
+def test_a_tpu_serves_one_job(monkeypatch):
+  monkeypatch.setattr(sweep_share, '_has_tpu', lambda: True)
+  assert len(sweep_share.divide(1)) == 1
+  with pytest.raises(ValueError, match='--jobs=2 must be 1 here: a TPU serves'):
+    sweep_share.divide(2)
+
+
+def test_a_sweep_starts_no_device(monkeypatch):
+  """It would take a TPU, or a GPU's memory, from its runs."""
+
+  def start(*_, **__):
+    raise AssertionError('a device was started')
+
+  names = ('devices', 'local_devices', 'local_device_count', 'default_backend')
+  for name in names:
+    monkeypatch.setattr(jax, name, start)
+  e = config.Experiment(method='all_small')
+  e.data.name = 'domainnet'
+  e.model.weights, e.data.image_size = 'random:vit_test', 16
+  # More than here: the runs may be elsewhere.
+  e.engine.devices, e.engine.fsdp = 64, True
+  with tfds.testing.mock_data(num_examples=4):
+    assert agreement.agree(e).cohort == 6
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich import console as rich_console
@@ -127,3 +128,13 @@ def test_a_run_that_diverged_has_no_accuracy():
   run = summary(0.5) | {'accuracy': None, 'accuracy_by_domain': {'noto': None}}
   _, _, row = cells(tables.comparison_markdown([run]))
   assert row[1:3] == ['-', '-']
+
+
+def test_names_of_domains_are_no_markup():
+  run = summary(0.5) | {'accuracy_by_domain': {'[red]a|b[/red]\x1b': 0.25}}
+  header, _, row = tables.comparison_markdown([run]).splitlines()
+  unescaped = r'(?<!\\)\|'
+  assert len(re.split(unescaped, header)) == len(re.split(unescaped, row))
+  text = rendered(tables.comparison_table([run]))
+  assert '[red]a|b[/red]' in text
+  assert '\x1b' not in text

@@ -1,5 +1,7 @@
 """What it takes to become as good as another, by hand."""
 
+import pytest
+
 from fedjax_tune.report import targets
 
 
@@ -51,4 +53,19 @@ def test_table_by_hand():
 def test_without_devices_there_is_no_time():
   runs = {'all_large': {0: _rows([0.5, 0.6], seconds=0.0)}}
   line = targets.target_markdown(runs, 'all_large').splitlines()[2]
-  assert [c.strip() for c in line.strip('|').split('|')][-2:] == ['0', '-']
+  assert [c.strip() for c in line.strip('|').split('|')][-2:] == ['-', '-']
+
+
+@pytest.mark.parametrize('end', [None, 0.0, -0.1])
+def test_a_baseline_that_ends_with_nothing_is_no_target(end):
+  runs = {
+    'all_large': {0: _rows([0.5, end], 1.0), 1: _rows([0.1, 0.5], 1.0)},
+    'raffm': {0: _rows([None, 0.0], 1.0), 1: _rows([None, 0.6], 1.0)},
+  }
+  runs['all_large'][0][-1]['eval/accuracy'] = end
+  lines = targets.target_markdown(runs, 'all_large').splitlines()[2:]
+  cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
+  assert [row[:3] for row in cells] == [
+    ['all_large', '1 of 1', '2'],
+    ['raffm', '1 of 1', '2'],
+  ]

@@ -25,7 +25,9 @@ def pictures(root, *folders, count=4):
 
 
 def data(name, **fields):
-  return config.Data(**{'name': name, 'image_size': 8} | fields)
+  return config.Data(
+    **{'name': name, 'image_size': 8, 'lengths': (32,)} | fields
+  )
 
 
 def load(name, **fields):

@@ -1,6 +1,9 @@
 """A run's folder belongs to one experiment, and to one process at a time."""
 
 import dataclasses
+import errno
+import fcntl
+import importlib
 import json
 import os
 import pathlib
@@ -11,7 +14,7 @@ import sys
 import pytest
 
 from fedjax_tune import config, endings
-from fedjax_tune.training import apart, checkpoint, loop, workdir
+from fedjax_tune.training import apart, checkpoint, identity, loop, workdir
 
 
 def _guard(folder, resume=False, **changes):
@@ -172,6 +175,19 @@ def test_twice_in_one_process(tmp_path):
     pass
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  with workdir.claim(tmp_path) as claim:
+    assert claim.locked
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  with workdir.claim(tmp_path) as claim:
+    assert not claim.locked
+    claim.check()
+  _guard(tmp_path)
+
+
 def test_a_folder_that_goes_away(tmp_path):
   folder = tmp_path / 'run'
   with workdir.claim(folder) as claim:
@@ -256,3 +272,19 @@ def test_data_are_no_place_for_a_run(
 def test_a_folder_beside_the_data(tmp_path, monkeypatch, place, name):
   monkeypatch.chdir(tmp_path)
   apart.check_data(place, name)
+
+
+def test_a_module_of_the_users_must_be_what_it_was(tmp_path, monkeypatch):
+  path = tmp_path / 'a_method_of_mine.py'
+  path.write_text('RATE = 1\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  importlib.import_module(path.stem)
+  experiment = dataclasses.asdict(config.Experiment())
+  own = {'experiment': experiment, 'content': {}, 'settings': {}}
+  there = own | {'machine': identity.imported((path.stem, 'not_there'))}
+  identity.check(there, dict(there), 'here')
+  path.write_text('RATE = 2\n')
+  now = own | {'machine': identity.imported((path.stem,))}
+  with pytest.raises(ValueError, match=r'--inexact .*\n  module a_method_of_m'):
+    identity.check(there, now, 'here')
+  identity.check(there, now, 'here', inexact=True)

@@ -1,7 +1,9 @@
 """What W&B, MLflow and a user's own writers are told, by stand-ins."""
 
+import dataclasses
 import importlib.util
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,10 @@ def test_wandb_is_told_numbers_by_round(tmp_path, modules):
   _tell(tmp_path, ['wandb'])
   assert modules[4][2]['id'] == first[2]['id']
   assert first[2]['resume'] == 'allow'
+  # One that begins anew in a folder of that name does not.
+  (tmp_path / 'wandb_run').unlink()
+  _tell(tmp_path, ['wandb'])
+  assert modules[8][2]['id'] != first[2]['id']
 
 
 def test_mlflow_goes_on_with_its_run(tmp_path, modules):
@@ -76,6 +82,48 @@ def test_mlflow_goes_on_with_its_run(tmp_path, modules):
   _tell(tmp_path, ['mlflow'])
   assert [call[0] for call in modules][:2] == ['start_run', 'log_metrics']
   assert modules[0][2] == {'run_id': 'r7', 'run_name': None}
+
+
+class _ServerError(Exception):
+  """What a package raises, of no kind of Python's own."""
+
+
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_a_run_outlasts_a_server_that_is_gone(tmp_path, modules, name):
+  del modules
+
+  def fail(*_, **__):
+    raise _ServerError('no answer')
+
+  package: Any = importlib.import_module(name)
+  for at in (package, package.init() if name == 'wandb' else package):
+    for each in ('log', 'finish', 'log_metrics', 'end_run'):
+      setattr(at, each, fail)
+  with pytest.warns(
+    RuntimeWarning, match='ServerError: no answer; the run'
+  ) as told:
+    _tell(tmp_path, [name])
+  assert len(told) == 1
+  package.init = package.start_run = fail
+  with pytest.raises(
+    RuntimeError, match=f"'{name}' cannot begin: _ServerError"
+  ):
+    _tell(tmp_path, [name])
+
+
+def test_mlflow_takes_a_hundred_parameters_at_a_time(tmp_path, modules):
+  e = config.Experiment()
+  e.clients.sizes = tuple(range(10, 500))
+  fields = dataclasses.asdict(e)
+  with writers.opened(['mlflow'], (), tmp_path, fields):
+    pass
+  parts = [call[1][0] for call in modules if call[0] == 'log_params']
+  assert [len(part) for part in parts[:-1]] == [100] * (len(parts) - 1)
+  found = {name: value for part in parts for name, value in part.items()}
+  assert len(found) > 100
+  assert found['local.lr'] == 0.01
+  assert len(found['clients.sizes']) == 500
+  assert found['clients.sizes'].startswith('(10, 11, ')
 
 
 class _Kept:

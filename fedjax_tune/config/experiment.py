@@ -142,9 +142,10 @@ class Data:
       comma between them make a pair, as 'premise,hypothesis'.
     image_column: The column of the picture, or of the path of its file from the
       table's folder: 'image', 'file', ...
-    domain_column: The column of the domain's name: 'domain'.
+    domain_column: The column of the domain's name: 'domain'; '-' reads none.
     client_column: The column of the client, for clients.partition='natural':
-      'client', 'user', ...
+      'client', 'user', ...; '-' reads none, for example if a column with such a
+      name has gaps.
     test_share: How much of each class is held out to evaluate on, where your
       own files have no split.
     split_seed: Seed of the draw of these examples.

@@ -19,6 +19,7 @@ import dataclasses
 import math
 import pathlib
 import re
+import sys
 import tomllib
 
 import numpy as np
@@ -152,7 +153,8 @@ def _device(where: str, name: str, own: object) -> tuple[Device, float]:
     if field == 'memory' and isinstance(value, str):
       value = parse_bytes(value, place)
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not 0 < value < math.inf:
+    # An int may be too large for a float, and is compared as what it is.
+    if not plain or not 0 < value <= sys.float_info.max:
       raise ValueError(f'{place}={value!r} must be a number above 0.')
     values[field] = float(value)
   share = values.pop('share')
@@ -175,7 +177,9 @@ def parse_bytes(text: str, place: str) -> float:
   number = re.fullmatch(r'\s*([\d.]+(?:[eE]\+?\d+)?)\s*([A-Za-z]*)\s*', text)
   try:
     if number and number[2] in _UNITS:
-      return float(number[1]) * _UNITS[number[2]]
+      found = float(number[1]) * _UNITS[number[2]]
+      if math.isfinite(found):
+        return found
   except ValueError:
     pass
   raise ValueError(

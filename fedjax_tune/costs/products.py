@@ -36,12 +36,15 @@ def rates() -> dict[str, float]:
   return found
 
 
-def advice(found: Mapping[str, float], dtype: str) -> str:
+def advice(
+  found: Mapping[str, float], dtype: str, flag: str = '--config.model.dtype'
+) -> str:
   """Says whether the other type is faster here, or nothing.
 
   Args:
     found: What `rates` returns.
     dtype: `model.dtype` of the configuration.
+    flag: Sets it.
 
   >>> advice({'float32': 2e11, 'bfloat16': 5e11}, 'float32')
   'products of bfloat16 run 2.5 times as fast here: --config.model.dtype=bfloat16'
@@ -53,6 +56,5 @@ def advice(found: Mapping[str, float], dtype: str) -> str:
   if ratio < _NOTABLE:
     return ''
   return (
-    f'products of {other} run {ratio:.1f} times as fast here:'
-    f' --config.model.dtype={other}'
+    f'products of {other} run {ratio:.1f} times as fast here: {flag}={other}'
   )

@@ -7,7 +7,6 @@ last, so a copy without it is unfinished.
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import shutil
 from typing import Any, Protocol
 
 from fedjax_tune.data import json_files, metadata
-from fedjax_tune.files import whole
+from fedjax_tune.files import locks, whole
 from fedjax_tune.typing import Json, Record
 
 _STAMP = 'made_of.json'
@@ -161,12 +160,9 @@ def clear(builder: Builder) -> None:
 
 @contextlib.contextmanager
 def lock(builder: Builder) -> Iterator[None]:
-  """Lets one process at a time build a set; others wait.
-
-  The system releases the lock when the process ends, however it ends.
-  """
+  """Lets one process at a time build a set; others wait, see `locks.take`."""
   path = pathlib.Path(builder.data_dir).parent / '.lock'
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with open(path, 'wb') as file:
+    locks.take(file, wait=True)
     yield

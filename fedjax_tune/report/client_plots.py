@@ -93,7 +93,7 @@ def plot_methods(
     )
     right.set_title('Means of classes, by cost')
     _finish_cost(right)
-    fig.legend(loc='outside lower center', ncols=4, frameon=False)
+    figure.legend_below(fig, left)
     fig.savefig(path)
 
 
@@ -163,7 +163,8 @@ def _finish_cost(ax: mpl_axes.Axes) -> None:
   ax.set_xlabel(_COST)
   ax.set_xlim(left=0)
   ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=4))
-  ax.xaxis.set_major_formatter(lambda x, _: tables.human_flops(x))
+  # A unit of nothing would touch the ticks of what is on the left.
+  ax.xaxis.set_major_formatter(lambda x, _: tables.human_flops(x) if x else '0')
 
 
 def _cost(rows: Sequence[Record]) -> float:

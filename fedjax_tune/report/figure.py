@@ -93,6 +93,29 @@ def footnote(fig: mpl_figure.Figure, text: str) -> None:
     fig.supxlabel(text, x=0.01, ha='left', fontsize=8, color='#555555')
 
 
+def legend_below(
+  fig: mpl_figure.Figure, ax: mpl_axes.Axes, note: str = ''
+) -> None:
+  """Names what is drawn below everything else, in as many columns as fit.
+
+  Of more rows than a few the figure grows, so that its axes stay.
+
+  Args:
+    fig: The figure.
+    ax: Axes on which all is drawn that has a label.
+    note: Stands above the names.
+  """
+  handles, names = ax.get_legend_handles_labels()
+  longest = max(map(len, names), default=0)
+  columns = max(1, min(4, int(_WIDTH / (0.65 + 0.074 * longest))))
+  rows = -(-len(names) // columns)
+  fig.set_figheight(fig.get_figheight() + 0.2 * max(0, rows - 3))
+  fig.legend(
+    handles, names, loc='outside lower center', ncols=columns, frameon=False,
+    title=note, title_fontsize=8,
+  )  # fmt: skip
+
+
 def line_styles() -> Iterator[tuple[str, Dash]]:
   """Yields the colour and dashes of one line after another.
 

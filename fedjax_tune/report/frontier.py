@@ -67,14 +67,7 @@ def plot_frontier(
         ax.set_xlim(left=-0.03 * most / one)
     title = f'{metric.capitalize()} by what it cost'
     axes[0].set(title=title, ylabel=f'{metric} (%)')
-    fig.legend(
-      *axes[0].get_legend_handles_labels(),
-      loc='outside lower center',
-      ncols=4,
-      frameon=False,
-      title=note,
-      title_fontsize=8,
-    )
+    figure.legend_below(fig, axes[0], note)
     fig.savefig(path)
 
 

@@ -54,7 +54,12 @@ class Clients:
 
   @functools.cached_property
   def _short(self) -> list[str]:
-    return figure.short([tables.plain(name) for name in self.names])
+    return _shorten(self.names)
+
+  @functools.cached_property
+  def short_domains(self) -> list[str]:
+    """The names of the domains, as there is room for them."""
+    return _shorten(self.domain_names)
 
   @property
   def shown(self) -> list[int]:
@@ -71,10 +76,14 @@ class Clients:
     if self.names:
       parts.append(self._short[client])
     if self.domains[client] >= 0:
-      parts.append(tables.plain(self.domain_names[int(self.domains[client])]))
+      parts.append(self.short_domains[int(self.domains[client])])
     if np.ptp(self.budgets):
       parts.append(f'{self.budgets[client]} blocks')
     return ' · '.join(parts)
+
+
+def _shorten(names: Sequence[str]) -> list[str]:
+  return figure.short([tables.plain(name) for name in names])
 
 
 def plot_partition(
@@ -111,9 +120,11 @@ def _bars(
 ) -> mpl_figure.Figure:
   """One bar per client, in the colours of classes."""
   num_clients, num_classes = counts_CxK.shape
-  fig = figure.new_figure(max(2.4, 1.1 + 0.26 * num_clients))
-  ax = fig.subplots()
   few = num_classes <= 2 * len(figure.COLORS)
+  # The legend has a line for each class.
+  legend = 0.4 + 0.19 * num_classes if few else 0
+  fig = figure.new_figure(max(2.4, 1.1 + 0.26 * num_clients, legend))
+  ax = fig.subplots()
   ramp = mpl.colormaps['cividis'](np.linspace(0, 1, num_classes))
   ends_CxK, bars = counts_CxK.cumsum(axis=1), []
   for k in range(num_classes):
@@ -140,9 +151,12 @@ def _bars(
   ax.grid(visible=False, axis='y')
   if few:
     # Passed explicitly: matplotlib leaves out bars' labels that begin with _.
-    names = [tables.plain(name) for name in class_names]
     fig.legend(
-      bars, names, loc='outside right center', frameon=False, fontsize=9
+      bars,
+      _shorten(class_names),
+      loc='outside right center',
+      frameon=False,
+      fontsize=9,
     )
   else:
     norm = mpl_colors.Normalize(0, num_classes - 1)
@@ -163,7 +177,7 @@ def _picture(
   axes[0].set_ylabel(f'{len(clients):,} clients by domain, budget and size')
   order, left = clients.order, list(axes)
   if has_domains:
-    _strip_domains(left.pop(0), clients.domains[order], clients.domain_names)
+    _strip_domains(left.pop(0), clients.domains[order], clients.short_domains)
   if has_budgets:
     _strip_budgets(left.pop(0), clients.budgets[order])
   heat, sizes = left
@@ -175,7 +189,7 @@ def _picture(
   some = f', {len(counts_RxK)} of the clients' * few
   heat.set(title=f'Share of each class{some}', xlabel='class')
   if len(class_names) <= 12:
-    names = [tables.plain(name) for name in class_names]
+    names = _shorten(class_names)
     heat.set_xticks(range(len(names)), names, rotation=45, ha='right')
   else:
     heat.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -216,7 +230,7 @@ def _strip_domains(
     at = np.flatnonzero(domains_C == domain)
     if len(at) > len(domains_C) / 30:
       ax.text(
-        0, at.mean(), tables.plain(names[int(domain)]), rotation=90, color='white',
+        0, at.mean(), names[int(domain)], rotation=90, color='white',
         ha='center', va='center', fontsize=7,
       )  # fmt: skip
 

@@ -96,7 +96,8 @@ def of(methods: Mapping[str, str]) -> dict[str, Style]:
     - A variant has a shade of its method's colour and dashes; both follow from
       its label. If another run in the picture has the same ones, it takes the
       next.
-    - No two runs in a picture look alike, up to fifteen variants of a method.
+    - No two runs in a picture look alike, up to a hundred variants of a method:
+      beyond fifteen they have other methods' colours.
   """
   found = {
     label: METHODS.get(label) or _of_users(label)
@@ -112,10 +113,12 @@ def of(methods: Mapping[str, str]) -> dict[str, Style]:
 def _variant(label: str, method: str, taken: set[Style]) -> Style:
   base = METHODS.get(method) or _of_users(method)
   first = _number(label) % len(_VARIANTS)
-  for shade, dash in _VARIANTS[first:] + _VARIANTS[:first]:
-    style = Style(_shaded(base.color, shade), dash, base.marker)
-    if style not in taken:
-      return style
+  others = [color for color in figure.COLORS if color != base.color]
+  for color in (base.color, *others):
+    for shade, dash in _VARIANTS[first:] + _VARIANTS[:first]:
+      style = Style(_shaded(color, shade), dash, base.marker)
+      if style not in taken:
+        return style
   return base
 
 

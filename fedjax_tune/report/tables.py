@@ -157,12 +157,16 @@ def human_amount(value: float | int | Sequence[float]) -> str:
 
 
 def digits(value: float | int) -> str:
-  """Formats three significant digits, without an exponent or trailing zeros."""
+  """Formats three significant digits, without an exponent or trailing zeros.
+
+  >>> digits(1234.5), digits(0.5), digits(2.5e-5)
+  ('1234', '0.5', '0.000025')
+  """
   if not math.isfinite(value):
     return '-'
   if abs(value) >= 100:
     return f'{value:.0f}'
-  return f'{value:.3g}'
+  return np.format_float_positional(float(f'{value:.3g}'), trim='-')
 
 
 _COSTS = (
@@ -277,10 +281,10 @@ class Terminal:
       self.header[0], style='bold', overflow='fold', min_width=widths[0]
     )
     for name, width in zip(self.header[1:], widths[1:], strict=True):
-      head = textwrap.fill(_words(name), width)
+      # As text, in which rich sees no markup.
+      head = rich_text.Text(textwrap.fill(_words(name), width))
       table.add_column(head, justify='right', no_wrap=True)
     for row in self.cells:
-      # As text, in which rich sees no markup.
       table.add_row(*(rich_text.Text(plain(cell)) for cell in row))
     table.add_row()
     return table
@@ -293,7 +297,7 @@ class Terminal:
 
 
 def _words(name: str) -> str:
-  return name.replace('_', ' ')
+  return plain(name.replace('_', ' '))
 
 
 def plain(name: str) -> str:
@@ -307,7 +311,10 @@ def plain(name: str) -> str:
 
 def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
   """Formats a Markdown table; all columns but the first are numbers."""
-  cells = [[plain(cell).replace('|', r'\|') for cell in row] for row in cells]
+  header, *cells = (
+    [plain(cell).replace('|', r'\|') for cell in row]
+    for row in (header, *cells)
+  )
   widths = [
     max(map(len, column)) for column in zip(header, *cells, strict=True)
   ]

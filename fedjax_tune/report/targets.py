@@ -37,7 +37,8 @@ def spent_until(rows: Sequence[Record], target: float) -> Spent | None:
     target: The accuracy to reach.
   """
   for row in rows:
-    if (row.get('eval/accuracy') or 0) >= target:
+    accuracy = row.get('eval/accuracy')
+    if accuracy is not None and accuracy >= target:
       return spent(row)
   return None
 
@@ -59,18 +60,18 @@ def target_markdown(
 
   Args:
     runs: For each label and seed the rounds of the run. A seed's target is
-      `SHARE` of the last accuracy of the baseline's run with the same seed;
-      seeds that the baseline lacks are left out.
+      `SHARE` of the last accuracy of the baseline's run with the same seed.
+      Seeds that the baseline lacks are left out, and seeds where its accuracy
+      ends at 0 or below, as a correlation may.
     baseline: The label to compare with.
 
   Returns:
     A Markdown table of means over the seeds that got there; 'times faster'
     compares simulated times seed by seed.
   """
-  goals = {
-    seed: SHARE * rows[-1]['eval/accuracy']
-    for seed, rows in runs[baseline].items()
-  }
+  ends = {s: rows[-1]['eval/accuracy'] for s, rows in runs[baseline].items()}
+  # A null stands for a value that is not finite.
+  goals = {seed: SHARE * end for seed, end in ends.items() if (end or 0) > 0}
   header = [
     'method', 'seeds there', 'rounds', 'GB moved', 'train TFLOP',
     'simulated h', 'times faster',
@@ -101,6 +102,8 @@ def target_markdown(
           _mean([getattr(spent, field) / unit for spent in there])
           for field, unit in _UNITS.items()
         ),
+        # Without devices no time is simulated.
+        _mean([x.simulated_s / 3600 for x in there if x.simulated_s]),
         _mean(faster),
       ]
     )
@@ -108,7 +111,7 @@ def target_markdown(
 
 
 # Field of `Spent` -> the unit of its column.
-_UNITS = {'rounds': 1, 'moved_bytes': 1e9, 'flops': 1e12, 'simulated_s': 3600}
+_UNITS = {'rounds': 1, 'moved_bytes': 1e9, 'flops': 1e12}
 
 
 def _mean(values: Sequence[float]) -> str:

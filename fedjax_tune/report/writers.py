@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import math
 import os
 import pathlib
 from typing import Any, Protocol, runtime_checkable
+import uuid
+import warnings
 
 import numpy as np
 
+from fedjax_tune.files import whole
 from fedjax_tune.typing import Json, Record
 
 
@@ -32,27 +34,52 @@ class Writer(Protocol):
     ...
 
 
+# What MLflow takes: parameters at a time, and letters of each.
+_MOST_PARAMS, _MOST_LETTERS = 100, 500
+
 # (folder of the run, the experiment's fields) -> its writer.
 Build = Callable[[pathlib.Path, Json], Writer]
 
 
 class _Logged:
-  """A writer made of two functions: one takes a round's numbers, one closes.
+  """A writer that passes a round's numbers to a package, and closes it.
 
-  Attributes:
-    close: Closes the writer.
+  Its server may be out of reach for a while; this ends no run.
   """
 
   def __init__(
     self,
+    name: str,
     log: Callable[[dict[str, float], int], object],
     close: Callable[[], object],
   ) -> None:
-    self._log, self.close = log, close
+    self._name, self._log, self._close = name, log, close
+    self._failed = False
 
   def write(self, rnd: int, metrics: Record, /) -> None:
     """Takes what is known of a round."""
-    self._log(scalars(metrics), rnd)
+    with self._going_on():
+      self._log(scalars(metrics), rnd)
+
+  def close(self) -> None:
+    """Ends with the package."""
+    with self._going_on():
+      self._close()
+
+  @contextlib.contextmanager
+  def _going_on(self) -> Iterator[None]:
+    """Tells of an error, the first time, in place of raising it."""
+    try:
+      yield
+    except Exception as error:  # Each package has errors of its own.
+      if not self._failed:
+        warnings.warn(
+          f'writers={self._name!r}: {type(error).__name__}: {error}; the run goes'
+          ' on, and its folder has all rounds.',
+          RuntimeWarning,
+          stacklevel=4,
+        )
+      self._failed = True
 
 
 def scalars(metrics: Record) -> dict[str, float]:
@@ -68,18 +95,20 @@ def scalars(metrics: Record) -> dict[str, float]:
 def _wandb(workdir: pathlib.Path, fields: Json) -> Writer:
   """Logs to Weights & Biases, as its environment variables say."""
   wandb = _module('wandb')
-  # The same in every process that goes on with a run, and where its folder
-  # stands for an address.
+  # The same in every process that goes on with a run, and another where a new run
+  # is in a folder of the same name: W&B drops rounds that it has already.
   kept = workdir / 'wandb_run'
   if kept.exists():
     name = kept.read_text().strip()
   else:
-    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
-    kept.write_text(name + '\n')
+    name = uuid.uuid4().hex[:16]
+    whole.write_text(kept, name + '\n')
   run = wandb.init(
     id=name, resume='allow', name=_title(fields), config=fields, dir=workdir
   )
-  return _Logged(lambda found, rnd: run.log(found, step=rnd), run.finish)
+  return _Logged(
+    'wandb', lambda found, rnd: run.log(found, step=rnd), run.finish
+  )
 
 
 def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
@@ -91,10 +120,19 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
     run_id=known, run_name=None if known else _title(fields)
   )
   if not known:
-    kept.write_text(run.info.run_id + '\n')
-    mlflow.log_params(dict(_flat(fields)))
-  return _Logged(
-    lambda found, rnd: mlflow.log_metrics(found, step=rnd), mlflow.end_run
+    whole.write_text(kept, run.info.run_id + '\n')
+    params = [(name, _cut(value)) for name, value in _flat(fields)]
+    for first in range(0, len(params), _MOST_PARAMS):
+      mlflow.log_params(dict(params[first : first + _MOST_PARAMS]))
+  log = lambda found, rnd: mlflow.log_metrics(found, step=rnd)
+  return _Logged('mlflow', log, mlflow.end_run)
+
+
+def _cut(value: object) -> object:
+  """Returns a value, or what MLflow takes of one that is written at length."""
+  text = str(value)
+  return (
+    value if len(text) <= _MOST_LETTERS else f'{text[: _MOST_LETTERS - 3]}...'
   )
 
 
@@ -149,15 +187,28 @@ def opened(
     own: Writers that exist already.
     workdir: Folder of the run.
     fields: Fields of the run's experiment.
+
+  Raises:
+    RuntimeError: A package cannot begin.
   """
   with contextlib.ExitStack() as stack:
     found = []
     for writer in own:
       found.append(_closing(stack, writer))
     for name in names:
-      made = WRITERS[name](pathlib.Path(workdir), fields)
-      found.append(_closing(stack, made))
+      found.append(_closing(stack, _begin(name, workdir, fields)))
     yield found
+
+
+def _begin(name: str, workdir: str | os.PathLike[str], fields: Json) -> Writer:
+  try:
+    return WRITERS[name](pathlib.Path(workdir), fields)
+  except (ValueError, OSError, RuntimeError):
+    raise
+  except Exception as error:
+    raise RuntimeError(
+      f'writers={name!r} cannot begin: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _closing(stack: contextlib.ExitStack, writer: Writer) -> Writer:

@@ -38,6 +38,9 @@ def agree(
 ) -> Agreement:
   """Checks all of an experiment that can be checked without its data.
 
+  It starts no device: who calls it may leave these to other processes (a TPU
+  serves one), or to other machines.
+
   Args:
     experiment: What to check.
     data: Its data, if they are in memory.
@@ -57,7 +60,7 @@ def agree(
   cohort = clients.cohort_size
   if clients.cohort != 'uniform':
     cohort = int(domains.max()) + 1
-  _check_engine(experiment.engine, cohort)
+  _check_slab(experiment.engine, cohort)
   entry = METHODS[experiment.method]
   found = method.load_tiers(experiment)
   for tier in found:
@@ -86,13 +89,21 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
     )
 
 
-def _check_engine(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs against the round, and devices against this machine."""
+def _check_slab(cfg: config.Engine, cohort: int) -> None:
+  """Checks slabs against the clients of a round."""
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
       ' round: the rest would be padding.'
     )
+
+
+def check_devices(cfg: config.Engine) -> None:
+  """Checks devices against those of this machine, which it starts.
+
+  Raises:
+    ValueError: There are fewer, or slabs do not occupy all.
+  """
   if cfg.devices > (here := jax.local_device_count()):
     raise ValueError(
       f'engine.devices={cfg.devices} must be at most {here}, the devices of'

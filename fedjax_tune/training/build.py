@@ -138,6 +138,7 @@ def build(
   if fetch:
     provisions.obtain(experiment, data)
   agreed = agreement.agree(experiment, data)
+  agreement.check_devices(experiment.engine)
   found, budgets = agreed.tiers, agreed.budgets
   readers = tiers.readers(found)
   train, test = _load_data(experiment.data, found, readers, data)

@@ -4,6 +4,7 @@ Each checkpoint stores this identity. A run that continued with anything else
 would end with numbers that no single run produces.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import importlib.metadata
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from typing import Any
 
 import jax
@@ -48,8 +50,8 @@ def of(setup: build.Setup) -> Identity:
 
   Returns:
     `experiment`, the fields; `content`, hashes of data, weights and partition;
-    `settings` of JAX; `machine`: packages, code and devices; and `earlier`
-    machines, which `follow` adds.
+    `settings` of JAX; `machine`: packages, code (the user's too) and devices;
+    and `earlier` machines, which `follow` adds.
   """
   own = {
     'experiment': dataclasses.asdict(setup.experiment),
@@ -62,7 +64,10 @@ def of(setup: build.Setup) -> Identity:
       **aligned.identify(aligned.of(setup.algorithm)),
     },
     'settings': settings(),
-    'machine': machine(setup.experiment.engine.devices),
+    'machine': {
+      **machine(setup.experiment.engine.devices),
+      **imported(setup.experiment.imports),
+    },
     'earlier': [],
   }
   return json.loads(json.dumps(own))
@@ -190,6 +195,20 @@ def machine(devices: int = 0) -> Json:
   own['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '')
   own |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   return own | {'fedjax_tune': f'{fedjax_tune.__version__}, code {_code()}'}
+
+
+def imported(names: Sequence[str]) -> Json:
+  """Returns a hash of each of a user's own modules, which may train.
+
+  Args:
+    names: An experiment's `imports`, which are imported.
+  """
+  files = {n: getattr(sys.modules.get(n), '__file__', None) for n in names}
+  return {
+    f'module {name}': digest.of(pathlib.Path(file).read_bytes())[:16]
+    for name, file in files.items()
+    if file
+  }
 
 
 def _described(data: Corpus) -> str:

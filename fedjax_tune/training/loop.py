@@ -136,6 +136,12 @@ def train(
     claim = hosts.alone(
       lambda: stack.enter_context(folder.claim(workdir, place.send))
     )
+    if claim and not claim.locked:
+      console.print(
+        f'The file system of {workdir} has no locks: see to it that no other run'
+        ' writes there.',
+        soft_wrap=True,
+      )
     hosts.alone(lambda: folder.check_begun(workdir, fields, resume))
     own = identity.of(setup)
     identity.check_hosts(own)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ from typing import IO
 
 from fedjax_tune import config, endings
 from fedjax_tune.data import json_files
-from fedjax_tune.files import whole
+from fedjax_tune.files import locks, whole
 from fedjax_tune.training import snapshot
 from fedjax_tune.typing import Json
 
@@ -26,12 +25,20 @@ class Claim:
 
   Attributes:
     send: Sends changed files, if the folder stands for an address.
+    locked: Whether other processes are kept away; False if the file system has
+      no locks.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, lock: IO[bytes], send: Callable[[], None]
+    self,
+    workdir: pathlib.Path,
+    lock: IO[bytes],
+    send: Callable[[], None],
+    *,
+    locked: bool = True,
   ) -> None:
     self._workdir, self._lock, self.send = workdir, lock, send
+    self.locked = locked
 
   def check(self) -> None:
     """Raises a StorageError if the folder is gone or was replaced."""
@@ -69,11 +76,11 @@ def claim(
     with endings.storing(path):
       folder.mkdir(parents=True, exist_ok=True)
       lock = stack.enter_context(_open(path))
-      _take(folder, lock)
+      locked = _take(folder, lock)
       lock.truncate(0)
       owner = f'process {os.getpid()} on {socket.gethostname()}\n'
       lock.write(owner.encode())
-    yield Claim(folder, lock, send)
+    yield Claim(folder, lock, send, locked=locked)
 
 
 def check(
@@ -199,10 +206,10 @@ def _open(path: pathlib.Path) -> IO[bytes]:
   return path.open('ab+', buffering=0)
 
 
-def _take(workdir: pathlib.Path, lock: IO[bytes]) -> None:
-  """Locks an open file, until it is closed."""
+def _take(workdir: pathlib.Path, lock: IO[bytes]) -> bool:
+  """Locks an open file, until it is closed; says whether there are locks."""
   try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return locks.take(lock, wait=False)
   except BlockingIOError as error:
     lock.seek(0)
     owner = lock.read().decode().strip() or 'another process'

@@ -17,7 +17,7 @@ import tiny_sweep
 
 from fedjax_tune import endings
 from fedjax_tune.files import mirror
-from launch import sweep_plan, sweep_runner
+from launch import sweep_plan, sweep_runner, sweep_share
 
 # Stands in for launch.train: waits to be told, or finishes when resumed.
 _FAKE = f"""{tiny_sweep.RESULTS}
@@ -106,7 +106,7 @@ def test_a_terminal_reaches_the_sweep_alone(tmp_path):
   run = _plan('a=fedra', tmp_path)[0]
   run.workdir.mkdir(parents=True)
   process: subprocess.Popen[bytes] = sweep_runner._start(
-    run, _command(run), None
+    run, _command(run), sweep_share.Share(None, {})
   )
   try:
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)

@@ -85,7 +85,12 @@ def read_npz(file: pathlib.Path, split: str, table: Table) -> None:
     label = f', {part}' if part else ''
     size = next(iter(sizes.values()))
     places = [f'{file.name}{label}, row {n}' for n in range(size)]
-    table.add({k: _values(a) for k, a in columns.items()}, places, part)
+    try:
+      table.add({k: _values(a) for k, a in columns.items()}, places, part)
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'{file}{label}: texts must be UTF-8, and {error.object[:20]!r} is not'
+      ) from error
   if names is not None:
     listed = tuple(map(str, names.tolist()))
     table.class_names |= dict.fromkeys(table.columns, listed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_tune import config
-from fedjax_tune.data.own.columns import Columns
+from fedjax_tune.data.own.columns import NONE, Columns
 from fedjax_tune.data.own.found import (
   Content,
   Example,
@@ -60,8 +60,8 @@ def _example(
     table.places[at],
     content,
     _label(cfg, columns.label, cell(columns.label), names),
-    _name(columns.domain, cell(columns.domain)),
-    _name(columns.client, cell(columns.client)),
+    _name('domain', columns.domain, cell(columns.domain)),
+    _name('client', columns.client, cell(columns.client)),
     split_name(str(cell(columns.split))) or table.splits[at],
     first if isinstance(content, pathlib.Path) else '',
   )
@@ -168,11 +168,15 @@ def _is_fraction(value: object) -> bool:
   return isinstance(value, str) and bool(re.fullmatch(r'-?\d*\.\d+', value))
 
 
-def _name(column: str, value: Any) -> str:
+def _name(role: str, column: str, value: Any) -> str:
+  """Returns the name of a row's domain or client; '' if there is no column."""
   if not column:
     return ''
   if is_blank(value):
-    raise ValueError(f'{column} is empty')
+    raise ValueError(
+      f'{column} is empty, the {role} of the row'
+      f' (data.{role}_column={NONE!r} reads none)'
+    )
   return str(value).strip()
 
 

@@ -38,6 +38,8 @@ _PAIRS = (
   ('question1', 'question2'),
   ('premise', 'hypothesis'),
 )
+# In place of a column's name: there is none, whatever columns are called.
+NONE = '-'
 _LOOKED_AT = 20  # Rows, to see what a column holds.
 _MOST_DOMAINS = 64  # Of a column that was not named by the user.
 
@@ -84,12 +86,13 @@ def find(cfg: config.Data, table: Table) -> Columns:
   label = _named(cfg, table, 'label') or _guess(table, 'label', _is_label)
   texts, image = _inputs(cfg, table, label)
   if not label and cfg.task != 'next_token':
+    _check_label(cfg, table)
     hint = " or learn the texts themselves, data.task='next_token'"
     raise ValueError(
       f'{_there(cfg, table)}: none is called as labels ({_like("label")}) are;'
       f' name it by data.label_column{hint if texts else ""}'
     )
-  domain = _named(cfg, table, 'domain') or _guess(table, 'domain', _is_name)
+  domain = _of_names(cfg, table, 'domain')
   if not cfg.domain_column and domain:
     domain = domain if _count(table, domain) <= _MOST_DOMAINS else ''
   split = _guess(table, 'split', _is_split)
@@ -100,7 +103,7 @@ def find(cfg: config.Data, table: Table) -> Columns:
     bool(texts),
     label if cfg.task != 'next_token' else '',
     domain,
-    _named(cfg, table, 'client') or _guess(table, 'client', _is_name),
+    _of_names(cfg, table, 'client'),
     '' if any(table.splits) else split,
   )
 
@@ -147,6 +150,13 @@ def _inputs(
   return (text,) if text else (), image
 
 
+def _of_names(cfg: config.Data, table: Table, role: str) -> str:
+  """Returns the column of the domain or the client, or ''."""
+  if getattr(cfg, f'{role}_column') == NONE:
+    return ''
+  return _named(cfg, table, role) or _guess(table, role, _is_name)
+
+
 def _named(cfg: config.Data, table: Table, role: str) -> str:
   name = getattr(cfg, f'{role}_column')
   if name and name not in table.columns:
@@ -168,6 +178,19 @@ def _named_texts(cfg: config.Data, table: Table) -> tuple[str, ...]:
   if len(names) > 2:
     raise ValueError(f'data.text_column={given!r}: must be one column, or two')
   return names
+
+
+def _check_label(cfg: config.Data, table: Table) -> None:
+  """Refuses a column that is called as labels are, and holds something else."""
+  names = {name.lower().replace(' ', '_'): name for name in table.columns}
+  for known in _GUESSED['label']:
+    if name := names.get(known):
+      value = next((v for v in table.columns[name] if not is_blank(v)), None)
+      kind = 'nothing' if value is None else type(value).__name__
+      raise ValueError(
+        f'{_there(cfg, table)}: {name!r} holds {kind}; must hold names or numbers'
+        ' of classes, or data.label_column name another'
+      )
 
 
 def _guess(table: Table, role: str, fits: Any, taken: str = '') -> str:

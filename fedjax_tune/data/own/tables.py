@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import pathlib
 
+from fedjax_tune.data import notes
 from fedjax_tune.data.own import archives, lines
 from fedjax_tune.data.own.table import Table, split_of
 
@@ -42,8 +43,8 @@ def read(kind: str, files: Sequence[pathlib.Path]) -> Table:
   """Reads the files of a table.
 
   Raises:
-    ValueError: A file is not of its kind, has no rows, or names no split
-      although others do.
+    ValueError: A file is not of its kind, or names no split although others
+      do; or there are no rows, or no line is a row.
   """
   table = Table(files[0].parent)
   # MNLI has two validation splits; the first is that of its table.
@@ -62,6 +63,8 @@ def read(kind: str, files: Sequence[pathlib.Path]) -> Table:
     )
   for file, split in named.items():
     _READERS[kind](file, split, table)
-  if not table.places and not table.faults:
-    raise ValueError(f'{files[0]} has no rows')
+  if not table.places:
+    faults = [f'{place}: {reason}' for place, reason in table.faults]
+    why = f': {notes.join_first(faults, "; ")}' if faults else ''
+    raise ValueError(f'{files[0]} has no rows{why}')
   return table
