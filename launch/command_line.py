@@ -176,11 +176,11 @@ def only_with(what: str, *holders: flags.FlagHolder[Any]) -> None:
   """Refuses flags that would do nothing.
 
   Args:
-    what: What they go with, which is not given.
+    what: The flag that they need, which is not given.
     *holders: The flags.
 
   Raises:
-    ValueError: One of them is.
+    ValueError: One of the flags is given.
   """
   for holder in holders:
     if holder.present:

@@ -34,7 +34,7 @@ def markdown(lines: Lines, repeats: int, rounds: int = 0) -> str:
   Args:
     lines: What the programs printed.
     repeats: How often each was run.
-    rounds: Of each run; 0 is the workload's.
+    rounds: Rounds of each run; 0 takes the workload's number.
   """
   flags = f' --workload={next(iter(lines))}' if len(lines) == 1 else ''
   flags += f' --repeats={repeats}'

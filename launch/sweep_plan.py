@@ -76,8 +76,8 @@ class PlannedRun:
     """Says why this run may not begin or go on in its folder.
 
     Args:
-      running: Its process is at work, and ends by itself where the folder is
-        out of reach for longer than a moment.
+      running: Whether its process is at work; the process ends by itself if the
+        folder is out of reach for longer than a moment.
     """
     fields = dataclasses.asdict(self.experiment)
     try:

@@ -38,8 +38,8 @@ def settings(items: Sequence[str]) -> Settings:
   """Reads FIELD=VALUE: flags of sbatch and fields of submitit.
 
   Raises:
-    ValueError: One is malformed or given twice, or `time` is missing, or is over
-      when a run is asked to stop.
+    ValueError: A setting is malformed or given twice, or `time` is missing or
+      too short to ask a run to stop in time.
   """
   found: Settings = {}
   for item in items:

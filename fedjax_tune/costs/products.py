@@ -44,7 +44,7 @@ def advice(
   Args:
     found: What `rates` returns.
     dtype: `model.dtype` of the configuration.
-    flag: Sets it.
+    flag: The flag that sets it.
 
   >>> advice({'float32': 2e11, 'bfloat16': 5e11}, 'float32')
   'products of bfloat16 run 2.5 times as fast here: --config.model.dtype=bfloat16'

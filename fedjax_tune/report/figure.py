@@ -96,14 +96,14 @@ def footnote(fig: mpl_figure.Figure, text: str) -> None:
 def legend_below(
   fig: mpl_figure.Figure, ax: mpl_axes.Axes, note: str = ''
 ) -> None:
-  """Names what is drawn below everything else, in as many columns as fit.
+  """Puts a legend below everything else, in as many columns as fit.
 
-  Of more rows than a few the figure grows, so that its axes stay.
+  With more than a few rows the figure grows, so that its axes keep their size.
 
   Args:
     fig: The figure.
-    ax: Axes on which all is drawn that has a label.
-    note: Stands above the names.
+    ax: Axes with everything that has a label.
+    note: A line above the legend.
   """
   handles, names = ax.get_legend_handles_labels()
   longest = max(map(len, names), default=0)

@@ -58,7 +58,7 @@ class Clients:
 
   @functools.cached_property
   def short_domains(self) -> list[str]:
-    """The names of the domains, as there is room for them."""
+    """The names of the domains, shortened to the room there is."""
     return _shorten(self.domain_names)
 
   @property

@@ -62,13 +62,13 @@ class _Logged:
       self._log(scalars(metrics), rnd)
 
   def close(self) -> None:
-    """Ends with the package."""
+    """Closes the package's run."""
     with self._going_on():
       self._close()
 
   @contextlib.contextmanager
   def _going_on(self) -> Iterator[None]:
-    """Tells of an error, the first time, in place of raising it."""
+    """Prints an error the first time instead of raising it."""
     try:
       yield
     except Exception as error:  # Each package has errors of its own.
@@ -129,7 +129,7 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
 
 
 def _cut(value: object) -> object:
-  """Returns a value, or what MLflow takes of one that is written at length."""
+  """Returns a value, cut to the length that MLflow accepts."""
   text = str(value)
   return (
     value if len(text) <= _MOST_LETTERS else f'{text[: _MOST_LETTERS - 3]}...'

@@ -38,8 +38,8 @@ def agree(
 ) -> Agreement:
   """Checks all of an experiment that can be checked without its data.
 
-  It starts no device: who calls it may leave these to other processes (a TPU
-  serves one), or to other machines.
+  It starts no device: the caller may leave devices to other processes (a TPU
+  serves only one) or to other machines.
 
   Args:
     experiment: What to check.
@@ -102,7 +102,7 @@ def check_devices(cfg: config.Engine) -> None:
   """Checks devices against those of this machine, which it starts.
 
   Raises:
-    ValueError: There are fewer, or slabs do not occupy all.
+    ValueError: The machine has fewer devices, or slabs do not occupy all.
   """
   if cfg.devices > (here := jax.local_device_count()):
     raise ValueError(

@@ -198,10 +198,10 @@ def machine(devices: int = 0) -> Json:
 
 
 def imported(names: Sequence[str]) -> Json:
-  """Returns a hash of each of a user's own modules, which may train.
+  """Returns a hash of each of the user's own modules, which may train.
 
   Args:
-    names: An experiment's `imports`, which are imported.
+    names: An experiment's `imports`; this imports them.
   """
   files = {n: getattr(sys.modules.get(n), '__file__', None) for n in names}
   return {

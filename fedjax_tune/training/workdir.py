@@ -207,7 +207,7 @@ def _open(path: pathlib.Path) -> IO[bytes]:
 
 
 def _take(workdir: pathlib.Path, lock: IO[bytes]) -> bool:
-  """Locks an open file, until it is closed; says whether there are locks."""
+  """Locks an open file until it is closed; returns whether there are locks."""
   try:
     return locks.take(lock, wait=False)
   except BlockingIOError as error:

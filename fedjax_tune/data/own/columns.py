@@ -181,7 +181,7 @@ def _named_texts(cfg: config.Data, table: Table) -> tuple[str, ...]:
 
 
 def _check_label(cfg: config.Data, table: Table) -> None:
-  """Refuses a column that is called as labels are, and holds something else."""
+  """Refuses a column with a usual name of labels that holds something else."""
   names = {name.lower().replace(' ', '_'): name for name in table.columns}
   for known in _GUESSED['label']:
     if name := names.get(known):
