@@ -5,13 +5,13 @@ Names are `group/what_unit`. Every round a run writes `train/loss`,
 `cost/downlink_bytes`, `cost/train_flops` and `time/simulated_s` (on the
 clients' devices, if they are given), and `coverage/layers` (owners of each
 layer). If the round has an evaluation, it also writes `eval/accuracy` (mean
-over domains) and `eval/accuracy/<domain>`, and the same under `validation/` if
-there is a validation split. The seconds since the row before are divided into
-`time/training_s`, `time/evaluation_s`, `time/compile_s`, `time/data_s` (waiting
-for data), `time/checkpoint_s` and `time/other_s`. `train/clients` is how many
-of a round's clients count. Those whose numbers are not finite enter no sum and
-no mean: `train/rejected` is their number, and `train/rejected_clients` their
-ids.
+over domains) and `eval/accuracy/<domain>`, and in the same way
+`validation/accuracy` if there is a validation split. The seconds since the row
+before are divided into `time/training_s`, `time/evaluation_s`,
+`time/compile_s`, `time/data_s` (waiting for data), `time/checkpoint_s` and
+`time/other_s`. `train/clients` is how many of a round's clients count. Those
+whose numbers are not finite enter no sum and no mean: `train/rejected` is their
+number, and `train/rejected_clients` their ids.
 """
 
 from collections.abc import Mapping
