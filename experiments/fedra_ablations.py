@@ -1,4 +1,4 @@
-r"""What holds FedRA's training loss: the setting `feature`, one change a run.
+r"""Why FedRA's training loss stays high: setting `feature`, one change a run.
 
   python -m launch.prepare --dataset=emoji_styles --image_size=42 \
     --weights=dinov2_vits14

@@ -1,8 +1,8 @@
 """Federated fine-tuning of foundation models across unequal clients.
 
-Clients that train together can hold different parts of a model: some layers, of
-some width, at some rank. A run is an `Experiment`, and `train` runs it, on a
-data set that it names or on arrays in memory:
+Clients that train together can hold different parts of a model: some of its
+layers, part of a width, a lower rank. An `Experiment` describes a run, and
+`train` runs it, on a data set that it names or on arrays in memory:
 
   import fedjax_tune as ft
 
@@ -18,10 +18,10 @@ data set that it names or on arrays in memory:
 
 What a client holds is a `Selection`; `select`, `group_sum` and `coverage_mean`
 dispatch and aggregate. A method is an `Algorithm`: a rule (who holds what), a
-`Client` (how one trains), an `Aggregator` (what the server makes of it) and an
-`Evaluation`. `register_method`, `register_partition`,
-`register_server_optimizer` and `register_writer` add your own.
-`client_update` trains one client on its own arrays, with its own loss.
+`Client` (how a client trains), an `Aggregator` (what the server makes of the
+updates) and an `Evaluation`. `register_method`, `register_partition`,
+`register_server_optimizer` and `register_writer` add your own. `client_update`
+trains one client on its own arrays, with its own loss.
 """
 
 import importlib

@@ -9,19 +9,19 @@ _TYPED = 'FEDJAX_TUNE_COMMAND'
 
 
 def remember(program: str) -> None:
-  """Notes what the user has typed before the name of a command.
+  """Remembers what the user typed before the name of a command.
 
   Args:
-    program: Such as 'fedjax-tune'.
+    program: For example 'fedjax-tune'.
   """
   os.environ[_TYPED] = program
 
 
 def start_of(name: str) -> str:
-  """Returns how to start a command, as the user has started this one.
+  """Returns how to start a command, in the way the user started this one.
 
-  Where none was started, as in a notebook: that of this repository, or of the
-  installed package.
+  If none was started, as in a notebook, this is the way of this repository, or
+  of the installed package.
   """
   if program := os.environ.get(_TYPED):
     return f'{program} {name}'
@@ -31,7 +31,7 @@ def start_of(name: str) -> str:
 
 
 def as_typed(text: str) -> str:
-  """Writes the commands in a text as the user has started this one.
+  """Rewrites the commands in a text in the way the user started this one.
 
   >>> as_typed('`python -m launch.train`, as launch.prepare does')
   '`python -m launch.train`, as launch.prepare does'

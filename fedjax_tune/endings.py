@@ -9,7 +9,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Diverged(RuntimeError):
-  """The server's state, or what an evaluation found, is not finite."""
+  """The server's state, or the result of an evaluation, is not finite."""
 
 
 class Interrupted(RuntimeError):

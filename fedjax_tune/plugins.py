@@ -1,11 +1,11 @@
 """What users add: methods, ways to divide data, server optimizers, writers.
 
-A module that registers something is named in an experiment's `imports`, so
-that every command, `--resume` and `launch.deploy` find it again: it must lie
-where Python finds modules, such as the folder where a command is started. A
-data set needs nothing of this: a TFDS builder is known once its module is
-imported. Importing a module runs it; read the `imports` of a run's config.json
-before you deploy what somebody else has trained.
+Name a module that registers something in an experiment's `imports`, so that
+every command, `--resume` and `launch.deploy` find it again. It must be where
+Python finds modules, such as the folder where a command is started. A data set
+needs no registration: a TFDS builder can be used once its module is imported.
+Importing a module runs it; so read the `imports` in a run's config.json before
+you deploy a run of somebody else.
 """
 
 from collections.abc import Callable, Collection
@@ -44,12 +44,12 @@ def register_method(
 
   Args:
     name: What to call it.
-    build: Builds it when everything is known.
+    build: Builds the method from `Facts`, when everything is known.
     check: (experiment, size of each axis, budget of each client) -> None;
       raises a ValueError for what is wrong before data are read.
-    menus: (experiment, size of each axis) -> what clients may hold along each
-      axis that it cuts (`methods/menus.py`), for `clients.fit`; by default it
-      cuts nothing.
+    menus: (experiment, size of each axis) -> the amounts that clients may hold
+      along each axis that the method cuts (`methods/menus.py`), for
+      `clients.fit`; by default it cuts none.
 
   Raises:
     ValueError: There is another method of that name.
@@ -65,8 +65,8 @@ def register_partition(
   """Makes a way to divide examples known, as `--config.clients.partition=name`.
 
   Args:
-    name: What to call it; if it begins with 'domain', each domain is divided by
-      itself among clients of its own.
+    name: What to call it; if the name begins with 'domain', each domain is
+      divided separately among clients of its own.
     rule: (labels [n], the section `clients`, random generator) -> for each of
       `clients.count` clients the positions of its examples.
     needs_classes: Whether labels must be classes.
@@ -89,7 +89,7 @@ def register_partition(
 def register_server_optimizer(
   name: str, build: server_optimizer.Optimizer
 ) -> None:
-  """Makes one known, as `--config.server.optimizer=name`.
+  """Makes an optimizer known, as `--config.server.optimizer=name`.
 
   Args:
     name: What to call it.
@@ -110,7 +110,8 @@ def register_writer(name: str, build: writers.Build) -> None:
   Args:
     name: What to call it.
     build: (folder of the run, the experiment's fields) -> an object with
-      `write(round, metrics)`; if it has a `close`, that ends it.
+      `write(round, metrics)`; if it has a method `close`, that is called at the
+      end.
 
   Raises:
     ValueError: There is another one of that name.
@@ -122,7 +123,7 @@ def register_writer(name: str, build: writers.Build) -> None:
 def registered(experiment: config.Experiment) -> frozenset[str]:
   """Returns the fields that name something which a user has registered.
 
-  What that reads of the other options, nobody here can know.
+  Which other options the registered object reads is not known here.
   """
   values = {
     'method': experiment.method,
@@ -138,7 +139,7 @@ def _check_name(
   there: Callable[..., object] | None,
   new: Callable[..., object],
 ) -> None:
-  """Refuses another thing's name; a module that is run again may renew its own."""
+  """Refuses a taken name, except from a module that runs again."""
   if not name.isidentifier():
     raise ValueError(f'{kind}={name!r} must be an identifier to be registered.')
   origin = lambda fn: (fn.__module__, getattr(fn, '__qualname__', ''))

@@ -27,13 +27,13 @@ class Selection(Mapping[str, Any]):
   """What a client holds: along each named axis some indices, or the first n.
 
   A mapping from axis to int32 indices [n] or to the number n, and a pytree
-  whose leaves are the indices. How much is held is part of its structure, so
-  that alone decides the program; the indices do not.
+  whose leaves are the indices. The amounts are part of the tree's structure: a
+  new amount needs a new program, new indices do not.
 
   Attributes:
     indices: For each axis along which the client has indices of its own, int32
       [n], or [C, n] for several clients.
-    prefix: For each axis of which it holds the first n, this n.
+    prefix: For each axis of which the client holds the first n, this n.
   """
 
   indices: Mapping[str, AnyArray]
@@ -41,7 +41,7 @@ class Selection(Mapping[str, Any]):
 
   @classmethod
   def of(cls, held: Allocation) -> Self:
-    """Reads a mapping from axis to indices, or to the number of the first."""
+    """Reads a mapping from axis to indices, or to a number n: the first n."""
     if isinstance(held, cls):
       return held
     items = sorted(held.items())
@@ -52,7 +52,7 @@ class Selection(Mapping[str, Any]):
 
   @classmethod
   def stack(cls, rows: Sequence['Selection']) -> Self:
-    """Stacks those of several clients, who hold equally much, to [C, n]."""
+    """Stacks the selections of clients that hold equal amounts, to [C, n]."""
     indices = {
       axis: np.stack([row.indices[axis] for row in rows]).astype(np.int32)
       for axis in rows[0].indices
@@ -75,7 +75,7 @@ class Selection(Mapping[str, Any]):
     return len(self.indices) + len(self.prefix)
 
   def tree_flatten(self) -> tuple[tuple[AnyArray, ...], Structure]:
-    """Returns the indices, and how much is held of which axis."""
+    """Returns the indices, and how much is held along each axis."""
     names = tuple(sorted(self.indices))
     prefix = tuple(sorted(self.prefix.items()))
     return tuple(self.indices[name] for name in names), (names, prefix)
@@ -106,20 +106,20 @@ def select(tree: T, axes: Axes, alloc: Allocation) -> T:
   Args:
     tree: Server parameters.
     axes: For each leaf of `tree` the names of its axes.
-    alloc: A `Selection`, or any mapping like it. A leaf without any of its
+    alloc: A `Selection`, or any mapping like it. A leaf that has none of these
       axes is held whole.
 
   Raises:
-    ValueError: `alloc` names an axis that no leaf has, or a number that is
-      not from 0 to its size, or its indices are not integers [n]; `axes` does
-      not name each axis of each leaf. For a part of a tree, `select_within`
-      leaves out the axes that only others have.
+    ValueError: `alloc` names an axis that no leaf has, or a number that is not
+      from 0 to its size, or its indices are not integers [n]; `axes` does not
+      name each axis of each leaf. For a part of a tree, `select_within` ignores
+      axes that only other parts have.
 
   Guarantees:
     - Linear in `tree`.
     - An index outside an axis, even a negative one, selects zeros and puts
       nothing back.
-    - What is held twice is there twice, and counts twice on the way back.
+    - An index given twice appears twice, and counts twice on the way back.
   """
   known = axis_names(axes)
   for name in alloc:
@@ -182,7 +182,7 @@ def within(alloc: Allocation, axes: Axes) -> Selection:
 
 
 def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
-  """Adds up what clients hold in server coordinates.
+  """Adds up, in server coordinates, what clients hold.
 
   The transpose of `select`, vmapped over clients: each leaf lowers to one
   scatter-add, and a leaf held whole to a sum.
@@ -205,13 +205,13 @@ def scatter_sum(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
 
 
 def put_back(like: Tree, axes: Axes, alloc: Allocation, local: Tree) -> Tree:
-  """Returns what one client holds in server coordinates, 0 all around it.
+  """Returns one client's tree in server coordinates, 0 where it holds nothing.
 
   Args:
     like: A tree shaped like the server's.
     axes: Its axes.
-    alloc: What the client holds, along other axes, too.
-    local: Its tree.
+    alloc: What the client holds; it may name axes that the tree lacks.
+    local: The client's tree.
   """
   # As the sum over one client.
   held, one = jax.tree.map(lambda x: x[None], (within(alloc, axes), local))
@@ -251,7 +251,8 @@ def group_sum(
     delta: Deltas of the clients' selections, leaves [C, ...].
     weight: Weights [C]. A client whose weight is not a number above 0 is left
       out, whatever its delta: padding has 0.
-    selected: Axes along which other groups select; `den` has their size, too.
+    selected: Axes along which other groups select; `den` has their full size
+      too.
   """
   real = (weight > 0) & (weight < jnp.inf)
   weight = jnp.where(real, weight, 0)
@@ -279,7 +280,7 @@ def coverage_mean(total: GroupSum) -> Tree:
   Guarantees:
     - A coordinate that nobody holds gets 0.
     - Scaling every weight by one factor changes nothing.
-    - A weight of NaN gives NaN: it does not pass for nobody.
+    - A weight of NaN gives NaN; it is not taken for a weight of 0.
   """
 
   def mean(num, den):

@@ -1,7 +1,7 @@
 """All commands under one name: `fedjax-tune COMMAND`, or `python -m launch COMMAND`.
 
-`fedjax-tune train ...` is `python -m launch.train ...`, and so on: where the
-package is installed, there is no folder of commands to start them from.
+`fedjax-tune train ...` is `python -m launch.train ...`, and so on: an installed
+package has no folder `launch` to start commands from.
 """
 
 import os
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main() -> None:
-  """Runs the command that is named first, with the arguments behind it."""
+  """Runs the command named first, with the arguments after it."""
   program, name = _program(), sys.argv[1] if len(sys.argv) > 1 else '--help'
   if name in ('--help', '-h', '-help'):
     sys.stdout.write(_usage(program))

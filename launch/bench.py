@@ -3,14 +3,14 @@
   python -m launch.bench --workload=A [--init=weights.npz] [--mode=map]
   python -m launch.bench --peers [--repeats=3] [--out=FILE]
 
-Workload A is compute: ViT-Tiny/4, 12 layers, 65 tokens, LoRA r=8 on q and v
-plus the head; 8 of 100 clients, 5 SGD-momentum steps of 16 examples. B is
-overhead: 2 layers of width 64, 32 of 200 clients, batch 8. Their weights come
-from `--init` (an .npz of a peft-wrapped transformers ViT), or are drawn as
-transformers and peft draw them where those are installed, or are random; the
-line says which. Equal weights give equal losses in any framework, and `--peers`
-holds the engine against other frameworks. The other workloads are experiments:
-`launch/workloads.py`.
+Workload A measures compute: ViT-Tiny/4, 12 layers, 65 tokens, LoRA r=8 on q and
+v plus the head; 8 of 100 clients, 5 SGD-momentum steps of 16 examples. B
+measures overhead: 2 layers of width 64, 32 of 200 clients, batch 8. Their
+weights come from `--init` (an .npz of a peft-wrapped transformers ViT), or are
+drawn as transformers and peft draw them where those are installed, or are
+random; the line says which. Equal weights give equal losses in any framework,
+and `--peers` compares the engine with other frameworks. The other workloads are
+experiments: `launch/workloads.py`.
 """
 
 import json
@@ -148,7 +148,7 @@ def _measure(
 
 
 def _table(line: dict[str, Any]) -> rich_table.Table:
-  """Returns the line's numbers, for people."""
+  """Returns the line's numbers as a table."""
   made = rich_table.Table.grid(padding=(0, 2))
   for name, value in line.items():
     if isinstance(value, list | tuple):
@@ -161,7 +161,7 @@ def _table(line: dict[str, Any]) -> rich_table.Table:
 
 
 def _run_peers() -> None:
-  """Runs the peers on A and B, or on the one that is named."""
+  """Runs the peers on A and B, or on the workload that is named."""
   # Its import takes 180 MiB, which would count as the engine's.
   from fedjax_tune.report import writer
 

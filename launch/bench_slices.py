@@ -2,10 +2,10 @@
 
   python -m launch.bench_slices [--repeats=5]
 
-A local step of all parameters of a MiniLM-sized encoder (random weights, 16
-texts of 64 tokens) with all, 3/4, 1/2, 1/4 and 1/8 of the heads' width and of
-the MLP. Prints a JSON line for each: FLOPs counted from the program that runs,
-seconds, and both relative to the full model.
+It times a local step that trains all parameters of a MiniLM-sized encoder
+(random weights, 16 texts of 64 tokens), with all, 3/4, 1/2, 1/4 and 1/8 of the
+heads' width and of the MLP. It prints a JSON line for each: FLOPs counted from
+the program that runs, seconds, and both relative to the full model.
 """
 
 import json

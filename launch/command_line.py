@@ -1,4 +1,4 @@
-"""A command line, flag by flag, and what is wrong with each."""
+"""Reads a command line flag by flag, and says what is wrong with each."""
 
 from collections.abc import Collection, Iterator, Sequence
 import dataclasses
@@ -28,9 +28,9 @@ class Given:
   """A flag as somebody typed it.
 
   Attributes:
-    name: Without its dashes; '' of what is no flag.
-    text: Its value; None where none is given.
-    words: The arguments that it is.
+    name: Its name without dashes; '' for an argument that is no flag.
+    text: Its value; None if none is given.
+    words: The arguments that make it up.
   """
 
   name: str
@@ -43,10 +43,10 @@ class Sifted:
   """A command line, and what is wrong with it.
 
   Attributes:
-    argv: The rest, the program's name first.
+    argv: The arguments that are right, the program's name first.
     problems: A line for each unknown flag or field, and for each value that a
       flag of the command cannot have.
-    ill: By field the texts that are no values of its type.
+    ill: For each field the texts that are no values of its type.
   """
 
   argv: list[str]
@@ -55,7 +55,7 @@ class Sifted:
 
   @property
   def clean(self) -> bool:
-    """Whether nothing is."""
+    """Whether nothing is wrong."""
     return not self.problems and not self.ill
 
 
@@ -92,7 +92,7 @@ def _is_flag(word: str) -> bool:
 
 
 def sift(values: flags.FlagValues, argv: Sequence[str], config: str) -> Sifted:
-  """Takes out of a command line what is wrong by itself.
+  """Removes from a command line each argument that is wrong by itself.
 
   Args:
     values: The flags that are defined.
@@ -155,7 +155,7 @@ def _of_flag(
 
 
 def _rule(parser: flags.ArgumentParser[Any], error: Exception) -> str:
-  """Says which rule a value breaks that a parser refuses."""
+  """Says which rule a value breaks, if its parser refuses it."""
   if isinstance(parser, flags.EnumParser):
     return field_rules.one_of(*parser.enum_values).text('') + '.'
   bounds = f'{error}'.partition(' is not ')[2]
@@ -176,11 +176,11 @@ def only_with(what: str, *holders: flags.FlagHolder[Any]) -> None:
   """Refuses flags that would do nothing.
 
   Args:
-    what: What they go with, which is not given.
+    what: The flag that they need, which is not given.
     *holders: The flags.
 
   Raises:
-    ValueError: One of them is.
+    ValueError: One of the flags is given.
   """
   for holder in holders:
     if holder.present:

@@ -8,12 +8,12 @@ r"""Cuts a subnetwork out of a finished run, or compares many.
 The first two evaluate the subnetwork on the run's test data and write it as a
 Hugging Face folder, with `deploy.json` about it. A budget is a share of the
 parameters (up to 1), or a number of them; the largest subnetwork within it is
-taken. The third takes one of several models that a run ends with, a tier of
-HeteroTune's for instance, whole unless a budget or space is given; where no class of
-`transformers` has what it adds, the folder is for `fedjax_tune.load_model`. The
-fourth evaluates random subnetworks of many sizes, or of one budget, with and
-without prioritization, and writes curve.json, .md and .png, or box.json, .md
-and .png.
+taken. The third takes one of several models that a run ends with, for example a
+tier of HeteroTune, and takes it whole unless a budget or space is given. If no
+class of `transformers` has the model's additions, the folder is for
+`fedjax_tune.load_model`. The fourth evaluates random subnetworks of many sizes,
+or of one budget, with and without salience, and writes curve.json, .md and
+.png, or box.json, .md and .png.
 """
 
 import dataclasses

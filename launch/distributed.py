@@ -1,4 +1,4 @@
-"""Joins the processes of one run, one a host, each of which has this command."""
+"""Joins the processes of one run: one on each host, all with this command."""
 
 import os
 
@@ -34,14 +34,14 @@ _NUMBER = flags.DEFINE_integer(
 
 
 def join(console: rich_console.Console) -> None:
-  """Waits for the others, if there are any; before anything else uses JAX.
+  """Waits for the other hosts, if any; call it before anything uses JAX.
 
   Args:
-    console: Is silent from then on, but on the first host.
+    console: Becomes silent on all hosts but the first.
 
   Raises:
-    ValueError: Flags are missing, in vain or contradict each other.
-    RuntimeError: The others do not come.
+    ValueError: Flags are missing, have no effect or contradict each other.
+    RuntimeError: The other hosts do not come.
   """
   given = [f for f in (_ADDRESS, _COUNT, _NUMBER) if f.value is not None]
   if not _DISTRIBUTED.value:

@@ -1,4 +1,4 @@
-"""Data that the benchmark draws: images, and texts as tokens."""
+"""Random data for the benchmark: images, and texts as tokens."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ _CLASSES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Drawn(arrays.Arrays):
-  """Data in memory that need no tokenizer, nor be uint8.
+  """Data in memory that need no tokenizer and need not be uint8.
 
   Attributes:
     task: What is learned.
@@ -75,13 +75,14 @@ def noise(count: int, side: int) -> Drawn:
 
 
 def reviews(clients: int, count: int, longest: int, vocab: int) -> Drawn:
-  """Draws reviews, `count` of each client, as long as those of its site.
+  """Draws `count` reviews for each client, as long as those of its site.
 
   Args:
-    clients: Each has reviews of one site only; every fourth Rotten Tomatoes'.
-    count: Reviews of a client.
-    longest: Tokens to which they are cut.
-    vocab: Tokens that there are; 0 pads.
+    clients: Each has reviews of one site only; every fourth has those of Rotten
+      Tomatoes.
+    count: Number of reviews of a client.
+    longest: Tokens to which reviews are cut.
+    vocab: Number of different tokens; 0 pads.
   """
   rng = np.random.default_rng(0)
   rank = rng.uniform(0, 100, (clients, count))

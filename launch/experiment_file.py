@@ -82,7 +82,7 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
   """Returns the experiment of --config=FILE --config.FIELD=VALUE ...
 
   Raises:
-    flags.Error, ValueError, OSError: As `parse`.
+    flags.Error, ValueError, OSError: See `parse`.
   """
   argv = _locate(['', *arguments])
   sifted = command_line.sift(flags.FlagValues(), argv, _NAME)
@@ -94,7 +94,7 @@ def resolve(arguments: Sequence[str]) -> config.Experiment:
 
 
 def _read(argv: list[str]) -> config.Experiment | None:
-  """Runs an experiment file, if one is named, and sets the fields that are given."""
+  """Runs an experiment file, if one is named, and sets the given fields."""
   _check_file(argv)
   values = flags.FlagValues()
   holder = _define(values, argv)
@@ -127,7 +127,7 @@ def _names_file(arg: str) -> bool:
 def _locate(argv: Sequence[str]) -> list[str]:
   """Finds experiments/NAME.py in the installed package, if it is not here.
 
-  Its files import each other from a package `experiments`, which nothing
+  Experiment files import each other from a package `experiments`, which nothing
   installs under that name.
   """
   if not _PACKAGED.is_dir():
@@ -200,7 +200,7 @@ def _line_of(error: BaseException, given: str) -> str:
 
 
 def _meant(said: str) -> str:
-  """Suggests a field where a section was given one that it does not have."""
+  """Suggests a field for one that a section does not have."""
   found = re.search(r"(\w+)\.__init__\(\).*unexpected.*'(\w+)'", said)
   if not found:
     return ''
@@ -234,7 +234,7 @@ def _file(argv: Sequence[str]) -> str:
 
 
 def _check_file(argv: Sequence[str]) -> None:
-  """Raises a FileNotFoundError where --config=FILE names none."""
+  """Raises a FileNotFoundError if --config=FILE names no file."""
   # What follows a colon is an argument of get_config.
   named = _file(argv).partition(':')[0]
   file = pathlib.Path(named)

@@ -1,15 +1,14 @@
-r"""Writes what a finished run ends with for other programs.
+r"""Writes the models that a finished run ends with, for other programs.
 
   python -m launch.export --workdir=DIR --format=hf --out=FOLDER
   python -m launch.export --workdir=DIR --format=peft --out=FOLDER
   python -m launch.export --workdir=DIR --format=flax --out=FOLDER
 
-`hf` is a folder of the whole model for `transformers`, adapters merged; `peft`
-an adapter for `peft.PeftModel.from_pretrained`; `flax` all that trained, for
-`fedjax_tune.load_model`. A method that ends with several models (a classifier
-for each depth, a tier, a client) gets a folder of each in FOLDER. The run's
-data are not needed, its pretrained weights are. Each folder has a README.md, a
-model card.
+`hf` writes the whole model for `transformers`, adapters merged; `peft` writes
+an adapter for `peft.PeftModel.from_pretrained`; `flax` writes all that trained,
+for `fedjax_tune.load_model`. If a method ends with several models (one for each
+depth, tier or client), FOLDER gets a folder for each. The run's pretrained
+weights are needed, but not its data. Each folder has a model card, README.md.
 """
 
 import pathlib

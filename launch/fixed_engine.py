@@ -33,8 +33,8 @@ def initial_weights(work: Workload, init: str) -> tuple[Tensors | None, str]:
 
   Args:
     work: The workload.
-    init: An .npz file of them; '' draws them as transformers and peft do, or
-      has None where those are not installed.
+    init: An .npz file of tensors; '' draws them as transformers and peft do, or
+      returns None if those are not installed.
   """
   if init:
     return _read(init), init

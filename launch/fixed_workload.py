@@ -1,6 +1,6 @@
 """Workloads A and B: sizes, data and cohorts, the same in any framework.
 
-NumPy alone, so that a peer's process holds no other framework than its own.
+This uses only NumPy, so that a peer's process loads no framework but its own.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ class Workload:
     heads: Its attention heads.
     ffn: Hidden width of its MLP.
     patch: Pixels of a patch's side.
-    population: Clients that there are.
+    population: Number of clients.
     cohort: Clients of a round.
     batch: Examples of a local step.
-    chunk: Clients at a time, of a plain `lax.map` at its best on a CPU.
-    rounds: How many are run.
+    chunk: Clients at a time with which a plain `lax.map` is fastest on a CPU.
+    rounds: Number of rounds.
   """
 
   depth: int
@@ -41,7 +41,7 @@ class Workload:
 
   @property
   def examples(self) -> int:
-    """Examples of a client, each of which it reads once a round."""
+    """Number of examples of a client; it reads each once a round."""
     return STEPS * self.batch
 
 

@@ -1,14 +1,14 @@
-"""Tells what an experiment costs, before anything runs.
+"""Shows what an experiment costs, before anything runs.
 
   python -m launch.inspect --config=experiments/NAME.py \
     [--budgets=2GiB,512MiB] [--time] [--config.FIELD=VALUE ...]
 
-Reads weights and data, divides the data, and compiles, which tells the memory;
-it trains nothing and writes no results. With `--time` it runs a slab of each
-class of clients and an evaluation, and says how long the run will take on this
-machine. With `clients.fit` it shows what each kind of device trains. With
-`--budgets` it shows what devices with so much memory can train, and compiles
-nothing.
+It reads weights and data, divides the data, and compiles the programs, which
+gives their memory. It trains nothing and writes no results. With `--time` it
+runs a slab of each class of clients and an evaluation, and says how long the
+run will take on this machine. With `clients.fit` it shows what each kind of
+device trains. With `--budgets` it shows what devices with these amounts of
+memory can train, and compiles nothing.
 """
 
 import time

@@ -18,7 +18,7 @@ def options(flag: str = 'config') -> str:
   """Describes every field, with its type and default, and every method.
 
   Args:
-    flag: That sets a field, as --flag.FIELD=VALUE.
+    flag: The flag that sets a field, as --flag.FIELD=VALUE.
   """
   lines = [
     f'  --{flag}: The experiment file, FILE.py; FILE.py:TEXT hands it a text.',
@@ -38,7 +38,7 @@ def about(word: str, flag: str = 'config') -> str:
 
   Args:
     word: What to look for.
-    flag: That sets a field.
+    flag: The flag that sets a field.
 
   Raises:
     ValueError: There are none.
@@ -109,7 +109,7 @@ def _field(field: fields.Field) -> Iterator[str]:
 
 
 def _kind(field: fields.Field) -> str:
-  """Returns the type, or the values where they are few and not in the text."""
+  """Returns the type, or the values if they are few and not in the text."""
   rule = RULES[field.path]
   untold = [name for name in rule.choices if repr(name) not in field.text]
   if untold and rule is not field_rules.REGISTERED:

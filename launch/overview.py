@@ -35,7 +35,7 @@ def table(run: Run) -> rich_table.Table:
 
 
 def decided(paths: Sequence[str], experiment: config.Experiment) -> str:
-  """Tells what fields that are read amount to, by data set, model, method."""
+  """Says which values open fields got from data set, model and method."""
   values = {f.path: f.default for f in fields.fields(experiment)}
   listed = ', '.join(
     f'{path}={values[path]!r}'
@@ -46,15 +46,15 @@ def decided(paths: Sequence[str], experiment: config.Experiment) -> str:
 
 
 def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
-  """Returns what devices can train of which the memory alone is known.
+  """Returns what devices can train, given only their memory.
 
   Args:
     setup: The run.
-    budgets: Their memory: '2GiB'.
+    budgets: Their memory, such as '2GiB'.
 
   Raises:
-    ValueError: One is no amount of memory, or all are too little; or the method
-      cuts nothing.
+    ValueError: A budget is no amount of memory, or all are too small, or the
+      method cuts nothing.
   """
   e = setup.experiment
   if setup.find is None:
@@ -92,7 +92,7 @@ def fitted(setup: build.Setup, budgets: Sequence[str]) -> tables.Terminal:
 def totals(run: Run) -> dict[str, int]:
   """Returns what all rounds will move and compute, as summary.json has it.
 
-  Of a run of which the planner knows some rounds, it is an estimate.
+  If the planner knows only some of the rounds, it is an estimate.
   """
   meter: dict[str, Any] = dict.fromkeys(
     ('uplink', 'downlink', 'flops', 'simulated_us'), 0
@@ -131,10 +131,10 @@ def memory(run: Run) -> dict[str, int]:
 def process(run: Run) -> int:
   """Returns about how many bytes the run's process takes at its peak.
 
-  This process has read and compiled what the run will, so what it holds counts
-  the interpreter, JAX, data, model and programs; what the compiler took is
-  in its peak, unless programs came from the cache, as they then will again.
-  A round's batches and scratch are added where the CPU computes.
+  This process has read and compiled what the run will, so its memory includes
+  the interpreter, JAX, data, model and programs. Its peak also includes the
+  compiler, unless programs came from the cache; in the run they then will too.
+  A round's batches and scratch are added if the CPU computes.
   """
   now, most = capacity.process_memory()
   needed = memory(run)

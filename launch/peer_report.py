@@ -1,4 +1,4 @@
-"""The report of the peers: speeds, of those whose losses agree."""
+"""The report of the peers: the speed of each whose losses agree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def markdown(lines: Lines, repeats: int, rounds: int = 0) -> str:
   Args:
     lines: What the programs printed.
     repeats: How often each was run.
-    rounds: Of each run; 0 is the workload's.
+    rounds: Rounds of each run; 0 takes the workload's number.
   """
   flags = f' --workload={next(iter(lines))}' if len(lines) == 1 else ''
   flags += f' --repeats={repeats}'
@@ -102,7 +102,7 @@ def _rows(
 def _cells(
   runs: list[dict[str, Any]], ours: list[float], speed: float
 ) -> list[str]:
-  """Returns a program's cells behind its name."""
+  """Returns a program's cells after its name."""
   if errors := [line['error'] for line in runs if 'error' in line]:
     return [f'failed: {errors[0]}', '', '', '', '']
   memory = f'{_median(runs, "peak_rss_mib"):.0f}'

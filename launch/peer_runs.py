@@ -22,13 +22,13 @@ _TIMEOUT_S = 3600
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One that trains the workloads and prints a line.
+  """A program that trains the workloads and prints a line.
 
   Attributes:
-    name: As the report has it.
-    module: What is run.
-    needs: Packages without which it is left out.
-    flags: Its own.
+    name: Its name in the report.
+    module: The module that is run.
+    needs: Packages that it needs; without them it is left out.
+    flags: Flags for this program only.
   """
 
   name: str
@@ -76,10 +76,10 @@ def run(
   """Runs all that is installed; returns the report.
 
   Args:
-    names: Of the workloads.
+    names: Names of the workloads.
     repeats: How often each program is run in turn.
-    rounds: Of each; 0 is the workload's.
-    console: Says what is left out, and how it stands.
+    rounds: Rounds of each; 0 takes the workload's number.
+    console: Shows what is left out, and the progress.
   """
   programs = []
   for program in PROGRAMS:
@@ -101,7 +101,7 @@ def run(
 
 
 def _weights(work: fixed_workload.Workload) -> dict[str, np.ndarray]:
-  """Draws the weights that all start from.
+  """Draws the weights that all programs start from.
 
   Raises:
     ValueError: transformers and peft, which draw them, are not installed.
@@ -170,7 +170,7 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _pinned() -> Iterator[None]:
-  """Keeps this thread on one core, where it can be: children inherit that."""
+  """Keeps this thread, and so its child processes, on one core if possible."""
   if not hasattr(os, 'sched_setaffinity'):
     yield
     return

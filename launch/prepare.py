@@ -4,8 +4,8 @@ python -m launch.prepare --dataset=emoji_styles --image_size=56
 python -m launch.prepare --dataset=nico --source=FOLDER --data_dir=DIR
 python -m launch.prepare --dataset=movie_reviews --weights=minilm_l6,minilm_l3
 
-Of files of your own it shows what a run would understand, and what is wrong,
-row by row; nothing is copied:
+For your own files it shows how a run would read them, and what is wrong, row by
+row. Nothing is copied:
 
 python -m launch.prepare --source=folder:PATH
 python -m launch.prepare --source=csv:PATH --label_column=stars

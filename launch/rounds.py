@@ -1,4 +1,4 @@
-"""Rounds of an engine, timed: what every workload of the benchmark shares."""
+"""Times rounds of an engine, for every workload of the benchmark."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -17,15 +17,16 @@ from fedjax_tune.training.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """What a workload runs: itself, or what it is compared with.
+  """One side of a comparison: the workload, or what it is compared with.
 
   Attributes:
     engine: The engine, compiled.
-    plan: Plans a round; what it leaves on the host, the timing moves.
+    plan: Plans a round; the timing moves to the device what the plan leaves on
+      the host.
     lr: The clients' learning rate.
     compile_s: Seconds that it took to trace, count and compile the programs.
-    uplink: Bytes that a client sends, the mean over a round's.
-    flops: FLOPs of a client-step, the mean over a round's; 0 if not counted.
+    uplink: Bytes that a client sends, mean over the round's clients.
+    flops: FLOPs of a client-step, mean over the round; 0 if not counted.
   """
 
   engine: Engine
@@ -38,13 +39,13 @@ class Side:
 
 @dataclasses.dataclass
 class Timing:
-  """What the rounds of a side took.
+  """The times of the rounds of one side.
 
   Attributes:
-    round_s: Seconds of each.
+    round_s: Seconds of each round.
     plan_s: Seconds in which the host planned each; a run hides them behind the
-      round before where a core is free.
-    losses: Mean loss over the local steps of each.
+      round before if a core is free.
+    losses: Mean loss over the local steps of each round.
     steps: Client-steps of a round.
   """
 
@@ -55,7 +56,7 @@ class Timing:
 
   @property
   def steady_s(self) -> float:
-    """Median seconds of the rounds behind the first, if there are any."""
+    """Median seconds of the rounds after the first, if there are any."""
     return float(np.median(self.round_s[1:] or self.round_s))
 
   @property
@@ -90,7 +91,7 @@ def prepare(
 def time_rounds(
   sides: Mapping[str, Side], rounds: int, seed: int = 0
 ) -> dict[str, Timing]:
-  """Runs the sides round by round in turn, so that all meet the same weather."""
+  """Runs the sides round by round in turn, so that all see the same machine."""
   key = jax.random.key(seed)
   states = {name: side.engine.init() for name, side in sides.items()}
   timings = {name: Timing() for name in sides}

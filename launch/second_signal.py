@@ -12,13 +12,13 @@ from . import start
 
 
 def watch(console: rich_console.Console) -> None:
-  """Says after the first signal what happens now, and ends at the second.
+  """Tells the user what happens after the first signal; ends at the second.
 
-  Python handles signals between two steps of its own; while the device
-  computes a round there is none. So a thread waits for them.
+  Python handles signals only between two of its own steps, and there are none
+  while the device computes a round. So a thread waits for signals.
 
   Args:
-    console: Where to say it.
+    console: Where to print.
   """
   come, sent = os.pipe()
   os.set_blocking(sent, False)

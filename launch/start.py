@@ -1,4 +1,4 @@
-"""What every command does first: its flags, how loud it is, how it fails."""
+"""How every command starts and fails: its flags, logging and exit status."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -44,7 +44,7 @@ _UNREAD = 141
 
 
 class _Console(rich_console.Console):
-  """Leaves a closed pipe to `run`, for one exit status."""
+  """A console that leaves closed pipes to `run`, which sets the exit status."""
 
   def on_broken_pipe(self) -> None:
     raise BrokenPipeError
@@ -100,7 +100,7 @@ def clearly(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 @contextlib.contextmanager
 def _cleaning_up() -> Iterator[None]:
-  """Has Ctrl-C raise, so that what is inside can clean up."""
+  """Makes Ctrl-C raise, so that the code inside can clean up."""
   before = signal.getsignal(signal.SIGINT)
   if before is end_at_once:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -129,7 +129,7 @@ def tell_devices(console: rich_console.Console) -> None:
 
 
 def cache_programs(experiment: config.Experiment) -> None:
-  """Keeps compiled programs beside the data, for the next run; 4 GiB of them."""
+  """Keeps up to 4 GiB of compiled programs beside the data, for later runs."""
   if experiment.engine.compilation_cache:
     folder = pathlib.Path(build.data_dir(experiment.data), 'compiled')
     bounded.trim(folder, _MOST_COMPILED)
@@ -140,7 +140,7 @@ def cache_programs(experiment: config.Experiment) -> None:
 
 
 def reject_arguments(argv: list[str]) -> None:
-  """Refuses arguments that are no flags; they are typing errors."""
+  """Refuses arguments that are not flags, as they are typing errors."""
   if len(argv) > 1:
     raise ValueError(f'unexpected arguments {argv[1:]}; flags begin with --.')
 
@@ -174,7 +174,7 @@ _HELP = r'--?(help(short|full|xml)?|h|\?)(=.*)?'
 
 
 def _asks(argv: list[str], name: str) -> bool:
-  """Whether a switch is on, which goes without a command's required flags."""
+  """Whether a switch is on that needs none of a command's required flags."""
   return any(re.fullmatch(rf'--?{name}(=true)?', arg) for arg in argv[1:])
 
 

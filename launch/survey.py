@@ -1,4 +1,4 @@
-"""What `launch.prepare --source=KIND:PATH` shows of files of the user's own."""
+"""What `launch.prepare --source=KIND:PATH` shows of the user's own files."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ _COHORT = 5
 def show(
   console: rich.console.Console, cfg: config.Data, folder: pathlib.Path
 ) -> None:
-  """Prints what was understood, and draws pictures of it.
+  """Prints how the files were read, and draws a few examples.
 
   Args:
-    console: Where to.
-    cfg: Which files.
-    folder: Where the picture is kept.
+    console: Where to print.
+    cfg: Names the files.
+    folder: Where the drawing is kept.
 
   Raises:
-    ValueError: They cannot be understood, or some of them cannot be used.
+    ValueError: The files cannot be read, or some of them cannot be used.
   """
   # Names and rows are somebody's words, which must not steer a terminal.
   tell = lambda line: console.print(tables.plain(line), soft_wrap=True)
@@ -101,7 +101,7 @@ def _summary(own: Own) -> str:
 
 
 def _counts(own: Own) -> rich.table.Table:
-  """Returns a table of examples by class and domain: those of train, of test."""
+  """Returns a table of train and test examples by class and domain."""
   domains = list(own.examples)
   counts: dict[tuple[str, str], Counter[object]] = {}
   for domain, splits in own.examples.items():
@@ -131,7 +131,7 @@ def _counts(own: Own) -> rich.table.Table:
 
 
 def _clients(own: Own) -> Counter[str]:
-  """Returns how many train examples each natural client has, if there are any."""
+  """Returns how many train examples each natural client has, if any."""
   if not own.has_clients:
     return Counter()
   return Counter(

@@ -8,18 +8,19 @@ r"""Runs one experiment with several methods and seeds, and compares them.
 
   python -m launch.sweep --merge=DIR,DIR,... --workdir=DIR [--last=3]
 
-A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a `launch.train` of
-its own in DIR/LABEL/seedK, with its output in log.txt there. The first seed of
-all methods comes first. Started again, a sweep leaves finished runs alone and
-resumes those that were begun, if their settings are still the same, and, but for
---inexact, the machine: other --jobs give a run other cores and GPUs. After every
-run DIR gets new results.jsonl, .csv and .md, comparison.png and frontier.png; they
-cover this sweep's finished runs, and name what else is there.
+A method is `[LABEL=]NAME[:FIELD=VALUE]...`. Each run is a separate
+`launch.train` in DIR/LABEL/seedK, with its output in log.txt there. The first
+seed of all methods comes first. Started again, a sweep leaves finished runs
+alone and resumes unfinished ones, if their settings are still the same. The
+machine must be the same too, except with --inexact: other --jobs give a run
+other cores and GPUs. After every run DIR gets new results.jsonl, .csv and .md,
+comparison.png and frontier.png; they cover this sweep's finished runs, and name
+what else is there.
 
-With --backend=slurm the runs are an array of Slurm jobs. A job that its time ends
-is queued again, and goes on. Started again, the sweep submits what is neither
-finished nor in a job. --slurm has what sbatch is told (partition, mem,
-cpus_per_task, nodes...); `time` must be given.
+With --backend=slurm the runs are an array of Slurm jobs. A job whose time is
+over is queued again, and continues. Started again, the sweep submits runs that
+are neither finished nor in a job. --slurm sets options of sbatch (partition,
+mem, cpus_per_task, nodes...); `time` is required.
 
 Everything is checked before anything runs: every run's whole configuration
 with its model, and all folders. If a run fails, the others go on; the sweep
@@ -109,7 +110,7 @@ def train_command(run: sweep_plan.PlannedRun) -> list[str]:
 
 
 def resume_command(run: sweep_plan.PlannedRun) -> list[str]:
-  """The command of one run, going on where an earlier attempt stopped."""
+  """The command of one run, from where an earlier attempt stopped."""
   return [*train_command(run), *(_resuming() if run.begun else [])]
 
 
@@ -192,7 +193,7 @@ def _merge(place: mirror.Place, console: rich_console.Console) -> None:
 
 
 def _slurm() -> sweep_slurm.Settings | None:
-  """Returns what Slurm is told, or None where it has no part."""
+  """Returns Slurm's options, or None if the sweep does not use Slurm."""
   if _BACKEND.value == 'slurm':
     if paths.is_address(_WORKDIR.value):
       raise ValueError(
@@ -225,10 +226,10 @@ def _check_models(runs: Sequence[sweep_plan.PlannedRun]) -> None:
 def _tell_unread(
   runs: Sequence[sweep_plan.PlannedRun], console: rich_console.Console
 ) -> None:
-  """Prints what no run reads, and what an entry sets in vain.
+  """Prints options that no run reads, of the experiment and of each entry.
 
-  Experiment files serve several methods, so an option that one of them reads is
-  not set in vain.
+  Experiment files serve several methods, so it is enough if one of them reads
+  an option.
   """
   lines = {
     run.label: {

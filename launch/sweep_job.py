@@ -1,7 +1,8 @@
-"""What a Slurm job of a sweep does on its node: trains a run, or goes on with it.
+"""What a Slurm job of a sweep does on its node: it starts or resumes a run.
 
-Submitit writes a `Job` to a file, reads it there and calls it. Shortly before
-its time is over submitit calls `checkpoint`, and queues again what that returns.
+Submitit writes a `Job` to a file, and reads and calls it on the node. Shortly
+before the job's time is over submitit calls `checkpoint`, and queues what that
+returns.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,12 @@ _SAVED = 4
 
 @dataclasses.dataclass
 class Job:
-  """A run of a sweep.
+  """The job of one run of a sweep.
 
   Attributes:
     run: The run.
-    command: Its command.
-    resuming: What it gets besides where the run has begun.
+    command: The run's command.
+    resuming: Flags that are added if the run has begun.
   """
 
   run: PlannedRun
@@ -36,7 +37,7 @@ class Job:
     """Trains until the run is finished.
 
     Raises:
-      RuntimeError: It ended before.
+      RuntimeError: The run ended before that.
     """
     if self.run.finished:
       return  # It was asked to stop when it was about to end.
@@ -62,10 +63,10 @@ class Job:
       raise RuntimeError(f'{self.run.name}: exit status {status}; see {log}')
 
   def checkpoint(self) -> Any:
-    """Has the run save and stop, and returns what is to be queued again.
+    """Makes the run save and stop, and returns what to queue again.
 
     Returns:
-      A `DelayedSubmission`; None if it failed, and nothing is queued.
+      A `DelayedSubmission`; None if the run failed and nothing is queued.
     """
     self._process.terminate()
     if _end(self._process) not in (0, _SAVED, -signal.SIGTERM):
@@ -80,7 +81,7 @@ def _deaf() -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-  """Waits for a process, where a signal's handler may do so at the same time."""
+  """Waits for a process for which a signal handler may wait too."""
   # Popen.wait holds a lock meanwhile, for which the handler would wait forever.
   os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
   return process.wait()

@@ -13,12 +13,12 @@ from .sweep_plan import PlannedRun
 
 
 class Gathered(NamedTuple):
-  """What folders hold.
+  """The runs that folders hold.
 
   Attributes:
-    runs: Finished runs. A label that several folders have goes with the name of
-      its folder before it.
-    left_out: Why each of the others is not among them.
+    runs: Finished runs. If several folders have the same label, the folder's
+      name is put before it.
+    left_out: Why each of the other runs is left out.
   """
 
   runs: list[PlannedRun]
@@ -26,13 +26,14 @@ class Gathered(NamedTuple):
 
 
 def gather(given: Sequence[str]) -> Gathered:
-  """Finds the runs in folders of sweeps, or in those of single runs.
+  """Finds the runs in folders of sweeps or of single runs.
 
   Args:
     given: The folders, in the order of the table.
 
   Raises:
-    ValueError: A folder has no finished run, or two of one label and seed.
+    ValueError: A folder has no finished run, or two with the same label and
+      seed.
   """
   roots = [paths.local('merge', folder) for folder in given]
   left_out: list[str] = []

@@ -28,12 +28,12 @@ _COSTS = ('cost/uplink_bytes', 'cost/downlink_bytes', 'cost/train_flops')
 
 
 class Outcome(NamedTuple):
-  """What a run ended with.
+  """The results of a run.
 
   Attributes:
-    summary: Its `summary.json`.
-    rows: Its rounds.
-    classes: What its clients cost.
+    summary: The run's `summary.json`.
+    rows: The rows of its rounds.
+    classes: What its classes of clients cost.
   """
 
   summary: dict[str, Any]
@@ -47,7 +47,8 @@ class Outcome(NamedTuple):
     methods apart with fewer seeds.
 
     Args:
-      evaluations: How many; a run that has fewer is averaged over all.
+      evaluations: How many to average; a run that has fewer is averaged over
+        all.
 
     Returns:
       The summary; its accuracies (whole, by domain, and of other models) are
@@ -83,12 +84,12 @@ def read(workdir: str | os.PathLike[str]) -> Outcome:
   """Reads what a run wrote.
 
   Args:
-    workdir: Of the run.
+    workdir: The run's folder.
 
   Raises:
-    OSError: A file is not there, or cannot be read.
-    ValueError: A file is not as runs write it, or its rounds are not those of
-      the others.
+    OSError: A file is missing, or cannot be read.
+    ValueError: A file is not as runs write it, or its rounds differ from those
+      in the other files.
   """
   folder = pathlib.Path(workdir)
   summary = json_files.read_object(folder / 'summary.json')

@@ -24,12 +24,12 @@ class PlannedRun:
 
   Attributes:
     label: Names the method and its variant; also the folder.
-    seed: Of the run.
-    flags: Its part of `launch.train`'s command line.
-    workdir: Where it writes.
-    experiment: What that part of the command line amounts to, which leaves
-      nothing open.
-    own: The fields that its method entry sets.
+    seed: The run's seed.
+    flags: The run's part of `launch.train`'s command line.
+    workdir: Where the run writes.
+    experiment: The experiment that results from these flags, with no field left
+      open.
+    own: The fields that the run's method entry sets.
   """
 
   label: str
@@ -45,20 +45,21 @@ class PlannedRun:
 
   @property
   def log(self) -> pathlib.Path:
-    """Where its process writes what it says."""
+    """Where the run's process writes its output."""
     return self.workdir / 'log.txt'
 
   @property
   def begun(self) -> bool:
-    """Whether it got as far as accepting its configuration."""
+    """Whether the run has begun, that is, accepted its configuration."""
     return (self.workdir / 'config.json').exists()
 
   @property
   def finished(self) -> bool:
-    """Whether its results are whole, for as many rounds as are asked for.
+    """Whether its results are complete for all rounds that are asked for.
 
-    Or for fewer, if `patience` ended it. If a file is lost or damaged, or the
-    report of its clients is asked for later, `launch.train --resume` writes it.
+    There may be fewer rounds if `patience` ended the run. If a file is lost or
+    damaged, or if the report of its clients is asked for later, `launch.train
+    --resume` writes it.
     """
     e = self.experiment
     try:
@@ -75,8 +76,8 @@ class PlannedRun:
     """Says why this run may not begin or go on in its folder.
 
     Args:
-      running: Its process is at work, and ends by itself where the folder is
-        out of reach for longer than a moment.
+      running: Whether its process is at work; the process ends by itself if the
+        folder is out of reach for longer than a moment.
     """
     fields = dataclasses.asdict(self.experiment)
     try:
@@ -114,7 +115,7 @@ def parse_method(entry: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _slug(field: str) -> str:
-  """What tells a variant apart: its value, with a name if it needs one."""
+  """The label of a variant: its value, with the field's name if needed."""
   name, _, value = field.partition('=')
   name = name.rpartition('.')[2]
   if value.lower() in ('true', 'false'):
@@ -136,14 +137,14 @@ def plan(
   Args:
     file: The experiment file.
     methods: Entries; the fields that one sets override `common`.
-    seeds: As they were written.
+    seeds: The seeds as the user wrote them.
     common: FIELD=VALUE for every run.
-    workdir: Of the sweep.
+    workdir: The sweep's folder.
     resolve: Reads the file and applies flags.
 
   Raises:
     ValueError: An entry is malformed or given twice, or a run's experiment is
-      wrong; a line for each.
+      wrong; the message has a line for each.
   """
   problems: list[str] = []
   entries = _entries(methods, problems)
@@ -215,7 +216,7 @@ def _resolve(
   line: tuple[str, ...],
   wrong: dict[str, list[str]],
 ) -> config.Experiment | None:
-  """Returns a run's experiment, or None and notes what is wrong, and with whom."""
+  """Returns a run's experiment; if it is wrong, notes why and returns None."""
   try:
     return defaults.resolve(resolve(line))
   except (flags.Error, ValueError, OSError) as error:
@@ -227,7 +228,7 @@ def _resolve(
 
 
 def _alike(runs: Sequence[PlannedRun]) -> list[str]:
-  """Names labels that are one experiment under two names."""
+  """Names labels that stand for the same experiment."""
   lines = []
   for i, run in enumerate(runs):
     for other in runs[:i]:
@@ -277,7 +278,7 @@ def provide(runs: Sequence[PlannedRun], fetch: bool) -> None:
   """Checks that the runs' data and weights are there; fetches them if asked.
 
   Raises:
-    FileNotFoundError, RuntimeError: As `provisions`.
+    FileNotFoundError, RuntimeError: See `provisions`.
     ValueError: A field is wrong, such as the name of the set.
   """
   # Runs with the same label differ only in their seeds.

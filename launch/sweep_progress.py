@@ -1,4 +1,4 @@
-"""Shows how far a sweep is: all of it, and each run that is under way."""
+"""Shows the progress of a sweep, and of each run that is under way."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ _TAIL = 15
 class SweepProgress:
   """A bar for the sweep, with time left, and one for each current run.
 
-  On a terminal the bars are live, elsewhere runs are announced line by line.
+  On a terminal the bars are live; elsewhere runs are announced line by line.
   """
 
   def __init__(
@@ -78,7 +78,7 @@ class SweepProgress:
     )
 
   def finish(self, name: str) -> None:
-    """Takes a run off that has succeeded, with its score."""
+    """Removes a run that has succeeded, and shows its score."""
     workdir, _ = self._current[name]
     summary = json.loads((workdir / 'summary.json').read_text())
     self._remove(name)
@@ -88,14 +88,14 @@ class SweepProgress:
     self._say(f'{name} finished: {text}{self._left()}')
 
   def stop(self, name: str) -> None:
-    """Takes a run off that was interrupted."""
+    """Removes a run that was interrupted."""
     self._remove(name)
     self._say(f'{name} stopped; what it has done is saved')
 
   def fail(
     self, name: str, code: int, log: pathlib.Path, problem: str = ''
   ) -> None:
-    """Takes a run off that has failed, with the end of its log."""
+    """Removes a run that has failed, and shows the end of its log."""
     self._remove(name)
     if problem:
       self._say(f'{name} was stopped: {problem}', 'bold red')

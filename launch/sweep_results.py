@@ -33,10 +33,10 @@ class Results(NamedTuple):
   """What a sweep has so far.
 
   Attributes:
-    summaries: Those of its finished runs, each with its `label`; a star stands
-      behind that of a method which `notes` says is judged otherwise.
+    summaries: The summaries of finished runs, each with its `label`. A label
+      has a star if the method is judged differently; `notes` says how.
     notes: What the tables leave out, and how runs in them differ.
-    plots: Names of the pictures, which lie beside results.md.
+    plots: Names of the pictures, which are in the folder of results.md.
   """
 
   summaries: list[dict[str, Any]]
@@ -49,14 +49,13 @@ def write_results(
 ) -> Results | None:
   """Writes results.jsonl, .csv and .md, and both plots, into `workdir`.
 
-  They cover the finished runs that the sweep asks for, as it asks for them;
-  anything else in `workdir` is named and left out.
+  They cover the finished runs that the sweep asks for, with the settings that
+  it asks for; anything else in `workdir` is named and left out.
 
   Args:
-    workdir: Of the sweep; runs are in LABEL/seedK below it.
-    runs: All of the sweep; their labels come in this order.
-    last: The tables' accuracy is the mean of each run's last evaluations, this
-      many.
+    workdir: The sweep's folder; runs are in LABEL/seedK below it.
+    runs: All runs of the sweep; their labels come in this order.
+    last: How many of each run's last evaluations the tables' accuracy averages.
 
   Returns:
     What was written; None if no run is finished.
@@ -112,7 +111,7 @@ def _to_reach(
   baseline: str,
   summaries: Sequence[dict[str, Any]],
 ) -> str:
-  """Returns what each method takes to what the baseline ends with, if it ran."""
+  """Returns what each method needs to reach the baseline's end, if that ran."""
   if not baseline:
     return ''
   ends = {
@@ -150,11 +149,11 @@ def _classes(
 def _judged_alone(
   summaries: Sequence[dict[str, Any]], done: Sequence[PlannedRun]
 ) -> tuple[dict[str, str], str]:
-  """Marks methods that are not judged on the test split as the others are.
+  """Marks methods that are not judged on the test split like the others.
 
   Returns:
-    What each label is shown as, with a star behind those; and what the star
-    means, '' where there is none.
+    How each label is shown, with a star behind these methods, and what the star
+    means, '' if there is none.
   """
   alone = {
     own['label']
@@ -180,7 +179,7 @@ def _judged_alone(
 def _compare_clients(
   workdir: pathlib.Path, done: Sequence[PlannedRun], metric: str
 ) -> str:
-  """Writes what runs tell of their clients, if any do; returns a table of it."""
+  """Writes what runs report about clients, if any do; returns it as a table."""
   runs: dict[str, dict[int, list[Record]]] = {}
   lines, alone = [], ''
   for run in done:
@@ -226,7 +225,7 @@ def _notes(
 
 
 def _csv(summaries: Sequence[dict[str, Any]]) -> str:
-  """One line a run; values nested by name get a column per name."""
+  """One line per run; values nested by name get a column per name."""
   flat = [_flatten(summary) for summary in summaries]
   columns = list(dict.fromkeys(name for row in flat for name in row))
   text = io.StringIO()
@@ -250,7 +249,7 @@ def _flatten(summary: dict[str, Any]) -> dict[str, Any]:
 def _curve(
   run: PlannedRun, rows: Sequence[Record]
 ) -> tuple[list[int], list[float]]:
-  """Accuracy against rounds done, 0 too where that is known."""
+  """Accuracy by rounds done, with round 0 if it is known."""
   pairs = [
     (row['round'] + 1, row['eval/accuracy'])
     for row in (*writer.read_start(run.workdir), *rows)
@@ -262,6 +261,6 @@ def _curve(
 
 
 def _chance(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
-  """Returns what has learned nothing, where all runs agree on that."""
+  """Returns the accuracy by chance, if all runs agree on it."""
   found = [summary.get('chance', {}) for summary in summaries]
   return found[0] if all(own == found[0] for own in found) else {}

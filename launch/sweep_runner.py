@@ -45,12 +45,12 @@ def run_sweep(
   """Runs what is not finished yet, `jobs` at a time.
 
   Args:
-    runs: In the order in which they start.
+    runs: The runs, in the order in which they start.
     command_fn: Makes the command of a run.
-    place: Gets the results.
+    place: The folder that gets the results.
     jobs: Processes at a time; with more than one, each has its own cores (and
       GPUs, see `sweep_share`), so there are at most as many as cores.
-    console: Shows how far things are.
+    console: Shows the progress.
     last: Evaluations of a run over which the tables average.
 
   Returns:
@@ -137,11 +137,11 @@ def tell_results(
   console: rich_console.Console,
   last: int,
 ) -> None:
-  """Writes the tables and plots of what is finished, and shows the first.
+  """Writes tables and plots of the finished runs, and shows the first table.
 
   Args:
-    runs: All of the sweep.
-    place: Gets them.
+    runs: All runs of the sweep.
+    place: The folder that gets them.
     console: Shows the first table.
     last: Evaluations of a run over which the tables average.
   """
@@ -161,13 +161,13 @@ def tell_results(
 def _stop(
   running: Mapping[int, tuple[PlannedRun, subprocess.Popen[bytes]]],
 ) -> None:
-  """Asks the processes to end: the first time after their rounds."""
+  """Asks the processes to end; the first time, after their current rounds."""
   for _, process in running.values():
     process.terminate()
 
 
 def check_folders(runs: Sequence[PlannedRun]) -> None:
-  """Raises a ValueError where a folder holds a run of other settings."""
+  """Raises a ValueError if a folder holds a run with other settings."""
   problems = [problem for run in runs if (problem := run.problem())]
   if problems:
     raise ValueError(

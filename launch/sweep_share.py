@@ -1,4 +1,4 @@
-"""What of this machine each of several runs has: cores, and GPUs."""
+"""Divides this machine's cores and GPUs among several runs."""
 
 import glob
 import importlib.util
@@ -15,11 +15,11 @@ _TIMEOUT_S = 60
 
 
 class Share(NamedTuple):
-  """What one of several runs at a time has.
+  """The share of one of several runs.
 
   Attributes:
-    cores: Its cores; None leaves the choice to the system.
-    env: Variables of its environment.
+    cores: The run's cores; None leaves the choice to the system.
+    env: Variables for the run's environment.
   """
 
   cores: set[int] | None
@@ -27,17 +27,17 @@ class Share(NamedTuple):
 
 
 def divide(jobs: int) -> list[Share]:
-  """Shares out the machine, among no more runs than there are cores.
+  """Divides the machine among at most as many runs as there are cores.
 
-  One at a time has all of it. Several have cores of their own, and GPUs too,
-  where there are as many; else those on one GPU divide its memory. JAX would
-  take most of every GPU for each of them.
+  A single run has the whole machine. Several runs have their own cores, and
+  their own GPUs if there are enough; otherwise runs on the same GPU divide its
+  memory. Without this, JAX would take most of every GPU for each run.
 
   Args:
     jobs: Runs at a time.
 
   Raises:
-    ValueError: There are several, and a TPU, which serves one process.
+    ValueError: There are several runs and a TPU, which serves only one process.
   """
   if jobs > 1 and _has_tpu():
     raise ValueError(
@@ -55,7 +55,7 @@ def divide(jobs: int) -> list[Share]:
 
 
 def core_shares(jobs: int) -> list[set[int] | None]:
-  """The cores of each job, of no more jobs than there are cores.
+  """The cores of each job; there are no more jobs than cores.
 
   None leaves the choice to the system.
   """
@@ -69,7 +69,7 @@ def core_shares(jobs: int) -> list[set[int] | None]:
 
 
 def _gpu_share(gpus: list[str], job: int, jobs: int) -> dict[str, str]:
-  """Returns the variables that give a job its GPUs, or its part of one."""
+  """Returns the variables that give a job its GPUs, or its part of a GPU."""
   if jobs <= len(gpus):
     return {_VISIBLE: ','.join(gpus[job::jobs])}
   env = {_VISIBLE: gpus[job % len(gpus)]}
@@ -103,6 +103,6 @@ def _has_tpu() -> bool:
 
 
 def _may_use(*platforms: str) -> bool:
-  """Whether the user leaves JAX one of some platforms."""
+  """Whether the user allows JAX one of some platforms."""
   named = os.environ.get('JAX_PLATFORMS', '')
   return not named or not set(platforms).isdisjoint(named.split(','))

@@ -1,4 +1,4 @@
-"""Runs a sweep as an array of Slurm jobs, by submitit."""
+"""Runs a sweep as an array of Slurm jobs, with submitit."""
 
 from collections.abc import Callable, Sequence
 import getpass
@@ -38,8 +38,8 @@ def settings(items: Sequence[str]) -> Settings:
   """Reads FIELD=VALUE: flags of sbatch and fields of submitit.
 
   Raises:
-    ValueError: One is malformed or given twice, or `time` is missing, or is over
-      when a run is asked to stop.
+    ValueError: A setting is malformed or given twice, or `time` is missing or
+      too short to ask a run to stop in time.
   """
   found: Settings = {}
   for item in items:
@@ -93,7 +93,7 @@ def _minutes(text: str) -> int:
 
 
 def load() -> ModuleType:
-  """Imports submitit, which only this needs.
+  """Imports submitit, which only this module needs.
 
   Raises:
     ValueError: It is not installed.
@@ -118,18 +118,18 @@ def run_sweep(
   resuming: Sequence[str] = ('--resume',),
   detach: bool = False,
 ) -> list[sweep_runner.Failure]:
-  """Submits what is not finished and in no job, and follows until all ended.
+  """Submits unfinished runs that are in no job, and follows all to the end.
 
   Args:
-    runs: In the order in which they are submitted.
+    runs: The runs, in the order in which they are submitted.
     command_fn: Makes the command of a run, without --resume.
-    workdir: Gets the results, and what submitit writes.
+    workdir: Gets the results and submitit's files.
     slurm: See `settings`.
-    jobs: Jobs at a time; None is no limit.
-    console: Shows how far things are.
+    jobs: Jobs at a time; None means no limit.
+    console: Shows the progress.
     last: Evaluations of a run over which the tables average.
-    resuming: What the command of a run that has begun gets besides.
-    detach: Do not follow.
+    resuming: Flags that are added to the command of a run that has begun.
+    detach: Do not follow the jobs.
 
   Returns:
     The runs whose jobs ended before they were finished.
@@ -268,10 +268,10 @@ def _job(run: PlannedRun) -> str:
 
 
 def queued() -> set[str]:
-  """Returns the jobs that wait or run, as Slurm tells.
+  """Returns the jobs that wait or run, as Slurm reports them.
 
   Raises:
-    RuntimeError: It does not answer.
+    RuntimeError: Slurm does not answer.
   """
   command = ['squeue', '--noheader', '--array', '--format=%i']
   command.append(f'--user={getpass.getuser()}')

@@ -17,11 +17,11 @@ class Times(NamedTuple):
   """Seconds of a run on this machine.
 
   Attributes:
-    warm_up: Of the trial's first calls, which compile what is left.
-    training: Of all rounds.
-    rounds: How many there are.
-    evaluation: Of one evaluation.
-    evaluations: How many there are.
+    warm_up: Seconds of the trial's first calls, which compile what is left.
+    training: Seconds of all rounds.
+    rounds: Number of rounds.
+    evaluation: Seconds of one evaluation.
+    evaluations: Number of evaluations.
   """
 
   warm_up: float
@@ -31,7 +31,7 @@ class Times(NamedTuple):
   evaluations: int
 
   def describe(self, start: float) -> str:
-    """Says it in a line.
+    """Describes the times in one line.
 
     Args:
       start: Seconds until the trial: reading data, compiling.
@@ -49,8 +49,9 @@ class Times(NamedTuple):
 def measure(run: Run) -> Times:
   """Times one slab of each class of clients, and an evaluation.
 
-  Each runs twice, on what the run will draw, and the second time counts. A
-  run plans a round while it computes the one before, so planning is left out.
+  Each runs twice, on data that the run will draw, and the second time counts.
+  Planning is left out, because a run plans a round while it computes the one
+  before.
   """
   planner, e = run.setup.planner, run.setup.experiment
   state, _, _ = run.start(None)
@@ -79,7 +80,7 @@ def measure(run: Run) -> Times:
 
 
 def _trials(run: Run) -> dict[Signature, RoundPlan]:
-  """Returns for each class a round that has one slab, of its clients."""
+  """Returns for each class a round with one slab of its clients."""
   planner, found = run.setup.planner, {}
   for rnd, members in zip(planner.foreseen, planner.rounds, strict=True):
     if found.keys() >= {m.sig for m in members}:
@@ -98,7 +99,7 @@ def _round(run: Run, state: ServerState, plan: RoundPlan) -> None:
 
 
 def _span(seconds: float) -> str:
-  """Writes seconds as one reads them: '0.42 s', '35 s', '12 min', '3.1 h'."""
+  """Formats seconds for people: '0.42 s', '35 s', '12 min', '3.1 h'."""
   if seconds < 60:
     return f'{seconds:.2g} s' if seconds < 9.5 else f'{seconds:.0f} s'
   minutes = seconds / 60

@@ -1,4 +1,4 @@
-"""Where in a user's own code an error arose."""
+"""Finds where in the user's own code an error arose."""
 
 import pathlib
 import site
@@ -21,13 +21,13 @@ def trace(error: BaseException, *, whole: bool = False) -> str:
   """Returns the traceback of an error from the user's first line on.
 
   Args:
-    error: What was raised, and by what it was caused.
-    whole: Start where the command does, whoever's code it is.
+    error: The error, with the errors that caused it.
+    whole: Start where the command starts, whoever wrote the code.
 
   Returns:
-    Lines as Python writes them, or '' where no code of the user's took part. ''
-    also for what says enough: an OSError names its file, and a ValueError that
-    the user's code raises itself is in the user's words.
+    Lines as Python writes them, or '' if none of the user's code took part.
+    Also '' for errors whose message says enough: an OSError names its file, and
+    a ValueError raised by the user's own code is in the user's words.
   """
   if whole:
     return ''.join(traceback.format_exception(error))

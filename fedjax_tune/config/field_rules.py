@@ -11,7 +11,7 @@ class Rule(NamedTuple):
 
   Attributes:
     holds: Whether a value of the right type fulfils it.
-    text: What is said about one that doesn't: 'must be ...'.
+    text: What the message says about a value that doesn't: 'must be ...'.
     choices: The values that fulfil it, where they are few.
   """
 
@@ -41,7 +41,7 @@ def within(low: int, high: int, why: str) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-  """Takes one of some names, and suggests the nearest."""
+  """Accepts one of some names, and suggests the nearest."""
 
   def text(value: str) -> str:
     nearest = meanings.nearest(value, names)

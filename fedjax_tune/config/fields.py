@@ -16,7 +16,7 @@ class Field(NamedTuple):
   Attributes:
     path: Its dotted name, such as 'local.lr'.
     kind: Its type, as one writes it.
-    default: Its value where nobody sets it.
+    default: Its value if nobody sets it.
     text: What its section's docstring says of it.
   """
 

@@ -1,4 +1,4 @@
-"""Which field or value somebody means who knows it by another name."""
+"""Guesses which field or value a user means who uses another name for it."""
 
 from collections.abc import Collection, Sequence
 import difflib
@@ -80,7 +80,7 @@ def like(path: str, known: Sequence[str]) -> str:
 
 
 def near(path: str, known: Sequence[str]) -> list[str]:
-  """Returns fields of the same meaning or last name, or else similar ones."""
+  """Returns fields with the same meaning or last name, or else similar ones."""
   section, _, last = path.rpartition('.')
   meant = _MEANINGS.get(path, _MEANINGS.get(last, last))
   found = [p for p in known if p == meant or p.endswith(f'.{meant}')]
@@ -109,7 +109,7 @@ _VALUES = {
 
 
 def nearest(value: str, names: Collection[str]) -> str:
-  """Returns the one of some names that somebody means, or ''.
+  """Returns which of the names somebody means, or ''.
 
   >>> nearest('emoji', ['nico', 'emoji_styles']), nearest('SGD', ['adam', 'sgd'])
   ('emoji_styles', 'sgd')

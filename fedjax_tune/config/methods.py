@@ -8,7 +8,8 @@ class Fedra:
   """FedRA.
 
   Attributes:
-    coverage_repair: Draw layers so that each has an owner in every round.
+    coverage_repair: Draw layers so that every layer has an owner in every
+      round.
   """
 
   coverage_repair: bool = False
@@ -22,7 +23,7 @@ class Inclusivefl:
     variant: 'published', or 'fedra_port', the plain mean of each layer that
       FedRA's code ran.
     beta: Share of the next larger size in the step of a size's top block, in
-      [0, 1]; only of the published variant.
+      [0, 1]; only for the published variant.
   """
 
   variant: str = 'published'
@@ -37,7 +38,8 @@ class Depthfl:
     variant: 'published', or 'fedra_port', as FedRA's code ran it.
     ramp_rounds: Rounds until the distillation has its full weight; 0 takes
       the variant's, 300 or 500.
-    evaluate: 'ensemble' of all exits or 'last' exit; '' takes the variant's.
+    evaluate: The 'ensemble' of all exits or the 'last' exit; '' takes the
+      variant's.
     feddyn: Coefficient alpha of FedDyn's regularizer (arXiv 2111.04263); 0
       turns it off. The authors' configuration has 0.1.
   """
@@ -54,14 +56,14 @@ class Width:
 
   Attributes:
     rates: Share of each axis that a client holds; clients take the rates in
-      turn, by their number.
-    axes: Which axes are narrower.
+      turn, by client number.
+    axes: Which axes are narrowed.
     scaler: Divide activations by the rate while training (HeteroFL, FedRolex).
     masked_loss: Leave classes that a client lacks out of its loss (HeteroFL,
       FedRolex).
     head_by_class: Average a class's part of the head over the clients that have
       the class (HeteroFL, FedRolex).
-    roll: Which way the window goes, 'backward' as in the authors' code, or
+    roll: Which way the window moves: 'backward', as in the authors' code, or
       'forward' (FedRolex).
     across_heads: Roll flattened queries, keys and values, as the authors' code
       does, which mixes heads (FedRolex).
@@ -83,23 +85,25 @@ class Raffm:
   """RaFFM; the defaults are its released code's, with the paper's rule P.
 
   Attributes:
-    mode: 'slice' trains physically narrower models, 'mask' the full shapes
-      with masked gradients, as the code of the paper's time did.
+    mode: 'slice' trains physically narrower models; 'mask' trains full shapes
+      with masked gradients, as the code did when the paper appeared.
     space: Which sizes a subnetwork may have: a preset of
-      `methods/raffm/spaces.py`, or 'custom', the fields below.
+      `methods/raffm/spaces.py`, or 'custom', which takes the five fields below.
     head_dim: Shares of the width of every head.
     heads: Shares of the heads.
     ffn: Shares of the MLP's hidden width.
     embed: Shares of the model width.
     layers: Shares of the depth.
     sampling: 'random' (one client of a round has the full model, the others
-      draw), 'sandwich' (besides, one has the smallest), or 'resource' (each
-      has the largest that fits its device, see `clients.fit`).
+      draw their sizes), 'sandwich' (in addition, one client has the smallest),
+      or 'resource' (each has the largest that fits its device, see
+      `clients.fit`).
     priority: What salience reorders: 'none', 'qk' (the authors'), 'qk+vo' or
       'qk+vo+ffn'.
-    reorder: 'every_round' or 'once', before the first.
+    reorder: 'every_round', or 'once' before the first round.
     aggregation: 'mean' over all participants (rule P), 'coverage', or
-      'zero_filled', the released code's, which shrinks what few hold.
+      'zero_filled', as in the released code, which shrinks parameters that few
+      clients hold.
   """
 
   mode: str = 'slice'
@@ -135,7 +139,7 @@ class Prism:
 
   Attributes:
     keep: Share of each MLP map's orthogonal kernels that a client gets.
-    power: They are drawn with p ~ s^power, s their singular values.
+    power: Kernels are drawn with p ~ s^power, s their singular values.
     frob_decay: Coefficient of the Frobenius decay of the MLP's maps.
   """
 
@@ -149,14 +153,15 @@ class Rank:
   """Clients of different LoRA rank.
 
   Attributes:
-    ranks: Clients take them in turn, by their number; the largest must be
-      `lora.rank`, which the server has. () gives it to all.
+    ranks: Ranks that clients take in turn, by client number; the largest must
+      be `lora.rank`, the server's rank. () gives `lora.rank` to all.
     scaling: 'common' multiplies every client's adapters by lora.alpha /
-      lora.rank, so that a rank means the same to all (alpha proportional to
-      the rank, as FLoRA's authors have it); 'client' by lora.alpha over its
-      own rank, as peft and FlexLoRA's authors do, with a fixed alpha. The fewer
-      ranks a client has, the more the server's adapters then weigh in its
-      model; only FlexLoRA compensates for that.
+      lora.rank, so that a rank means the same to all clients (alpha is
+      proportional to the rank, as FLoRA's authors set it). 'client' multiplies
+      them by lora.alpha over the client's own rank, as peft and FlexLoRA's
+      authors do, with a fixed alpha. The fewer ranks a client has, the more the
+      server's adapters then weigh in its model; only FlexLoRA compensates for
+      that.
   """
 
   ranks: tuple[int, ...] = ()
@@ -170,7 +175,7 @@ class Hetlora:
   Attributes:
     gamma: Share of its ranks that a client keeps when it prunes; 1 turns
       pruning off.
-    penalty: Coefficient of the norms of the ranks that would go.
+    penalty: Coefficient of the norms of the ranks that would be pruned.
   """
 
   gamma: float = 0.99
@@ -186,9 +191,9 @@ class Composed:
       'prefix', or '' for all.
     width: Which part of each width: 'raffm' (its spaces, salience and mean),
       'heterofl', 'fedrolex', 'random' (Federated Dropout), or '' for all.
-    rank: How adapters of `rank.ranks` are averaged: 'fedit' (filled up with
-      zeros), 'hetlora' (likewise, and pruned), 'rbla' (each rank over those who
-      hold it), or '' where all have the same.
+    rank: How adapters of `rank.ranks` are averaged: 'fedit' (padded with
+      zeros), 'hetlora' (padded with zeros and pruned), 'rbla' (each rank over
+      the clients that hold it), or '' where all have the same rank.
     branches: How many of FedAdapter's branches a client holds; clients take the
       numbers in turn; () for all.
   """
@@ -215,27 +220,29 @@ class Feddyn:
 class Tiers:
   """Different models in one federation; clients take the tiers in turn.
 
-  The first four fields have one value per tier; client k has tier k modulo the
-  number of tiers. () takes the default for all.
+  A tier is one of the models, with the clients that train it. The first four
+  fields have one value per tier; client k has tier k modulo the number of
+  tiers. () takes the default for all.
 
   Attributes:
-    weights: The tiers' checkpoints, as `model.weights`, which they replace with
-      method heterotune; other methods have one model and read none of these
-      fields.
+    weights: The tiers' checkpoints, each named as in `model.weights`. Method
+      heterotune reads these in place of `model.weights`; other methods have one
+      model and read none of the fields here.
     depth: The first blocks that are kept; 0 keeps all.
     width: Share of the heads and of the MLP that is kept.
     joins: The first round in which clients of the tier take part.
     public: Unlabelled texts or pictures that everyone may see, on which tiers
-      are aligned: the name of a prepared data set; '' sets some training
-      examples of this one apart, which then no client has.
-    public_examples: How many of them at most. Of this set's training examples no
-      more than a quarter are taken, or 128 if a quarter is fewer, and never more
-      than half.
-    head: 'own' gives each tier a head for its own features. 'common' gives all
-      one, averaged over all, on a code that public inputs align across tiers;
-      it needs projections that are not free, since free ones let the code
-      drift apart. 'common_any' does not. 'auto' is 'common' with projections
-      that are not free, and where heads alone train. It is our addition.
+      are aligned: the name of a prepared data set. With '' some training
+      examples of the run's own set are set apart, and no client has them.
+    public_examples: How many public inputs to use at most. Of the run's own
+      training examples no more than a quarter are taken, or 128 if a quarter is
+      fewer, and never more than half.
+    head: 'own' gives each tier a head for its own features. 'common', our
+      addition, gives all tiers one head, averaged over all, on a code that
+      public inputs align across tiers. It needs projections that are not free,
+      since free ones let the code drift apart; 'common_any' allows those too.
+      'auto' is 'common' with projections that are not free, and where only
+      heads train.
     head_rank: Width of the code.
     head_map: How a tier's features become the code: 'procrustes' (a rotation)
       or 'ridge' (a regression, ridge 1e-3), which was worse with 512 texts.
@@ -257,28 +264,28 @@ class Heterotune:
   """HeteroTune; every choice that the paper's public text leaves open.
 
   Attributes:
-    reading: Which part of FedAdapter's cores a tier has. 'nested': its first
-      branches; 'own': all branches, branch m being tier m's; 'width': the first
-      columns of one wide branch.
+    reading: Which part of FedAdapter's cores a tier has. 'nested' (reading A):
+      the first branches; 'own' (B): all branches, where branch m belongs to
+      tier m; 'width' (C): the first columns of one wide branch.
     branches: For each tier, its number of branches (reading 'nested') or share
-      of the columns ('width'); () is M for the deepest tier, M - 1 for the
+      of the columns ('width'). () means M for the deepest tier, M - 1 for the
       next, ..., 1; of equally deep tiers the first listed has more.
     foreign: In reading 'own', whether a tier's clients also train the branches
       of other tiers ('trained') or not ('frozen').
     sites: How many of each core are shared, at equal relative depths; 0 takes
       the number of blocks of the shallowest tier.
-    every_block: Whether all blocks have adapters; else one a site.
+    every_block: Whether all blocks have adapters, or only one block per site.
     mapping: Which blocks of two tiers share a core: those at the same relative
-      'depth', or of the same 'index', which is natural for parts of one model;
-      what only deeper tiers have is theirs alone.
-    share: Whether tiers share anything; without it they train apart, and the
-      cores of a tier's blocks are not tied at a site, either.
+      'depth', or those of the same 'index', which suits parts of one model;
+      cores that only deeper tiers have are not shared with the others.
+    share: Whether tiers share anything. If not, they train separately, and the
+      blocks of a tier do not share a core at a site either.
     cmga: Cross-model gradient alignment of the tiers' updates: 'off',
       'pairwise' (as in PCGrad) or 'mean'.
-    personal: Whether each client keeps to itself what its tier would average:
-      projections, gates, private branches and heads, where these train and are
-      not shared. Then each client's own model is evaluated, on test examples of
-      its domain and classes.
+    personal: Whether each client keeps for itself what its tier would otherwise
+      average: projections, gates, private branches and heads, where these train
+      and are not shared. Then each client's own model is evaluated, on test
+      examples of its domain and classes.
   """
 
   reading: str = 'nested'

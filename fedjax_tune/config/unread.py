@@ -1,4 +1,4 @@
-"""Which options of an experiment nothing reads, so that none is set in vain."""
+"""Finds options of an experiment that are set but that nothing reads."""
 
 from collections.abc import Collection, Iterator, Mapping
 import dataclasses
@@ -15,7 +15,7 @@ class Need:
   Attributes:
     field: The dotted name.
     values: Values with which the option is read.
-    but: Whether instead it is read with all values but these.
+    but: If true, the option is read with all values except these.
   """
 
   field: str
@@ -68,7 +68,7 @@ class Files(Need):
   """A condition for reading an option: data are the user's own files."""
 
   def met(self, experiment: config.Experiment) -> bool:
-    """Says whether they are of one of the kinds."""
+    """Says whether the data are files of one of the kinds."""
     return experiment.data.name.partition(':')[0] in self.values
 
   def __str__(self) -> str:
@@ -338,9 +338,9 @@ def in_vain(
   Args:
     experiment: A valid experiment.
     images: Whether its model reads images; None while that is not known.
-    registered: Fields that name something of the user's own, which may read
-      whatever depends on them.
-    usual: What fields are by default that data set and model decide.
+    registered: Fields that name something of the user's own, which may read any
+      option that depends on them.
+    usual: The default values of fields that data set and model decide.
   """
   other_kind = {True: OF_TEXTS, False: OF_IMAGES, None: ()}[images]
   lines = []

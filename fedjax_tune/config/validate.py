@@ -23,8 +23,8 @@ def validate(
 
   Args:
     experiment: What to check.
-    choices: The names that registries have, by the path of the field that
-      takes one; `plugins.choices` gathers them.
+    choices: The names in the registries, by the path of the field that takes
+      such a name; `plugins.choices` gathers them.
 
   Raises:
     ValueError: With a line for each problem, naming field, value and rule.
@@ -131,8 +131,8 @@ def _disagreements(
 
   Args:
     experiment: What to check.
-    partitions: Names of the known ones. Clients of those that begin with
-      'domain' belong to one.
+    partitions: Names of the known partitions. If a name begins with 'domain',
+      each client belongs to one domain.
   """
   joins = experiment.tiers.joins
   if joins and max(joins) >= experiment.rounds:

@@ -1,1 +1,1 @@
-"""What clients cost: exact counts, estimates, and the hardware that they have."""
+"""The costs of clients: exact counts, estimates, and simulated hardware."""

@@ -1,7 +1,7 @@
-"""Whether an experiment can fit this machine's memory at all.
+"""Checks whether an experiment can fit this machine's memory at all.
 
-These are lower bounds: what they refuse cannot run. `launch.inspect` tells what
-a run really takes, which is more.
+The checks use lower bounds: a run that they refuse cannot fit. `launch.inspect`
+says what a run really takes, which is more.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,8 @@ def check_model(
     sizes: Size of each axis, of an example too; see `adapted.axis_sizes`.
 
   Raises:
-    ValueError: It cannot fit; names the fields that make it so large.
+    ValueError: The model cannot fit; the message names the fields that make it
+      so large.
   """
   tune, batch = experiment.model.tune, experiment.local.batch_size
   lora, cfg = experiment.lora, experiment.fedadapter
@@ -75,11 +76,11 @@ def check_round(
   Args:
     experiment: The configuration.
     clients: Clients of a round.
-    steps: Local steps of the client that takes most.
+    steps: Local steps of the client that takes the most.
     sizes: As for `check_model`; a 'patch' of 0 is a text.
 
   Raises:
-    ValueError: They cannot fit.
+    ValueError: The examples cannot fit.
   """
   cfg = experiment.local
   example = experiment.data.image_size**2 * 3
@@ -95,10 +96,10 @@ def check_round(
 
 
 def check_shots(cfg: config.Clients) -> None:
-  """Checks how many examples are dealt out, where that has no other bound.
+  """Checks how many examples are dealt out, if that has no other bound.
 
   Raises:
-    ValueError: Their numbers alone cannot fit.
+    ValueError: The indices of the examples alone cannot fit.
   """
   if cfg.partition == 'k_shot':
     fields = f'clients.shots={cfg.shots} and clients.count={cfg.count}'
@@ -140,9 +141,9 @@ def check(fields: str, what: str, needed: int) -> None:
   """Refuses what takes more memory than the machine has.
 
   Args:
-    fields: Those of the configuration that make it so large.
-    what: What takes it.
-    needed: Bytes, at least.
+    fields: The fields of the configuration that make it so large.
+    what: What takes the memory.
+    needed: The least number of bytes.
 
   Raises:
     ValueError: It cannot fit.

@@ -25,8 +25,8 @@ class Cost:
     theta_params: Trainable parameters, which it receives and sends.
     theta_bytes: Their bytes, one way.
     flops: Floating-point operations of one local step, of a whole batch.
-    memory: Bytes at the peak of a local step, on a device that holds its part
-      alone: weights, gradients, the optimizer's state, activations and a
+    memory: Bytes at the peak of a local step, on a device that holds only its
+      own part: weights, gradients, the optimizer's state, activations and a
       batch. An estimate (`memory.py`), within 10% of the compiler's figure.
   """
 
@@ -52,10 +52,10 @@ def client_cost(
     algorithm: The method; of its model only shapes are read.
     sig: How much the client holds.
     batch: Shapes of one local batch.
-    info: Shapes of what it is told; None tells it nothing.
-    optimizer: The client's; None counts no memory for its state.
-    place: Where the arrays of a slab's program lie that is there already: what
-      it traced serves here too.
+    info: Shapes of what the client is told; None tells it nothing.
+    optimizer: The client's optimizer; None counts no memory for its state.
+    place: Placement of the arrays of a slab's program that exists already, so
+      that its trace can be used here too.
   """
   model = algorithm.model
   local = held_shapes(model.theta, model.axes, sig)
@@ -95,7 +95,7 @@ def _program(
   """Traces the gradient of a step.
 
   Returns:
-    The program, and which of its inputs are at hand as they are.
+    The program, and which of its inputs are there without being computed.
   """
   model, client = algorithm.model, algorithm.client
   own = sig.shapes()

@@ -21,9 +21,9 @@ class Choice(NamedTuple):
   """An amount that clients may hold.
 
   Attributes:
-    value: As the method's options have it: blocks, a rate, a rank.
-    share: Of the whole, in (0, 1].
-    held: What it is along each axis of the model.
+    value: The value in the method's options: blocks, a rate, a rank.
+    share: Share of the whole, in (0, 1].
+    held: How much this is along each axis of the model.
   """
 
   value: Value
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 class Menu(NamedTuple):
-  """What clients may hold along one axis, or several that are cut as one.
+  """What clients may hold along one axis, or along several cut together.
 
   Attributes:
     name: 'width', 'depth', 'rank' or 'branches'.
@@ -50,8 +50,8 @@ class Limits:
   Attributes:
     seconds: The longest round; None leaves time open.
     memory: Whether a step must fit the device's memory.
-    first: Name of the menu that is cut to its least before others are cut;
-      '' cuts the one of which most is left, again and again.
+    first: Name of the menu that is cut to its least before others are cut; ''
+      always cuts the menu that has the largest share left.
   """
 
   seconds: float | None
@@ -64,10 +64,10 @@ class Fit:
   """What a device trains.
 
   Attributes:
-    values: By menu the value of its choice.
-    held: What that is along each axis.
-    cost: What it costs there.
-    seconds: Of a round: receive, compute, send.
+    values: For each menu the value of its choice.
+    held: How much this is along each axis.
+    cost: Its cost on the device.
+    seconds: Seconds of a round: receive, compute, send.
   """
 
   values: Mapping[str, Value]
@@ -80,7 +80,7 @@ class TooLittle(ValueError):
   """A device that cannot train the least.
 
   Attributes:
-    least: What that would need.
+    least: What the least amounts would need.
   """
 
   def __init__(self, least: Fit, device: Device, limits: Limits) -> None:
@@ -115,9 +115,9 @@ def largest(
 ) -> Fit:
   """Finds the most that fits.
 
-  From the whole model it cuts one menu after another by one choice, as
-  `limits.first` says, until the rest fits; then each menu, the last first,
-  gives back what still fits. Menus come in the order in which ties are cut.
+  Starting from the whole model it cuts one menu after another by one choice, as
+  `limits.first` says, until the client fits. Then each menu, the last first,
+  gets back what still fits. Ties are cut in the order of the menus.
 
   Args:
     device: The hardware.
@@ -127,7 +127,7 @@ def largest(
     limits: What must not be exceeded.
 
   Raises:
-    TooLittle: Even the least does not fit; says what it would need.
+    TooLittle: Even the least does not fit; the error says what it would need.
   """
   at = functools.partial(_at, menus)
   weigh = lambda place: _weigh(device, steps, at(place), measure)

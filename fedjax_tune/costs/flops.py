@@ -14,9 +14,9 @@ from fedjax_tune.typing import Tree
 def count_flops(fn: Callable[..., Tree], *args: Tree) -> int:
   """Counts multiplications and additions of all matrix products in `fn`.
 
-  Reads the traced program after dead-code removal, so that gradients nobody
-  asked for do not count, and multiplies loop bodies by their trip counts
-  (XLA's own analysis counts them once).
+  It reads the traced program after dead-code removal, so that unused gradients
+  do not count, and multiplies loop bodies by their trip counts (XLA's own
+  analysis counts them once).
 
   Args:
     fn: A function of arrays.
@@ -26,7 +26,7 @@ def count_flops(fn: Callable[..., Tree], *args: Tree) -> int:
 
 
 def trace(fn: Callable[..., Tree], *args: Tree) -> Jaxpr:
-  """Returns the program of a function, without what nobody asked for.
+  """Returns the program of a function, without unused parts.
 
   Its inputs are the leaves of all arguments.
   """

@@ -2,9 +2,9 @@
 
 RaFFM's paper names five settings by the shares of five devices
 (experiments/system_heterogeneous of its code). The speeds that its authors
-assumed are not published: those here are this package's, from the makers' data
-sheets, with a third of the peak as what training reaches. A TOML file names
-devices of your own, a table for each:
+assumed are not published. Those here are ours, from the makers' data sheets,
+and assume that training reaches a third of the peak. A TOML file names your own
+devices, a table for each:
 
   [phone]
   flops = 1e11       # Floating-point operations per second that training reaches.
@@ -81,12 +81,12 @@ _UNITS = {'': 1, 'B': 1} | {
 def assign(named: str, num_clients: int) -> tuple[Device, ...]:
   """Gives each client a device, in the setting's shares.
 
-  Clients' numbers mean nothing, so the first clients may have the first device;
-  those left over by rounding get the last one.
+  The order of clients has no meaning, so the first clients get the first
+  device; clients left over by rounding get the last one.
 
   Args:
     named: A key of `SETTINGS`, or a TOML file; '' leaves the hardware open.
-    num_clients: How many.
+    num_clients: Number of clients.
 
   Raises:
     ValueError: There is no such setting, or something is wrong in the file.
@@ -110,7 +110,7 @@ def assign(named: str, num_clients: int) -> tuple[Device, ...]:
 
 
 def read(path: pathlib.Path) -> dict[Device, float]:
-  """Reads devices of a user's own, with the share of the clients that has each.
+  """Reads the user's own devices, with the share of clients that has each.
 
   Raises:
     ValueError: The file is no TOML, has no device, or a field of one is
@@ -166,10 +166,10 @@ def parse_bytes(text: str, place: str) -> float:
 
   Args:
     text: The amount.
-    place: Where it stands, for messages.
+    place: Where the text is, for messages.
 
   Raises:
-    ValueError: It is none.
+    ValueError: The text is no amount of memory.
 
   >>> parse_bytes('1.5 KiB', 'memory')
   1536.0

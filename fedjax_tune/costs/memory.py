@@ -1,9 +1,10 @@
 """Estimates how much memory a program takes at its peak, without compiling it.
 
-Walks the traced program as a compiler would lay it out: a value lives from the
-operation that makes it to the last one that reads it, elementwise operations
-are fused into what reads them, and a loop takes the most that one turn takes.
-`tests/memory_test.py` compares it with XLA's own figure.
+It walks the traced program as a compiler would lay it out: a value lives from
+the operation that makes it to the last one that reads it, elementwise
+operations are fused into their readers, and a loop takes the most that one
+iteration takes. `tests/memory_test.py` compares the estimate with XLA's own
+figure.
 """
 
 import collections
@@ -38,13 +39,13 @@ _CALLS = frozenset([
 
 @dataclasses.dataclass(eq=False, slots=True)
 class _Value:
-  """A value of the program, wherever it was made."""
+  """A value of the program, made at any level of nesting."""
 
   bytes: int
 
 
 class _Step(NamedTuple):
-  """An operation; of its inputs, None is a constant in the program's text."""
+  """An operation; an input of None is a constant in the program's text."""
 
   eqn: core.JaxprEqn
   ins: Sequence[_Value | None]
@@ -56,12 +57,12 @@ class _Step(NamedTuple):
 
 
 def peak(jaxpr: core.Jaxpr, fixed: Sequence[bool]) -> int:
-  """Returns the most bytes that a program's values take, its inputs apart.
+  """Returns the most bytes that a program's values take, without its inputs.
 
   Args:
     jaxpr: The program.
-    fixed: Of each input, whether it is at hand as it is (weights, indices):
-      what is made of such inputs alone is not counted.
+    fixed: For each input, whether it is fixed (weights, indices); values
+      computed only from fixed inputs are not counted.
   """
   return _peak(jaxpr, fixed, in_loop=False)
 
@@ -100,7 +101,7 @@ def _peak(jaxpr: core.Jaxpr, fixed: Sequence[bool], *, in_loop: bool) -> int:
 
 
 def _inner(step: _Step, jaxpr: core.Jaxpr, known: Sequence[bool]) -> int:
-  """Returns what a turn of a loop takes, or a branch."""
+  """Returns the bytes of one iteration of a loop, or of a branch."""
   if step.name != 'scan':
     same = len(jaxpr.invars) == len(known)
     fixed = known if same else [False] * len(jaxpr.invars)
@@ -120,7 +121,8 @@ def _last_uses(
 ) -> dict[_Value, int]:
   """Returns the last operation that needs each value; fused ones become free.
 
-  What is read by an operation that is fused into later ones lives as long.
+  A value that is read by a fused operation lives as long as that operation's
+  readers.
   """
   users = collections.defaultdict(list)
   for i, step in enumerate(steps):
@@ -146,7 +148,7 @@ def _last_uses(
 def _inline(
   jaxpr: core.Jaxpr, names: dict[core.Var, _Value]
 ) -> tuple[list[_Step], list[_Value | None]]:
-  """Returns a program's operations, those of what it calls in place."""
+  """Returns a program's operations, with called programs inlined."""
   steps: list[_Step] = []
   find = lambda v: None if isinstance(v, core.Literal) else names[v]
   for eqn in jaxpr.eqns:

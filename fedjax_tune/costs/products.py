@@ -17,7 +17,7 @@ _NOTABLE = 1.2
 def rates() -> dict[str, float]:
   """Measures the products of `primitives.dense`, in FLOP/s by type.
 
-  Takes a twentieth of a second, and as long again to compile. What it finds
+  It takes a twentieth of a second, and as long again to compile. The result
   depends on what else the machine does, so nothing in a run may depend on it.
   """
   rows, ins, outs = _SHAPE
@@ -44,7 +44,7 @@ def advice(
   Args:
     found: What `rates` returns.
     dtype: `model.dtype` of the configuration.
-    flag: Sets it.
+    flag: The flag that sets it.
 
   >>> advice({'float32': 2e11, 'bfloat16': 5e11}, 'float32')
   'products of bfloat16 run 2.5 times as fast here: --config.model.dtype=bfloat16'

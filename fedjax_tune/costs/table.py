@@ -19,8 +19,8 @@ class ClassCost:
     params_held: Parameters on the device, frozen ones included.
     params_trainable: Parameters that it trains and sends.
     trainable_percent: The latter as percent of the former.
-    uplink_bytes: Sent by one client in one round.
-    downlink_bytes: Received by one client in one round.
+    uplink_bytes: Bytes sent by one client in one round.
+    downlink_bytes: Bytes received by one client in one round.
     flops_per_step: Floating-point operations of one local step.
     peak_memory_bytes: Most memory in use during a local step.
   """
@@ -40,8 +40,8 @@ class ClassCost:
 def cost_table(rows: Sequence[ClassCost]) -> tables.Terminal:
   """The cost of each class of clients, for the terminal.
 
-  What is sent and received shares a column where it is equal, as it nearly
-  always is: both would not fit 80 columns.
+  Bytes sent and received share a column if they are equal, as they nearly
+  always are: two columns would not fit into 80 characters.
   """
   header, cells = _cells(rows)
   up, down = header.index('up'), header.index('down')
@@ -77,7 +77,7 @@ def fit_table(
   """What each kind of device trains, for the terminal.
 
   Args:
-    devices: Each client's.
+    devices: Each client's device.
     fits: What each client trains.
     sizes: Size of each axis of the whole model.
   """

@@ -1,4 +1,4 @@
-"""Rules that say how many examples each client has; which ones, chance says."""
+"""Rules for how many examples each client has; which ones is random."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Rule = Callable[[np.ndarray, config.Clients, np.random.Generator], Shares]
 def iid(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Equally many examples for everyone."""
+  """Gives all clients equally many examples."""
   order = rng.permutation(len(labels))
   return Shares.sized(order, even(len(order), cfg.count))
 
@@ -21,7 +21,7 @@ def iid(
 def quantity(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Sizes by Dir(alpha) on top of the least size."""
+  """Gives sizes by Dir(alpha) on top of the least size."""
   share = rng.dirichlet(np.full(cfg.count, cfg.alpha))
   if not np.isfinite(share).all():
     share = np.eye(cfg.count)[rng.integers(cfg.count)]
@@ -29,7 +29,7 @@ def quantity(
 
 
 def growing(weigh: Callable[[np.ndarray], np.ndarray]) -> Rule:
-  """Sizes that grow with the client's number, on top of the least size.
+  """Gives sizes that grow with the client's number, on top of the least size.
 
   Args:
     weigh: Numbers of clients, from 1 to C -> their weights.
@@ -53,7 +53,7 @@ exponential = growing(lambda number: np.exp(number - number[-1]))
 def listed(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """The sizes that `clients.sizes` lists, in turn."""
+  """Gives the sizes that `clients.sizes` lists, in turn."""
   sizes = listed_sizes(cfg)
   if cfg.replace:
     drawn = rng.integers(len(labels), size=int(sizes.sum()))
@@ -66,7 +66,7 @@ def listed_sizes(cfg: config.Clients) -> np.ndarray:
   """Returns the number of examples of each client, int64 [C].
 
   Raises:
-    ValueError: None is given, or one is below the least.
+    ValueError: No size is given, or one is below the least.
   """
   if not cfg.sizes:
     raise ValueError(
@@ -97,7 +97,7 @@ def _deal(
   share: np.ndarray,
   rng: np.random.Generator,
 ) -> Shares:
-  """Gives everyone the least, and a share of the rest."""
+  """Gives each client the least number, and a share of the rest."""
   spare = len(labels) - cfg.count * cfg.min_examples
   ends = np.round(np.cumsum(share) * spare).astype(int)
   ends += cfg.min_examples * np.arange(1, cfg.count + 1)

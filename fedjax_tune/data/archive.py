@@ -1,8 +1,8 @@
 """Members of wheels and of npm's tarballs, read by name and within bounds.
 
-Nothing is extracted: an archive has no say in where a file goes. Its sha256 is
-compared before anything in it is parsed, so the bounds are a second line: they
-hold for whatever archive a pin may name.
+Nothing is extracted, so an archive cannot decide where a file goes. Its sha256
+is compared before anything in it is parsed. The bounds are a second protection:
+they hold for any archive that a pin may name.
 """
 
 from collections.abc import Iterable
@@ -50,17 +50,17 @@ def verify_sha256(path: str | os.PathLike, digest: str) -> None:
 def read_members(
   path: str | os.PathLike, digest: str, names: Iterable[str]
 ) -> dict[str, bytes]:
-  """Returns what some members of an archive hold.
+  """Returns the contents of some members of an archive.
 
   Args:
-    path: A zip archive (a wheel), or a gzipped tarball where it ends in .tgz.
+    path: A zip archive (a wheel), or a gzipped tarball if it ends in .tgz.
     digest: The archive's hex sha256.
     names: The members' full names.
 
   Raises:
     FileNotFoundError: There is no archive.
     ValueError: The archive has another sha256, is corrupt, lacks a member or
-      has it twice, or a bound is exceeded; a member is a link or a folder.
+      has it twice; or a bound is exceeded; or a member is a link or a folder.
   """
   wanted = list(names)
   read = _read_tar if os.fspath(path).endswith('.tgz') else _read_zip
@@ -130,7 +130,7 @@ def _read_tar(file: io.BufferedReader, wanted: set[str]) -> dict[str, bytes]:
 
 
 class _Bounded:
-  """Reads an unpacked stream, up to what an archive of its size may hold."""
+  """Reads an unpacked stream, up to the bound for an archive of its size."""
 
   def __init__(self, stream: gzip.GzipFile, packed: int) -> None:
     self._stream = stream

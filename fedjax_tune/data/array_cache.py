@@ -1,7 +1,7 @@
 """Arrays that take long to make, kept on disk from one run to the next.
 
-A file's name is a hash of all that its arrays are made of, the code that makes
-them too; so a file is never out of date, only unused.
+A file's name is a hash of everything that its arrays are made from, the code
+included. So a file is never out of date, only unused.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +28,9 @@ class Cache:
       again: each file has a hash of its arrays.
     - A file appears by a rename once it is complete, so processes that make
       the same arrays at the same time do not disturb each other.
-    - Where nothing can be kept the arrays are made, and `notes` says why.
-    - The folder stays below 8 GiB: what was used longest ago goes first.
+    - If nothing can be kept the arrays are made each time, and `notes` says
+      why.
+    - The folder stays below 8 GiB: what was used longest ago is deleted first.
 
   Attributes:
     notes: What a user should be told, a line each.
@@ -48,7 +49,7 @@ class Cache:
     """Returns arrays that were kept, or makes and keeps them.
 
     Args:
-      made_of: All that the arrays depend on besides code; see `digest.of`.
+      made_of: Everything but code that the arrays depend on; see `digest.of`.
       code: The modules that make them.
       make: Makes them.
     """

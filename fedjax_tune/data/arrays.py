@@ -1,4 +1,4 @@
-"""A data set that its user has in memory: pictures or texts, with classes."""
+"""A data set in memory: pictures or texts, with classes."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,7 +25,7 @@ class Split:
     inputs: uint8 [N, S, S, 3], or a tuple of N texts.
     labels: int32 [N].
     domains: int32 [N], positions in the domains' names.
-    groups: Whose each is, str [N]; None if that is not said.
+    groups: The client of each example, str [N]; None if not given.
   """
 
   inputs: Any
@@ -50,8 +50,8 @@ class Arrays:
   Attributes:
     train: Examples that clients divide among themselves.
     test: Examples on which models are evaluated.
-    class_names: By label.
-    domain_names: By domain.
+    class_names: The name of each label.
+    domain_names: The name of each domain.
   """
 
   train: Split
@@ -76,7 +76,7 @@ class Arrays:
     """Returns both splits as a model reads them.
 
     Args:
-      cfg: Of the run; `image_size` and `lengths` count.
+      cfg: The run's section `data`; `image_size` and `lengths` are read.
       tokenizer: Folder of the model's tokenizer; None if it reads images.
       pad: The model's padding token.
 
@@ -137,23 +137,23 @@ def from_arrays(
   clients: Sequence[str | int] | np.ndarray | None = None,
   class_names: Sequence[str] = (),
 ) -> Arrays:
-  """Makes a data set of what is in memory, for `train`.
+  """Makes a data set from arrays in memory, for `train`.
 
   Args:
     inputs: Images uint8 [N, S, S, 3], S the experiment's `data.image_size`, or
       N texts.
     labels: Their classes, by number from 0 or by name, [N].
-    test_inputs: Likewise [M], to evaluate models on.
-    test_labels: Likewise [M].
-    domains: The name of each example's domain [N]; None has one domain.
-    test_domains: Likewise [M].
-    clients: Whose each training example is [N], by name or number, for
-      `clients.partition='natural'`; None does not say.
-    class_names: By label; () sorts the names that labels are, or calls classes
-      by their numbers.
+    test_inputs: The same for M examples to evaluate models on.
+    test_labels: Their classes [M].
+    domains: The name of each example's domain [N]; None means one domain.
+    test_domains: The same for the test examples [M].
+    clients: The client of each training example [N], by name or number, for
+      `clients.partition='natural'`; None if not known.
+    class_names: The name of each label. With () labels that are names are
+      sorted, and other classes are named by their numbers.
 
   Raises:
-    ValueError: The arrays do not fit together, or are not what they must be.
+    ValueError: The arrays do not fit together, or have a wrong type or shape.
   """
   label_N, label_M, names = _classes(labels, test_labels, class_names)
   if (domains is None) != (test_domains is None):

@@ -36,10 +36,10 @@ class Own(NamedTuple):
 
   Attributes:
     make: (domain, pixels of a side, root folder) -> its TFDS builder.
-    domains: Each is a TFDS config; () where the set has none. The order is that
-      of budgets.
-    packaged: Whether its files are fetched from npm or PyPI; else they are in a
-      folder of the user's.
+    domains: Each is a TFDS config; () if the set has none. Budgets have the
+      same order.
+    packaged: Whether its files are fetched from npm or PyPI; otherwise they are
+      in a folder of the user.
   """
 
   make: Callable[[str, int, str | os.PathLike], Builder]
@@ -79,7 +79,7 @@ _CATALOGUE = 'https://storage.googleapis.com'
 
 
 def list_domains(name: str) -> tuple[str, ...]:
-  """Returns all domains of a set; one without domains is its own only one."""
+  """Returns all domains of a set; a set without domains is its only one."""
   return DOMAINS.get(name, (name,))
 
 
@@ -118,7 +118,7 @@ def make_builder(
   """Returns the TFDS builder of one domain.
 
   Args:
-    name: Of the set.
+    name: Name of the set.
     domain: One of `list_domains(name)`.
     image_size: Pixels of a side, for sets that are drawn at any size.
     data_dir: The root folder of prepared sets.
@@ -170,8 +170,8 @@ def open_domains(
 ) -> dict[str, Builder]:
   """Returns builders to be built, by domain.
 
-  First removes remains of unfinished copies of the package's own sets. Raises
-  as `make_builder`.
+  It first removes remains of unfinished copies of the package's own sets. For
+  errors see `make_builder`.
   """
   metadata.check_name(name)
   if name in OWN:
@@ -193,8 +193,8 @@ def build(builder: Builder, source: str | os.PathLike | None = None) -> bool:
     Whether there was anything to do.
 
   Raises:
-    ValueError: The copy of a set that is not the package's own is incomplete,
-      or an original file can't be read.
+    ValueError: An original file can't be read, or the copy of a set that this
+      package does not build is incomplete.
     RuntimeError: The original files changed while they were read.
   """
   fault = find_fault(builder, source)
@@ -264,12 +264,12 @@ def find_fault(
 
 
 def _is_own(builder: Builder) -> TypeGuard[OwnBuilder]:
-  """Says whether a builder is one of this package's own sets."""
+  """Whether a builder is one of this package's own sets."""
   return hasattr(builder, 'made_of')
 
 
 def _renew(builder: Any) -> None:
-  """Makes a builder look at its folder again, as unpickling it would."""
+  """Makes a builder read its folder again, as unpickling it would."""
   builder.__init__(
     config=builder.builder_config,
     data_dir=builder.data_dir_root,
@@ -280,16 +280,16 @@ def _renew(builder: Any) -> None:
 def check_possible(
   name: str, data_dir: str | os.PathLike, source: str | os.PathLike = ''
 ) -> None:
-  """Checks early what building a set needs; it would fail late, and at length.
+  """Checks early what building a set needs, as it would fail late otherwise.
 
   Args:
-    name: Of the set.
+    name: Name of the set.
     data_dir: The root folder of prepared sets.
     source: The folder with the original files, for nico.
 
   Raises:
     FileNotFoundError, ValueError: nico without its folder, or with a bad one.
-    RuntimeError: It is a set of the catalogue that can't be built here.
+    RuntimeError: It is a set of TFDS's catalogue that can't be built here.
   """
   if name == 'nico':
     if not source:

@@ -1,8 +1,8 @@
 """A data set as the engine sees it: labels, domains, and inputs by index.
 
-Every set is read through `tfds.data_source`, so that whatever is prepared in
-the array_record format works, without TensorFlow. A set with domains is one
-TFDS config a domain.
+Every set is read through `tfds.data_source`, so that any set prepared in the
+array_record format works, without TensorFlow. A set with domains has one TFDS
+config per domain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,18 +36,17 @@ class Corpus:
   Attributes:
     labels: int32[N]; for tasks other than classification see `tasks.Examples`.
     domains: int32[N], positions in `domain_names`.
-    groups: What each example belongs to, str[N], if the set says so: the object
+    groups: The group of each example, str[N], if the set names it: the object
       that an image shows, the speaker of a text; else None.
-    domain_names: In the order of the configuration.
-    class_names: By label; () where there are no classes.
+    domain_names: Names of the domains, in the order of the configuration.
+    class_names: The name of each label; () if there are no classes.
     inputs: uint8[N, H, W, 3], in memory or read on demand; or the tokens of
       texts [N, T].
     task: What is learned.
     lengths: Tokens of each example, int32[N]; None for images.
     questions: What predicted spans are judged by; else None.
     others: The same examples as other tokenizers encode them.
-    notes: What was converted or left out, or is odd about the data, a line
-      each.
+    notes: Lines about what was converted or left out, or is odd in the data.
   """
 
   labels: np.ndarray
@@ -104,10 +103,10 @@ class Corpus:
     )
 
   def fingerprint(self) -> str:
-    """Returns a hash of all that the corpus holds, hex.
+    """Returns a hash of everything that the corpus holds, hex.
 
-    It is the same in every process and on every platform. Images that stay on
-    disk count by their files' bytes.
+    It is the same in every process and on every platform. For images that stay
+    on disk it hashes the bytes of their files.
     """
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     del own['notes']
@@ -124,7 +123,7 @@ class Corpus:
 
     Args:
       indices: int[n].
-      length: Of texts, how many tokens to return; 0 is all.
+      length: For texts, how many tokens to return; 0 is all.
 
     Returns:
       Images uint8[n, H, W, 3], or tokens int32[n, length].
@@ -156,7 +155,7 @@ class Corpus:
   def judge(
     self, rows: np.ndarray, predicted: Mapping[str, np.ndarray]
   ) -> dict[str, float]:
-    """Judges predictions of some examples, whatever their domains.
+    """Judges predictions for some examples of any domains.
 
     Args:
       rows: Their positions, int [n], n at least 1.
@@ -176,11 +175,11 @@ def load(
 ) -> tuple[Corpus, Corpus]:
   """Returns the train and the test split of a prepared data set.
 
-  A set of images under 4 GiB when decoded is decoded once, into memory; of a
-  larger one only labels are kept, and each read decodes what it needs in a few
-  threads. Texts are tokenised here, once. Both are kept for the next run, in the
-  folder `arrays` beside the data; see `array_cache`. The sets in `builders.PACKAGED` are
-  prepared here if they are missing.
+  A set of images under 4 GiB when decoded is decoded once, into memory. For a
+  larger set only labels are kept, and each read decodes what it needs in a few
+  threads. Texts are tokenised here, once. Both are kept for the next run, in
+  the folder `arrays` beside the data; see `array_cache`. The sets in
+  `builders.PACKAGED` are prepared here if they are missing.
 
   Args:
     cfg: Which set, and how.
@@ -231,14 +230,14 @@ def load(
 def texts(
   cfg: config.Data, choose: Callable[[int], np.ndarray]
 ) -> tuple[list[str], list[str] | None] | None:
-  """Returns some training texts as they are, and the second parts of pairs.
+  """Returns some raw training texts, and the second parts of pairs.
 
   Args:
-    cfg: As `load` was given.
-    choose: Returns their positions, int [n], given how many there are.
+    cfg: The same as for `load`.
+    choose: Returns positions of texts, int [n], given their number.
 
   Returns:
-    None for pictures, and for contexts, which are cut into windows.
+    The texts; None for pictures, and for contexts, which are cut into windows.
   """
   outline = outlines.read(cfg)
   entry, split = outline.entry, outline.splits[0]

@@ -1,9 +1,9 @@
-"""What of a text each token covers, so that tokens of two tokenizers match.
+"""Which text each token covers, so that tokens of two tokenizers match.
 
-Tokenizers differ in where they cut. A segment is a stretch of text at whose end all of
-them end a token, and within which they do not agree again: mostly a word. Characters
-are counted without white space, which some tokenizers count to the next word
-and others to none.
+Tokenizers cut texts at different places. A segment is a stretch of text, mostly
+a word, at whose end all tokenizers end a token, with no such place inside.
+Characters are counted without white space, which some tokenizers add to the
+next word and others to no word.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def encode(
   second: Sequence[str] | None,
   max_length: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Encodes texts as `tokens.encode`, and says what their tokens cover.
+  """Encodes texts like `tokens.encode`, and says what each token covers.
 
   Args:
     tokenizer: From `tokens.load`.
@@ -29,9 +29,9 @@ def encode(
     max_length: T; the longer part of a pair is cut first.
 
   Returns:
-    Token numbers int32 [N, T], and for each token the characters it covers, from
-    one to before another, int32 [N, T, 2]. Special tokens and padding cover
-    none, and have number 0 if they are padding.
+    Token numbers int32 [N, T], and for each token the first character that it
+    covers and the one after the last, int32 [N, T, 2]. Special tokens and
+    padding cover none; the number of padding is 0.
   """
   tokenizer.enable_truncation(max_length, strategy='longest_first')
   texts = first if second is None else list(zip(first, second, strict=True))
@@ -55,15 +55,17 @@ def encode(
 def match(covered: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
   """Returns how rows are made of tokens, so that rows of all tokenizers match.
 
-  A row is the mean over the tokens that end in one segment; of a text some segments are
-  taken, evenly spaced, and some of them twice where there are fewer.
+  A row is the mean over the tokens that end in one segment. From each text some
+  segments are taken, evenly spaced, and some of them twice if there are too
+  few.
 
   Args:
-    covered: Of each tokenizer, int32 [N, T, 2]; T may differ.
-    most: How many segments m of a text.
+    covered: What tokens cover, for each tokenizer, int32 [N, T, 2]; T may
+      differ.
+    most: Number of segments m to take from a text.
 
   Returns:
-    Of each tokenizer weights float32 [N, m, T], which add up to 1.
+    For each tokenizer weights float32 [N, m, T], which add up to 1.
   """
   found = [
     np.zeros((len(spans), most, spans.shape[1]), np.float32)

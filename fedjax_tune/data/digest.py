@@ -10,12 +10,12 @@ import numpy as np
 def of(*values: object) -> str:
   """Returns the hex sha256 of values.
 
-  Arrays count by shape, kind and little-endian bytes; strings, numbers and
-  None by what they are; sequences and dataclasses by their parts, in order;
+  Arrays are hashed by shape, kind and little-endian bytes; strings, numbers and
+  None by their value; sequences and dataclasses by their parts, in order;
   mappings sorted by name.
 
   Raises:
-    TypeError: A value is, or holds, something else.
+    TypeError: A value is, or contains, something else.
 
   >>> of('a', 'b') == of('ab')
   False
@@ -27,7 +27,7 @@ def of(*values: object) -> str:
 
 
 def _add(found: 'hashlib._Hash', value: object) -> None:
-  """Adds a value's kind, size and content, so that no two run together."""
+  """Adds a value's kind, size and content, so that values stay separate."""
   match value:
     case np.ndarray():
       if value.dtype.kind not in 'biuf':

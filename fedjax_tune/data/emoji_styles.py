@@ -1,15 +1,15 @@
-"""EmojiStyles: the same objects in six drawing styles, one config a style.
+"""EmojiStyles: the same objects in six drawing styles, one config per style.
 
-A domain-shift set that installs from npm alone: six families of emoji, packed
-by Iconify, are rendered from their vector drawings. Like DomainNet (arXiv
+This is a domain-shift set that needs only npm: six families of emoji, packed by
+Iconify, are rendered from their vector drawings. Like DomainNet (arXiv
 1812.01754) it has six domains, but every object exists in each of them.
 
-An object counts if all six sets have a drawing under its own name and the
-Unicode category is one of `CATEGORIES`: 1,161 objects. (Iconify's aliases would
-add three; one of them, `cricket`, points to a bat and ball in one set only.)
-Test objects are unseen in every style: the split is a stable hash of the name,
-and names that share a drawing anywhere (noto_v1 draws `man-surfing` like
-`person-surfing`) fall on the same side.
+It has 1,161 objects: those for which all six sets have a drawing under the
+object's own name, and whose Unicode category is one of `CATEGORIES`. (Iconify's
+aliases would add three; one of them, `cricket`, points to a bat and ball in one
+set only.) Test objects are unseen in every style: the split is a stable hash of
+the name, and names that share a drawing in any set (noto_v1 draws `man-surfing`
+like `person-surfing`) are on the same side.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -189,7 +189,7 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
       yield name, {'image': image, 'label': category, 'name': name}
 
   def made_of(self, source: str | os.PathLike | None) -> Json:
-    """Returns what a copy is made of: packages, and what draws them."""
+    """Returns what a copy is made of: packages, and the renderer."""
     del source
     return {
       'packages': [style.package for style in STYLES.values()],
@@ -200,10 +200,10 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
 
 
 def _renderer_version() -> str:
-  """Returns the version of what draws.
+  """Returns the version of the renderer.
 
   Raises:
-    RuntimeError: It is not installed.
+    RuntimeError: The renderer is not installed.
   """
   try:
     return importlib.metadata.version('resvg_py')
@@ -261,7 +261,7 @@ def _load_set(path: pathlib.Path, sha256: str) -> Record:
 
 
 def find_objects(sets: Sequence[Record]) -> dict[str, str]:
-  """Returns the category, by the first set, of each object that all sets draw."""
+  """Returns the first set's category of each object that all sets draw."""
   names = set.intersection(*(set(s['icons']) for s in sets))
   category = sets[0]['category']
   return {
@@ -292,8 +292,8 @@ def group_by_drawing(
 def render(icons: Record, name: str, size: int) -> Image.Image:
   """Draws an icon on white, its own box centred in `size` x `size` pixels.
 
-  resvg's anti-aliasing is by area, so drawing at the target size looks like
-  drawing large and shrinking. One-colour sets (`currentColor`) are black.
+  resvg's anti-aliasing is by area, so drawing at the target size gives the same
+  as drawing large and shrinking. One-colour sets (`currentColor`) are black.
 
   Raises:
     ValueError: The drawing is not made of plain shapes of a sane size.

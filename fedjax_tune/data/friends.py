@@ -1,17 +1,17 @@
-"""Lines of the series Friends by speaker, to tell how a line ends.
+"""Lines of the series Friends by speaker; the task is to tell how a line ends.
 
 The package's table has season, episode, title, speaker and line: 61,563 lines
 by 852 speakers, six of whom speak most. Speakers are natural clients (feature
-`group`), so the label has to be something else. A line's words hardly tell its
-season. They do tell the sentence's mood, which differs between speakers: a
-line's closing marks are cut off, and the label says which they were:
-`statement` (.), `exclamation` (!) or `question` (? among them). Lines that end
-in another way, or that are nothing but marks, are left out.
+`group`), so the label has to be something else. A line's words hardly reveal
+its season, but they do reveal the sentence's mood, which differs between
+speakers. So a line's closing marks are cut off, and the label says which they
+were: `statement` (.), `exclamation` (!) or `question` (? among them). Lines
+that end in another way, or that are nothing but marks, are left out.
 
-A hash of a line's words decides its split, so that a phrase that many say
-("Hey!") is on one side for all: 47,105 train and 12,567 test lines. About a
-fifth of each speaker's lines are test; speakers with a line or two may have no
-train example, so that 770 speakers remain.
+A hash of a line's words decides its split, so that a phrase that many speakers
+say ("Hey!") is on the same side for all: 47,105 train and 12,567 test lines.
+About a fifth of each speaker's lines are test lines. Speakers with a line or
+two may have no train example, so that 770 speakers remain.
 """
 
 from collections.abc import Iterable, Iterator
@@ -87,7 +87,7 @@ def make_builder(data_dir: str | os.PathLike) -> Friends:
 def cut_ending(line: str) -> tuple[str, str]:
   """Returns a line without its closing marks, and their name in `ENDINGS`.
 
-  The name is '' where the line has no words, or none of these marks ends it.
+  The name is '' if the line has no words, or if none of these marks ends it.
   """
   line = ' '.join(line.translate(_WINDOWS).split())
   text = _CLOSING.sub('', line)

@@ -14,10 +14,10 @@ def natural(
   corpus: Corpus,
   reserved: Sequence[int] | np.ndarray = (),
 ) -> Shares:
-  """Makes the groups with most examples the clients, e.g. speakers.
+  """Makes the groups with the most examples the clients, e.g. speakers.
 
-  With `group_size` the largest are dealt to the clients in turn, so that sizes
-  differ little. Nobody gets the reserved examples.
+  With `group_size` the largest groups are dealt to the clients in turn, so that
+  sizes differ little. No client gets the reserved examples.
   """
   if corpus.groups is None:
     raise ValueError(
@@ -51,12 +51,12 @@ def natural(
 
 
 def left_out(cfg: config.Clients, corpus: Corpus, made: Shares) -> str:
-  """Says how many groups are no clients; '' where all take part.
+  """Says how many groups are not clients; '' if all are.
 
   Args:
-    cfg: How they were chosen.
+    cfg: How the groups were chosen.
     corpus: The examples.
-    made: Those of each client, from `natural`.
+    made: The examples of each client, from `natural`.
   """
   assert corpus.groups is not None
   there, taken = len(np.unique(corpus.groups)), cfg.count * cfg.group_size
@@ -72,7 +72,7 @@ def left_out(cfg: config.Clients, corpus: Corpus, made: Shares) -> str:
 
 
 def names(corpus: Corpus, made: Shares) -> tuple[str, ...]:
-  """Names each natural client by its group, and by how many others it joins."""
+  """Names each natural client by its group and the number of further groups."""
   assert corpus.groups is not None
   found = [np.unique(corpus.groups[held]) for held in made]
   more = lambda own: f' and {len(own) - 1} more' * (len(own) > 1)
@@ -83,8 +83,8 @@ def divide_objects(cfg: config.Clients, corpus: Corpus) -> np.ndarray:
   """Returns for each example the one domain that may use its object, int[N].
 
   Objects are shuffled within each label and dealt to the domains in turn, so
-  each domain gets an equal number of each label, to within one. Where the set
-  names no objects, an example is an object.
+  each domain gets an equal number of each label, to within one. If the set
+  names no objects, each example is an object.
   """
   if corpus.groups is None:
     return corpus.domains

@@ -1,4 +1,4 @@
-"""Examples of clients that they do not train on, to judge models by."""
+"""Holds out examples of clients from training, to judge models by."""
 
 import dataclasses
 
@@ -16,19 +16,20 @@ def hold_out(
   """Takes a share of each client's examples out of its training.
 
   Args:
-    owned: Who has which examples.
+    owned: The examples of each client.
     corpus: The examples.
-    share: Of each client's examples, above 0; one is taken at least.
+    share: Share of each client's examples, above 0; at least one is taken.
     seed: Decides which, together with `field`.
-    field: Where the share stands in the configuration.
+    field: The field of the share in the configuration.
 
   Returns:
     What is left for training, and what was taken.
 
   Guarantees:
-    - An example that was taken from one client trains none, even where several
-      have it. All windows of a question go together.
-    - Which ones are taken depends on the seed and the client's examples alone.
+    - An example that was taken from one client trains no client, even if
+      several have it. All windows of a question go together.
+    - Which examples are taken depends only on the seed and the client's
+      examples.
 
   Raises:
     ValueError: A client would have nothing left.
@@ -59,9 +60,9 @@ def _keep(held: Shares, some: np.ndarray) -> Shares:
 
 
 def _hashes(numbers: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-  """Returns a random number uint64 [n] for each number, the same ever after.
+  """Returns a fixed random number uint64 [n] for each number.
 
-  It follows from the number itself and not from its place among others, by the
+  It depends on the number itself and not on its place among others, by the
   finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
   """
   key = np.array([int(digest.of(purpose, seed)[:16], 16)], np.uint64)

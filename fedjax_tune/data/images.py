@@ -25,12 +25,12 @@ class Stored:
   """Images on disk, decoded by `pictures.to_rgb`.
 
   Attributes:
-    sources: Data sources, one a domain.
+    sources: Data sources, one per domain.
     where: Each image's source and record, int[N, 2].
-    names: What messages call each.
+    names: The name of each image in messages.
     size: Pixels of a side.
-    contents: A hash of all their bytes.
-    place: What messages call all of them.
+    contents: A hash of the bytes of all images.
+    place: The name of the whole set in messages.
   """
 
   sources: Sequence[Sequence]
@@ -44,7 +44,7 @@ class Stored:
     """Decodes some images in a few threads.
 
     Raises:
-      ValueError: Some can't be decoded; names the first few.
+      ValueError: Some can't be decoded; the message names the first few.
     """
     images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
 
@@ -89,10 +89,10 @@ class Some:
 
 
 def check_features(builders: Sequence[Builder]) -> None:
-  """Checks what `image` is, in each domain.
+  """Checks the feature `image` of each domain.
 
   Raises:
-    ValueError: It is not a single picture of plain numbers.
+    ValueError: The feature is not a single picture of plain numbers.
   """
   import tensorflow_datasets as tfds
 

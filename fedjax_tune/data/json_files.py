@@ -14,12 +14,12 @@ MAX_BYTES = 256 << 20
 
 
 def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
-  """Returns what a JSON file holds.
+  """Returns the content of a JSON file.
 
   Raises:
     OSError: The file can't be read.
-    ValueError: It is not JSON, too large, nested too deeply, or has a field
-      twice, where readers differ in which they take; or it stands for a file
+    ValueError: It is not JSON, too large, nested too deeply, has a field twice
+      (readers differ in which one they take), or is a pointer to a file
       (`pointers`).
   """
   path = pathlib.Path(path)
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Any:
 
 
 def parse(text: str | bytes, source: str | os.PathLike) -> Any:
-  """Returns what JSON text holds; errors are those of `read`.
+  """Parses JSON text; errors are those of `read`.
 
   Args:
     text: In UTF-8.
@@ -49,7 +49,7 @@ def parse(text: str | bytes, source: str | os.PathLike) -> Any:
 
 
 def read_object(path: str | os.PathLike, most_bytes: int = MAX_BYTES) -> Json:
-  """Returns the object that a JSON file holds; errors are those of `read`."""
+  """Returns the object in a JSON file; errors are those of `read`."""
   value = read(path, most_bytes)
   if not isinstance(value, dict):
     raise ValueError(f'{path} must hold a JSON object')

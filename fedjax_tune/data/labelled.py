@@ -1,4 +1,4 @@
-"""How the package's own sets of labelled texts describe themselves."""
+"""Describes the package's own sets of labelled texts to TFDS."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,9 @@ def describe(
   """Returns the description of a set of texts with labels.
 
   Args:
-    builder: Its builder.
+    builder: The set's builder.
     classes: Names of the labels.
-    features: What an example has besides `text` and `label`.
+    features: Features of an example in addition to `text` and `label`.
     **about: Description, homepage, license and citation.
   """
   return tfds.core.DatasetInfo(

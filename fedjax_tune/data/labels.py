@@ -17,7 +17,7 @@ class Classes:
 
   Attributes:
     feature: Name of the labels.
-    names: Of the classes, in the first domain's order.
+    names: Names of the classes, in the first domain's order.
     orders: For each domain, the position in `names` of its labels, int[K].
   """
 
@@ -29,7 +29,7 @@ class Classes:
     """Returns the class of a row.
 
     Raises:
-      ValueError: The label is not an integer, or not that of a class.
+      ValueError: The label is not an integer, or belongs to no class.
     """
     value = np.asarray(row[self.feature])
     if value.shape or value.dtype.kind not in 'iu':
@@ -50,7 +50,7 @@ def align(feature: str, builders: Sequence[Builder]) -> Classes:
 
   Args:
     feature: Name of the labels.
-    builders: Of each domain.
+    builders: The builder of each domain.
 
   Raises:
     ValueError: The labels are not classes, or a domain has other classes.

@@ -1,8 +1,8 @@
-"""What prepared sets say about themselves, checked before TFDS believes it.
+"""Checks the descriptions of prepared sets before TFDS reads them.
 
-TFDS imports whatever module a set's features.json or dataset_info.json names,
-and opens whatever file their names and templates lead to. A set that came from
-somewhere else must not run code, nor read outside its folder.
+TFDS imports any module that a set's features.json or dataset_info.json names,
+and opens any file that their names and templates lead to. A set from elsewhere
+must not run code or read outside its folder.
 """
 
 import os
@@ -46,7 +46,7 @@ _NAME = re.compile(
 def check_name(name: str) -> None:
   """Raises a ValueError unless a set of this name is read from its folder.
 
-  `huggingface:glue` has TFDS ask a hub, and `../glue` leaves the folder.
+  With `huggingface:glue` TFDS would ask a hub, and `../glue` leaves the folder.
   """
   if not _NAME.fullmatch(name):
     raise ValueError(
@@ -57,16 +57,16 @@ def check_name(name: str) -> None:
 
 
 def check(data_dir: str | os.PathLike, name: str) -> None:
-  """Checks the files that describe a prepared set, where there are any.
+  """Checks the files that describe a prepared set, if there are any.
 
   Args:
     data_dir: The root folder of prepared sets.
-    name: Of the set; all of its configs are checked.
+    name: Name of the set; all of its configs are checked.
 
   Raises:
-    ValueError: A file names a feature class that is not TFDS's own, or a path,
-      or is not JSON; the message has the file, the value and the rule. Or a
-      copy lacks one of its files.
+    ValueError: A copy lacks one of its files; or a file is not JSON, or names a
+      path or a feature class that is not TFDS's own. The message has the file,
+      the value and the rule.
   """
   folder = pathlib.Path(data_dir) / re.split('[/:]', name)[0]
   for path in find_unfinished(folder):
@@ -145,7 +145,7 @@ def _check_paths(found: Json, path: pathlib.Path) -> None:
 def _check_classes(
   value: object, path: pathlib.Path, key: str = '', depth: int = 0
 ) -> None:
-  """Looks for names of classes, wherever they are."""
+  """Checks the names of classes, wherever they are."""
   if depth > _MAX_DEPTH:
     raise ValueError(f'{path} is nested more than {_MAX_DEPTH} deep')
   if isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Metrics of predictions, in NumPy.
 
-More is better, up to 1, except for perplexity. If any prediction or label is
+Higher is better, up to 1, except for perplexity. If any prediction or label is
 NaN, every metric is NaN.
 """
 
@@ -20,7 +20,7 @@ def accuracy(predicted: np.ndarray, label: np.ndarray) -> float:
 
 
 def f1(predicted: np.ndarray, label: np.ndarray) -> float:
-  """Returns F1 of class 1; 0 where it is neither predicted nor there."""
+  """Returns F1 of class 1; 0 if it is neither predicted nor there."""
   x, y = _pair(predicted, label)
   if _has_nan(x, y):
     return math.nan
@@ -36,10 +36,10 @@ def matthews(predicted: np.ndarray, label: np.ndarray) -> float:
 
 
 def pearson(predicted: np.ndarray, label: np.ndarray) -> float:
-  """Returns the linear correlation; 0 where one side does not vary.
+  """Returns the linear correlation; 0 if one side does not vary.
 
-  There scipy returns NaN, scikit-learn's Matthews 0. A constant answer says
-  nothing about the label; NaN is reserved for inputs that are NaN.
+  In that case scipy returns NaN, and scikit-learn's Matthews 0. A constant
+  answer says nothing about the label; NaN is reserved for inputs that are NaN.
   """
   x, y = (a.astype(np.float64) for a in _pair(predicted, label))
   if not np.isfinite([x, y]).all():
@@ -89,7 +89,7 @@ def _has_nan(*arrays: np.ndarray) -> bool:
 
 
 def token_accuracy(predicted: Mapping[str, np.ndarray]) -> float:
-  """Returns the share of all tokens that were predicted right."""
+  """Returns the share of all tokens that were predicted correctly."""
   count = _count_tokens(predicted)
   if _has_nan(predicted['loss']):
     return math.nan
@@ -97,9 +97,9 @@ def token_accuracy(predicted: Mapping[str, np.ndarray]) -> float:
 
 
 def perplexity(predicted: Mapping[str, np.ndarray]) -> float:
-  """Returns exp of the mean cross entropy of all tokens; less is better.
+  """Returns exp of the mean cross entropy of all tokens; lower is better.
 
-  It is inf from a mean of 710 on.
+  It is inf for means of 710 and more.
   """
   count = _count_tokens(predicted)
   with np.errstate(over='ignore'):
@@ -130,16 +130,16 @@ METRICS: Mapping[str, Mapping[str, Callable[..., float]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """What turns predicted spans of windows into answers.
+  """Turns predicted spans of windows into answers.
 
   Attributes:
     question: For each window the question it belongs to, int32[N].
     offsets: For each window and token the first character of the context and
       the one after the last, int32[N, T, 2].
-    contexts: Of each question.
-    references: Of each question, the right answers; ('',) where there is none.
+    contexts: The context of each question.
+    references: The right answers of each question; ('',) if there is none.
     unanswerable: Whether the set has questions without an answer, so that
-      SQuAD's script for those judges.
+      SQuAD's script for such sets judges.
   """
 
   question: np.ndarray
@@ -149,7 +149,7 @@ class Questions:
   unanswerable: bool
 
   def take(self, windows: np.ndarray) -> 'Questions':
-    """Returns the questions of some windows, and of these alone.
+    """Returns the questions of some windows only.
 
     Args:
       windows: Their positions, int [n].
@@ -164,10 +164,11 @@ class Questions:
     )
 
   def answers(self, predicted: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns one answer a question, from the window that scores highest.
+    """Returns one answer per question, from the window that scores highest.
 
-    No answer ('') where that is an option and the least score for it, over
-    the windows, is above the best span's (as in BERT's run_squad.py).
+    It is no answer ('') if the set allows that and the lowest score of no
+    answer, over the windows, is above the best span's (as in BERT's
+    run_squad.py).
 
     Args:
       predicted: Arrays [N] from `Task.predict`, in the order of the windows.
@@ -202,10 +203,10 @@ def evaluate(
   """Returns each metric by name, in the order given.
 
   Args:
-    kind: Of the task.
+    kind: Kind of the task.
     metrics: Names in `METRICS[kind]`.
     predicted: Arrays [N] from `Task.predict`, without padding rows. If one of
-      them is NaN, or not `finite`, where that is given, every metric is NaN.
+      them is NaN, or `finite` is given and false, every metric is NaN.
     label: [N, ...]; for spans the questions. Next tokens were judged before.
 
   Raises:

@@ -1,11 +1,11 @@
-"""Movie reviews, positive or negative, in two domains: one config a domain.
+"""Movie reviews, positive or negative, in two domains: one config per domain.
 
 `imdb` has 25,000 reviews by users, 230 words on average, one half of the set of
 Maas et al. (2011); `rotten_tomatoes` has 8,530 sentences by critics, the train
 split of Pang and Lee (arXiv cs/0506075). Both are balanced.
 
 The package has one table without splits. A hash of a review's text decides its
-split, so that equal texts fall on one side: 20,036 and 4,964 of IMDB, 6,854 and
+split, so that equal texts are on one side: 20,036 and 4,964 of IMDB, 6,854 and
 1,676 sentences. (Reviews of one film are on both; IMDB's own split, which keeps
 films apart, is in the catalogue's imdb_reviews.)
 """

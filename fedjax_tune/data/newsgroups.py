@@ -1,8 +1,8 @@
 """20 Newsgroups: posts and the group they were sent to, 11,293 and 7,528.
 
-The version is "20ng-all-terms" of Ana Cardoso Cachopo, by date: later posts
-are the test split. Letters only, in lower case, the subject in front. Seven
-posts of the test split are in the train split, too.
+The version is "20ng-all-terms" of Ana Cardoso Cachopo, split by date: later
+posts are the test split. Posts have only letters, in lower case, with the
+subject in front. Seven posts of the test split are also in the train split.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""NICO++ from a local folder, one config a domain.
+"""NICO++ from a local folder, one config per domain.
 
 NICO++ (arXiv 2204.08040) can't be fetched automatically. The folder is laid
 out as FedRA's authors read it (github.com/leondada/FedRA, datasets/NICOPP.py):

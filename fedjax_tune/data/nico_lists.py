@@ -1,4 +1,4 @@
-"""NICO++'s lists: which pictures there are, and of which classes."""
+"""NICO++'s lists of pictures and their classes."""
 
 from collections.abc import Iterable
 import concurrent.futures
@@ -22,7 +22,7 @@ _SURVEY_SIZE = 32  # Pixels; decoding is checked, what comes out is not kept.
 
 
 class Entry(NamedTuple):
-  """A line of a list: a picture, its label, and where the line stands."""
+  """A line of a list: a picture, its label, and the place of the line."""
 
   name: str
   label: int
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def read(folder: str | os.PathLike, domain: str, split: str) -> list[Entry]:
-  """Returns the lines of one list, after a look at each image.
+  """Returns the lines of one list, and checks that each image exists.
 
   Raises:
     FileNotFoundError: The folder, the list or an image is missing.
@@ -48,7 +48,7 @@ def read(folder: str | os.PathLike, domain: str, split: str) -> list[Entry]:
 
 
 def parse(folder: pathlib.Path, domain: str, split: str) -> list[Entry]:
-  """Returns the lines of one list; raises as `read`, but knows no images."""
+  """Returns the lines of one list; does not look at images; see `read`."""
   file = folder / FOLDER / f'{domain}_{split}.txt'
   for path in (folder, file.parent, file):
     if not path.exists():
@@ -81,7 +81,7 @@ def _is_inside(root: pathlib.Path, name: str) -> bool:
 
 
 def check(folder: str | os.PathLike) -> None:
-  """Checks all lists of all domains; raises as `read` and `class_names`."""
+  """Checks all lists of all domains; for errors see `read`, `class_names`."""
   class_names([read(folder, d, split) for d in DOMAINS for split in SPLITS])
 
 
@@ -92,7 +92,7 @@ def class_names(lists: Iterable[list[Entry]]) -> list[str]:
   classes, and classes are named by their numbers.
 
   Args:
-    lists: Of all domains.
+    lists: The lists of all domains.
 
   Raises:
     ValueError: A folder, or a picture, has another label in another list.
@@ -118,7 +118,7 @@ def _folder(entry: Entry) -> str:
 
 
 def _agree(entries: Iterable[tuple[str, Entry]]) -> None:
-  """Raises a ValueError where a name has two labels."""
+  """Raises a ValueError if a name has two labels."""
   first: dict[str, Entry] = {}
   for name, entry in entries:
     other = first.setdefault(name, entry)
@@ -135,12 +135,13 @@ def identify(
 ) -> dict[str, str | list[str]]:
   """Returns what a copy of a domain is made of.
 
-  Lists count by their content, pictures by name, size and time of change (to
-  the nanosecond): reading all of them would take as long as preparing. Other
-  domains' lists, if they exist, count for the names of the classes.
+  Lists are identified by their content, pictures by name, size and time of
+  change (to the nanosecond), because reading all pictures would take as long as
+  preparing. Other domains' lists, if they exist, are included for the names of
+  the classes.
 
   Raises:
-    FileNotFoundError, ValueError: As `read`.
+    FileNotFoundError, ValueError: See `read`.
   """
   folder = pathlib.Path(folder)
   lists = {
@@ -172,7 +173,7 @@ def check_pictures(folder: str | os.PathLike, entries: list[Entry]) -> None:
   """Decodes pictures, to find those that can't be.
 
   Raises:
-    ValueError: There are some; names the first few.
+    ValueError: There are some; the message names the first few.
   """
 
   def decode(entry: Entry) -> ValueError | None:

@@ -1,4 +1,4 @@
-"""What was converted or left out while data were read, counted by reason."""
+"""Counts by reason what was converted or left out while data were read."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class Notes:
   """
 
   def __init__(self) -> None:
-    """Starts with nothing to tell."""
+    """Starts without notes."""
     self._names: dict[str, list[str]] = {}
 
   def add(self, reason: str, name: str) -> None:
@@ -28,7 +28,7 @@ class Notes:
     self._names.setdefault(reason, []).append(name)
 
   def lines(self) -> tuple[str, ...]:
-    """Returns one line a reason, in the order in which they came up."""
+    """Returns one line per reason, in the order in which they came up."""
     return tuple(
       f'{len(names)} {_of(reason, len(names))}: {join_first(names)}'
       for reason, names in self._names.items()

@@ -20,11 +20,11 @@ class Outline:
   """A set, opened.
 
   Attributes:
-    builders: By domain.
+    builders: The builder of each domain.
     splits: Names of the splits to train on and to evaluate on.
-    entry: Where texts are kept; None for pictures.
-    classes: None where the task has none.
-    notes: What is odd about it, a line each.
+    entry: The layout of texts; None for pictures.
+    classes: The classes; None if the task has none.
+    notes: Oddities of the set, a line each.
   """
 
   builders: Mapping[str, Builder]
@@ -35,7 +35,7 @@ class Outline:
 
 
 def read(cfg: config.Data) -> Outline:
-  """Opens all domains of a set, and checks what they say of themselves."""
+  """Opens all domains of a set, and checks their descriptions."""
   if own.is_own(cfg.name):
     return _read_own(cfg)
   builders = {d: sources.make_builder(cfg, d) for d in domain_names(cfg)}
@@ -66,7 +66,7 @@ def read(cfg: config.Data) -> Outline:
 
 
 def _read_own(cfg: config.Data) -> Outline:
-  """Opens what the user has in files."""
+  """Opens a set in the user's own files."""
   domains = domain_names(cfg)
   found = own.read(cfg)
   entry, parts = found.entry(cfg.task), found.parts(domains)
@@ -79,12 +79,12 @@ def _read_own(cfg: config.Data) -> Outline:
 
 
 def survey(cfg: config.Data) -> tuple[str, ...]:
-  """Reads and checks all rows of a set, and returns what there is to tell.
+  """Reads and checks all rows of a set, and returns notes.
 
   Nothing is decoded or tokenised.
 
   Raises:
-    FileNotFoundError, ValueError: As `corpus.load`.
+    FileNotFoundError, ValueError: See `corpus.load`.
   """
   outline, lines = read(cfg), []
   for split, name in zip(outline.splits, ('train', 'test'), strict=True):
@@ -105,7 +105,7 @@ def domain_names(cfg: config.Data) -> tuple[str, ...]:
   """Returns the domains of a set, after all checks that read no data.
 
   Raises:
-    ValueError, FileNotFoundError, NotADirectoryError, PermissionError: As
+    ValueError, FileNotFoundError, NotADirectoryError, PermissionError: See
       `corpus.load`, which does the same checks.
   """
   sources.check(cfg)

@@ -1,8 +1,8 @@
-"""Who holds which examples: partitioners and per-client budgets.
+"""Which client holds which examples: partitions and budgets of clients.
 
 A rule splits the labels of one pool of examples among clients. The plain
 partitions have one pool; the domain partitions have one pool for each domain.
-All of it is NumPy and a function of the configuration's seed.
+All of this is NumPy and depends only on the configuration's seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Partition:
 
     Args:
       corpus: The examples.
-      clients: Which ones; None takes all.
+      clients: Ids of the clients to count; None takes all.
     """
     classes = len(corpus.class_names)
     held = self.indices
@@ -67,17 +67,18 @@ def partition(
 ) -> Partition:
   """Divides the examples of a corpus among clients.
 
-  All examples but the reserved are dealt out, each to one client, except with
-  k_shot, natural, sizes and clients.replace; with `divide_objects` an object's
-  images in other domains are left out.
+  All examples but the reserved ones are dealt out, each to one client, except
+  with k_shot, natural, sizes and clients.replace. With `divide_objects` an
+  object's images in other domains are left out.
 
   Args:
-    cfg: How.
+    cfg: How to divide them.
     corpus: The examples.
-    reserved: Positions of those that nobody gets.
+    reserved: Positions of examples that no client gets.
 
   Raises:
-    ValueError: What is asked for is impossible; names the field and the rule.
+    ValueError: The settings are impossible; the message names the field and the
+      rule.
   """
   _check(cfg)
   if not corpus.class_names and cfg.partition in partitioners.NEED_CLASSES:
@@ -109,7 +110,7 @@ def partition(
 
 
 def _of_pool(pool: np.ndarray, parts: Sequence[np.ndarray]) -> Shares:
-  """Returns positions in the corpus, sorted, for parts of a pool of it."""
+  """Returns sorted positions in the corpus for parts of one of its pools."""
   if not isinstance(parts, Shares):  # A rule of the user's own.
     return Shares.of([np.sort(pool[part]) for part in parts])
   return dataclasses.replace(parts, positions=pool[parts.positions]).sorted()
@@ -118,7 +119,7 @@ def _of_pool(pool: np.ndarray, parts: Sequence[np.ndarray]) -> Shares:
 def of(
   parts: Sequence[np.ndarray], cfg: config.Clients, corpus: Corpus
 ) -> Partition:
-  """Returns a partition that its user has made.
+  """Returns a partition that the user has made.
 
   Args:
     parts: For each client the positions of its examples.
@@ -202,7 +203,7 @@ def expand_budgets(
 
 
 def _numbers(corpus: Corpus) -> np.ndarray:
-  """Returns a number of each example: a regression's label, a text's length."""
+  """Returns a number per example: a regression's label, a text's length."""
   if corpus.task.kind == 'regression':
     return corpus.labels
   if corpus.lengths is None:

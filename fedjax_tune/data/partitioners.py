@@ -19,11 +19,11 @@ Rule = Callable[
 def _dirichlet(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Label skew as FedRA's authors draw it (datasets/DomainNet.py, partition).
+  """Divides with label skew as FedRA's authors do (datasets/DomainNet.py).
 
-  Each class is cut by proportions from Dir(alpha), where clients that already
-  hold their even share get nothing. They draw until the smallest client has
-  enough; here the best of a bounded number of draws is repaired instead.
+  Each class is cut by proportions from Dir(alpha), and clients that already
+  hold their even share get nothing. The authors draw until the smallest client
+  has enough; here the best of a bounded number of draws is repaired instead.
   """
   best = None
   for _ in range(_DRAWS):
@@ -59,7 +59,8 @@ def _draw_dirichlet(
 def _repair(parts: Shares, least: int) -> Shares:
   """Moves examples one by one from the largest client to those too small.
 
-  A client gives away its last ones, the first of equally large ones first.
+  A client gives away its last examples; of equally large clients the first
+  gives.
   """
   lacking = np.maximum(least - parts.sizes, 0)
   spare = np.maximum(parts.sizes - least, 0)
@@ -78,7 +79,7 @@ def _repair(parts: Shares, least: int) -> Shares:
 def _pathological(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Each client holds just k classes (after arXiv 1602.05629, section 3)."""
+  """Gives each client only k classes (after arXiv 1602.05629, section 3)."""
   classes = rng.permutation(np.unique(labels))
   slots, k = cfg.count * cfg.classes_per_client, len(classes)
   if not slots / cfg.count <= k <= slots:
@@ -107,10 +108,10 @@ def _pathological(
 def _k_shot(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """The same number of examples of each class for everyone.
+  """Gives every client the same number of examples of each class.
 
-  Disjoint as long as a class lasts; then it is dealt out anew (RaFFM's
-  authors draw with replacement where a set is small, fl_cv.py).
+  Examples are disjoint as long as a class lasts; then it is dealt out again
+  (RaFFM's authors draw with replacement if a set is small, fl_cv.py).
   """
   shots = []
   for label in np.unique(labels):
@@ -158,14 +159,14 @@ _SIZED = ('sizes', 'inner_dirichlet')
 
 
 def may_repeat(cfg: config.Clients) -> bool:
-  """Whether clients may have examples in common, and outnumber them."""
+  """Whether clients may share examples, and so outnumber them."""
   if cfg.partition in _SIZED:
     return cfg.replace
   return cfg.partition == 'k_shot'
 
 
 def hint(cfg: config.Clients) -> str:
-  """Says what allows more clients than examples, if something does."""
+  """Says which settings allow more clients than examples."""
   more = '; clients.replace=True draws with replacement'
   return more if cfg.partition in _SIZED else ''
 

@@ -1,24 +1,24 @@
-"""Turns a picture, a file's bytes or an array, into RGB; nothing else does.
+"""Turns a picture, a file's bytes or an array, into RGB, for every set.
 
-What becomes of what, for every set:
+The rules:
 
-- Transparent pixels are put on white, whether an alpha channel, a palette or a
-  transparent colour makes them so.
+- Transparent pixels become white, whether an alpha channel, a palette or a
+  transparent colour makes them transparent.
 - EXIF's orientation is applied. EXIF that can't be read counts as upright.
 - 16 bits are scaled by their whole range (65535, or what a TIFF's
   BitsPerSample or a PPM's maximum says), and so are floats, which must lie in
   [0, 1]. Signed and 32-bit integers state no range and are refused.
-- An animation counts by its first frame, a TIFF by its first page.
-- ICC profiles are not applied: numbers are taken as sRGB, as the pretrained
-  models took them. CMYK becomes RGB by the plain formula.
+- The first frame of an animation is used, and the first page of a TIFF.
+- ICC profiles are not applied: numbers are read as sRGB, as in the training of
+  the pretrained models. CMYK becomes RGB by the plain formula.
 - The content decides, never a file's name. Formats outside `FORMATS` are
   refused; Pillow would call other programs for some.
 - Above `MAX_PIXELS` a picture is refused before it is decoded. Above
   `_LARGE_PIXELS`, JPEGs are decoded at a fraction of their size, and others one
   at a time, however many threads ask.
 
-Damage that Pillow can't notice, such as noise in the middle of a JPEG, counts
-as it is decoded.
+Damage that Pillow can't notice, such as noise in the middle of a JPEG, stays in
+the decoded picture.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
 
 
 def read(data: bytes | np.ndarray | pathlib.Path) -> bytes | np.ndarray:
-  """Returns a picture as it is, or the bytes of the file that it is in.
+  """Returns a picture as it is, or the bytes of its file.
 
   Raises:
     PictureError: The file cannot be read.
@@ -147,7 +147,7 @@ def _changes(picture: Image.Image) -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image:
-  """Reads a header, and checks what it says."""
+  """Reads a header, and checks it."""
   if not isinstance(data, bytes):
     raise PictureError(f'is {type(data).__name__}; must be a picture')
   try:
@@ -174,7 +174,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _describe(data: bytes) -> str:
-  """Says what bytes are that are not a picture."""
+  """Describes bytes that are not a picture."""
   start = data[:1000].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
   if not data:
     return 'is empty, 0 bytes'
@@ -192,7 +192,7 @@ def _describe(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _faults_named() -> Iterator[None]:
-  """Turns whatever Pillow's many decoders raise into one kind of error."""
+  """Turns the errors of Pillow's many decoders into one kind."""
   try:
     yield
   except PictureError:
@@ -245,7 +245,7 @@ def _resize(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-  """Returns EXIF's number from 1, upright, to 8; 1 where there is none."""
+  """Returns EXIF's number from 1, upright, to 8; 1 if there is none."""
   try:
     found = picture.getexif().get(0x0112, 1)
   except Exception:  # Damaged EXIF raises whatever its reader met.

@@ -6,11 +6,11 @@ _CHANNELS = (1, 3, 4)
 
 
 class PictureError(ValueError):
-  """What is wrong with a picture; whoever knows its name puts it in front."""
+  """A fault of a picture; the caller, who knows its name, adds that."""
 
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
-  """Returns uint8[h, w, 3 or 4], or [h, w] where there is one channel.
+  """Returns uint8[h, w, 3 or 4], or [h, w] if there is one channel.
 
   Booleans are black or white; 16 bits are scaled by 65535, floats by 1.
 

@@ -1,8 +1,8 @@
 """Prepared copies of sets: whether one is whole, and what it was made from.
 
-Besides TFDS's own files, a copy of a set that this package builds has
-`made_of.json`: its inputs, and the size of each file. It is written last, so a
-copy without it counts as half-made.
+In addition to TFDS's own files, a copy of a set that this package builds has
+`made_of.json`, with its inputs and the size of each file. This file is written
+last, so a copy without it is unfinished.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ _UNCOMPARED = ('folder',)
 
 
 class Builder(Protocol):
-  """What this package uses of a TFDS builder."""
+  """The part of a TFDS builder that this package uses."""
 
   @property
   def info(self) -> Any:
-    """Its features and splits, whose types TFDS leaves open."""
+    """The builder's features and splits, whose types TFDS leaves open."""
     ...
 
   @property
@@ -37,11 +37,11 @@ class Builder(Protocol):
 
   @property
   def data_path(self) -> pathlib.PurePath:
-    """Likewise."""
+    """The folder of the copy."""
     ...
 
   def is_prepared(self) -> bool:
-    """Says whether there is a copy."""
+    """Whether there is a copy."""
     ...
 
   def as_data_source(self, split: str, /) -> Any:
@@ -53,8 +53,8 @@ def find_fault(builder: Builder) -> str:
   """Returns what is wrong with the files of a copy, or ''.
 
   Every file of every split must be there, and have as many records as
-  dataset_info.json says. In this package's own sets each must also have its
-  recorded size.
+  dataset_info.json says. In this package's own sets each file must also have
+  its recorded size.
   """
   folder = pathlib.Path(builder.data_dir)
   for name in metadata.NEEDED:
@@ -93,8 +93,8 @@ def find_change(builder: Builder, made_of: Record) -> str:
   """Returns which of a copy's inputs has changed since it was made, or ''.
 
   Args:
-    builder: Of the copy.
-    made_of: The inputs that it would have now.
+    builder: The builder of the copy.
+    made_of: The inputs that a copy would have now.
   """
   stamp = read_stamp(builder)
   if stamp is None:
@@ -113,7 +113,7 @@ def _shorten(value: object) -> str:
 
 
 def read_stamp(builder: Builder) -> Json | None:
-  """Returns what `made_of.json` of a copy holds, None if there is none.
+  """Returns the content of a copy's `made_of.json`, None if there is none.
 
   Raises:
     ValueError: It is not what `write_stamp` wrote.
@@ -136,9 +136,9 @@ def write_stamp(builder: Builder, made_of: Record) -> None:
 
 
 def drop_broken(data_dir: str | os.PathLike, name: str) -> None:
-  """Removes copies of a set that are unfinished or do not say what they hold.
+  """Removes copies of a set that are unfinished or lack their description.
 
-  For sets that this package builds; TFDS can't even look at such a copy.
+  This is for sets that this package builds; TFDS can't even open such a copy.
   """
   folder = pathlib.Path(data_dir, name)
   for path in (

@@ -1,4 +1,4 @@
-"""Inputs that everyone may see: unlabelled texts or pictures, and no client's."""
+"""Inputs that everyone may see: unlabelled texts or pictures of no client."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,12 +15,12 @@ _LEAST = 128
 
 
 class Shown(NamedTuple):
-  """What everyone is shown, as one model reads it.
+  """The public inputs, as one model reads them.
 
   Attributes:
     inputs: N pictures or texts.
-    covered: What of a text each token covers, int32 [N, T, 2] (`covers.py`);
-      None of pictures, and where nobody asks.
+    covered: The text that each token covers, int32 [N, T, 2] (`covers.py`);
+      None for pictures, and if it is not needed.
   """
 
   inputs: Inputs
@@ -30,11 +30,12 @@ class Shown(NamedTuple):
 def reserve(
   cfg: config.Tiers, clients: config.Clients, train: Corpus
 ) -> np.ndarray:
-  """Draws the training examples that no client is to have, sorted.
+  """Draws the training examples that no client gets, sorted.
 
-  The draw depends on `clients.seed` alone, as the partition does.
+  Like the partition, the draw depends only on `clients.seed`.
 
-  A quarter of all at most, or of few what ranks need, but never more than half.
+  It takes at most a quarter of all examples, or if there are few as many as
+  ranks need, but never more than half.
   """
   size = len(train)
   most = max(size // 4, min(_LEAST, size // 2))
@@ -43,7 +44,7 @@ def reserve(
 
 
 def unheld(cfg: config.Tiers, held: np.ndarray, train: Corpus) -> np.ndarray:
-  """Returns examples that no client has, of clients' examples as given.
+  """Returns examples that no client has in the user's own partition.
 
   Raises:
     ValueError: There are none.
@@ -58,7 +59,7 @@ def unheld(cfg: config.Tiers, held: np.ndarray, train: Corpus) -> np.ndarray:
 
 
 def data_of(experiment: config.Experiment) -> config.Data | None:
-  """Returns how the public set is read; None where a run's own set has them."""
+  """Returns how the public set is read; None if it is the run's own set."""
   name = experiment.tiers.public
   if not name:
     return None
@@ -73,7 +74,7 @@ def spread(size: int, count: int) -> np.ndarray:
 
 
 def take(corpus: Corpus, positions: np.ndarray) -> Inputs:
-  """Returns the inputs of some examples, texts no longer than need be."""
+  """Returns the inputs of some examples, with texts as short as possible."""
   length = 0
   if corpus.lengths is not None:
     length = max(1, int(corpus.lengths[positions].max()))

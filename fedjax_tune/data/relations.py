@@ -30,9 +30,9 @@ def check_classes(
   """Checks that there are classes to tell apart.
 
   Args:
-    cfg: Which set.
-    names: Of the classes.
-    train: Its train split.
+    cfg: Names the set.
+    names: Names of the classes.
+    train: The train split.
 
   Raises:
     ValueError: All train examples are of one class.
@@ -56,7 +56,7 @@ def compare_classes(
 
   Args:
     domains: Names of the domains.
-    names: Of the classes.
+    names: Names of the classes.
     train: The train split.
     test: The test split.
   """
@@ -80,7 +80,7 @@ def compare_classes(
 
 
 def find_shared(train: Examples, test: Examples) -> tuple[str, ...]:
-  """Returns a line about test examples that are train examples, too."""
+  """Returns a line about test examples that are also train examples."""
   found, known = Notes(), set(train.contents.values())
   for name, content in test.contents.items():
     if content in known:

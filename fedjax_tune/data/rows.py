@@ -22,9 +22,9 @@ class Row(Generic[V]):
   """A row that is kept.
 
   Attributes:
-    domain: Position of its domain.
-    record: Its position in the split of its domain.
-    name: What messages call it.
+    domain: Index of its domain.
+    record: The row's position in the split of its domain.
+    name: Its name in messages.
     values: What was taken from it.
   """
 
@@ -38,7 +38,7 @@ HINT = " data.bad_rows='leave_out' goes on without them."
 
 
 class Faults:
-  """Gathers what is wrong with the parts of a whole, to report all at once."""
+  """Gathers the faults of many parts, to report all at once."""
 
   def __init__(self, whole: str, parts: str, hint: str = '') -> None:
     """Takes the name of the whole, that of its parts, 'rows', and a remedy."""
@@ -80,17 +80,17 @@ def read(
   """Returns the rows of a split, domain by domain, and its data sources.
 
   Args:
-    cfg: Which set.
-    builders: By domain.
-    split: Its name.
+    cfg: Names the set.
+    builders: The builder of each domain.
+    split: The name of the split.
     take: Returns what to keep of a row, given its domain, the row and its name;
       None leaves the row out. Raises a ValueError if something is wrong.
-    found: Counts such rows where `data.bad_rows` leaves them out.
+    found: Counts rows that are wrong, if `data.bad_rows` leaves them out.
     encoded: A feature to leave as it is stored.
 
   Raises:
     FileNotFoundError: The set is not prepared.
-    ValueError: A row or a file is wrong, or nothing was kept of a domain.
+    ValueError: A row or a file is wrong, or no row of a domain was kept.
   """
   rows, opened = [], []
   leave_out = cfg.bad_rows == 'leave_out'

@@ -1,4 +1,4 @@
-"""Who holds which examples, of any number of clients, in two arrays."""
+"""The examples of each client, for any number of clients, in two arrays."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,14 +11,14 @@ import numpy as np
 class Shares(Sequence[np.ndarray]):
   """The examples of each client: a sequence of arrays that is stored as one.
 
-  A million clients are a million views, each made when it is asked for.
+  A million clients are a million views, each made when it is needed.
 
   Attributes:
-    positions: Of all examples, client after client, int [n].
-    offsets: Where each client's begin, and the end, int64 [C + 1].
+    positions: Positions of all examples, client after client, int [n].
+    offsets: Where each client's positions begin, and the end, int64 [C + 1].
 
   Guarantees:
-    - As a sequence it is that of the arrays that it was made of.
+    - As a sequence it equals the arrays that it was made from.
 
   >>> shares = Shares.of([np.array([4, 2]), np.array([7])])
   >>> len(shares), shares[0], shares.sizes
@@ -50,9 +50,9 @@ class Shares(Sequence[np.ndarray]):
     """Gives each position to its owner, who keeps their order.
 
     Args:
-      positions: Of examples, int [n].
-      owners: Whose each is, int [n].
-      clients: How many there are.
+      positions: Positions of examples, int [n].
+      owners: The client of each, int [n].
+      clients: Number of clients.
     """
     order = np.argsort(owners, kind='stable')
     return cls.sized(positions[order], np.bincount(owners, minlength=clients))
@@ -64,7 +64,7 @@ class Shares(Sequence[np.ndarray]):
 
   @property
   def owners(self) -> np.ndarray:
-    """Whose each of the positions is, int64 [n]."""
+    """The client of each position, int64 [n]."""
     return np.repeat(np.arange(len(self)), self.sizes)
 
   def sorted(self) -> Self:
@@ -96,7 +96,7 @@ def even(size: int, parts: int) -> np.ndarray:
 
 
 def join(parts: Sequence[Shares]) -> Shares:
-  """Returns the clients of several, one after another."""
+  """Joins several, with the clients of one after those of another."""
   return Shares.sized(
     np.concatenate([part.positions for part in parts]),
     np.concatenate([part.sizes for part in parts]),

@@ -1,6 +1,7 @@
-"""Rules that give each client other classes, in amounts that are given.
+"""Rules that give each client other classes, in given amounts.
 
-Those of Flower's `flwr-datasets` that `partitioners.py` lacks, in our own words.
+They are the rules of Flower's `flwr-datasets` that `partitioners.py` lacks, in
+our own code.
 """
 
 import numpy as np
@@ -16,9 +17,9 @@ _BLOCK = 4096  # Clients whose distributions are held at a time.
 def shard(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Some runs of the examples sorted by label for each (arXiv 1602.05629).
+  """Gives each client runs of the examples sorted by label (arXiv 1602.05629).
 
-  Clients have equally many examples, to within one, and so have their runs.
+  Clients have equally many examples, to within one, and so do their runs.
   """
   size, each = even(len(labels), cfg.count)[:, None], cfg.shards
   sizes_CxS = size // each + (np.arange(each) < size % each)
@@ -34,13 +35,13 @@ def shard(
 def inner_dirichlet(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Each client's own classes by Dir(alpha), in a size that is given.
+  """Gives each client its own classes by Dir(alpha), with given sizes.
 
   The sizes are those of `clients.sizes`, or equal. Clients draw one after
-  another, in an order by chance; a class that has run out is left to none, and
-  those after it draw from the others, as FedDyn's authors do (arXiv 2111.04263).
-  With `clients.replace` each draws from all examples, so that there may be more
-  clients than examples.
+  another, in random order. When a class has run out, later clients draw from
+  the other classes, as FedDyn's authors do (arXiv 2111.04263). With
+  `clients.replace` each client draws from all examples, so that there may be
+  more clients than examples.
   """
   if cfg.sizes:
     sizes = amounts.listed_sizes(cfg)
@@ -72,7 +73,7 @@ def inner_dirichlet(
 def _draw(
   size: int, share: np.ndarray, left: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-  """Draws how many of each class, none more than there are left."""
+  """Draws how many of each class to take, at most as many as are left."""
   counts = np.zeros(len(left), int)
   while missing := size - counts.sum():
     open_ = left > counts
@@ -91,7 +92,7 @@ def _with_replacement(
   cfg: config.Clients,
   rng: np.random.Generator,
 ) -> Shares:
-  """Draws each client's examples from all; `order` has class after class."""
+  """Draws each client's examples from all; `order` lists class by class."""
   begins, parts = np.cumsum(held) - held, []
   for first in range(0, cfg.count, _BLOCK):
     own = sizes[first : first + _BLOCK]
@@ -106,15 +107,15 @@ def _with_replacement(
 def distribution(
   labels: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Classes in the proportions that a file lists, `clients.distribution`.
+  """Gives classes in the proportions of a file, `clients.distribution`.
 
-  It has a row for each client, or for kinds of clients in turn, and a number for
-  each class, separated by commas: the weight by which clients share its
-  examples. All are dealt out.
+  The file has a row for each client, or for kinds of clients in turn, and in it
+  a number for each class, separated by commas: the weight by which clients
+  share the examples of the class. All examples are dealt out.
 
   Raises:
     ValueError: The file is no such table, or a class has no weight, or a client
-      gets less than `clients.min_examples`.
+      gets fewer than `clients.min_examples`.
   """
   weights_CxK = _read_weights(cfg, int(labels.max()) + 1)
   dealt, owners = [], []
@@ -165,10 +166,10 @@ def _read_weights(cfg: config.Clients, classes: int) -> np.ndarray:
 def continuous(
   values: np.ndarray, cfg: config.Clients, rng: np.random.Generator
 ) -> Shares:
-  """Neighbours by a number, such as a regression's label or a text's length.
+  """Gives each client neighbours by a number, such as a label or a length.
 
-  At `clients.strictness` 1 the first client has the smallest, at 0 chance says;
-  in between the numbers' place is blurred by noise.
+  With `clients.strictness` 1 the first client has the smallest numbers, with 0
+  the division is random; in between the order is blurred by noise.
   """
   spread = values.std() or 1.0
   place = (values - values.mean()) / spread

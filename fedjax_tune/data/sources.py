@@ -42,7 +42,7 @@ def check(cfg: config.Data) -> None:
 def make_builder(cfg: config.Data, domain: str) -> Builder:
   """Returns the TFDS builder of one domain, which fetches nothing.
 
-  nico is prepared here if the data folder is NICO++'s own.
+  The set nico is prepared here if the data folder is NICO++'s own.
   """
   from fedjax_tune.data import builders
 
@@ -58,8 +58,8 @@ def check_copy(cfg: config.Data, builder: Builder) -> None:
   """Checks the copy of a domain, if there is one.
 
   Raises:
-    ValueError: It is incomplete or out of date; the message has the command
-      that rebuilds it.
+    ValueError: The copy is incomplete or out of date; the message has the
+      command that rebuilds it.
   """
   from fedjax_tune.data import builders
 
@@ -81,10 +81,10 @@ def _is_source(cfg: config.Data) -> bool:
 
 
 def is_prepared(cfg: config.Data, domains: Sequence[str]) -> bool:
-  """Whether each domain of a set is there, or the files to make it from are.
+  """Whether each domain of a set is there, or the files to make it from.
 
   Raises:
-    ValueError: As `builders.make_builder` and `check_copy`.
+    ValueError: See `builders.make_builder` and `check_copy`.
   """
   from fedjax_tune.data import builders
 
@@ -142,9 +142,9 @@ def open_split(
   """Returns the data source of a split.
 
   Args:
-    cfg: Which set.
-    builder: Of the domain.
-    split: Its name.
+    cfg: Names the set.
+    builder: The builder of the domain.
+    split: The name of the split.
     encoded: A feature to leave as it is stored.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Questions about a context, as windows of tokens with the answer's place.
+"""Encodes questions about contexts as windows of tokens with the answer.
 
 A context that is too long is cut into windows that overlap, as in BERT's
 run_squad.py: with 384 tokens they share 128, and a question keeps at most 64
@@ -37,13 +37,14 @@ def encode(
     tokenizer: From `tokens.load`.
     questions: The first parts of the pairs.
     contexts: The second parts.
-    answers: Of each question; the first is learned, all count when judged.
+    answers: The answers to each question; the first is learned, all count in
+      evaluation.
     max_length: T, tokens of a window.
     pad: The model's padding token.
 
   Returns:
-    The windows; their labels int32[W, 4], tokens of `tasks.Examples`; and what
-    turns predictions into answers.
+    The windows; their labels int32[W, 4], see `tasks.Examples`; and the
+    questions, which turn predictions into answers.
 
   Raises:
     ValueError: `max_length` is too small, or `pad` is a token of a text.

@@ -1,4 +1,4 @@
-"""Splits into train and test that no process and no order of rows changes."""
+"""Splits into train and test that are the same in any process and row order."""
 
 from collections.abc import Hashable, Sequence
 import hashlib
@@ -10,7 +10,7 @@ _TEST_PERCENT = 20
 
 
 def split_of(name: str) -> str:
-  """Returns 'test' for a fifth of all names, by a hash, else 'train'."""
+  """Returns 'test' for a fifth of all names, by a hash, and else 'train'."""
   return NAMES[_hash(name) % 100 < _TEST_PERCENT]
 
 
@@ -21,14 +21,15 @@ def hold_out(
 
   Args:
     keys: What identifies each example.
-    strata: Its class, say; each has its own share held out.
-    share: Of the examples, above 0 and below 1.
+    strata: The stratum of each, such as its class; a share of each stratum is
+      held out.
+    share: Share of the examples, above 0 and below 1.
     seed: Decides which ones.
 
   Guarantees:
-    - A stratum of two keys or more has examples on both sides; one of a single
-      key is kept.
-    - Examples of a stratum that have one key are on one side.
+    - A stratum with two keys or more has examples on both sides; one with a
+      single key is kept.
+    - Examples of a stratum with the same key are on the same side.
     - Another order of the examples changes nothing.
 
   >>> hold_out(['a', 'b', 'c', 'd'], [0, 0, 1, 1], 0.5, 0).sum()

@@ -1,4 +1,4 @@
-"""How SQuAD judges an answer in words, as its two official scripts do."""
+"""Judges answers in words as SQuAD's two official scripts do."""
 
 import collections
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ def exact_match(
   """Returns 1 if the answer equals a reference once normalised, else 0.
 
   Args:
-    answer: What was predicted; '' declines to answer.
-    references: The right answers; of a question without one, '' alone.
+    answer: The predicted answer; '' declines to answer.
+    references: The right answers; only '' for a question without one.
     unanswerable: Which of SQuAD's two scripts judges, see `answer_f1`.
   """
   _, references = _by_script(references, unanswerable)
@@ -36,9 +36,9 @@ def answer_f1(
   """Returns the best F1 of the answer's words (arXiv 1606.05250, sec. 6.1).
 
   Args:
-    answer: What was predicted; '' declines to answer.
-    references: The right answers; of a question without one, '' alone.
-    unanswerable: Whether the set has such questions. If so, as in
+    answer: The predicted answer; '' declines to answer.
+    references: The right answers; only '' for a question without one.
+    unanswerable: Whether the set has questions without an answer. If so, as in
       evaluate-v2.0.py, references that normalise to nothing don't count, and if
       no other is left only an answer without words is right (arXiv 1806.03822).
       If not, as in evaluate-v1.1.py, no answer shares a word with such a

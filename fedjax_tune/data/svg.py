@@ -1,6 +1,6 @@
 """Checks drawings from elsewhere before they are rendered.
 
-A renderer follows what a drawing refers to, files of this machine included.
+A renderer follows the references in a drawing, even to files on this machine.
 Only shapes are allowed, and references to parts of the same drawing.
 """
 
@@ -67,7 +67,7 @@ def check_box(box: Sequence[object]) -> None:
 
 
 def check_body(body: object) -> None:
-  """Raises a ValueError unless what stands inside an <svg> is plain shapes."""
+  """Raises a ValueError unless the body of an <svg> is plain shapes."""
   if not isinstance(body, str) or len(body) > _MAX_LENGTH:
     raise ValueError(f'must be text of at most {_MAX_LENGTH} characters')
   if match := re.search('<[!?]', body):
@@ -96,7 +96,7 @@ def _check_element(element: ElementTree.Element) -> None:
 
 
 class _Counter:
-  """Counts what is drawn in the end: a few `use` can make billions."""
+  """Counts the shapes that are finally drawn: a few `use` can make billions."""
 
   def __init__(self, by_id: dict[str, ElementTree.Element]) -> None:
     self._by_id = by_id

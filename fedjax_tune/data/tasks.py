@@ -1,8 +1,8 @@
 """What is learned: classes, a number, a span of a text, or its next tokens.
 
-A task is the loss of a model's outputs, the predictions made of them, and the
-names of the metrics (`metrics.py`) by which these are judged. Nothing here
-depends on how far a batch is padded, in rows or in tokens.
+A task has the loss of a model's outputs, the predictions made from them, and
+the names of the metrics (`metrics.py`) that judge these. Nothing here depends
+on how far a batch is padded, in rows or in tokens.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ class Examples(Protocol):
 
   `label` is int32[B], float32[B] for a regression, or for spans int32[B, 4]:
   the answer's first and last token, then the context's (the answer is token 0
-  twice where the window has none); for next tokens int32[B, T], what follows
-  each token, and -1 where nothing does, T at least that of the outputs.
-  `valid` is bool[B], False where a row pads.
+  twice if the window has none). For next tokens it is int32[B, T], the token
+  that follows each token, and -1 where none does; T is at least that of the
+  outputs. `valid` is bool[B], False for padding rows.
   """
 
   @property
@@ -54,10 +54,10 @@ class Task:
   Attributes:
     kind: 'classification' (outputs are logits [B, K]), 'regression' ([B, 1]),
       'span' (logits of start and end, [B, T, 2]) or 'next_token' (logits of
-      what follows each token, [B, T, V]).
+      each next token, [B, T, V]).
     num_outputs: K, 1, 2 or V.
-    metrics: Names in `metrics.METRICS`, the primary one first; () takes those
-      that are usual for the kind.
+    metrics: Names in `metrics.METRICS`, the primary one first; () takes the
+      usual ones of the kind.
 
   Raises:
     ValueError: An unknown kind or metric, or a number that the kind excludes.
@@ -102,8 +102,9 @@ class Task:
     `correct`: the class is right; the value is less than 0.5 off; start and
     end are both right.
 
-    Each next token counts alike, not each text: the loss is the mean over all
-    tokens of the batch that have a next one, and so are the sums.
+    Each next token has the same weight, not each text: the loss is the mean
+    over all tokens of the batch that have a next one, and the sums are over
+    these tokens too.
     """
     losses, hits = _LOSSES[self.kind](outputs, jnp.asarray(batch.label))
     valid = jnp.asarray(batch.valid)
@@ -124,14 +125,14 @@ class Task:
   ) -> dict[str, jax.Array]:
     """Returns small arrays [B], the input of `scores.evaluate`.
 
-    They are `class`; `value`; or of the best span of at most 30 tokens within
-    the context `start`, `end` and `score` (its two logits' sum), and `null`,
-    the score of no answer. Spans read the context's place from `batch`. Next
-    tokens are judged here, as logits are large: `loss`, `correct` and `count`
-    are each text's sums.
+    They are `class`; or `value`; or for spans `start`, `end` and `score` (the
+    sum of the two logits) of the best span of at most 30 tokens within the
+    context, and `null`, the score of no answer. Spans read the context's place
+    from `batch`. Next tokens are judged here, as logits are large: `loss`,
+    `correct` and `count` are each text's sums.
 
-    With them comes `finite`: whether all outputs of the example are, padding
-    aside. Of several NaN the first counts as the largest.
+    In addition there is `finite`: whether all outputs of the example are
+    finite, padding excluded. Of several NaN the first counts as the largest.
     """
     label = jnp.asarray(batch.label)
     predicted = _PREDICTIONS[self.kind](outputs, label)

@@ -18,7 +18,7 @@ class TextExamples:
   """N examples; for a set with spans, the windows of its questions.
 
   Attributes:
-    encoded: Their tokens.
+    encoded: Tokens of the examples.
     labels: int32[N], float32[N], int32[N, 4] or int32[N, T], see
       `tasks.Examples`.
     groups: The natural client of each, str[N], if the set names it.
@@ -34,7 +34,7 @@ class TextExamples:
 
 
 def make_task(entry: TextSet, num_classes: int) -> Task:
-  """Returns the task of a set with so many classes, or tokens to predict."""
+  """Returns the task of a set with some number of classes or tokens."""
   sizes = {'regression': 1, 'span': 2}
   return Task(entry.kind, sizes.get(entry.kind, num_classes), entry.metrics)
 
@@ -50,12 +50,13 @@ def encode(
   """Encodes the rows of a set.
 
   Args:
-    rows: Of a TFDS data source; text is bytes from disk, str from mock_data.
+    rows: Rows of a TFDS data source; text is bytes from disk, str from
+      mock_data.
     entry: The layout of the rows.
     tokenizer: From `tokens.load`.
-    max_length: Tokens at most; longer texts are cut, contexts windowed.
+    max_length: The most tokens; longer texts are cut, contexts windowed.
     pad: The model's padding token.
-    cache: As for `tokens.encode`; the windows of spans are not kept.
+    cache: See `tokens.encode`; the windows of spans are not kept.
 
   Raises:
     ValueError: `max_length` is too small, `pad` is a token of a text, or a
@@ -97,7 +98,7 @@ def parts(
 
 
 def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:
-  """Refuses texts of padding alone, whose class would be made up."""
+  """Refuses texts of only padding, whose class would be arbitrary."""
   if not lengths_N.all():
     number = int(np.argmin(lengths_N))
     raise ValueError(
@@ -107,11 +108,11 @@ def _check_tokens(texts: Sequence[str], lengths_N: np.ndarray) -> None:
 
 
 def read_row(row: Record, entry: TextSet) -> Json:
-  """Returns what is read of a row: texts as str, and the label as it is.
+  """Returns the fields of a row that are read: texts as str, and the label.
 
   Raises:
-    ValueError: A text is no text or not UTF-8, or a number is not finite, or
-      not one that the set can have.
+    ValueError: A text is no text or not UTF-8, or a number is not finite or out
+      of the set's range.
   """
   values = dict(row)
   for feature in (*entry.texts, entry.group):
@@ -129,7 +130,7 @@ def read_row(row: Record, entry: TextSet) -> Json:
 
 
 def inspect_answers(context: str, answers: Record) -> tuple[str, ...]:
-  """Returns what is odd about the answers to a question."""
+  """Returns the oddities of the answers to a question."""
   starts, texts = answers['answer_start'], answers['text']
   found = _read_answers(answers)
   beside = any(
@@ -156,7 +157,7 @@ def read_text(value: object, feature: str) -> str:
 
 
 def next_tokens(encoded: tokens.Encoded) -> np.ndarray:
-  """Returns what follows each token, int32[N, T]; -1 from a text's last on."""
+  """Returns the next token of each, int32[N, T]; -1 from a text's last on."""
   following = np.roll(encoded.ids, -1, axis=1)
   token_T = np.arange(following.shape[1])
   return np.where(token_T < encoded.lengths[:, None] - 1, following, -1)

@@ -1,4 +1,4 @@
-"""Text sets of the TFDS catalogue, and ours: their fields, task and metrics."""
+"""Text sets of TFDS's catalogue and ours: their fields, task and metrics."""
 
 from collections.abc import Container
 import dataclasses
@@ -8,19 +8,21 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
-  """Which features of a set hold what, and its task.
+  """The features of a set, and its task.
 
   Attributes:
-    first: Features of the text, joined by blanks; of a pair, its first part.
+    first: Features of the text, joined by blanks; for a pair, of its first
+      part.
     second: Feature of the pair's second part; '' if texts are single.
-    label: Feature; '' for spans, which have `answers`, and next tokens.
-    kind: Of the task.
-    metrics: Of the task, the primary one first; () takes the kind's.
+    label: Feature of the label; '' for spans, which have `answers`, and next
+      tokens.
+    kind: Kind of the task.
+    metrics: Metrics of the task, the primary one first; () takes the kind's.
     test: The split with public labels that is evaluated.
     group: Feature that names the example's natural client; '' if none does.
     unanswerable: Whether the set has questions without an answer, even if a
       split has none; SQuAD has a script for each kind.
-    bounds: Of a regression's numbers.
+    bounds: Bounds of a regression's numbers.
   """
 
   first: tuple[str, ...]
@@ -45,7 +47,7 @@ class TextSet:
     return tuple(f for f in (*self.first, self.second, last, self.group) if f)
 
   def as_language(self) -> 'TextSet':
-    """Returns the set as texts whose next tokens are learned, labels unread."""
+    """Returns the set as unlabelled texts whose next tokens are learned."""
     return TextSet(
       self.texts,
       label='',
@@ -103,9 +105,9 @@ def find(name: str, features: Container[str], task: str = '') -> TextSet | None:
   """Returns the layout of a set, or None if it is not known to hold text.
 
   Args:
-    name: Of the set, as in the configuration.
-    features: Its features; a set that is not listed above counts as text if it
-      has `text` and `label`; `text` alone will do for next tokens.
+    name: Name of the set in the configuration.
+    features: Its features. A set that is not listed above counts as text if it
+      has `text` and `label`; for next tokens `text` is enough.
     task: 'next_token', or '' for the set's own.
   """
   known = TEXT_SETS.get(name, _PLAIN)

@@ -1,7 +1,7 @@
-"""Whether a tokenizer tells the two texts of a pair apart, by types.
+"""Whether a tokenizer marks the two texts of a pair by token types.
 
 `transformers` gives a model types if the tokenizer's `model_input_names` has
-them; otherwise the model takes all tokens as the first text's.
+them; otherwise the model treats all tokens as the first text's.
 """
 
 import json
@@ -21,8 +21,8 @@ def given(files: Files, default: bool) -> bool:
   """Whether the model gets types.
 
   Args:
-    files: The tokenizer's.
-    default: Its class's answer, if the files are silent.
+    files: The tokenizer's files.
+    default: The answer of its class, if the files say nothing.
 
   Raises:
     ValueError: The field is not a list of names.
@@ -38,7 +38,7 @@ def given(files: Files, default: bool) -> bool:
 
 
 def drop(processor: PostProcessor) -> PostProcessor:
-  """Returns what puts the same tokens around texts, all of type 0."""
+  """Returns a processor that adds the same special tokens, all of type 0."""
   state = _zero(json.loads(processor.__getstate__()))
   is_template = state['type'] == 'TemplateProcessing'
   made = processors.TemplateProcessing() if is_template else processor

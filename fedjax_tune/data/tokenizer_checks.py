@@ -1,8 +1,9 @@
 """Where a tokenizer's files must agree, though `transformers` does not check.
 
-Its classes for BERT, RoBERTa and Llama rebuild the parts of a tokenizer and
-take only the vocabulary from tokenizer.json (Llama also what stands around a
-text). The rest of that file is not read, so it must say the same.
+The classes of `transformers` for BERT, RoBERTa and Llama rebuild the parts of a
+tokenizer and take only the vocabulary from tokenizer.json (Llama's class also
+the special tokens around a text). The rest of that file is not read, so it must
+say the same.
 """
 
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ def check_parts(
 
   Args:
     files: The files.
-    tokenizer: As its class builds it.
-    said: Settings, and what tokenizer.json calls them.
+    tokenizer: The tokenizer as its class builds it.
+    said: Settings, and their names in tokenizer.json.
   """
   if files.built is None:
     return
@@ -54,10 +55,10 @@ def check_parts(
 
 
 def check_llama(files: Files, tokenizer: Tokenizer, scheme: str) -> None:
-  """Likewise for Llama, whose file can say the same in two forms.
+  """Does the same for Llama, whose file can have either of two forms.
 
   Either it replaces blanks and puts one in front, or it has a pre-tokenizer
-  that does.
+  that does so.
   """
   built: Any = files.built
   ours = json.loads(tokenizer.to_str())
@@ -99,7 +100,7 @@ def _check_model(
 
 
 def check_as_is(files: Files) -> None:
-  """Refuses settings that a tokenizer.json taken as it is contradicts."""
+  """Refuses settings that contradict a tokenizer.json that is used as it is."""
   built: Any = files.built
   for setting, part, field in (
     ('add_prefix_space', 'pre_tokenizer', 'add_prefix_space'),
@@ -120,7 +121,7 @@ def check_as_is(files: Files) -> None:
 
 
 def check_enclosed(files: Files, tokenizer: Tokenizer) -> None:
-  """Compares what stands around texts with tokenizer.json's own."""
+  """Compares the special tokens around texts with those of tokenizer.json."""
   if not (files.built or {}).get('post_processor'):
     return
   own = files.build()
@@ -155,7 +156,7 @@ def check_ends(
 def check_padding(
   files: Files, named: Mapping[str, str | AddedToken], tokenizer: Tokenizer
 ) -> None:
-  """Refuses a config.json whose padding token is another."""
+  """Refuses a config.json with another padding token."""
   token = named.get('pad_token')
   if token is None or files.pad is None:
     return

@@ -1,9 +1,10 @@
 """Tokenizers as `transformers` 5 builds them from a folder's files.
 
-Where tokenizer.json and tokenizer_config.json disagree, the latter wins, as it
-does there. Where it is silent and the class would build something other than
-tokenizer.json says, the folder is refused (`tokenizer_checks`). With
-PreTrainedTokenizerFast, tokenizer.json is taken as it is.
+If tokenizer.json and tokenizer_config.json disagree, the latter wins, as in
+`transformers`. If tokenizer_config.json says nothing and the class would build
+something other than tokenizer.json says, the folder is refused
+(`tokenizer_checks`). With PreTrainedTokenizerFast, tokenizer.json is used as it
+is.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,11 +30,13 @@ class Class(NamedTuple):
   """How a class builds a tokenizer.
 
   Attributes:
-    build: Makes it, but for added tokens and for what stands around texts.
-    enclose: Makes the latter; None leaves it to tokenizer.json.
+    build: Makes the tokenizer, without added tokens and the special tokens
+      around texts.
+    enclose: Makes the special tokens around texts; None leaves them to
+      tokenizer.json.
     named: Named tokens by default.
-    needed: Those of them that the vocabulary must have.
-    types: Whether models get token types, unless the files say.
+    needed: The named tokens that the vocabulary must have.
+    types: Whether models get token types if the files do not say so.
   """
 
   build: Callable[[Files, Named], Tokenizer]
@@ -47,7 +50,7 @@ def find(files: Files) -> Class:
   """Returns the class that `AutoTokenizer` would take.
 
   Raises:
-    ValueError: It is not supported.
+    ValueError: The class is not supported.
   """
   name = files.name
   if not name:  # Families without a class of their own take the file as it is.
@@ -67,7 +70,7 @@ def find_named(files: Files, kind: Class) -> Named:
   """Returns the named tokens, in the order in which they may be added.
 
   Raises:
-    ValueError: One that the class needs is null.
+    ValueError: A token that the class needs is null.
   """
   padding = (files.built or {}).get('padding') or {}
   default = {k: v for k, v in padding.items() if k == 'pad_token'}

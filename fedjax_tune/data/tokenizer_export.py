@@ -1,4 +1,4 @@
-"""A tokenizer, written for `transformers` 4 and 5 alike."""
+"""Writes a tokenizer for both `transformers` 4 and 5."""
 
 import json
 import os
@@ -21,8 +21,8 @@ def write(
 ) -> dict[str, int]:
   """Writes tokenizer.json and tokenizer_config.json.
 
-  The one tokenizer.json says all that the source's files say together, and is
-  read by a class that takes it as it is.
+  The single tokenizer.json contains everything that the source's files say
+  together, and is read by a class that uses it as it is.
 
   Args:
     source: The folder that has the tokenizer.

@@ -1,8 +1,8 @@
-"""A tokenizer's files in a Hugging Face folder, put together.
+"""Reads a tokenizer's files in a Hugging Face folder.
 
 What each file means, and which of two wins, is as in `transformers` 5
-(`PreTrainedTokenizerBase._from_pretrained`); what it would silently ignore is
-refused.
+(`PreTrainedTokenizerBase._from_pretrained`); settings that `transformers` would
+silently ignore are refused.
 """
 
 from collections.abc import Mapping
@@ -48,12 +48,13 @@ class Files:
 
   Attributes:
     folder: Where they are.
-    name: Of its class in `transformers`, without 'Fast'; '' if none is named.
-    family: The model's, by config.json; '' if it has none.
+    name: Name of its class in `transformers`, without 'Fast'; '' if none is
+      named.
+    family: The model's family by config.json; '' if there is none.
     pad: The model's padding token by config.json, None if it names none.
     settings: tokenizer_config.json with special_tokens_map.json.
     built: tokenizer.json; None if it is missing.
-    added: Tokens beside the vocabulary, by id.
+    added: Tokens outside of the vocabulary, by id.
     extra: Special tokens without a name.
   """
 
@@ -89,8 +90,8 @@ class Files:
     """Returns tokenizer.json as it is, without its padding and truncation.
 
     Raises:
-      FileNotFoundError: There is none.
-      ValueError: It is not a tokenizer's.
+      FileNotFoundError: There is no tokenizer.json.
+      ValueError: It does not describe a tokenizer.
     """
     if self.built is None:
       raise FileNotFoundError(f'{self.built_path} is missing.')
@@ -115,7 +116,7 @@ def read(folder: pathlib.Path) -> Files:
   """Reads a folder's files.
 
   Raises:
-    ValueError: A file is corrupt, or asks for what is not supported.
+    ValueError: A file is corrupt, or asks for something that is not supported.
   """
   settings = read_json(folder / CONFIG) or {}
   built = read_json(folder / BUILT)
@@ -155,10 +156,11 @@ def read(folder: pathlib.Path) -> Files:
 
 
 def read_json(path: pathlib.Path) -> Json | None:
-  """Returns what a file holds, or None if there is none.
+  """Returns the content of a file, or None if there is none.
 
   Raises:
-    ValueError: It is not a JSON object in UTF-8, or not a sane one.
+    ValueError: It is not a JSON object in UTF-8, or exceeds the bounds of
+      `json_files`.
   """
   if not path.exists():
     return None
@@ -192,7 +194,7 @@ def _read_decoder(settings: Json, path: pathlib.Path) -> dict[int, AddedToken]:
 
 
 def _merge_map(settings: Json, path: pathlib.Path) -> None:
-  """Puts what special_tokens_map.json says over the settings."""
+  """Overrides the settings with those of special_tokens_map.json."""
   said = read_json(path) or {}
   _check_extra(said, path)
   for key, value in said.items():
@@ -231,7 +233,7 @@ def _read_built(built: Record, path: pathlib.Path) -> dict[int, AddedToken]:
 
 
 def _token(value: object, path: pathlib.Path, field: str) -> str | AddedToken:
-  """Returns a token that may be a text, or a description."""
+  """Returns a token given as a text or as a description."""
   if isinstance(value, str | AddedToken):
     return value
   return _added(value, path, field)

@@ -1,4 +1,4 @@
-"""A tokenizer's vocabulary, from tokenizer.json or from a file of its own."""
+"""Reads a tokenizer's vocabulary, from tokenizer.json or a separate file."""
 
 import pathlib
 from typing import Any
@@ -13,10 +13,11 @@ Merges = list[tuple[str, str]]
 
 
 def built(files: Files, kind: str) -> Vocab:
-  """Returns the vocabulary of tokenizer.json, whose model is of this kind.
+  """Returns the vocabulary of a tokenizer.json whose model is of some kind.
 
   Raises:
-    FileNotFoundError, ValueError: As `Files.build`; or it is of another kind.
+    FileNotFoundError, ValueError: See `Files.build`; or the model is of another
+      kind.
   """
   files.build()  # Raises if it is not a tokenizer.
   found: Any = files.built
@@ -30,7 +31,7 @@ def built(files: Files, kind: str) -> Vocab:
 
 
 def merges(files: Files) -> Merges:
-  """Returns the merges of tokenizer.json, of a vocabulary from `built`."""
+  """Returns the merges of tokenizer.json for a vocabulary from `built`."""
   found: Any = files.built
   pairs = found['model']['merges']
   split = (m.split(' ', 1) if isinstance(m, str) else m for m in pairs)
@@ -38,7 +39,7 @@ def merges(files: Files) -> Merges:
 
 
 def read_lines(path: pathlib.Path) -> Vocab:
-  """Reads BERT's vocabulary, a token a line.
+  """Reads BERT's vocabulary, one token per line.
 
   Raises:
     FileNotFoundError: There is no such file.
@@ -68,8 +69,8 @@ def read_merges(folder: pathlib.Path) -> tuple[Vocab, Merges]:
   """Reads RoBERTa's vocab.json and merges.txt.
 
   Raises:
-    FileNotFoundError: One of them is missing.
-    ValueError: They are corrupt.
+    FileNotFoundError: A file is missing.
+    ValueError: A file is corrupt.
   """
   paths = folder / 'vocab.json', folder / 'merges.txt'
   for path in paths:

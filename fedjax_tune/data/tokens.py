@@ -1,4 +1,4 @@
-"""Texts as token numbers, by the tokenizer of a local Hugging Face folder."""
+"""Turns texts into token numbers, with a local Hugging Face tokenizer."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -64,15 +64,15 @@ def read(
 
   Args:
     folder: The folder.
-    vocab: How many tokens the model knows; None for any number.
+    vocab: Number of tokens that the model knows; None for any number.
 
   Returns:
     The tokenizer, and its named tokens: 'pad_token' and so on.
 
   Raises:
     FileNotFoundError: The folder lacks a file.
-    ValueError: The files are corrupt, disagree, ask for what is not supported,
-      or have a token that the model does not know.
+    ValueError: The files are corrupt, disagree, ask for something that is not
+      supported, or have a token that the model does not know.
   """
   folder = pathlib.Path(folder)
   if not any((folder / name).exists() for name in _FILES):
@@ -123,7 +123,7 @@ def _add_tokens(
   named: tokenizer_classes.Named,
   tokenizer: tokenizers.Tokenizer,
 ) -> None:
-  """Adds tokens that the files declare, and named ones that they lack.
+  """Adds tokens that the files declare, and missing named tokens.
 
   Raises:
     ValueError: A token would have another number than the files give it.

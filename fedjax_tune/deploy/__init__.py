@@ -1,1 +1,1 @@
-"""What a finished run gives: subnetworks, measured and written as folders."""
+"""Models of a finished run: evaluated, cut to subnetworks, and exported."""

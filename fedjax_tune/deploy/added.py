@@ -1,4 +1,4 @@
-"""What a server has added to frozen kernels, as a part of their LoRA."""
+"""Turns what a server has added to frozen kernels into part of their LoRA."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from fedjax_tune.models import adapter_files, foundation
 def as_lora(
   model: models.Model, pairs: adapter_files.Pairs
 ) -> adapter_files.Pairs:
-  """Returns the LoRA of scale 1 that is all that was added to kernels."""
+  """Returns a LoRA of scale 1 that equals all that was added to kernels."""
   added = foundation.flat(model.added)
   found, stacks = {}, {path: int(path[0] == 'blocks') for path in pairs}
   for path, (a, b) in pairs.items():
@@ -36,7 +36,7 @@ def as_lora(
 
 
 def _widen(x: np.ndarray, axis: int, size: int) -> np.ndarray:
-  """Fills an axis up with zeros."""
+  """Pads an axis with zeros."""
   wide = [(0, 0)] * x.ndim
   wide[axis] = (0, size - x.shape[axis])
   return np.pad(x, wide)

@@ -35,7 +35,7 @@ def render(
 
   Args:
     ended: The run.
-    model: Of it.
+    model: One of the run's models.
     form: The folder's format, a key of `formats.FORMATS`.
     folder: The folder, written.
     notes: What a user should know of the folder.
@@ -71,13 +71,13 @@ def render(
 
 
 def _base_model(source: pretrained.Pretrained) -> Iterator[str]:
-  """Yields what the hub knows a base by, if it does."""
+  """Yields the hub's name of a base model, if it has one."""
   if not source.source.startswith('random:'):
     yield f'base_model: {json.dumps(_base(source))}'
 
 
 def _base(source: pretrained.Pretrained) -> str:
-  """Names a base: as the hub does, by its folder's name, or as it was drawn."""
+  """Names a base by its name on the hub, its folder, or its random preset."""
   if source.packaged:
     return packaged.PACKAGED[source.packaged].hub
   path = pathlib.Path(source.source)
@@ -119,7 +119,7 @@ def usage(
 def _facts(
   ended: models.Ended, model: models.Model
 ) -> Iterator[tuple[str, str]]:
-  """Yields what there is to know, by name."""
+  """Yields the facts of a card, each with its name."""
   experiment, known = ended.results.experiment, ended.learned
   source, summary = ended.source(model), ended.results.summary
   domains = known.domain_names if len(known.domain_names) > 1 else ()
@@ -146,7 +146,7 @@ def _facts(
 
 
 def _about(method: str) -> str:
-  """Says what a method is: the first line of its module, if that has one."""
+  """Describes a method by the first line of its module, if that has one."""
   build = METHODS[method].build
   while isinstance(build, functools.partial):
     build = build.func
@@ -159,7 +159,7 @@ def _about(method: str) -> str:
 def _scores(
   ended: models.Ended, model: models.Model
 ) -> Iterator[tuple[str, str]]:
-  """Yields how good the run was; the folder itself was not judged again."""
+  """Yields the scores of the run; the folder itself was not evaluated again."""
   summary = ended.results.summary
   metric = summary.get('metric', 'accuracy')
   on = f'on {ended.learned.test_examples} test examples'

@@ -1,8 +1,8 @@
 """Evaluates subnetworks of a finished run, and writes them as folders.
 
-A subnetwork is the first n of each axis; `subnetworks.py` chooses n. What comes
-first can be chosen even after training: salience reorders hidden channels
-(RaFFM, arXiv 2310.00247), which changes no output of the whole model.
+A subnetwork has the first n of each axis; `subnetworks.py` chooses n. Which
+channels come first can be chosen even after training: salience reorders hidden
+channels (RaFFM, arXiv 2310.00247), which changes no output of the whole model.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def build_evaluate(
     rows: Subnetworks by name.
 
   Returns:
-    A function of parameters; other orders of them share its programs.
+    A function of parameters; all orders of the parameters share its programs.
   """
   test, lengths = trained.test, trained.setup.experiment.data.lengths
   models = {n: Selection.of(trained.held(row)) for n, row in rows.items()}
@@ -57,10 +57,10 @@ def score(found: Mapping[str, np.ndarray]) -> float:
 
 
 def largest_class(test: Corpus) -> tuple[str, float] | None:
-  """Returns the answer that is right most often, and how often it is.
+  """Returns the answer that is right most often, and how often it is right.
 
-  As accuracy is reported, the mean over the domains. None where accuracy is not
-  what a run reports, or nothing is classified.
+  The share is the mean over the domains, like the accuracy that is reported.
+  None if the run does not report an accuracy of classes.
   """
   if (test.task.kind, test.task.primary) != ('classification', 'accuracy'):
     return None
@@ -82,21 +82,21 @@ def write(
 ) -> dict[str, Any]:
   """Evaluates a subnetwork and writes it as a folder of its own.
 
-  It is one of Hugging Face if that can say what the model is, else one of our
+  The folder has Hugging Face's format if that can describe the model, else our
   own, for `fedjax_tune.load_model`.
 
   Args:
     trained: The run.
     row: How much of each axis to keep, from the first on.
     folder: Gets model, tokenizer, and `deploy.json`; made if missing.
-    scope: What salience reorders before, a key of `salience.SCOPES`; 'none'
-      cuts as the run left the parameters.
+    scope: What salience reorders before the cut, a key of `salience.SCOPES`;
+      'none' cuts the parameters in the order that the run left.
 
   Returns:
     What `deploy.json` holds.
 
   Raises:
-    FileExistsError, NotADirectoryError: As `folders.check`.
+    FileExistsError, NotADirectoryError: See `folders.check`.
   """
   folder = pathlib.Path(folder)
   folders.check(folder)
@@ -134,7 +134,7 @@ def write(
 
 
 def _file_size(path: pathlib.Path) -> dict[str, int]:
-  """Counts what was written, including padding to Hugging Face's sizes."""
+  """Counts the bytes written, including padding to Hugging Face's sizes."""
   with safetensors.safe_open(path, 'numpy') as file:
     shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
   return {

@@ -1,4 +1,4 @@
-"""Writes what a finished run ends with for other programs: `launch.export`."""
+"""Writes the models of a finished run for other programs: `launch.export`."""
 
 from collections.abc import Sequence
 import os
@@ -14,9 +14,9 @@ class Written(NamedTuple):
   """A folder that was written.
 
   Attributes:
-    name: Of the model; '' where the run has one.
-    folder: Where it is.
-    notes: What a user should know of it.
+    name: The model's name; '' if the run has only one.
+    folder: Where the model is.
+    notes: What a user should know about it.
   """
 
   name: str
@@ -27,15 +27,15 @@ class Written(NamedTuple):
 def check(
   ended: models.Ended, form: str, names: Sequence[str]
 ) -> dict[str, models.Model]:
-  """Returns the models to write; refuses what has no place in a format.
+  """Returns the models to write; refuses those that a format cannot hold.
 
   Args:
     ended: The run.
     form: A key of `formats.FORMATS`.
-    names: Of its models; () takes all.
+    names: Names of its models; () takes all.
 
   Raises:
-    ValueError: A name is unknown, or a model cannot leave in this format.
+    ValueError: A name is unknown, or a model cannot be written in this format.
   """
   found = dict(ended.models)
   for name in names:
@@ -65,18 +65,18 @@ def write(
 ) -> list[Written]:
   """Writes each model of a run as a folder, with a card.
 
-  A run of one model is written to `out` itself, others to a folder of each
-  model in it. Whatever fails, `out` is as it was.
+  A run with one model is written to `out` itself; of a run with several, each
+  model gets a folder in `out`. If anything fails, `out` is unchanged.
 
   Args:
     ended: The run.
     form: A key of `formats.FORMATS`.
     out: A new folder, or one of an earlier export.
-    names: Of the models to write; () takes all.
+    names: Names of the models to write; () takes all.
 
   Raises:
-    FileExistsError, NotADirectoryError: As `folders.check`.
-    ValueError: As `check`.
+    FileExistsError, NotADirectoryError: See `folders.check`.
+    ValueError: See `check`.
     Diverged: A parameter of a model is not finite.
   """
   chosen, out = check(ended, form, names), pathlib.Path(out)
@@ -101,7 +101,7 @@ def _write_one(
   folder: pathlib.Path,
   place: pathlib.Path,
 ) -> tuple[str, ...]:
-  """Writes a model's folder, of which `place` is the place in the end."""
+  """Writes a model's folder, which will finally be at `place`."""
   source = ended.source(model)
   context = formats.Context(
     ended.learned,

@@ -22,12 +22,13 @@ class Trained:
   """A finished run's model: one tree of parameters, LoRA folded in.
 
   Attributes:
-    setup: What the run was made of.
-    found: The model as it leaves.
-    form: In which of `formats.FORMATS`: 'hf' if that can say it, else 'flax'.
+    setup: The run's setup.
+    found: The model as it is exported.
+    form: The format, one of `formats.FORMATS`: 'hf' if that can hold the model,
+      else 'flax'.
     config: The model's sizes.
-    model: Its structure; `theta` has all parameters, in float32.
-    sizes: Size of each axis along which it can be cut.
+    model: The model's structure; `theta` has all parameters, in float32.
+    sizes: Size of each axis along which the model can be cut.
   """
 
   setup: build.Setup
@@ -49,7 +50,7 @@ class Trained:
 
   @property
   def tokenizer(self) -> str | None:
-    """Folder of its tokenizer; None if it reads pictures."""
+    """Folder of the model's tokenizer; None if it reads pictures."""
     known = self.setup.tokenizers
     return known.get(self.found.tier, next(iter(known.values())))
 
@@ -61,8 +62,8 @@ class Trained:
     """Returns a subnetwork as a model to be written.
 
     Args:
-      row: How much it has of axes, from the first on.
-      params: All parameters, in whatever order of hidden channels.
+      row: How much of each axis it has, from the first on.
+      params: All parameters, in any order of hidden channels.
     """
     held = self.held(row)
     return dataclasses.replace(
@@ -105,15 +106,15 @@ def load(
 
   Args:
     workdir: The run's folder.
-    test_examples: How many test examples of each domain to keep; 0 leaves it
-      to the run's `data.test_examples`.
-    name: Of the model, where the run ends with several: a tier, for instance.
+    test_examples: How many test examples of each domain to keep; 0 takes the
+      run's `data.test_examples`.
+    name: Name of the model, if the run ends with several, such as tiers.
 
   Raises:
     FileNotFoundError: There is no run, or its data or weights are gone.
     ValueError: The run is not finished, its last checkpoint is damaged or was
-      trained on other data or weights, its result is not one plain model and
-      none of several is named, or there is none of this name.
+      trained on other data or weights, its result is not one plain model and no
+      name is given, or there is no model with this name.
     Diverged: A parameter of the model is not finite.
   """
   found = results.read(workdir)
@@ -136,7 +137,7 @@ def load(
 
 
 def _check_plain(setup: build.Setup, name: str) -> None:
-  """Refuses what does not end with one plain model, unless one is named."""
+  """Refuses a run without a single plain model, unless a model is named."""
   method, tune = setup.experiment.method, setup.experiment.model.tune
   if name:
     return
@@ -178,13 +179,13 @@ def _assemble(
 
 
 def _beside(model: models.Model) -> dict[str, bottleneck.Bottleneck]:
-  """Returns what a model has beside its kernels, into which LoRA is folded."""
+  """Returns a model's bottleneck adapters, which kernels cannot take in."""
   kinds = model.adapters.items()
   return {n: a for n, a in kinds if isinstance(a, bottleneck.Bottleneck)}
 
 
 def _amounts(cfg: sizes.Config, params: Tree, axes: Axes) -> dict[str, int]:
-  """Returns how much a model has of each axis; it may be narrower than `cfg`."""
+  """Returns the size of each axis of a model, which may be below `cfg`'s."""
   found: dict[str, int] = {}
   for path, leaf in foundation.flat(params).items():
     found |= dict(zip(axes[path], leaf.shape, strict=True))

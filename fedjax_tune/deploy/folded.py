@@ -1,4 +1,4 @@
-"""A head that tiers have in common, as an ordinary one of one model.
+"""Turns a common head of tiers into an ordinary head of one model.
 
 A common head reads the code z = (f - mean) A of features f (`common_head.py`), so
 that its logits z K + b are f (A K) + (b - mean A K): a linear map of f.
@@ -14,7 +14,7 @@ from fedjax_tune.models.sizes import Config, DecoderConfig
 
 
 def why_not(config: Config) -> str:
-  """Says why no class of `transformers` has such a head; '' if one has."""
+  """Says why no class of `transformers` has such a head; '' if a class has."""
   if not config.code:
     return ''
   if isinstance(config, DecoderConfig):
@@ -30,7 +30,7 @@ def why_not(config: Config) -> str:
 
 
 def fold(model: Model) -> Model:
-  """Returns a model whose head reads its own features, not a common code."""
+  """Returns a model whose head reads the model's features, not a code."""
   if not model.config.code:
     return model
   base, theta = foundation.flat(model.base), foundation.flat(model.theta)

@@ -1,4 +1,4 @@
-"""Which folders models may be written to."""
+"""Checks which folders models may be written to."""
 
 import pathlib
 
@@ -13,12 +13,13 @@ def check(folder: pathlib.Path, form: str = '') -> None:
   """Checks that a model may be written to a folder.
 
   Args:
-    folder: It need not exist.
-    form: The format of an export; files of two would be taken for one model.
+    folder: The folder; it need not exist.
+    form: The format of an export, since files of two formats in one folder
+      would be taken for one model.
 
   Raises:
-    FileExistsError: It has files, but none from an earlier deployment or export,
-      or an export in another format.
+    FileExistsError: The folder has files that are not from an earlier
+      deployment or export, or an export in another format.
     NotADirectoryError: It is not a folder.
   """
   if not folder.exists():

@@ -1,4 +1,4 @@
-"""The formats in which a run's model can leave, and what has no place in one."""
+"""The formats in which a run's models are exported, and what each can hold."""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,14 +39,14 @@ TENSORS = {'hf': 'model.safetensors', 'flax': flax_folder.PARAMS}
 
 
 class Context(NamedTuple):
-  """What a folder says besides the model.
+  """What a folder contains in addition to the model.
 
   Attributes:
     learned: What the run has learned.
     tokenizer: Folder of a text model's tokenizer, else None.
     max_length: Tokens to which texts are cut.
     source: The pretrained model, where an adapter is written.
-    place: The folder's place in the end; None where it is written there.
+    place: Where the folder will finally be; None if it is written there.
   """
 
   learned: Learned
@@ -57,11 +57,11 @@ class Context(NamedTuple):
 
 
 class Format(NamedTuple):
-  """One way for a model to leave.
+  """A format for a model.
 
   Attributes:
-    why_not: Says why a model cannot; '' if it can.
-    write: Writes a model's folder; returns what a user should know of it.
+    why_not: Says why a model cannot be written in it; '' if it can.
+    write: Writes a model's folder; returns what a user should know about it.
   """
 
   why_not: Callable[[models.Model, Task], str]
@@ -134,7 +134,7 @@ def _why_no_adapter(model: models.Model, task: Task) -> str:
 def _write_adapter(
   model: models.Model, context: Context, folder: pathlib.Path
 ) -> list[str]:
-  """Writes an adapter, and the model below it unless that is a folder already."""
+  """Writes an adapter, and its base model unless that is a folder already."""
   notes, model = _notes(model), folded.fold(model)
   config = model.config
   trained = foundation.flat(model.theta)
@@ -176,7 +176,7 @@ def _write_adapter(
 
 
 def _original(model: models.Model, source: pretrained.Pretrained) -> str:
-  """Returns the folder that has a model's frozen part as it is, or ''."""
+  """Returns the folder that holds a model's frozen part unchanged, or ''."""
   folder = pathlib.Path(source.source)
   if source.drawn or not (folder / 'config.json').is_file():
     return ''
@@ -197,8 +197,8 @@ def _original(model: models.Model, source: pretrained.Pretrained) -> str:
 def _untrained(model: models.Model, source: pretrained.Pretrained) -> Tree:
   """Returns all parameters of the model on which an adapter is put.
 
-  What trained, and is in the adapter, is there as it was pretrained; a head is
-  of zeros.
+  Parameters that trained, and are in the adapter, have their pretrained values
+  here; a head is zeros.
   """
   config = dataclasses.replace(model.config, prompts=0, prefixes=0)
   base = foundation.flat(model.base)

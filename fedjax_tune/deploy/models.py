@@ -32,17 +32,17 @@ from fedjax_tune.typing import Path, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A plain model: one of a run's, with all that it trained.
+  """A plain model of a run, with everything that trained.
 
   Attributes:
-    name: Of the run's models; '' where it has one.
-    tier: Of which pretrained model it is one; '' where there is one.
-    config: Its sizes, trained tokens too.
+    name: The model's name; '' if the run has only one.
+    tier: The pretrained model it was made from; '' if there is only one.
+    config: Its sizes, trained tokens included.
     adapters: What is added to its linear maps or sublayers.
-    base: Frozen parameters, as clients got them first.
-    added: What the server has added to them, nested like some of them.
-    theta: What trained.
-    about: What it is, where that needs saying: sentences.
+    base: Frozen parameters, as clients got them at first.
+    added: What the server has added to `base`, nested like parts of it.
+    theta: Trained parameters.
+    about: Sentences that describe the model, if needed.
   """
 
   name: str
@@ -56,12 +56,12 @@ class Model:
 
   @property
   def frozen(self) -> Tree:
-    """What did not train, as it is in the end."""
+    """The frozen parameters as they are in the end."""
     return foundation.add_frozen(self.base, self.added)
 
   @property
   def lora(self) -> dict[Path, Lora]:
-    """For the path of each map with LoRA what that is."""
+    """The LoRA of each adapted map, by the map's path."""
     found = {}
     for name, added in self.adapters.items():
       path = tuple(name.split('.'))
@@ -79,7 +79,7 @@ class Model:
     """All parameters, LoRA folded in.
 
     Raises:
-      Diverged: One is not finite.
+      Diverged: A parameter is not finite.
     """
     found = export.fuse(self.frozen, self.theta, self.scale)
     if names := finite.where_not(found):
@@ -95,9 +95,9 @@ class Ended(NamedTuple):
 
   Attributes:
     results: Its folder.
-    learned: What it has learned, and from what.
-    models: What it ends with, by name.
-    sources: The pretrained models, by tier; '' where there is one.
+    learned: What the run has learned, and from which data.
+    models: The models that it ends with, by name.
+    sources: The pretrained models, by tier; '' if there is only one.
   """
 
   results: results.Results
@@ -106,14 +106,14 @@ class Ended(NamedTuple):
   sources: Mapping[str, pretrained.Pretrained]
 
   def source(self, model: Model) -> pretrained.Pretrained:
-    """Returns the pretrained model of which one was made."""
+    """Returns the pretrained model from which a model was made."""
     return self.sources[model.tier]
 
 
 def load(workdir: str | os.PathLike[str]) -> Ended:
-  """Loads what a finished run ends with.
+  """Loads the models that a finished run ends with.
 
-  The data are read only of a run that is older than `task.json`, or than the
+  The data are read only if the run is older than `task.json`, or older than the
   file of what aligns its models.
 
   Raises:
@@ -158,7 +158,7 @@ def take_apart(
 
 
 def _model(name: str, algorithm: Algorithm, added: Tree, alone: Alone) -> Model:
-  """Cuts a model to what it holds."""
+  """Cuts a model to the part that it holds."""
   found = algorithm.model
   found = getattr(found, 'tiers', {'': found})[alone.tier]
   assert isinstance(found, foundation.Foundation)

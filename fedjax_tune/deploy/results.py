@@ -25,11 +25,11 @@ from fedjax_tune.typing import Record, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What a finished run left.
+  """The results of a finished run.
 
   Attributes:
-    workdir: Its folder.
-    experiment: What it ran.
+    workdir: The run's folder.
+    experiment: The run's experiment.
     summary: What `summary.json` holds.
   """
 
@@ -39,7 +39,7 @@ class Results:
 
   @property
   def here(self) -> config.Experiment:
-    """Its experiment with one whole model, on whatever this machine has."""
+    """The experiment for this machine's devices, with the model undivided."""
     engine = dataclasses.replace(
       self.experiment.engine, devices=0, fsdp=False, cache_frozen=False
     )
@@ -49,7 +49,8 @@ class Results:
     """Reads the checkpoint after the last round.
 
     Raises:
-      ValueError: There is none, it is damaged, or it is another run's.
+      ValueError: There is no checkpoint, it is damaged, or it belongs to
+        another run.
     """
     found = checkpoint.find(self.workdir)
     if found.newest is None or not _is_last(found.newest, self.experiment):
@@ -71,7 +72,7 @@ class Results:
 
 
 def read(workdir: str | os.PathLike[str]) -> Results:
-  """Reads what says that a run is finished.
+  """Reads a run's results, and checks that it is finished.
 
   Raises:
     FileNotFoundError: There is no run, or it is not finished.
@@ -110,9 +111,9 @@ def read(workdir: str | os.PathLike[str]) -> Results:
 def restore(
   results: Results, kept: snapshot.Snapshot, algorithm: Algorithm
 ) -> server.ServerState:
-  """Returns the state that a run ends with: the best one if it kept that.
+  """Returns the final state of a run: the best one if the run kept that.
 
-  Without what only training reads: optimizer, and most memory.
+  State that only training reads is left out: the optimizer's, and most memory.
 
   Raises:
     ValueError: The checkpoint does not fit the algorithm's model.

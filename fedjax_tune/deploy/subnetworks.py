@@ -1,4 +1,4 @@
-"""Which subnetworks of a finished run to deploy, or to compare."""
+"""Chooses the subnetworks of a finished run to deploy or to compare."""
 
 from collections.abc import Iterator, Sequence
 import itertools
@@ -29,7 +29,8 @@ def parse(text: str, trained: finished.Trained) -> Allocation:
   """Reads a subnetwork, as in 'head_dim=0.5,ffn=0.4'.
 
   Raises:
-    ValueError: A field is unknown, given twice, or no share in (0, 1].
+    ValueError: A field is unknown or given twice, or its value is no share in
+      (0, 1].
   """
   shares: dict[str, float] = {}
   for part in text.split(','):
@@ -53,12 +54,12 @@ def count(budget: float, trained: finished.Trained) -> int:
   """Returns a budget in parameters.
 
   Args:
-    budget: A share of the full model's parameters if at most 1, else their
-      number.
+    budget: A share of the full model's parameters if at most 1, else a number
+      of parameters.
     trained: The run.
 
   Raises:
-    ValueError: It is not above 0.
+    ValueError: The budget is not above 0.
   """
   if not budget > 0:
     raise ValueError(
@@ -71,8 +72,8 @@ def largest(budget: float, trained: finished.Trained) -> Allocation:
   """Returns the largest subnetwork within a budget.
 
   Candidates are the subnetworks that a run of RaFFM trained, if one of them
-  fits; else heads and MLPs narrowed by the same share, a 64th at a time; a
-  decoder has fewer heads instead.
+  fits. Otherwise heads and MLPs are narrowed by the same share, in steps of
+  1/64; a decoder gets fewer heads instead.
 
   Raises:
     ValueError: No subnetwork is that small.
@@ -122,16 +123,17 @@ def draw(
 
   Args:
     trained: The run.
-    samples: How many.
-    seed: Of the draw.
-    budget: All use at least 98 % of it; None spreads them evenly over the
-      budgets of six models that are narrowed evenly, by eighths.
+    samples: How many to draw.
+    seed: Seed of the draw.
+    budget: All subnetworks use at least 98 % of it. None spreads them evenly
+      over the budgets of six models that are narrowed evenly, by eighths.
 
   Returns:
-    For each its budget in parameters, and how much it has of each axis.
+    For each subnetwork its budget in parameters, and how much it has of each
+    axis.
 
   Raises:
-    ValueError: Nothing has such a size.
+    ValueError: No subnetwork has such a size.
   """
   if budget is not None:
     limits = [count(budget, trained)]
@@ -178,18 +180,18 @@ def measure(
 ) -> Iterator[scaling.Point]:
   """Evaluates subnetworks, cut from three orders of the same parameters.
 
-  Besides salience, these are the order in which the run left them, and a
-  random one, new for each subnetwork. The latter is what "without
-  prioritization" means: a method that cuts prefixes while it trains has made
-  the first channels the important ones already. None of the orders changes
-  what the full model computes.
+  The orders are salience, the order that the run left, and a random one, new
+  for each subnetwork. The random order is what RaFFM's paper calls "without
+  prioritization", since a method that cuts prefixes in training has already
+  made the first channels the important ones. None of the orders changes what
+  the full model computes.
 
   Args:
     trained: The run.
     drawn: Budgets and subnetworks, from `draw`.
-    seed: Of the random orders.
-    scope: What is reordered, a key of `salience.SCOPES`; 'none' leaves
-      nothing to compare.
+    seed: Seed of the random orders.
+    scope: What is reordered, a key of `salience.SCOPES`; 'none' leaves nothing
+      to compare.
   """
   order = trained.rank(scope)
   salient, whole = trained.reorder(order), trained.num_params({})

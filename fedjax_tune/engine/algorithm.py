@@ -1,7 +1,7 @@
-"""A method is four parts: a rule, a client, an aggregator and an evaluation.
+"""A method has four parts: a rule, a client, an aggregator and an evaluation.
 
-Each is a small value made of functions, and can be replaced alone, as with
-optax's transformations. What a part leaves out is FedAvg:
+Each part is a small dataclass of functions and can be replaced separately, like
+optax's transformations. Whatever a part leaves out is FedAvg's:
 
     Rule        on the host, in NumPy: which client holds what in a round
     Client      on the device: how one client trains, and what it sends
@@ -30,10 +30,10 @@ from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Tree
 
 
 class Rule(Protocol):
-  """Says what each client holds in a round.
+  """Decides what each client holds in a round.
 
-  What it says of a client depends on the seed, the round and the client alone,
-  and on the cohort where clients have roles in it.
+  What a client holds depends only on the seed, the round and the client, and on
+  the cohort if clients have roles in it.
   """
 
   @property
@@ -42,19 +42,19 @@ class Rule(Protocol):
     ...
 
   def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
-    """Returns what each client of a cohort holds; how much is a program."""
+    """Returns what each client of a cohort holds; each amount is a program."""
     ...
 
 
 class Context(NamedTuple):
-  """What a client's program knows besides the parameters that it trains.
+  """What a client's program knows in addition to the parameters it trains.
 
   Attributes:
-    sig: How much it holds (static).
+    sig: How much the client holds (static).
     held: What it holds.
-    info: What it is told besides, arrays by name.
+    info: What else it is told, arrays by name.
     memory: What the server remembers.
-    state: What the client remembers; () where the method keeps nothing.
+    state: What the client remembers; () if the method keeps nothing.
     lr: The learning rate of the round, float32.
     rnd: The round, int32.
   """
@@ -69,12 +69,12 @@ class Context(NamedTuple):
 
 
 class Sent(NamedTuple):
-  """What comes of a client's round.
+  """The result of a client's round.
 
   Attributes:
-    tree: What is summed; like what the client trained, unless the aggregator's
-      `spec` says otherwise.
-    factor: Of its weight in the sums, a scalar.
+    tree: What is summed; it has the shapes of what the client trained, unless
+      the aggregator's `spec` says otherwise.
+    factor: Factor of the client's weight in the sums, a scalar.
     state: What the client remembers from now on.
   """
 
@@ -89,7 +89,7 @@ class Update(NamedTuple):
   Attributes:
     delta: Mean change, shaped like theta.
     covered: bool, broadcastable to theta; where False neither theta nor the
-      server optimizer's state moves.
+      server optimizer's state changes.
   """
 
   delta: Tree
@@ -108,7 +108,7 @@ def keep(held: Tree, context: Context, key: jax.Array) -> Tree:
 
 
 def see_all(local: Tree, context: Context) -> Tree:
-  """Shows a model all of a client's parameters as they are."""
+  """Shows a model all of a client's parameters unchanged."""
   del context
   return local
 
@@ -146,21 +146,22 @@ class Client:
       least `loss`, `correct`, `count`. `key` is that of the step.
     init: (held, context, key) -> what training starts from, given the client's
       part of theta. `key` is used for nothing else.
-    params: (local, context) -> what the model sees of it. Gradients flow
-      through it: what it stops does not train.
-    transform: context -> what is done to gradients before the client's
+    params: (local, context) -> the parameters that the model sees. Gradients
+      flow through this function: a parameter whose gradient it stops does not
+      train.
+    transform: context -> a transformation of gradients before the client's
       optimizer, with a fresh state; None does nothing.
-    around: The client's optimizer, `transform` and all -> how it steps instead;
-      None leaves it as it is.
-    finish: (start, delta, steps, context) -> what it sends, given what it
-      started from, how that changed, and the number of steps, float32.
+    around: The client's optimizer, `transform` included -> the optimizer to use
+      instead; None leaves it as it is.
+    finish: (start, delta, steps, context) -> what the client sends, given what
+      it started from, how that changed, and the number of steps, float32.
     info: (round, cohort) -> what each client of the cohort is told, arrays by
       name, of the same shapes for all; on the host.
     state: client -> what it remembers before it first takes part, arrays of the
       same shapes for all; on the host. None remembers nothing.
-    by_example: Whether the loss is a mean over what its metric `count` counts,
-      and nothing besides. Then a batch may run in parts, each with the key of the
-      step, of which models are given `batch.keys(key)`; see `gradient.in_parts`.
+    by_example: Whether the loss is exactly a mean over what its metric `count`
+      counts. Then a batch may run in parts, each with the key of the step;
+      models are given `batch.keys(key)`. See `gradient.in_parts`.
   """
 
   loss: Callable[[Model, Batch, Context, jax.Array], LossAndSums]
@@ -202,7 +203,7 @@ def remember_nothing(theta: Tree) -> Tree:
 
 
 def as_trained(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
-  """Says that what is summed looks like what is trained."""
+  """Gives sums the shapes of what is trained."""
   return theta, axes
 
 
@@ -213,7 +214,7 @@ def where_held(held: Selection, info: Mapping[str, jax.Array]) -> Allocation:
 
 
 def all_together(sig: Signature) -> Hashable:
-  """Names the one sum that all clients share."""
+  """Puts all clients into one sum."""
   del sig
   return 'all'
 
@@ -238,14 +239,16 @@ class Aggregator:
 
   Attributes:
     merge: (theta, sums by group, memory) -> the update, and the next memory.
-    init: theta -> what the server remembers between rounds besides it.
+    init: theta -> what the server remembers between rounds in addition to
+      theta.
     spec: (theta, axes) -> the shapes of what is summed, and its axes.
-    where: (held, info) -> where along each axis what a client sends is summed,
-      for one client or, with a leading axis, several. An index outside an axis
-      keeps a part out of the sums and out of the weights they are divided by.
+    where: (held, info) -> the indices along each axis at which a client's
+      update is summed, for one client or, with a leading axis, several. A part
+      whose index is outside the axis enters neither the sums nor the weights
+      that they are divided by.
     group: signature -> the name of the sum to which its clients are added.
     frozen_delta: memory -> what the server has added to frozen parameters in
-      all rounds, nested dicts with the leaves that it changed.
+      all rounds, as nested dicts with the changed leaves.
   """
 
   merge: Callable[[Tree, GroupSums, Tree], tuple[Update, Tree]] = average_held
@@ -262,7 +265,7 @@ def everyone(sums: GroupSums) -> GroupSum:
 
 
 def covered_mean(total: GroupSum) -> Update:
-  """Averages each coordinate over its holders; others stay as they are."""
+  """Averages each coordinate over its holders; coordinates without any stay."""
   covered = jax.tree.map(lambda d: d != 0, total.den)
   return Update(selection.coverage_mean(total), covered)
 
@@ -280,15 +283,16 @@ class Evaluation:
   """Which models a run is judged by.
 
   Attributes:
-    task: What their outputs mean.
-    models: What each holds, by its name; the first is *the* model.
+    task: What the models' outputs mean.
+    models: What each model holds, by its name; the first is *the* model.
     predict: (name, model, held, inputs) -> outputs.
-    headline: How much each counts in the one number; {} takes the first alone.
-    subnetworks: Parts of *the* model that were trained to stand alone.
+    headline: How much each model counts in the headline number; {} takes only
+      the first.
+    subnetworks: Parts of *the* model that were trained to work alone.
     personal: (name of its model, theta, what a client remembers) -> the
-      parameters of the client's own model. How good these are on their clients'
-      own data is then the one number, and `models` are not evaluated; None has
-      no such models.
+      parameters of the client's own model. The headline number is then the
+      score of these models on their clients' own data, and `models` are not
+      evaluated. None means that there are no such models.
   """
 
   task: Task
@@ -302,7 +306,7 @@ class Evaluation:
 
   @property
   def weights(self) -> Mapping[str, float]:
-    """How much each model counts in the one number."""
+    """How much each model counts in the headline number."""
     return self.headline or {next(iter(self.models)): 1.0}
 
 
@@ -338,20 +342,20 @@ theta_both_ways = both_ways(num_bytes)
 
 
 def one_model(client: int) -> str:
-  """Gives every client the one model."""
+  """Gives every client the same model."""
   del client
   return ''
 
 
 class Alone(NamedTuple):
-  """A model that a run ends with, by itself, as if no method had made it.
+  """A plain model that a run ends with, without anything that the method added.
 
   Attributes:
-    theta: What trained, as the model has it without the method: no classifiers,
-      blocks or factors besides.
+    theta: Trained parameters in the model's own structure, without the method's
+      additional classifiers, blocks or factors.
     held: How much the model has of each axis.
-    tier: Of which model it is one, where a method has several.
-    about: What it is, where its name does not say it: sentences for a user.
+    tier: The model that it was made from, if a method has several.
+    about: Sentences that describe it to a user, if its name is not enough.
   """
 
   theta: Tree
@@ -373,19 +377,19 @@ class Algorithm:
   """A federated method on a model.
 
   Attributes:
-    model: The model as the method starts with it, with what it trains.
+    model: The model at the start, with the parameters that the method trains.
     rule: What clients hold.
     client: How they train.
     aggregator: How the server averages.
-    evaluation: How good that is.
-    reorder: (theta, axes) -> how to change trees shaped like theta before the
-      next round, or None.
+    evaluation: How the result is evaluated.
+    reorder: (theta, axes) -> a function that reorders trees shaped like theta
+      before the next round, or None.
     eligible: round -> which clients may take part, bool [clients]; None lets
       everyone.
-    tier: client -> the name of the model that it has; '' where all have one.
+    tier: client -> the name of its model; '' if all clients have the same.
     traffic: Counts what a client sends and receives in a round.
-    ending: Takes what it trained apart into models that stand alone; None where
-      that is one model of the usual structure already, *the* model.
+    ending: Splits the trained parameters into plain models; None if they are
+      already one model of the usual structure, *the* model.
   """
 
   model: Models
@@ -405,8 +409,8 @@ class Algorithm:
 
     It takes a signature (static), the frozen parameters, a context without the
     signature, what trains, a batch and the step's key. It is traced once for
-    each signature and shape of a batch, whoever asks: the program of a slab, and
-    the count of its cost.
+    each signature and batch shape; the slab's program and the count of its cost
+    share the trace.
     """
     return jax.jit(self.differentiate, static_argnums=0, inline=True)
 
@@ -419,7 +423,7 @@ class Algorithm:
     batch: Batch,
     key: jax.Array,
   ) -> tuple[Sums, Tree]:
-    """Is what `gradient` traces, for frozen parameters that are no arrays."""
+    """The function that `gradient` traces, also for frozen `divided.Stack`s."""
     context = context._replace(sig=sig)
 
     def objective(local, batch, key):
@@ -430,7 +434,7 @@ class Algorithm:
     return of(objective)(local, batch, key)
 
   def able(self, rnd: int, clients: int) -> np.ndarray:
-    """Says which of so many clients may take part, bool [clients]."""
+    """Says which clients may take part, bool [clients]."""
     if self.eligible is None:
       return np.ones(clients, bool)
     return self.eligible(rnd)
@@ -438,10 +442,10 @@ class Algorithm:
   def alone(
     self, theta: Tree, clients: Mapping[int, Tree]
   ) -> Mapping[str, Alone]:
-    """Returns the models that a run ends with, by name; a single one has ''.
+    """Returns the models that a run ends with, by name; '' if there is one.
 
     Args:
-      theta: What trained.
+      theta: Trained parameters.
       clients: What each client remembers, of those that ever took part.
     """
     if self.ending is not None:

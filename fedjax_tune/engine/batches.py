@@ -15,10 +15,10 @@ def local_steps(
 ) -> np.ndarray:
   """Returns each client's number of local steps, int [clients].
 
-  With `steps` everyone takes that many. With `epochs`, a client takes one
-  step per batch of its data; `equal_steps` stops everybody in each epoch
-  after m + 1 batches, m the least number of batches of any client (FedRA's
-  main.py and client.py: `if i > mmm: break`).
+  With `steps` every client takes that many. With `epochs`, a client takes one
+  step per batch of its data; `equal_steps` stops everybody in each epoch after
+  m + 1 batches, m the least number of batches of any client (FedRA's main.py
+  and client.py: `if i > mmm: break`).
   """
   if cfg.steps:
     return np.full(len(sizes), cfg.steps)
@@ -63,8 +63,8 @@ def shapes(train: Corpus, length: int, lead: tuple[int, ...]) -> Batch:
   """Returns the shapes of batches.
 
   Args:
-    train: Examples of the kind.
-    length: To which texts are padded; 0 for pictures.
+    train: Examples of that kind.
+    length: Tokens to which texts are padded; 0 for pictures.
     lead: Leading axes: [B], or [S, B].
   """
   one = np.zeros(1, int)
@@ -79,7 +79,7 @@ def shapes(train: Corpus, length: int, lead: tuple[int, ...]) -> Batch:
 def row_numbers(
   lengths: np.ndarray | None, shape: tuple[int, ...]
 ) -> np.ndarray | None:
-  """Returns `Batch.row` of batches of this shape; None where no text has a length."""
+  """Returns `Batch.row` of batches of this shape; None without text lengths."""
   if lengths is None:
     return None
   return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
@@ -88,15 +88,15 @@ def row_numbers(
 def parts(
   lengths: Sequence[int], tokens: np.ndarray, valid: np.ndarray
 ) -> Parts:
-  """Divides batches of texts into parts of like length, the longest first.
+  """Divides batches of texts into parts of similar length, the longest first.
 
-  A part is as long as its first text needs, and full but for the last, so that
-  together they are never much more than the batch.
+  A part is as long as its first text needs. All parts but the last of a length
+  are full, so together they are never much more than the batch.
 
   Args:
     lengths: Tokens to which texts are padded, ascending.
     tokens: Tokens of each text, int [N, B].
-    valid: False where there is none, bool [N, B].
+    valid: False where there is no text, bool [N, B].
   """
   num, batch = tokens.shape
   sizes = np.array([together(length, batch) for length in lengths])

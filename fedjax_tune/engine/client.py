@@ -34,8 +34,8 @@ def client_update(
       without any valid example changes nothing.
     key: The client's key of this round.
     lr: Learning rate of this round.
-    schedule: How it falls from step to step; None keeps it. The steps of a
-      client are those with examples, the first of S.
+    schedule: How the rate falls from step to step; None keeps it. A client's
+      steps are those with examples, the first of S.
 
   Returns:
     delta = end - start, and the metrics summed over steps.
@@ -58,15 +58,16 @@ def take_steps(
   """Does what `client_update` does, given the gradient of the loss.
 
   Args:
-    gradient: Of a batch.
-    optimizer: As there, and so is all that is not named here.
+    gradient: Returns the gradient of a batch.
+    optimizer: See `client_update`, as for the next five.
     start: The client's part of theta.
-    batches: Its batches.
-    key: Its key.
+    batches: The client's batches.
+    key: The client's key.
     lr: The learning rate.
-    schedule: How it falls.
+    schedule: How the rate falls.
     lengths: Tokens to which parts of batches are padded, ascending.
-    parts: Those of each batch, with an axis of steps; None runs batches whole.
+    parts: The parts of each batch, with an axis of steps; None runs batches
+      whole.
   """
 
   def step(carry, inputs):

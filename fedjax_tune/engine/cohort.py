@@ -1,4 +1,4 @@
-"""Who takes part in a round, and what each holds."""
+"""Which clients take part in a round, and what each holds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Member(NamedTuple):
   Attributes:
     client: Its id.
     sig: How much it holds.
-    parts: Of each of `Feed.lengths`, how many parts its batches have.
+    parts: For each of `Feed.lengths`, how many parts its batches have.
   """
 
   client: int
@@ -32,7 +32,7 @@ class Cohort(NamedTuple):
     clients: Their ids.
     sigs: How much each holds.
     held: What each holds.
-    infos: What each is told besides.
+    infos: What else each is told.
     parts: See `Member`.
   """
 
@@ -44,7 +44,7 @@ class Cohort(NamedTuple):
 
   @property
   def members(self) -> list[Member]:
-    """Who is in it, and how much each holds."""
+    """The clients of the cohort, and how much each holds."""
     return list(map(Member, self.clients, self.sigs, self.parts))
 
   def take(self, some: Sequence[int]) -> 'Cohort':
@@ -71,7 +71,7 @@ def sample_cohort(
     cfg: `cohort` is 'uniform' (`cohort_size` clients without replacement) or
       'one_per_domain' (one client of each domain, as FedRA's authors do).
     domains: Domain of each client, int [clients].
-    eligible: Which clients may be drawn, bool [clients]; None lets everyone.
+    eligible: Which clients may be drawn, bool [clients]; None means all.
     seed: Seed of the run.
     rnd: The round.
   """

@@ -1,9 +1,9 @@
 """Frozen weights divided among devices, each block whole only while it runs.
 
-What is known as FSDP or ZeRO-3. Every device keeps a part of each leaf along one
-of its named axes. Clients on several devices are at different blocks at the
-same time, so a block is put together by one exchange in which each device
-gets the one that it is at.
+This is known as FSDP or ZeRO-3. Every device keeps a part of each leaf, along
+one of the leaf's named axes. At any time clients on different devices are at
+different blocks, so blocks are assembled by an exchange in which each device
+gets the block that its clients are at.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def base_axes(model: Models) -> Axes:
 
 
 def divide(model: Models, mesh: Mesh) -> Models:
-  """Returns a model whose frozen parameters lie divided on a mesh."""
+  """Returns a model whose frozen parameters are divided on a mesh."""
   if isinstance(model, Federation):
     tiers = {n: _divide(tier, mesh) for n, tier in model.tiers.items()}
     return dataclasses.replace(model, tiers=tiers)
@@ -50,12 +50,12 @@ def places(base: Tree, axes: Axes, mesh: Mesh) -> Tree:
 
 
 def beside(base: Tree, tree: Tree, *, split: bool = False) -> Tree:
-  """Puts arrays where a base lies, so that one program reads both.
+  """Puts arrays on the devices of a base, so that one program reads both.
 
   Args:
     base: The frozen parameters.
     tree: Arrays on one device or on the host.
-    split: Divide them along their first axis, if that can be.
+    split: Divide them along their first axis, if possible.
   """
   where = getattr(next(iter(jax.tree.leaves(base)), None), 'sharding', None)
   if not isinstance(where, NamedSharding) or where.mesh.size == 1:
@@ -66,15 +66,15 @@ def beside(base: Tree, tree: Tree, *, split: bool = False) -> Tree:
 
 
 def specs(base: Tree, axes: Axes, devices: int) -> Tree:
-  """Says how each leaf is divided: along its longest axis that can be.
+  """Says how each leaf is divided: along its longest divisible axis.
 
-  Never along 'layer', as a block is exchanged as a whole. A leaf without
-  such an axis lies on every device.
+  It is never divided along 'layer', as a block is exchanged as a whole. A leaf
+  without such an axis is on every device.
 
   Args:
     base: The frozen parameters, or their shapes.
     axes: The names of their axes.
-    devices: Among how many devices.
+    devices: Number of devices.
   """
 
   def divide(leaf, names):
@@ -93,11 +93,11 @@ def specs(base: Tree, axes: Axes, devices: int) -> Tree:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-  """A leaf [L, ...] of all blocks, of which this device has a part.
+  """A leaf [L, ...] of all blocks, divided; this device has one part.
 
   Attributes:
     part: The part.
-    dim: Along which dimension it is one.
+    dim: The dimension along which the leaf is divided.
   """
 
   part: jax.Array
@@ -120,20 +120,20 @@ class Stack:
 
 
 def is_opened(base: Tree) -> bool:
-  """Says whether any leaf is put together block by block; see `opened`."""
+  """Whether any leaf is assembled block by block; see `opened`."""
   return any(isinstance(leaf, Stack) for leaf in jax.tree.leaves(base))
 
 
 def opened(base: Tree, axes: Axes, like: Tree, held: Allocation) -> Tree:
-  """Makes of a device's parts what models read.
+  """Turns a device's parts into what models read.
 
-  Blocks are put together one by one, as `models/stack.py` reads them. Where
-  clients hold parts of blocks, all is put together at once.
+  Blocks are assembled one by one, as `models/stack.py` reads them. If clients
+  hold parts of blocks, everything is assembled at once.
 
   Args:
     base: The parts of the frozen parameters that this device has.
     axes: The names of their axes.
-    like: How each leaf is divided, as `specs` has it.
+    like: How each leaf is divided, see `specs`.
     held: What clients hold.
   """
   by_block = not set(held) & selection.axis_names(axes) - {'layer'}

@@ -1,4 +1,4 @@
-"""How good models are for each of some clients, on examples of its own."""
+"""Evaluates models for each of some clients, on the client's own examples."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -31,14 +31,14 @@ _Program = Callable[[Signature, Shared, Own], Tree]
 class Scores(NamedTuple):
   """The task's primary metric for each client, float [clients].
 
-  NaN stands where there is no such model, or no example, or where outputs are
-  not finite.
+  A score is NaN if there is no such model or no example, or if outputs are not
+  finite.
 
   Attributes:
-    server: Of the server's model, or of that of the client's tier.
-    own: Of the model with which the client would begin a round: its part of
-      the server's, or what it keeps to itself.
-    tuned: Of that model after local steps.
+    server: Score of the server's model, or of that of the client's tier.
+    own: Score of the model with which the client would begin a round: its part
+      of the server's model, or the model that it keeps.
+    tuned: Score of that model after local steps.
   """
 
   server: np.ndarray
@@ -47,12 +47,12 @@ class Scores(NamedTuple):
 
 
 class Subjects(NamedTuple):
-  """Clients, and what they are judged by.
+  """Clients, and the examples by which they are judged.
 
   Attributes:
-    rnd: The round of which they would be the cohort.
+    rnd: The round whose cohort they would be.
     cohort: The clients.
-    rows: For each the positions of its examples.
+    rows: For each client the positions of its examples.
   """
 
   rnd: int
@@ -60,7 +60,7 @@ class Subjects(NamedTuple):
   rows: Sequence[np.ndarray]
 
   def take(self, some: Sequence[int]) -> 'Subjects':
-    """Returns those at some positions."""
+    """Returns the subjects at some positions."""
     rows = [self.rows[i] for i in some]
     return self._replace(cohort=self.cohort.take(some), rows=rows)
 
@@ -72,13 +72,13 @@ class EachClient:
   Attributes:
     algorithm: The method.
     planner: Draws what clients train on.
-    optimizer: The clients', for learning rate 1.
+    optimizer: The clients' optimizer, for learning rate 1.
     schedule: How the rate falls within a client's round.
     corpora: Tier -> the examples by which its clients are judged, as its model
       reads them.
     lengths: Tokens to which texts are padded.
     width: Clients at a time.
-    check: Is called now and then; raises what ends the work.
+    check: Called now and then; raises an error if the work must end.
   """
 
   algorithm: parts.Algorithm
@@ -96,7 +96,7 @@ class EachClient:
     """Judges the models of clients.
 
     Args:
-      shared: What the clients of a next round would be given.
+      shared: What the clients of the next round would be given.
       state: The server's state.
       subjects: The clients, as they would be in that round.
     """
@@ -143,7 +143,7 @@ class EachClient:
     subjects: Subjects,
     server: np.ndarray,
   ) -> np.ndarray:
-    """Judges what clients begin with; models that several have, once."""
+    """Judges the models that clients begin with; equal ones are judged once."""
     client, scores = self.algorithm.client, server.copy()
     plain = (
       client.init is parts.keep
@@ -177,7 +177,7 @@ class EachClient:
     state: ServerState,
     subjects: Subjects,
   ) -> Iterator[tuple[int, Predicted]]:
-    """Yields what each client's model says of its rows, in any order."""
+    """Yields each client's predictions for its rows, in any order."""
     if not subjects.rows:
       return
     cohort, remember = subjects.cohort, self.algorithm.client.state
@@ -260,7 +260,7 @@ class EachClient:
     return sizes
 
   def _key(self, held: Selection) -> tuple[object, ...]:
-    """Tells selections apart; what is held whole makes no difference."""
+    """Returns a key of a selection, in which whole axes make no difference."""
     cut = {a: n for a, n in held.prefix.items() if n != self._sizes.get(a)}
     own = {axis: np.asarray(at).tobytes() for axis, at in held.indices.items()}
     return tuple(sorted(own.items())), tuple(sorted(cut.items()))

@@ -1,4 +1,4 @@
-"""How good the server's models are, by domain."""
+"""Evaluates the server's models by domain."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -37,15 +37,15 @@ def build_evaluate(
     whole: The model.
     evaluation: Says which parts of it to evaluate, and how they predict.
     examples: Test data of each evaluation, as its model reads it.
-    lengths: Tokens to which texts are padded; they are read in order of
-      length, so that this costs little.
-    batch_size: Examples at a time; the last batch is padded. None is 128, or
-      16 where every token has logits over the vocabulary.
+    lengths: Tokens to which texts are padded; texts are read in order of
+      length, so that padding costs little.
+    batch_size: Examples at a time; the last batch is padded. None is 128, or 16
+      if every token has logits over the vocabulary.
 
   Returns:
-    The evaluation. It raises `Diverged` where outputs or metrics are not
-    finite: the class of largest logit is 0 if all are NaN, and its accuracy
-    looks like one.
+    The evaluation. It raises `Diverged` if outputs or metrics are not finite:
+    if all logits are NaN, the largest is that of class 0, and the accuracy
+    would look valid.
   """
   if batch_size is None:
     batch_size = 16 if evaluation.task.kind == 'next_token' else 128
@@ -96,8 +96,9 @@ def build_predict(whole: Models, evaluation: Evaluation) -> Predict:
   """Builds the program of a batch.
 
   Returns:
-    predict(names, base, theta, batch), the names static: evaluations that hold
-    the same. What several of them ask the model for is computed once.
+    predict(names, base, theta, batch). The names are static and belong to
+    evaluations that hold the same. What several of them need from the model is
+    computed once.
   """
 
   def predict(names, base, theta, batch):
@@ -116,7 +117,7 @@ def build_predict(whole: Models, evaluation: Evaluation) -> Predict:
 
 
 class _Remembering:
-  """A model that runs once for all who ask the same of it, in one trace."""
+  """A model that computes equal requests once within one trace."""
 
   def __init__(self, model: Model) -> None:
     self._model, self._known = model, {}
@@ -149,7 +150,7 @@ class _Remembering:
 def _groups(
   evaluation: Evaluation, names: Sequence[str]
 ) -> list[tuple[str, ...]]:
-  """Puts evaluations together that hold the same."""
+  """Groups evaluations that hold the same."""
   groups: dict[object, list[str]] = {}
   for name in names:
     leaves, held = jax.tree.flatten(evaluation.models[name])
@@ -163,7 +164,7 @@ def _check(
   predicted: Mapping[str, np.ndarray],
   found: Mapping[str, np.ndarray],
 ) -> None:
-  """Refuses a model whose outputs, or what is made of them, are not finite."""
+  """Refuses a model whose outputs or metrics are not finite."""
   finite = predicted['finite']
   if not finite.all():
     raise endings.Diverged(
@@ -189,7 +190,8 @@ def batches(
     batch_size: Examples at a time.
 
   Yields:
-    Positions of a batch's real examples, its first rows, and the batch.
+    The positions of a batch's real examples, which are its first rows, and the
+    batch.
   """
   if examples.lengths is not None:
     order = order[np.argsort(examples.lengths[order], kind='stable')]

@@ -1,4 +1,4 @@
-"""What a classifier reads of each example, computed once."""
+"""Computes once the features that a classifier reads of each example."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What clients read in a round: which examples, and as which arrays."""
+"""What clients read in a round: which examples, and in which arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -23,7 +23,7 @@ Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 class Examples(Protocol):
-  """What the planner needs of a data set."""
+  """What the planner needs from a data set."""
 
   @property
   def labels(self) -> np.ndarray:
@@ -31,7 +31,7 @@ class Examples(Protocol):
     ...
 
   def view(self, reader: int, /) -> 'Examples':
-    """Returns the examples as a tokenizer has them; 0 is the first."""
+    """Returns the examples as a tokenizer encodes them; 0 is the first."""
     ...
 
   @property
@@ -50,8 +50,8 @@ class Feed:
 
   Attributes:
     experiment: The configuration.
-    algorithm: Says which model a client has, and whether its batches may run
-      in parts.
+    algorithm: Says which model a client has, and whether batches may run in
+      parts.
     examples: Training data.
     indices: For each client the positions of its examples.
     readers: For each tier which view of the examples it reads.
@@ -75,15 +75,15 @@ class Feed:
 
   @functools.cached_property
   def most_steps(self) -> int:
-    """Local steps of the client that takes most."""
+    """Local steps of the client that takes the most."""
     return int(self.steps.max())
 
   @functools.cached_property
   def lengths(self) -> tuple[int, ...]:
     """Tokens to which parts of batches are padded; () pads whole batches.
 
-    Batches of texts run in parts where clients run one by one, and where that
-    changes nothing but rounding: the loss must be a mean over examples.
+    Batches of texts run in parts if clients run one by one and if that changes
+    only rounding: the loss must be a mean over examples.
     """
     e = self.experiment
     mode = resolve(e.engine.mode, jax.default_backend())
@@ -94,7 +94,7 @@ class Feed:
 
   @functools.cached_property
   def _longest(self) -> dict[int, int]:
-    """For each view of the examples the length that holds every text."""
+    """For each view of the examples, the length that holds every text."""
     readers = {0, *self.readers.values()}
     views = {r: self.examples.view(r).lengths for r in readers}
     lengths = self.experiment.data.lengths
@@ -104,9 +104,9 @@ class Feed:
     }
 
   def draws(self, rnd: int) -> Draw:
-    """Returns what draws each client's examples of a round.
+    """Returns a function that draws each client's examples of a round.
 
-    They are for as many steps as the most of any client; client -1 draws none.
+    It draws for as many steps as any client takes; client -1 gets none.
     """
     return functools.partial(self._draw, rnd)
 
@@ -127,10 +127,10 @@ class Feed:
     return None if lengths is None else lengths[draw(client)[0]]
 
   def length(self, client: int, tokens: np.ndarray | None) -> int:
-    """Returns how long a client's texts are as arrays.
+    """Returns the length of the arrays of a client's texts.
 
-    Batches that run whole are as long as their longest text. Where they run in
-    parts all have one length, so that one program serves every client.
+    Batches that run whole are as long as their longest text. If they run in
+    parts, all have one length, so that one program serves every client.
     """
     if tokens is None:
       return 0
@@ -141,11 +141,11 @@ class Feed:
   def count_parts(
     self, texts: Sequence[np.ndarray | None], valid: Sequence[np.ndarray]
   ) -> list[tuple[int, ...]]:
-    """Returns `Member.parts` of clients: () each where batches run whole.
+    """Returns `Member.parts` of clients: () for each if batches run whole.
 
     Args:
-      texts: The tokens of what each reads.
-      valid: False where that is padding, bool [S, B] each.
+      texts: The tokens of the texts that each reads.
+      valid: False where a text is padding, bool [S, B] each.
     """
     if not self.lengths:
       return [()] * len(texts)
@@ -165,8 +165,8 @@ class Feed:
 
     Args:
       clients: Their ids, int [C]; -1 pads.
-      length: To which texts are padded.
-      draw: Of the round.
+      length: Tokens to which texts are padded.
+      draw: What `draws` returned for the round.
     """
     examples = self._seen_by(int(clients[0]))
     drawn = zip(*(draw(int(k)) for k in clients), strict=True)

@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: neither NaN nor infinite."""
+"""Checks that numbers are finite: neither NaN nor infinite."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def all_finite(tree: Tree) -> jax.Array:
 
 
 def where_not(tree: Tree) -> list[str]:
-  """Names the leaves, on the host, of which some number is not finite."""
+  """Names the leaves, on the host, that have a number that is not finite."""
   leaves = jax.tree.leaves_with_path(tree)
   return [
     jax.tree_util.keystr(path, simple=True, separator='.')

@@ -1,10 +1,10 @@
 """The gradient of a local step: of its batch as a whole, or in parts.
 
-Texts differ in length, and a batch is as long as its longest. Of eight reviews
-of movies one is long, whichever are drawn, so that padding a batch to its own
-length saves next to nothing. In parts, texts of like length run together, each
-part padded to its own; the batch remains the one that was drawn, and its
-gradient is the mean of theirs.
+Texts differ in length, and a batch is as long as its longest. Of any eight
+movie reviews one is usually long, so padding a batch to its own longest text
+saves next to nothing. In parts, texts of similar length run together, each part
+padded to its own length. The batch remains the one that was drawn, and its
+gradient is the mean over the parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     inputs: What the model reads.
     label: int32 [..., B].
     valid: bool [..., B]; False marks padding.
-    row: Of texts the row of the batch as it was drawn, int32 [..., B].
+    row: For texts, the row in the batch as it was drawn, int32 [..., B].
   """
 
   inputs: Inputs
@@ -37,10 +37,10 @@ class Batch(NamedTuple):
   row: AnyArray | None = None
 
   def keys(self, key: jax.Array) -> jax.Array:
-    """Returns the key of a model's dropout: of texts one for each, [B].
+    """Returns the key of a model's dropout: one for each text, [B].
 
-    What a text drops then depends neither on how far it is padded nor on what
-    runs beside it.
+    A text's dropout then depends neither on its padding nor on the texts that
+    run with it.
     """
     if self.row is None:
       return key
@@ -48,12 +48,13 @@ class Batch(NamedTuple):
 
 
 class Parts(NamedTuple):
-  """How a batch of B texts runs, in at most B parts of at most G.
+  """How a batch of B texts runs, in at most B parts of at most G texts.
 
   Attributes:
-    bucket: Which of the run's lengths holds a part, from 1; 0 is no part.
+    bucket: Which of the run's lengths each part has, from 1; 0 means no part.
       int32 [..., B].
-    rows: Its texts, as rows of the batch; -1 pads. int32 [..., B, G].
+    rows: The texts of each part, as rows of the batch; -1 pads. int32 [..., B,
+      G].
   """
 
   bucket: AnyArray
@@ -67,7 +68,7 @@ Gradient = Callable[[Tree, Batch, jax.Array], tuple[Sums, Tree]]
 
 
 def together(length: int, batch: int) -> int:
-  """Returns how many texts of a length run at once, of a batch of so many."""
+  """Returns how many texts of a length run at once, in a batch of some size."""
   return min(batch, max(1, _TOKENS // length))
 
 
@@ -90,23 +91,23 @@ def in_parts(
   batch: Batch,
   key: jax.Array,
 ) -> tuple[Sums, Tree]:
-  """Returns what `gradient` does of a batch, computed part by part.
+  """Returns the same as `gradient` for a batch, computed part by part.
 
-  For clients that run one at a time: under a `vmap` each part would be run in
-  every length.
+  This is for clients that run one at a time: under a `vmap` each part would run
+  in every length.
 
   Args:
-    gradient: Of a mean over what the metric `count` counts.
+    gradient: The gradient of a mean over what the metric `count` counts.
     lengths: Tokens to which texts are padded, ascending; there is a branch of
       the program for each.
-    parts: Those of the batch.
+    parts: The parts of the batch.
     local: What trains.
     batch: The texts.
-    key: The step's.
+    key: The step's key.
 
   Guarantees:
-    - It equals the gradient of the whole batch but for rounding.
-    - Rows of the batch that pad cost nothing.
+    - It equals the gradient of the whole batch except for rounding.
+    - Padding rows of the batch cost nothing.
   """
 
   def padded_to(length):

@@ -1,8 +1,8 @@
-"""The processes of a run, one a host: which this is, and what they exchange.
+"""The processes of a run, one per host, and what they exchange.
 
-They run one program. Most of what is here must therefore be called by each of
-them, in the same order, from its main thread. A single process exchanges
-nothing, so that all of it costs nothing there.
+All processes run the same program. So most functions here must be called by
+each process, in the same order, from its main thread. A single process
+exchanges nothing, and the functions cost nothing there.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,18 +28,18 @@ _PIECE = 1 << 26
 
 
 def count() -> int:
-  """Returns how many there are."""
+  """Returns the number of hosts."""
   # What is no cluster starts no backend just to be asked.
   return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
-  """Returns the number of this one."""
+  """Returns the index of this host."""
   return jax.process_index() if count() > 1 else 0
 
 
 def is_first() -> bool:
-  """Says whether this is the first one, which alone writes and reports."""
+  """Whether this is the first host, the only one that writes and reports."""
   return index() == 0
 
 
@@ -50,7 +50,7 @@ def anywhere(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def noticing() -> Iterator[None]:
-  """Turns what JAX says when another host is gone into an early end.
+  """Turns JAX's error when another host is gone into an early end.
 
   Raises:
     Interrupted: Another host is gone.
@@ -72,13 +72,14 @@ _GONE = 'gloo|nccl|peer|unavailable|heartbeat|coordination'
 
 
 def each(do: Callable[[], T]) -> T:
-  """Has every host do something, the first one before the others.
+  """Runs a function on every host, on the first one before the others.
 
-  So they find what it has fetched or decoded, where they share its disk.
+  So the others find what the first has fetched or decoded, if they share its
+  disk.
 
   Raises:
-    RuntimeError: It failed on another host; says on which, and why. What it
-      raised on this one is raised as it was.
+    RuntimeError: It failed on another host; the message says on which, and why.
+      An error on this host is raised unchanged.
   """
   if count() == 1:
     return do()
@@ -100,7 +101,7 @@ def each(do: Callable[[], T]) -> T:
 
 
 def alone(do: Callable[[], T]) -> T | None:
-  """Has the first host do something; the others get None, or its error."""
+  """Runs a function on the first host; the others get None, or its error."""
   if count() == 1:
     return do()
   kept: list[T] = []
@@ -109,7 +110,7 @@ def alone(do: Callable[[], T]) -> T | None:
 
 
 def told(do: Callable[[], T]) -> T:
-  """Has the first host do something; all get what it returns or raises."""
+  """Runs a function on the first host; all get its result or error."""
   if count() == 1:
     return do()
   outcome: tuple[T | None, Exception | None] = None, None
@@ -127,7 +128,7 @@ def told(do: Callable[[], T]) -> T:
 
 
 def exchange(own: T) -> list[T]:
-  """Returns what each host gives, by host; something small."""
+  """Returns what each host gives, by host; it should be small."""
   if count() == 1:
     return [own]
   from jax.experimental import multihost_utils
@@ -170,7 +171,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def rounded(size: int) -> int:
-  """Rounds a size up, as JAX compiles a program for each that it meets."""
+  """Rounds a size up, because JAX compiles a program for each size."""
   return 1 << max(0, size - 1).bit_length()
 
 
@@ -178,12 +179,12 @@ def combine(summed: Tree, gathered: Tree) -> tuple[Tree, Tree]:
   """Adds up and collects arrays of all hosts; waits for nothing.
 
   Args:
-    summed: Arrays on this host, of the same shapes on each.
-    gathered: Likewise.
+    summed: Arrays on this host, with the same shapes on each host.
+    gathered: The same.
 
   Returns:
-    On this host's first device, equal on all hosts to the last bit: the sums of
-    the former, and of the latter leaves [hosts, ...].
+    The sums of `summed`, and leaves [hosts, ...] of `gathered`, on this host's
+    first device and equal on all hosts to the last bit.
   """
   return _here(_combine()(_offered(summed), _offered(gathered)))
 
@@ -197,7 +198,8 @@ def of_first(tree: Tree) -> Tree:
 def _mesh() -> jax.sharding.Mesh:
   """All devices, in a row for each host.
 
-  Each device of a host has the same; some systems know no program of a few.
+  Each device of a host has the same data, as some systems cannot run a program
+  on only some devices.
   """
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   rows = np.array(devices).reshape(count(), -1)
@@ -236,7 +238,7 @@ _lead = jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree))
 
 
 def _offered(tree: Tree) -> Tree:
-  """Makes arrays [hosts, ...] of which this host has the row that it gives."""
+  """Makes arrays [hosts, ...] from the row that each host gives."""
   where = NamedSharding(_mesh(), PartitionSpec('hosts'))
 
   def offer(row):
@@ -248,6 +250,6 @@ def _offered(tree: Tree) -> Tree:
 
 
 def _here(tree: Tree) -> Tree:
-  """Takes this host's copy of what all have."""
+  """Takes this host's copy of replicated arrays."""
   local = jax.tree.map(lambda x: x.addressable_data(0), tree)
   return jax.device_put(local, jax.local_devices()[0])

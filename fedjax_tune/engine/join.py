@@ -1,4 +1,4 @@
-"""What several hosts made of a round's slabs, put together on each of them."""
+"""Joins the results of a round's slabs from several hosts, on each host."""
 
 from collections.abc import Sequence
 import functools
@@ -17,11 +17,11 @@ from fedjax_tune.typing import Tree
 
 
 class Made(NamedTuple):
-  """What the clients of slabs made of a round.
+  """The results of a round from the clients of some slabs.
 
   Attributes:
-    totals: What they sent, summed by group.
-    reports: Sums of their metrics, which add up to those of all.
+    totals: What the clients sent, summed by group.
+    reports: Sums of the clients' metrics, which add up to those of all slabs.
     rejected: For each slab which clients were left out, bool [C].
     renewed: For each slab what its clients remember, leaves [C, ...].
   """
@@ -33,15 +33,15 @@ class Made(NamedTuple):
 
 
 def of_hosts(slabs: Sequence[Slab], own: Made, like: Result) -> Made:
-  """Puts together what the hosts made of their slabs.
+  """Joins the results of all hosts.
 
-  What clients sent is added up across hosts once a round; nothing is waited for
-  unless clients remember something.
+  What clients sent is added up across hosts once a round. This waits for
+  nothing unless clients remember something.
 
   Args:
-    slabs: Those of all hosts.
-    own: What this host made of its slabs.
-    like: The shapes of what any of the slabs gives.
+    slabs: The slabs of all hosts.
+    own: The results of this host's slabs.
+    like: The shapes of the results of a slab.
   """
   flag = like.metrics['rejected']
   shapes = {k: v for k, v in like.metrics.items() if k != 'rejected'}
@@ -81,12 +81,12 @@ def _places(slabs: Sequence[Slab]) -> list[int]:
 
 
 def _stacked(parts: Sequence[Tree], like: Tree, size: int) -> Tree:
-  """Joins leaves [C, ...] of slabs, and fills them up with zeros.
+  """Joins leaves [C, ...] of slabs, and pads them with zeros.
 
   Args:
-    parts: Of each slab of this host, which may have none.
+    parts: The leaves of each slab of this host, which may have no slabs.
     like: The shapes of such a part.
-    size: Rows of all.
+    size: Number of rows in the end.
   """
   rows = jax.tree.map(lambda s: jnp.zeros((size, *s.shape[1:]), s.dtype), like)
   at = 0
@@ -99,12 +99,12 @@ def _stacked(parts: Sequence[Tree], like: Tree, size: int) -> Tree:
 # The places are arrays, so that a round of other slabs compiles nothing.
 @jax.jit
 def _put(rows: Tree, part: Tree, at: jax.Array) -> Tree:
-  """Writes a part over the rows from a place on."""
+  """Overwrites the rows from a position on with a part."""
   put = lambda x, y: lax.dynamic_update_slice_in_dim(x, y, at, 0)
   return jax.tree.map(put, rows, part)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _cut(flags: jax.Array, at: jax.Array, size: int) -> jax.Array:
-  """Takes so many flags of a host, from a place on."""
+  """Takes some flags of a host, from a position on."""
   return lax.dynamic_slice(flags, (at[0], at[1]), (1, size))[0]

@@ -1,4 +1,4 @@
-"""How a client steps: its optimizer, its learning rate, step by step."""
+"""The clients' optimizer, and its learning rate step by step."""
 
 from collections.abc import Callable
 import math
@@ -59,7 +59,7 @@ def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
 def decays(params: Tree) -> Tree:
   """Says which parameters decay: all but biases and those of norms.
 
-  The rule of Hugging Face's `Trainer`.
+  This is the rule of Hugging Face's `Trainer`.
   """
 
   def of(path: KeyPath, _: jax.Array) -> bool:
@@ -77,7 +77,7 @@ def learning_rate(cfg: config.Local, rnd: int, rounds: int) -> float:
   Args:
     cfg: The options.
     rnd: The round.
-    rounds: How many there are.
+    rounds: Number of rounds of the run.
   """
   if cfg.over_rounds == 'cosine':
     gone = max(0, rnd - cfg.warmup) / (rounds - cfg.warmup)

@@ -1,4 +1,4 @@
-"""How good each client's own model is on the client's own data."""
+"""Evaluates each client's own model on the client's own data."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -34,11 +34,11 @@ def own_examples(
 ) -> list[np.ndarray]:
   """Returns which test examples are like each client's own.
 
-  Those of its domain, if it has one, and of the classes that it trains on, if
-  there are any.
+  These are the examples of its domain, if it has one, and of the classes that
+  it trains on, if there are classes.
 
   Args:
-    labels: Of the training data, int [N].
+    labels: Labels of the training data, int [N].
     indices: For each client the positions of its examples.
     domains: Domain of each client; -1 if it may hold several.
     test: The test data.
@@ -63,7 +63,7 @@ def build(
   """Builds the evaluation of every client's own model.
 
   Args:
-    algorithm: The method, of which clients have models of their own.
+    algorithm: The method, whose clients have models of their own.
     tests: The test data, with classes, as each model reads them.
     own: For each client the positions of the test examples that are like its
       own; a client without any does not count.
@@ -71,17 +71,17 @@ def build(
 
   Returns:
     The evaluation: `eval/accuracy` is the mean over clients of the task's
-    primary metric, `eval/accuracy/DOMAIN` that over their examples of a domain,
-    `eval/worst_client/accuracy` the least of a client, and `eval/NAME/accuracy`
-    that over the clients of a model, if there are several. It raises `Diverged`
-    where outputs or metrics are not finite.
+      primary metric, `eval/accuracy/DOMAIN` the mean over their examples of a
+      domain, `eval/worst_client/accuracy` the lowest of any client, and
+      `eval/NAME/accuracy` the mean over the clients of a model, if there are
+      several models. It raises `Diverged` if outputs or metrics are not finite.
   """
   return _OwnModels(algorithm, tests, own, lengths).evaluate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _OwnModels:
-  """Judges every client's own model; the attributes are `build`'s arguments."""
+  """Evaluates every client's own model; attributes are `build`'s arguments."""
 
   algorithm: Algorithm
   tests: Mapping[str, Corpus]
@@ -89,7 +89,7 @@ class _OwnModels:
   lengths: Sequence[int]
 
   def evaluate(self, base: Tree, state: ServerState) -> dict[str, float]:
-    """Does what `build` says."""
+    """Evaluates a state, see `build`."""
     task, tests = self.algorithm.evaluation.task, self.tests
     # Of n hosts each judges every n-th client.
     mine = range(hosts.index(), len(self.own), hosts.count())
@@ -173,7 +173,7 @@ class _OwnModels:
 
   @property
   def _test(self) -> Corpus:
-    """The test data as the first model reads them; labels are the same to all."""
+    """The test data as the first model reads them; all have the same labels."""
     return self.tests[self._first]
 
   def _model_of(self, client: int) -> str:
@@ -187,7 +187,8 @@ def build_own_predict(
 
   Args:
     algorithm: The method.
-    of_head: Whether batches have what the head reads, instead of examples.
+    of_head: Whether batches hold the features that the head reads, not
+      examples.
 
   Returns:
     predict(name of the model, base, theta, remembered, held, batch).
@@ -208,9 +209,9 @@ def build_own_predict(
 
 
 def _differ_in_head(algorithm: Algorithm) -> bool:
-  """Says whether clients' models are one but for the head that classifies.
+  """Whether clients' models differ only in the head that classifies.
 
-  All else then runs once for each example, not for each client.
+  Everything else then runs once for each example, not for each client.
   """
   evaluation, model = algorithm.evaluation, algorithm.model
   start, make = algorithm.client.state, evaluation.personal
@@ -232,11 +233,11 @@ def predict_held(
   held: Selection,
   batch: Batch,
 ) -> dict[str, jax.Array]:
-  """Returns what a client's model says of a batch.
+  """Returns what a client's model predicts for a batch.
 
   Args:
     algorithm: The method.
-    name: Of the evaluation in whose way outputs are read.
+    name: Name of the evaluation that says how to read outputs.
     base: Frozen parameters.
     local: The client's part of theta, as its model sees it.
     held: What the client holds.

@@ -42,8 +42,8 @@ class Work(NamedTuple):
 
   Attributes:
     slab: The slab.
-    own: Its arrays, but for what clients remember, which the round before may
-      still change.
+    own: The slab's arrays, except what clients remember, which the round before
+      may still change.
   """
 
   slab: Slab
@@ -57,7 +57,7 @@ class RoundPlan(NamedTuple):
     rnd: The round.
     members: The cohort.
     slabs: Its slabs.
-    works: Those of them that this host trains.
+    works: The slabs that this host trains.
     client_steps: Local steps of all clients together.
     owners: For each layer how many clients hold it, int [L].
   """
@@ -74,19 +74,21 @@ class RoundPlan(NamedTuple):
 class Planner:
   """Plans rounds.
 
-  What a round takes depends on its cohort, not on how many clients or rounds
-  there are, but for a few passes of NumPy over numbers of the clients.
+  The cost of planning a round depends on its cohort, not on the number of
+  clients or rounds, except for a few passes of NumPy over arrays of all
+  clients.
 
   Attributes:
     experiment: The configuration.
-    algorithm: Decides who takes part, who holds what, and is told what.
+    algorithm: Decides which clients take part, what they hold and what they are
+      told.
     examples: Training data.
     indices: For each client the positions of its examples.
     domains: Domain of each client, int [clients].
     readers: For each tier which view of the examples it reads.
-    host: The number of this host; it reads the examples of its slabs alone.
-    hosts: How many there are.
-    devices: Of a host, if slabs must occupy all; else 1.
+    host: The index of this host, which reads only the examples of its slabs.
+    hosts: Number of hosts.
+    devices: Number of devices of a host, if slabs must occupy all; else 1.
   """
 
   experiment: config.Experiment
@@ -117,11 +119,11 @@ class Planner:
 
   @functools.cached_property
   def foreseen(self) -> list[int]:
-    """The rounds whose members are drawn before the run: all of them.
+    """The rounds whose members are drawn before the run.
 
-    Of a run in which more than 100,000 clients take part, rounds spread evenly
-    that have as many: who holds what in all of them would take longer to draw
-    than it is worth.
+    These are all rounds, unless they have more than 100,000 members in total.
+    Then they are evenly spread rounds with that many members, because drawing
+    all would take too long.
     """
     num, cfg = self.experiment.rounds, self.experiment.clients
     cohort = cfg.cohort_size
@@ -137,7 +139,7 @@ class Planner:
     return list(map(Member, cohort, sigs, parts))
 
   def _sample(self, rnd: int) -> list[int]:
-    """Returns who takes part in a round."""
+    """Returns the clients that take part in a round."""
     e, eligible = self.experiment, self.algorithm.eligible
     able = None if eligible is None else eligible(rnd)
     return sample_cohort(e.clients, self.domains, able, e.seed, rnd)
@@ -146,10 +148,10 @@ class Planner:
   def widths(self) -> dict[Signature, int]:
     """For each signature of `rounds` the clients per slab.
 
-    `engine.slab`, or a host's part of what a round brings on average: wider
-    slabs would be padded, narrower ones are more calls. A signature that
-    `rounds` lack is rare, and has slabs of `engine.slab` or as few clients as
-    can be, whenever it is met.
+    This is `engine.slab`, or a host's share of the clients that a round has on
+    average: wider slabs would be padded, narrower ones need more calls. A
+    signature that is in none of `rounds` is rare, and gets slabs of
+    `engine.slab` or as few clients as possible when it appears.
     """
     counts = [collections.Counter(m.sig for m in r) for r in self.rounds]
     total: collections.Counter = sum(counts, collections.Counter())
@@ -163,9 +165,10 @@ class Planner:
   def holders(self) -> dict[Signature, float]:
     """How many clients of the federation hold each signature.
 
-    Those count that may take part by the last round, whether they are drawn or
-    not. Who holds now more and now less counts for each by its share of rounds.
-    Of more than 10,000 clients as many, drawn at random, stand for all.
+    It counts all clients that may take part by the last round, whether they are
+    drawn or not. A client that holds different amounts in different rounds
+    counts for each by its share of rounds. If there are more than 10,000
+    clients, that many are drawn at random and stand for all.
     """
     e, num = self.experiment, len(self.domains)
     clients = np.flatnonzero(self.algorithm.able(e.rounds - 1, num))
@@ -209,7 +212,7 @@ class Planner:
     return self._gather(rnd, clients, self.feed.draws(rnd))
 
   def works(self, rnd: int, cohort: Cohort, width: int) -> Iterator[Work]:
-    """Yields slabs of a cohort, each on the device when it is asked for."""
+    """Yields slabs of a cohort, each moved to the device when it is needed."""
     draw = self.feed.draws(rnd)
     for slab in self._cut(cohort, dict.fromkeys(cohort.sigs, width)):
       yield self._place(slab, draw)
@@ -253,7 +256,7 @@ class Planner:
     return cut_slabs(clients, sigs, held, infos, weights.tolist(), widths)
 
   def _work(self, slab: Slab) -> int:
-    """Returns roughly what a slab takes: its clients' steps times layers."""
+    """Returns a slab's rough cost: its clients' steps times layers."""
     steps = self.feed.steps[slab.ids[slab.ids >= 0]]
     return int(steps.sum()) * (slab.sig.axes.get('layer') or 1)
 
@@ -266,9 +269,9 @@ class Planner:
 def prefetch(
   plan: Callable[[int], RoundPlan], rounds: range
 ) -> Iterator[tuple[RoundPlan, Callable[[], None]]]:
-  """Yields the plans in order, each with what begins to make the next one.
+  """Yields the plans in order, each with a function that starts the next one.
 
-  Whoever calls it says when there is room for the arrays of one more round.
+  The caller calls this function when there is room for another round's arrays.
   """
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     pending: list[concurrent.futures.Future[RoundPlan]] = []

@@ -1,4 +1,4 @@
-"""What models say of examples, and the batches in which they are asked."""
+"""Predictions of models, and the batches in which they are computed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
@@ -16,11 +16,11 @@ Outputs = Mapping[str, np.ndarray]
 
 
 class Predicted(NamedTuple):
-  """What a model says of some examples.
+  """A model's predictions for some examples.
 
   Attributes:
-    rows: Their positions, ascending, int [n].
-    outputs: What it says of each.
+    rows: Positions of the examples, ascending, int [n].
+    outputs: The prediction for each.
   """
 
   rows: np.ndarray
@@ -43,14 +43,14 @@ class Predicted(NamedTuple):
     size: int,
     say: Callable[[Batch], Mapping[str, jax.Array]],
   ) -> Self:
-    """Asks a model, batch by batch.
+    """Computes predictions batch by batch.
 
     Args:
       corpus: The examples.
-      rows: Positions of those to ask about, int [n].
+      rows: Positions of the examples to predict, int [n].
       lengths: Tokens to which texts are padded.
       size: Examples at a time.
-      say: What the model says of a batch.
+      say: Returns the model's predictions for a batch.
     """
     order, outputs = [], []
     for index, batch in batches(corpus, rows, lengths, size):
@@ -72,7 +72,7 @@ def side_by_side(
   lengths: Sequence[int],
   size: int,
 ) -> Iterator[tuple[list[np.ndarray], Batch]]:
-  """Yields batches [C, B] for several clients, each of its own rows.
+  """Yields batches [C, B] for several clients, each with its own rows.
 
   Args:
     corpus: The examples.
@@ -82,7 +82,8 @@ def side_by_side(
     size: Examples of a client at a time, B.
 
   Yields:
-    The positions of each client's real examples, its first ones, and the batch.
+    The positions of each client's real examples, which come first, and the
+    batch.
   """
   tokens = corpus.lengths
   if tokens is not None:

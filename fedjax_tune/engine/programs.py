@@ -13,9 +13,10 @@ from fedjax_tune.engine.step import Own, Result, Shared, SlabStep
 
 
 def _trim() -> None:
-  """Hands freed memory back to the system, where the C library can.
+  """Returns freed memory to the system, if the C library can.
 
-  glibc keeps what a compiler freed for good: 260 MB after six programs.
+  Otherwise glibc keeps the memory that a compiler freed: 260 MB after six
+  programs.
   """
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
   if trim is not None:
@@ -27,7 +28,7 @@ class Programs:
 
   Attributes:
     compiled: The programs by signature; its length is the compile count.
-    results: The shapes of what each gives.
+    results: The shapes of each program's results.
   """
 
   def __init__(self, step: SlabStep) -> None:
@@ -70,7 +71,7 @@ class Programs:
       pool.shutdown(wait=False, cancel_futures=True)
 
   def temp_bytes(self) -> dict[Signature, int]:
-    """Returns the scratch memory of each program, as the compiler says."""
+    """Returns the scratch memory of each program, by the compiler's figure."""
     for sig in self.compiled.keys() - self._scratch.keys():
       # Takes 40 ms of a program, and every class of clients asks for it.
       memory = self.compiled[sig].memory_analysis()

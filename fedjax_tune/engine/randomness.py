@@ -17,10 +17,10 @@ def host_rng(
   was drawn before. So a resumed run needs no replay.
 
   Args:
-    purpose: Any name; each has draws of its own.
-    seed: Of the run, in [0, 2**32).
+    purpose: Any name; each name has its own draws.
+    seed: Seed of the run, in [0, 2**32).
     rnd: The round.
-    client: Whose draws, if they are one client's.
+    client: The client, if the draws belong to one.
   """
   whose = 0 if client is None else client + 1
   words = [seed, rnd, _number(purpose), whose]

@@ -62,9 +62,9 @@ class Engine:
     Args:
       algorithm: The method, with its model.
       local_opt: The clients' optimizer, for learning rate 1.
-      server_opt: The server's.
+      server_opt: The server's optimizer.
       schedule: How the clients' rate falls from one local step to the next.
-      lengths: Those of the parts of batches, see `Feed.lengths`.
+      lengths: Lengths of the parts of batches, see `Feed.lengths`.
     """
     self.algorithm = algorithm
     self._server_opt = server_opt
@@ -112,11 +112,11 @@ class Engine:
 
     Args:
       widths: Clients per slab of each signature.
-      batches: Gives the shapes of one client's batches [S, B, ...].
+      batches: Returns the shapes of one client's batches [S, B, ...].
       info: The shapes of what one client is told.
       mode: `engine.mode` of the configuration.
       chunk: `engine.chunk`.
-      devices: Among how many devices a slab may be split.
+      devices: Number of devices among which a slab may be split.
       fsdp: `engine.fsdp`.
     """
     self._batches, self._info = batches, info
@@ -128,10 +128,10 @@ class Engine:
     self.extend(widths)
 
   def extend(self, widths: Mapping[Signature, int]) -> None:
-    """Compiles programs of more signatures, as those that there are.
+    """Compiles programs of more signatures, with the same settings.
 
-    Along an axis where nobody selected anything before, sums are of another
-    shape from now on, and every program is compiled anew.
+    If clients select along an axis for the first time, sums have another shape
+    from now on, and every program is compiled again.
 
     Args:
       widths: Clients per slab of each.
@@ -164,7 +164,7 @@ class Engine:
     self.programs.compile(new, self._arguments)
 
   def _arguments(self, sig: Signature) -> tuple[Shared, Own]:
-    """Returns the shapes of what a signature's program is given."""
+    """Returns the shapes of the arguments of a signature's program."""
     model, width = self.algorithm.model, self._widths[sig]
     start = self.algorithm.client.state
     lead = lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
@@ -189,7 +189,7 @@ class Engine:
     return jax.tree.map(_placed, self._places[sig], (shared, own))
 
   def place(self, sig: Signature) -> jax.sharding.Sharding | None:
-    """Returns where what clients share lies, whole; None without a program."""
+    """Returns the placement of whole shared arrays; None without a program."""
     if sig not in self._places:
       return None
     place = self._places[sig][0].rnd
@@ -208,10 +208,10 @@ class Engine:
       lr: The clients' learning rate.
 
     Returns:
-      The next state, and the clients' metrics summed over the cohort; with
-      them `rejected`, for each slab of the plan which clients were left out,
-      bool [C], and `finite`, whether all of the state is. Where clients
-      remember nothing, nothing has been waited for.
+      The next state, and the clients' metrics summed over the cohort. These
+      include `rejected`, which clients of each slab of the plan were left out,
+      bool [C], and `finite`, whether the whole state is finite. If clients
+      remember nothing, this waits for nothing.
     """
     round_key = jax.random.fold_in(key, plan.rnd)
     scalars = jax.device_put((np.float32(lr), np.int32(plan.rnd)))
@@ -254,13 +254,13 @@ class Engine:
     return state, {**sums, 'rejected': made.rejected, 'finite': is_finite}
 
   def _summed(self, sig: Signature, info: InfoShapes) -> Selection:
-    """Returns the axes along which what a client sends is selected."""
+    """Returns the axes along which clients' updates are selected."""
     where = self.algorithm.aggregator.where
     of = lambda held, info: Selection.of(where(held, info))
     return jax.eval_shape(of, sig.shapes(), info)
 
   def _place(self, schedule: Schedule) -> tuple[Shared, NamedSharding]:
-    """Says where what all clients share lies, and what is each one's own."""
+    """Returns the placement of shared arrays, and of each client's own."""
     whole, split = schedule.shardings
     base = whole
     if schedule.fsdp:
@@ -270,7 +270,7 @@ class Engine:
     return shared_places(base, whole), split
 
   def _spread(self, base: Tree) -> dict[int, Tree]:
-    """Copies the frozen weights to each set of devices, not once a call.
+    """Copies the frozen weights to each set of devices once, not at each call.
 
     Returns:
       The copies by the number of devices.
@@ -287,8 +287,8 @@ def build_finish(
 ) -> Callable[[ServerState, jax.Array], tuple[ServerState, jax.Array]]:
   """Builds the end of a round: the next state, and whether it is finite.
 
-  If no client counted, nothing is reordered: an order that is made anew may
-  differ by rounding.
+  If no client counted, nothing is reordered, because a new order may differ by
+  rounding.
   """
 
   def finish(state, some):
@@ -300,6 +300,6 @@ def build_finish(
 
 
 def _placed(sharding: jax.sharding.Sharding, tree: Tree) -> Tree:
-  """Returns the shapes of a tree whose arrays lie as told."""
+  """Returns the shapes of a tree whose arrays have the given placement."""
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(shape, tree)

@@ -46,7 +46,7 @@ class Schedule:
   ) -> 'Schedule':
     """Resolves `engine.mode` for slabs of one width.
 
-    Of `devices` as many are used as divide the width.
+    It uses as many of the `devices` as divide the width.
     """
     mode = resolve(mode, platform)
     devices = math.gcd(width, devices)
@@ -57,7 +57,7 @@ class Schedule:
 
   @property
   def shardings(self) -> tuple[NamedSharding, NamedSharding]:
-    """Where what all clients share lies, and what is each client's own."""
+    """The placement of shared arrays, and of each client's own."""
     return (
       NamedSharding(self.mesh, PartitionSpec()),
       NamedSharding(self.mesh, PartitionSpec('clients')),

@@ -12,12 +12,12 @@ from fedjax_tune.typing import Tree
 
 
 class ServerState(NamedTuple):
-  """All that changes from round to round.
+  """Everything that changes from round to round.
 
   Attributes:
     theta: The shared trainable parameters.
     opt_state: State of the server optimizer.
-    memory: What the server remembers besides.
+    memory: What else the server remembers.
     clients: What each client remembers, by its id (`store.py`).
   """
 
@@ -33,8 +33,8 @@ def build_server_step(
   """Builds step(state, totals) -> state.
 
   Guarantees:
-    - Where nobody held a coordinate, neither it nor its optimizer state moves.
-    - If no client counts, nothing moves, not even what the method remembers.
+    - If nobody held a coordinate, neither it nor its optimizer state changes.
+    - If no client counts, nothing changes, not even what the method remembers.
   """
 
   def step(state, totals):
@@ -74,7 +74,7 @@ def build_reorder(
 ) -> Callable[[ServerState], ServerState]:
   """Builds the step that lets a method reorder parameters between rounds.
 
-  What the server optimizer remembers of a parameter moves with it.
+  The server optimizer's state of a parameter moves with it.
   """
 
   def reorder(state):

@@ -1,4 +1,4 @@
-"""The server optimizers, by name: steps along the mean delta."""
+"""The server optimizers by name; they step along the mean delta."""
 
 from collections.abc import Callable
 from typing import NamedTuple

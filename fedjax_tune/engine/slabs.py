@@ -1,8 +1,8 @@
-"""Groups: the clients of one round that run the same program.
+"""Groups clients of a round that run the same program, and cuts slabs.
 
-How much a client holds is its signature, a compile key; which indices it
-holds is an array. Clients of one signature are cut into slabs of one width,
-the last padded with clients of weight 0.
+How much a client holds is its signature, a compile key; which indices it holds
+is an array. The clients of one signature are cut into slabs of one width; the
+last slab is padded with clients of weight 0.
 """
 
 import collections
@@ -25,9 +25,9 @@ class Signature:
   """What decides a client's program.
 
   Attributes:
-    amounts: For each axis with indices of the client's own, how many.
-    prefix: For each axis of which it holds the beginning, how much.
-    length: Tokens of its texts; 0 for images.
+    amounts: For each axis along which the client has its own indices, how many.
+    prefix: For each axis of which the client holds the first n, this n.
+    length: Tokens of the client's texts; 0 for images.
   """
 
   amounts: tuple[tuple[str, int], ...]
@@ -36,7 +36,7 @@ class Signature:
 
   @classmethod
   def of(cls, held: Mapping[str, np.ndarray | int], length: int = 0) -> Self:
-    """Reads the signature off what a client holds."""
+    """Returns the signature of what a client holds."""
     selected = Selection.of(held)
     own = {axis: at.shape[-1] for axis, at in selected.indices.items()}
     return cls(
@@ -71,7 +71,7 @@ class Slab:
     sig: Their signature.
     ids: Client ids int32 [C]; -1 pads.
     held: What each holds, indices [C, n].
-    info: What each is told besides, leaves [C, ...].
+    info: What else each is told, leaves [C, ...].
     weight: Aggregation weights float32 [C]; 0 pads.
     host: Which host trains it.
   """
@@ -98,7 +98,7 @@ def cut_slabs(
     cohort: Client ids.
     sigs: Signature of each.
     held: What each holds.
-    infos: What each is told besides.
+    infos: What else each is told.
     weights: Aggregation weight of each.
     widths: Clients per slab for each signature.
   """
@@ -131,11 +131,11 @@ def cut_slabs(
 def deal(
   slabs: Sequence[Slab], work: Sequence[float], hosts: int
 ) -> list[Slab]:
-  """Shares slabs out among hosts, the dearest first to whoever has least.
+  """Assigns slabs to hosts, the costliest first, each to the least busy host.
 
   Args:
-    slabs: Those of a round.
-    work: What each takes, in any unit.
+    slabs: The slabs of a round.
+    work: The cost of each, in any unit.
     hosts: How many hosts there are.
 
   Returns:

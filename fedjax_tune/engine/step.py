@@ -34,7 +34,7 @@ class Shared(NamedTuple):
   Attributes:
     base: Frozen parameters.
     theta: Trained parameters.
-    memory: What the server remembers besides.
+    memory: What else the server remembers.
     key: The round's key.
     lr: The clients' learning rate, float32.
     rnd: The round, int32.
@@ -49,16 +49,16 @@ class Shared(NamedTuple):
 
 
 def shared_places(base: Tree, rest: Tree) -> Shared:
-  """Says where what clients share lies: the base, and all else."""
+  """Returns the placement of shared arrays: the base, and everything else."""
   return Shared(base, *[rest] * 5)
 
 
 class Own(NamedTuple):
-  """What is each client's own, for C clients of one signature.
+  """Each client's own arrays, for C clients of one signature.
 
   Attributes:
     held: What they hold, indices [C, n].
-    info: What they are told besides, leaves [C, ...].
+    info: What else they are told, leaves [C, ...].
     state: What they remember, leaves [C, ...].
     weight: Aggregation weights float32 [C]; 0 pads.
     ids: Client ids int32 [C]; -1 pads.
@@ -76,12 +76,12 @@ class Own(NamedTuple):
 
 
 class Result(NamedTuple):
-  """What a slab gives.
+  """The results of a slab.
 
   Attributes:
     total: What its clients send, summed.
     metrics: Sums over each client's steps, [C].
-    state: What they remember from now on, leaves [C, ...].
+    state: What the clients remember from now on, leaves [C, ...].
   """
 
   total: GroupSum
@@ -93,13 +93,13 @@ SlabStep = Callable[[Signature, Schedule, Shared, Own], Result]
 
 
 class Trained(NamedTuple):
-  """What a client has come to, before it sends anything.
+  """A client after its local steps, before it sends anything.
 
   Attributes:
-    context: What its program knows.
+    context: What the client's program knows.
     start: What it started from.
     delta: How that changed.
-    metrics: Sums over its steps.
+    metrics: Sums over the client's steps.
   """
 
   context: Context
@@ -157,7 +157,7 @@ def build_begin(
 ) -> Callable[[Signature, Shared, Own], tuple[Context, Tree]]:
   """Builds the beginning of a client's round: begin(sig, shared, own).
 
-  It returns what the client's program knows, and what it trains at first.
+  It returns the client's context, and the parameters that it starts from.
   """
 
   def begin(sig, shared, own):
@@ -187,9 +187,10 @@ def build_slab_step(
 
   Args:
     algorithm: Says what a client starts from, minimises and sends.
-    optimizer: The clients', for learning rate 1.
+    optimizer: The clients' optimizer, for learning rate 1.
     rate: How the learning rate falls from one local step to the next.
-    selected: Axes along which what any client of the run sends is selected.
+    selected: Axes along which the updates of any client of the run are
+      selected.
     lengths: Tokens to which the parts of batches are padded, ascending.
 
   Returns:
@@ -197,12 +198,12 @@ def build_slab_step(
 
   Guarantees:
     - A client of weight 0 adds nothing, and under `map` costs nothing.
-    - Nor does one of which any number is not finite: its delta, what it
-      sends, its factor, its metrics, what it would remember. The metric
-      `rejected`, bool [C], is true of it, its other metrics are 0, and it
-      remembers what it did before.
+    - A client adds nothing if any of its numbers is not finite: its delta, what
+      it sends, its factor, its metrics, what it would remember. Its metric
+      `rejected`, bool [C], is true, its other metrics are 0, and it keeps its
+      old state.
     - The order of clients, the padding, the schedule and the number of
-      devices change nothing but rounding.
+      devices change only rounding.
   """
   model = algorithm.model
   train_slab = _build_train_slab(algorithm, optimizer, rate, selected, lengths)
@@ -243,7 +244,7 @@ def _build_train_slab(
   selected: Collection[str],
   lengths: Sequence[int],
 ) -> SlabStep:
-  """Builds what one device makes of its clients; see `build_slab_step`."""
+  """Builds the work of one device on its clients; see `build_slab_step`."""
   client, aggregator = algorithm.client, algorithm.aggregator
   train_locally = build_train(algorithm, optimizer, rate, lengths)
 
@@ -293,11 +294,11 @@ def _along(flags: jax.Array, like: jax.Array) -> jax.Array:
 def _sum_over_chunks(
   run: Callable[[Own], Result], own: Own, size: int, *, skip: bool
 ) -> Result:
-  """Runs chunks one after another and adds up what they sum.
+  """Runs chunks one after another and adds up their sums.
 
   Args:
     run: Trains a chunk.
-    own: Of the clients of all.
+    own: The arrays of the clients of all chunks.
     size: Clients of a chunk.
     skip: Do not run chunks of padding.
   """

@@ -1,8 +1,8 @@
 """What clients remember from round to round, on the host, by client id.
 
-A mapping from id to a tree of NumPy arrays, of those alone who ever took part:
-a million clients that never did cost nothing. Mappings are never changed, so
-that every state of a run stays what it was.
+It is a mapping from id to a tree of NumPy arrays, and holds only clients that
+ever took part: a million clients that never did cost nothing. Mappings are
+never changed in place, so that every earlier state of a run stays valid.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,10 @@ def gather(states: States, ids: np.ndarray, start: Start | None) -> Tree:
   """Returns what clients remember, leaves [C, ...].
 
   Args:
-    states: Of those who ever took part.
-    ids: Of the clients, int [C]; -1 pads, and gets what client 0 starts with.
-    start: Of the others; None where clients remember nothing.
+    states: The states of all clients that ever took part.
+    ids: Ids of the clients, int [C]; -1 pads, and gets the initial state of
+      client 0.
+    start: The initial state of the others; None if clients remember nothing.
   """
   if start is None:
     return ()
@@ -32,12 +33,12 @@ def gather(states: States, ids: np.ndarray, start: Start | None) -> Tree:
 
 
 def put(states: States, ids: np.ndarray, rows: Tree) -> States:
-  """Returns the states with those of some clients renewed.
+  """Returns the states, with those of some clients replaced.
 
   Args:
-    states: Of those who ever took part.
-    ids: Of the clients, int [C]; -1 pads.
-    rows: What they remember now, leaves [C, ...]; () where that is nothing.
+    states: The states of all clients that ever took part.
+    ids: Ids of the clients, int [C]; -1 pads.
+    rows: What these remember now, leaves [C, ...]; () if they remember nothing.
   """
   if not jax.tree.leaves(rows):
     return states
@@ -51,7 +52,7 @@ def put(states: States, ids: np.ndarray, rows: Tree) -> States:
 
 
 def pack(states: States) -> Tree:
-  """Returns the states as few arrays, for a checkpoint; () of nobody."""
+  """Returns the states as a few arrays, for a checkpoint; () if none."""
   if not states:
     return ()
   ids = sorted(states)
@@ -61,7 +62,7 @@ def pack(states: States) -> Tree:
 
 
 def packed_like(count: int, start: Start | None) -> Tree:
-  """Returns the shapes of what `pack` makes of so many clients, as zeros."""
+  """Returns zeros in the shapes that `pack` gives for a number of clients."""
   if not count or start is None:
     return ()
   lead = lambda leaf: np.zeros((count, *np.shape(leaf)), np.asarray(leaf).dtype)

@@ -1,4 +1,4 @@
-"""Folders of what can be made again, which stay below a size."""
+"""Keeps folders of files that can be made again below a size."""
 
 import contextlib
 import os
@@ -18,22 +18,22 @@ class _Entry(NamedTuple):
 
 
 def touch(path: pathlib.Path) -> None:
-  """Notes that an entry was used; where that is not allowed, nothing happens."""
+  """Notes that an entry was used, if that is allowed."""
   with contextlib.suppress(OSError):
     os.utime(path)
 
 
 def trim(folder: pathlib.Path, most: int) -> None:
-  """Deletes entries until the others have at most so many bytes in all.
+  """Deletes entries until the rest has at most a given number of bytes.
 
-  Those go first whose last use is the longest ago: reading them, as far as the
-  file system notes it, or `touch`. What was used within the last hour stays,
-  however large it is. Processes may trim a folder at the same time, and what
-  one of them cannot delete another one has deleted.
+  The entries used longest ago go first. Use means reading, as far as the file
+  system records it, or `touch`. Entries used within the last hour stay, however
+  large they are. Several processes may trim a folder at the same time; an entry
+  that one cannot delete was deleted by another.
 
   Args:
-    folder: Of files and folders, each an entry of its own; may be absent.
-    most: Bytes.
+    folder: A folder of files and folders, each an entry; may be absent.
+    most: The number of bytes.
   """
   found = []
   for path in folder.iterdir() if folder.is_dir() else ():

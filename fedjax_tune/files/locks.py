@@ -1,4 +1,4 @@
-"""Locks on files, where the file system has any."""
+"""Locks files, if the file system has locks."""
 
 import errno
 import fcntl
@@ -13,10 +13,10 @@ def take(file: IO[bytes], *, wait: bool) -> bool:
 
   Args:
     file: The file.
-    wait: For another process that has the lock.
+    wait: Whether to wait for another process that has the lock.
 
   Returns:
-    Whether it is locked; False where the file system has no locks.
+    Whether it is locked; False if the file system has no locks.
 
   Raises:
     BlockingIOError: Another process has the lock, and `wait` is off.

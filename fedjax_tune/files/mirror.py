@@ -26,17 +26,17 @@ class Place:
 
   Attributes:
     folder: Where it is on this machine.
-    shown: As the user named it, for messages.
+    shown: The name that the user gave, for messages.
   """
 
   def __init__(self, folder: pathlib.Path) -> None:
     self.folder, self.shown = folder, str(folder)
 
   def fetch(self) -> None:
-    """Copies what is there, where the folder stands for an address."""
+    """Copies the address's files here, if the folder stands for an address."""
 
   def send(self) -> None:
-    """Sends what has changed, likewise."""
+    """Sends changed files, if the folder stands for an address."""
 
   def name_of(self, path: pathlib.Path) -> str:
     """Names something in the folder as the user would."""
@@ -44,15 +44,15 @@ class Place:
 
 
 class Mirror(Place):
-  """A folder of this machine that stands for one at an address.
+  """A folder on this machine that stands for a folder at an address.
 
   Names that begin with a dot stay here.
 
   Guarantees:
-    - An object changes in one piece, as a store does that.
-    - What was deleted here is deleted there, if it came from here or there.
-    - A process killed while it sends leaves each checkpoint complete, or without
-      its `about.json`; those are not fetched.
+    - An object changes in one piece, as the store guarantees.
+    - Files deleted here are deleted there, if they were sent or fetched.
+    - A process killed while it sends leaves each checkpoint complete, or
+      without its `about.json`; incomplete ones are not fetched.
     - There is no lock. The process that comes last takes the folder over, and
       one that had it before ends when it sends next.
 
@@ -70,7 +70,7 @@ class Mirror(Place):
     self.begun, self._turn = False, threading.Lock()
 
   def check_new(self) -> None:
-    """Raises a FileExistsError where there are objects."""
+    """Raises a FileExistsError if the address has objects."""
     with paths.reaching(self._name, self.shown):
       if self._there.exists() and self._list():
         raise FileExistsError(
@@ -82,7 +82,7 @@ class Mirror(Place):
     return [one for one in found if not _is_hidden(one.name)]
 
   def fetch(self) -> None:
-    """Copies what is there, which is taken for what was sent."""
+    """Copies the objects that are there, and counts them as sent."""
     with paths.reaching(self._name, self.shown):
       if not self._there.exists():
         return
@@ -123,7 +123,7 @@ class Mirror(Place):
         del self._sent[name]
 
   def _hold(self) -> None:
-    """Takes the folder over at first; later sees whether it is still held."""
+    """Takes the folder over at first; later checks that it is still held."""
     place = self._there / _OWNER
     if not self.begun:
       self._there.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class Mirror(Place):
       )
 
   def _here(self) -> dict[str, tuple[int, int]]:
-    """Returns the files of the folder, each with what changes with it."""
+    """Returns the files of the folder, each with a mark of its changes."""
     found = {}
     for root, folders, files in os.walk(self.folder):
       folders[:] = [name for name in folders if not name.startswith('.')]
@@ -165,17 +165,17 @@ def opened(
 ) -> Iterator[Place]:
   """Yields a folder to write to.
 
-  Once it was sent for the first time, all of it is sent in the end, too.
+  If it was sent once, all of it is sent again at the end.
 
   Args:
-    name: Of the field or flag, for messages.
+    name: The name of the field or flag, for messages.
     given: A folder of this machine, or an address.
     new: Refuse an address that has objects.
 
   Raises:
-    FileExistsError: It has, and is to be new.
-    ValueError: It is neither.
-    StorageError: The address cannot be written; what was not sent stays here.
+    FileExistsError: The address has objects, but should be new.
+    ValueError: `given` is neither a folder nor an address.
+    StorageError: The address cannot be written; files not sent stay here.
   """
   if not paths.is_address(given):
     yield Place(paths.local(name, given))
@@ -204,7 +204,7 @@ def opened(
 
 @contextlib.contextmanager
 def _named(place: Mirror) -> Iterator[None]:
-  """Has errors name the address, not the folder that stands for it."""
+  """Makes errors name the address, not the folder that stands for it."""
   try:
     yield
   except (ValueError, OSError, RuntimeError) as error:
@@ -219,6 +219,6 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_whole(name: str, names: set[str]) -> bool:
-  """Tells whether an object is of no checkpoint, or of a complete one."""
+  """Whether an object belongs to no checkpoint, or to a complete one."""
   of = re.match(r'(.*/)?checkpoints/\d+/', name)
   return of is None or f'{of[0]}{SEAL}' in names

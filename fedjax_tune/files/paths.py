@@ -1,4 +1,4 @@
-"""Files and folders, as a user names them: here, or at an address."""
+"""Files and folders as a user names them: on this machine or at an address."""
 
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
@@ -39,7 +39,7 @@ class Object(NamedTuple):
 
 
 def is_address(given: str | os.PathLike[str]) -> bool:
-  """Tells whether a path names something on another machine."""
+  """Whether a path names something on another machine."""
   return re.match(r'[A-Za-z][\w+.-]*://', os.fspath(given)) is not None
 
 
@@ -47,11 +47,11 @@ def local(name: str, given: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a path of this machine; `~` is the user's home.
 
   Args:
-    name: Of the field or flag, for messages.
+    name: The name of the field or flag, for messages.
     given: The path, which need not exist.
 
   Raises:
-    ValueError: It is empty, no path, or on another machine.
+    ValueError: The path is empty, invalid, or on another machine.
   """
   text = os.fspath(given)
   if not text.strip():
@@ -72,14 +72,15 @@ def local(name: str, given: str | os.PathLike[str]) -> pathlib.Path:
 def here(name: str, given: str | os.PathLike[str]) -> pathlib.Path:
   """Returns a file or folder to read, which need not exist.
 
-  What is at an address is copied to this machine first, unless it was before. A
-  process looks at it once, so that a run reads what was there when it began. An
-  object is the one copied before if its size and its time, in whole seconds, are.
+  Files at an address are copied to this machine first, unless they were copied
+  before. A process looks at an address once, so that a run reads what was there
+  when it began. An object counts as unchanged if its size and its time, in
+  whole seconds, are the same.
 
   Raises:
     FileNotFoundError: There is nothing at the address.
     OSError: The address cannot be reached.
-    ValueError: As `local`, or no package reads such addresses.
+    ValueError: See `local`; or no package reads such addresses.
   """
   if is_address(given):
     return _copy(name, os.fspath(given))
@@ -90,7 +91,7 @@ def at(name: str, address: str) -> epath.Path:
   """Returns what is at an address.
 
   Raises:
-    ValueError: It is of no known kind.
+    ValueError: The address is of no known kind.
   """
   try:
     return epath.Path(address.rstrip('/'))
@@ -103,12 +104,12 @@ def at(name: str, address: str) -> epath.Path:
 
 @contextlib.contextmanager
 def reaching(name: str, address: str) -> Iterator[None]:
-  """Turns what a store's package raises into one line.
+  """Turns the errors of a store's package into one line.
 
   Raises:
     ValueError: No package reads such addresses.
-    OSError: Anything else is wrong; one of Python's own kinds, such as a
-      FileNotFoundError, stays what it is.
+    OSError: Anything else is wrong; Python's own kinds of error, such as a
+      FileNotFoundError, keep their type.
   """
   try:
     yield
@@ -149,7 +150,7 @@ def listed(place: epath.Path) -> list[Object]:
 def fetch(
   place: epath.Path, objects: list[Object], folder: pathlib.Path
 ) -> None:
-  """Copies objects below an address into a folder, where they may be already."""
+  """Copies objects below an address into a folder, which may have them."""
 
   def copy(found: Object) -> None:
     target = folder / found.name
@@ -161,16 +162,16 @@ def fetch(
 
 
 def run_each(do: Callable[[T], object], items: Iterable[T]) -> None:
-  """Does something with each item, several at a time; raises its first error."""
+  """Runs a function on each item, several at a time; raises the first error."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     for done in [pool.submit(do, item) for item in items]:
       done.result()
 
 
 def cache() -> pathlib.Path:
-  """Returns where this package keeps what is no run's.
+  """Returns the folder for files that belong to no run.
 
-  That is $FEDJAX_TUNE_DATA, or else ~/.cache/fedjax_tune.
+  It is $FEDJAX_TUNE_DATA, or else ~/.cache/fedjax_tune.
   """
   folder = os.environ.get('FEDJAX_TUNE_DATA') or '~/.cache/fedjax_tune'
   return local('FEDJAX_TUNE_DATA', folder)

@@ -6,7 +6,7 @@ _START = b'version https://git-lfs'
 
 
 def found(data: bytes) -> bool:
-  """Whether what begins so is a pointer.
+  """Whether a file that begins with these bytes is a pointer.
 
   >>> found(b'version https://git-lfs.github.com/spec/v1')
   True

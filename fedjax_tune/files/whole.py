@@ -10,10 +10,10 @@ import uuid
 
 @contextlib.contextmanager
 def file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
-  """Yields where to write a file, which takes its place at the end.
+  """Yields where to write a file, which is moved to its place at the end.
 
-  Whoever reads sees the old file, or all of the new one. Where the enclosed code
-  fails the old one stays; what a killed process leaves begins with a dot.
+  Readers see the old file, or all of the new one. If the enclosed code fails,
+  the old file stays. Files left by a killed process begin with a dot.
 
   Args:
     path: The file; missing parent folders are made.
@@ -33,11 +33,11 @@ def file(path: pathlib.Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields where to write a folder, which takes its place at the end.
+  """Yields where to write a folder, which is moved to its place at the end.
 
-  Where there is one already, what was written comes into it at the end, and what
-  else it has stays. Where the enclosed code fails nothing changes; what a killed
-  process leaves begins with a dot.
+  If the folder exists already, the new files are moved into it at the end, and
+  its other files stay. If the enclosed code fails, nothing changes. Files left
+  by a killed process begin with a dot.
 
   Args:
     path: The folder; missing parent folders are made.
@@ -59,7 +59,7 @@ def folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _move_into(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves the files of a folder into another, in place of those of their names."""
+  """Moves the files of a folder into another, replacing equally named ones."""
   target.mkdir(exist_ok=True)
   for one in sorted(source.iterdir()):
     if one.is_dir():
@@ -69,6 +69,6 @@ def _move_into(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text as such a file."""
+  """Writes a text in one piece, see `file`."""
   with file(path) as part:
     part.write_text(text, encoding='utf-8')

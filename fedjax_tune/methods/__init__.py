@@ -1,4 +1,4 @@
-"""The methods, by name. A new one is a file and a line here."""
+"""The methods, by name. A new method needs a file and a line here."""
 
 from fedjax_tune.methods import composed, menus
 from fedjax_tune.methods.depth import depthfl, fedra, inclusivefl, uniform

@@ -1,4 +1,4 @@
-"""Flipped and shifted pictures: what clients train on, around any method."""
+"""Flips and shifts the pictures that clients train on, with any method."""
 
 import dataclasses
 
@@ -15,20 +15,20 @@ _FLIP, _CROP = (int.from_bytes(name) for name in (b'flip', b'crop'))
 
 
 def flip(images: jax.Array, key: jax.Array) -> jax.Array:
-  """Mirrors each of the pictures [B, H, W, 3] left to right, or not."""
+  """Mirrors some of the pictures [B, H, W, 3] left to right, at random."""
   mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def crop(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
-  """Shifts each picture by up to so many pixels each way, at random.
+  """Shifts each picture at random by at most some pixels each way.
 
-  What comes in at a border repeats the border.
+  New pixels at a border repeat the border.
 
   Args:
     images: [B, H, W, 3].
-    key: Of the draw.
-    most: Pixels.
+    key: Key of the draw.
+    most: The most pixels of a shift.
   """
   borders = ((0, 0), (most, most), (most, most), (0, 0))
   wide = jnp.pad(images, borders, mode='edge')
@@ -44,12 +44,12 @@ def crop(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
 def add(algorithm: Algorithm, *, flips: bool, shift: int) -> Algorithm:
   """Returns a method whose clients train on changed pictures.
 
-  What is drawn follows from the seed, the round, the client and its step.
+  The draws depend on the seed, the round, the client and its step.
 
   Args:
     algorithm: The method.
     flips: Whether pictures are mirrored.
-    shift: By how many pixels they are shifted at most; 0 does not.
+    shift: The most pixels of a shift; 0 does not shift.
   """
   inner = algorithm.client.loss
 

@@ -1,4 +1,4 @@
-"""How parts of methods are put together."""
+"""Combines parts of methods."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
@@ -46,11 +46,11 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Only:
-  """A rule of which some axes count.
+  """A rule restricted to some of its axes.
 
   Attributes:
     rule: The rule.
-    axes: Those that count.
+    axes: The axes to keep.
   """
 
   rule: Rule
@@ -81,10 +81,10 @@ def product(*rules: Rule) -> Rule:
 
 
 def weighted_by(weigh: Callable[[Tree], jax.Array], client: Client) -> Client:
-  """Returns the client whose weight depends on what it sends.
+  """Returns a client whose weight depends on what it sends.
 
   Args:
-    weigh: What it sends -> a factor of its weight, a scalar.
+    weigh: What the client sends -> a factor of its weight, a scalar.
     client: The client.
   """
 
@@ -100,7 +100,7 @@ def weighted_by(weigh: Callable[[Tree], jax.Array], client: Client) -> Client:
 def by_group(
   key: Callable[[Signature], Hashable], aggregator: Aggregator
 ) -> Aggregator:
-  """Returns the aggregator that gets the sums of each group of clients apart.
+  """Returns an aggregator that gets a separate sum for each group of clients.
 
   Args:
     key: Names the group of a signature's clients.
@@ -110,13 +110,13 @@ def by_group(
 
 
 def partition(parts: Mapping[str, Aggregator], rest: Aggregator) -> Aggregator:
-  """Aggregates some parts of theta in ways of their own.
+  """Aggregates some parts of theta by aggregators of their own.
 
-  Groups, and where sums are made, are those of `rest`.
+  Groups of clients, and where sums are made, are those of `rest`.
 
   Args:
-    parts: Of each part, a key of theta, its aggregator.
-    rest: Of all else.
+    parts: For each part, a key of theta, its aggregator.
+    rest: The aggregator of everything else.
   """
   split = lambda tree: (
     {name: tree[name] for name in parts if name in tree},

@@ -1,8 +1,9 @@
 """Clients that are limited along several axes at once.
 
-A client holds some layers, of some width, at some rank: each by the rule of a
-method that knows that axis alone, and averaged as that method does along it.
-This is our own; nobody has published it.
+A client holds some layers, of some width, at some rank. Each axis follows a
+method that knows only this axis: its rule decides what clients hold, and its
+mean is used along the axis. This combination is ours, and has not been
+published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,11 +35,11 @@ from fedjax_tune.selection import Selection
 
 
 class Part(NamedTuple):
-  """What an axis brings to a client and to its evaluation.
+  """What an axis contributes to a client and to its evaluation.
 
   Attributes:
-    rule: What clients hold along it.
-    models: Smaller models to evaluate: what each holds along it, by name.
+    rule: What clients hold along the axis.
+    models: Smaller models to evaluate: what each holds along the axis, by name.
   """
 
   rule: Rule
@@ -90,7 +91,7 @@ class Branches:
   """Each client holds the first branches of every FedAdapter.
 
   Attributes:
-    branches: How many; clients take the numbers in turn.
+    branches: Numbers of branches, which clients take in turn.
   """
 
   branches: tuple[int, ...]
@@ -110,14 +111,14 @@ class Branches:
 def build(facts: Facts) -> Algorithm:
   """Builds a federation of clients that are limited along several axes.
 
-  What a client holds is the product of the rules of `composed`'s methods; what
-  it computes besides (HeteroFL's scaler, HetLoRA's penalty) and what is
-  reordered (RaFFM) is theirs. The server averages each coordinate over those
-  who count there (`means.filled_mean`). With one axis alone this is the method
-  of that name, bit for bit.
+  What a client holds is the product of the rules of `composed`'s methods. These
+  methods also contribute their extra computation (HeteroFL's scaler, HetLoRA's
+  penalty) and their reordering (RaFFM). The server averages each coordinate
+  over the clients that count there (`means.filled_mean`). With only one axis
+  this is the method of that name, bit for bit.
 
-  The full model is evaluated, and what each axis' method evaluates besides,
-  whole along the others.
+  The full model is evaluated, and also the other models of each axis' method,
+  whole along the other axes.
   """
   e, options = facts.experiment, facts.experiment.composed
   found = facts.foundation()
@@ -151,7 +152,7 @@ def build(facts: Facts) -> Algorithm:
 def _client(
   facts: Facts, parts: list[Part], lora: ranks.Ranks | None
 ) -> Client:
-  """Returns the client of width's method, which sends as rank's does."""
+  """Returns the width's client, which sends as the rank's method does."""
   e, options = facts.experiment, facts.experiment.composed
   client = fedavg_client(facts.task)
   if options.width in ('heterofl', 'fedrolex'):
@@ -171,7 +172,7 @@ def _client(
 
 
 def _aggregator(facts: Facts, found: Foundation) -> Aggregator:
-  """Returns the mean of each coordinate, as each axis' method has it."""
+  """Returns the mean of each coordinate, by the methods of all axes."""
   e, options = facts.experiment, facts.experiment.composed
   still = frozenset()
   if options.width == 'raffm' and e.raffm.aggregation == 'mean':
@@ -194,7 +195,7 @@ def check(
   """Checks the options, as each axis' method does.
 
   Raises:
-    ValueError: No axis is named, or one's method refuses its options.
+    ValueError: No axis is named, or the method of an axis refuses its options.
   """
   options = experiment.composed
   if not (options.depth or options.width or options.rank or options.branches):

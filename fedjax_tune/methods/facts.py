@@ -1,4 +1,4 @@
-"""What is known of a run when its method is built."""
+"""What is known about a run when its method is built."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,7 +15,7 @@ from fedjax_tune.models.foundation import Foundation
 
 
 def nothing_public(tier: str) -> Shown:
-  """Has no inputs that everyone may see.
+  """Stands for public inputs where there are none.
 
   Raises:
     ValueError: Always.
@@ -27,24 +27,25 @@ def nothing_public(tier: str) -> Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What is known of a run, complete, when its method is built.
+  """Everything that is known about a run when its method is built.
 
   Attributes:
-    experiment: Its configuration; a method reads its own sections.
-    sizes: Size of each axis along which clients may differ; of each tier, under
-      `federation.tier_axis`, its number of blocks.
-    budgets: For each client how many blocks it can hold.
+    experiment: The run's configuration; a method reads its own sections.
+    sizes: Size of each axis along which clients may differ. For each tier,
+      under `federation.tier_axis`, its number of blocks.
+    budgets: How many blocks each client can hold.
     task: What is learned.
-    present: client -> which classes it has, bool [K]; None where there are no
+    present: client -> which classes it has, bool [K]; None if there are no
       classes.
-    tiers: By its name what builds each model, around the bottleneck adapters
-      given, or the experiment's. Methods of one model have one.
+    tiers: For each tier a function that builds its model, with the given
+      bottleneck adapters or the experiment's. Methods with one model have one
+      tier.
     fitted: For each menu of amounts (`menus.py`) what each client's device can
-      train, where `clients.fit` asks for it; else {}.
+      train, if `clients.fit` asks for it; else {}.
     public: Returns the unlabelled inputs that everyone may see, as a tier reads
       them.
-    aligned: Of each tier, by path, what an earlier process has made of these;
-      {} asks for them.
+    aligned: For each tier, by path, what an earlier process computed from the
+      public inputs; {} computes it.
   """
 
   experiment: config.Experiment
@@ -72,7 +73,7 @@ class Facts:
     return self.experiment.seed
 
   def foundation(self) -> Foundation:
-    """Builds the model of a method that knows one model."""
+    """Builds the model of a method that has one model."""
     (build,) = self.tiers.values()
     return build(None)
 
@@ -86,7 +87,7 @@ def accept(
   sizes: Mapping[str, int],
   budgets: tuple[int, ...],
 ) -> None:
-  """Finds nothing wrong."""
+  """Accepts every experiment."""
   del experiment, sizes, budgets
 
 
@@ -108,12 +109,12 @@ class Method:
 
   Attributes:
     build: Builds the method when everything is known.
-    check: (experiment, sizes, budgets) -> None. Raises a ValueError for what can
-      be known to be wrong before data are read.
-    menus: (experiment, size of each axis) -> what clients may hold along each
-      axis that it cuts, so that `clients.fit` can choose.
-    several_models: Whether its clients have the models of `tiers`, not one.
-    source: Where it was published, or 'baseline'; `--help` shows it.
+    check: (experiment, sizes, budgets) -> None. Raises a ValueError for errors
+      that can be found before data are read.
+    menus: (experiment, size of each axis) -> the amounts that clients may hold
+      along each axis that the method cuts, so that `clients.fit` can choose.
+    several_models: Whether clients have the models of `tiers`, not one model.
+    source: Where the method was published, or 'baseline'; `--help` shows it.
   """
 
   build: Callable[[Facts], Algorithm]

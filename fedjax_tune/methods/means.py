@@ -1,8 +1,8 @@
 """The mean of clients that are limited along several axes at once.
 
-Each axis has its own rule for what a client does not hold, and the weight that
-a coordinate's sum is divided by is that of the coordinate: which layers, widths
-and ranks a client has decides where it counts.
+Each axis has its own rule for what a client does not hold. Each coordinate's
+sum is divided by that coordinate's own weight: the layers, widths and ranks
+that a client has decide where it counts.
 """
 
 from collections.abc import Callable, Collection
@@ -19,28 +19,28 @@ Merge = Callable[[Tree, GroupSums, Tree], tuple[Update, Tree]]
 
 
 def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
-  """Returns the mean of each coordinate over those who count there.
+  """Returns the mean of each coordinate over the clients that count there.
 
-  Along `still` and 'rank' clients hold the beginning, so that the most weight
-  along such an axis is the weight of all who hold any of it.
+  Along `still` and 'rank' clients hold the first n, so the largest weight along
+  such an axis is the weight of all clients that hold any of it.
 
     still  what a client lacks along it has not changed (RaFFM's rule P)
     zeros  what it lacks of 'rank' is zero (FedIT's padding); clients then send
-           adapters, and of all else the change
+           adapters themselves, and the change of everything else
 
-  Along every other axis a client counts where it holds something. So of a
-  coordinate w of an adapter, H the clients who hold its layer, R those of them
-  who hold its rank, and C those of them who hold its width,
+  Along every other axis a client counts where it holds something. For a
+  coordinate w of an adapter, let H be the clients that hold its layer, R those
+  of H that hold its rank, and C those of R that hold its width. Then
 
     w <- (sum_C w_k + (|R| - |C|) w) / |H|,
 
-  where |.| are sums of weights. Where nobody holds a layer or a width, and of A
-  where nobody sent a rank (see `ranks.build_fedit`), w stays.
+  where |.| are sums of weights. If nobody holds a layer or a width, w stays; so
+  does w of A if nobody sent its rank (see `ranks.build_fedit`).
 
   Args:
     axes: Axes of theta.
-    still: Axes along which what is missing has not changed.
-    zeros: Whether ranks that are missing are zero.
+    still: Axes along which missing parts count as unchanged.
+    zeros: Whether missing ranks count as zero.
   """
 
   def average(
@@ -76,12 +76,12 @@ def filled_mean(axes: Axes, still: Collection[str], *, zeros: bool) -> Merge:
 def _most(
   den: jax.Array, names: tuple[str, ...], along: Collection[str]
 ) -> jax.Array:
-  """Returns the most weight along some axes, 1 wide there."""
+  """Returns the largest weight along some axes, 1 wide there."""
   dims = [d for d, name in enumerate(names) if name in along]
   return jnp.max(den, axis=dims, keepdims=True) if dims else den
 
 
 def _divide(num: jax.Array, weight: jax.Array) -> jax.Array:
-  """Divides sums by weights; 0 where nobody counts."""
+  """Divides sums by weights; 0 where no client counts."""
   some = weight != 0
   return jnp.where(some, num / jnp.where(some, weight, 1), 0)

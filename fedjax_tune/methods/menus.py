@@ -1,7 +1,8 @@
 """What clients may hold along the axes that a method cuts, for `costs.fit`.
 
-The amounts are those that the method's own options list, from the most to the
-least, so that fitting picks among what a user could have written by hand.
+The amounts are those that the method's own options list, from the largest to
+the smallest, so that fitting picks among amounts that a user could have
+written.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ def depth(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
 
 
 def width(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
-  """Returns the rates in `width.rates`, the whole model besides."""
+  """Returns the rates in `width.rates`, and the whole model."""
   options = experiment.width
   listed = sorted({1.0, *options.rates}, reverse=True)
   held = lambda rate: {a: rates.amount(rate, sizes[a]) for a in options.axes}
@@ -32,7 +33,7 @@ def width(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
 def space(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
   """Returns the subnetworks of `raffm.space`, by the weights of their blocks.
 
-  None for masks, which make nobody's model smaller.
+  None for masks, which make no client's model smaller.
   """
   if experiment.raffm.mode == 'mask':
     return ()
@@ -64,7 +65,7 @@ def _block_weights(sizes: Sizes) -> int:
 
 
 def rank(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
-  """Returns the ranks in `rank.ranks`, the server's besides."""
+  """Returns the ranks in `rank.ranks`, and the server's rank."""
   del sizes
   ranks = experiment.rank.ranks
   return (_amounts('rank', 'rank', experiment.lora.rank, ranks),)
@@ -88,6 +89,6 @@ def composed(experiment: config.Experiment, sizes: Sizes) -> tuple[Menu, ...]:
 
 
 def _amounts(name: str, axis: str, whole: int, listed: Iterable[int]) -> Menu:
-  """Returns the menu of one axis: amounts that are listed, and the whole."""
+  """Returns the menu of one axis: the listed amounts, and the whole."""
   amounts = sorted({whole, *listed}, reverse=True)
   return Menu(name, tuple(Choice(n, n / whole, {axis: n}) for n in amounts))

@@ -1,8 +1,8 @@
 """FedProx: clients are pulled back to where they started.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in
-Heterogeneous Networks", MLSys 2020, arXiv 1812.06127, equation 2. It concerns
-what a client does to its gradients alone, so that it goes with any method.
+Heterogeneous Networks", MLSys 2020, arXiv 1812.06127, equation 2. It changes
+only a client's gradients, so it works with any method.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from fedjax_tune.engine.algorithm import Algorithm, Context
 def pull(mu: float) -> optax.GradientTransformation:
   """Returns the gradient of mu/2 ||w - start||^2 as a transformation.
 
-  Its state is where the parameters started.
+  The state is `start`, the initial parameters.
   """
 
   def update(grads, start, params=None):
@@ -27,7 +27,7 @@ def pull(mu: float) -> optax.GradientTransformation:
 
 
 def add(algorithm: Algorithm, mu: float) -> Algorithm:
-  """Returns a method whose clients are pulled back besides.
+  """Returns a method whose clients are also pulled back to their start.
 
   Args:
     algorithm: The method.

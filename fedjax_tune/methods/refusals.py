@@ -6,11 +6,11 @@ from fedjax_tune import config
 
 
 def decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
-  """Raises a ValueError where the model has rotary positions.
+  """Raises a ValueError if the model has rotary positions.
 
   Args:
     sizes: Size of each axis of the model.
-    field: What does not serve it, with its value.
+    field: The field that does not work with them, with its value.
     why: The reason.
   """
   if 'rotary' in sizes:
@@ -18,12 +18,12 @@ def decoder(sizes: Mapping[str, int], field: str, why: str) -> None:
 
 
 def method(experiment: config.Experiment) -> str:
-  """Returns the method as what refuses, for `by` below."""
+  """Returns the field `method` with its value, for `by` below."""
   return f'method={experiment.method!r}'
 
 
 def server_steps(experiment: config.Experiment, by: str, why: str) -> None:
-  """Raises a ValueError where the server does not take the mean as it is.
+  """Raises a ValueError if the server does not take the mean unchanged.
 
   Args:
     experiment: The configuration.

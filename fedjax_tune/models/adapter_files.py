@@ -1,8 +1,8 @@
-"""The folders of Hugging Face's peft: what trained, apart from the model.
+"""Writes folders of Hugging Face's peft, which hold only what trained.
 
-peft knows LoRA, with the biases and modules that trained beside it, and trained
-keys, or tokens in front of a text. A folder of it names the model on which it is
-put, and the modules of `transformers` 5.
+peft supports LoRA, with biases and modules that trained along with it, and
+trained keys, or tokens in front of a text. Its folder names the base model, and
+the modules by their names in `transformers` 5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,10 +74,11 @@ def save(
     config: The model's sizes.
     base: The folder, or name, of the model on which it is put.
     task: Its kind, as `tasks.Task` has it.
-    pairs: LoRA, all of one rank; none writes one that adds nothing, as peft
-      takes no adapter without a map, where there are no tokens either.
-    scale: alpha / rank of it.
-    trained: What trained besides: head, biases, and trained tokens.
+    pairs: The LoRA of each map, all of one rank. If there is none, and no
+      tokens either, a LoRA is written that adds nothing, as peft accepts no
+      adapter without a map.
+    scale: alpha / rank of the LoRA.
+    trained: What else trained: head, biases, and trained tokens.
   """
   folder.mkdir(parents=True, exist_ok=True)
   flat = dict(trained)
@@ -104,8 +105,8 @@ def save(
 def _task_type(config: Config, task: str) -> str | None:
   """Returns what peft calls a task, or None: then it knows none.
 
-  Of spans its class drops the types of tokens, so that it is named only where
-  tokens are trained, which need it.
+  peft's class for spans drops the token types, so it is named only if tokens
+  are trained, which need the class.
   """
   if isinstance(config, ViTConfig):
     return None
@@ -196,7 +197,7 @@ def _describe_lora(
 
 
 def _tokens(config: Config, flat: Flat) -> np.ndarray:
-  """Returns the table of trained tokens, one a row."""
+  """Returns the table of trained tokens, one per row."""
   if config.prompts:
     return np.asarray(flat['embed', 'prompt'], np.float32)
   where = ('blocks', 'attn', 'prefix')
@@ -225,7 +226,7 @@ def _describe_tokens(config: Config) -> Json:
 def shift(
   config: TextConfig, params: Tree, trained: Flat, num: int
 ) -> tuple[TextConfig, Tree, dict[Path, np.ndarray]]:
-  """Returns a model, and its prompts, for a peft that moves positions on.
+  """Returns a model and its prompts for peft, which shifts positions.
 
   Here trained tokens have no position and no type. peft gives them the first
   positions, and prompts the first type, so the model gets rows of zeros there
@@ -235,7 +236,7 @@ def shift(
     config: The model's sizes.
     params: All of the model's own parameters.
     trained: What trained.
-    num: How many tokens trained.
+    num: Number of trained tokens.
   """
   embed, at = dict(params['embed']), config.position_offset
   table = np.asarray(embed['position'])

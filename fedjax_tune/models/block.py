@@ -1,4 +1,4 @@
-"""A transformer block, stacked over layers; its norms before or after."""
+"""A transformer block, stacked over layers, with norms before or after."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _Sides = tuple[linear.Axis, ...]
 
 
 class Keys:
-  """Dropout keys of one block, derived from what they are for."""
+  """Dropout keys of one block, derived from their purpose."""
 
   _TAGS = (
     'embed.patch',
@@ -60,14 +60,14 @@ def maps(
   *,
   bias: bool = True,
 ) -> Callable[[str, _Sides, _Sides], linear.Linear]:
-  """Returns what builds a sublayer's linear maps, stacked over layers.
+  """Returns a function that builds a sublayer's linear maps, stacked by layer.
 
   Args:
     sublayer: 'attn' or 'mlp', as in the names of `adapters`.
     config: The model's sizes.
-    adapters: What is added to which map.
-    rngs: Draws them.
-    bias: Whether they have biases.
+    adapters: The adapters of the maps.
+    rngs: Draws the maps.
+    bias: Whether the maps have biases.
 
   Returns:
     build(name, ins, outs), given a map's name and axes.
@@ -228,6 +228,6 @@ def add_fedadapters(
 
 
 def adapted(block: nnx.Module, name: str, read: Array, branch: Array) -> Array:
-  """Returns what a sublayer adds, its FedAdapter applied if it has one."""
+  """Returns a sublayer's output, with its FedAdapter applied if it has one."""
   adapter = getattr(block, f'{name}_adapter', None)
   return branch if adapter is None else adapter(read, branch)

@@ -1,17 +1,17 @@
 """FedAdapter: a bottleneck of several branches behind a sublayer.
 
-After "HeteroTune: Efficient Federated Learning for Large Heterogeneous Models"
-(arXiv 2411.16796), which calls the branches and their gates a dense mixture of
-adapters. Its code is not public: the paper says that there are branches, that
-all of them are active, and that they carry what different models share; the
-formula is a reconstruction. Not the FedAdapter of arXiv 2205.10162 (AdaFL),
-which grows depth and width of ordinary adapters over time.
+It follows "HeteroTune: Efficient Federated Learning for Large Heterogeneous
+Models" (arXiv 2411.16796), which calls the branches and their gates a dense
+mixture of adapters. Its code is not public: the paper says that there are
+branches, that all of them are active, and that they carry what different models
+share; the formula is a reconstruction. This is not the FedAdapter of arXiv
+2205.10162 (AdaFL), which grows depth and width of ordinary adapters over time.
 
-With free D and U a core means nothing to another model: (D, W1) and (D R^-1,
-R W1) are the same function for any invertible R. So, our addition, D and U may
-be aligned across models instead (`alignment.py`); close to Co-LoRA (FedMosaic,
-arXiv 2506.11024), where matrices of size r x r are shared between aligned
-projections that stay as they are.
+With free D and U a core means nothing to another model: (D, W1) and (D R^-1, R
+W1) are the same function for any invertible R. As our addition, D and U may
+therefore be aligned across models (`alignment.py`). This is close to Co-LoRA
+(FedMosaic, arXiv 2506.11024), where matrices of size r x r are shared between
+fixed aligned projections.
 """
 
 import dataclasses
@@ -42,15 +42,15 @@ class Bottleneck:
     rank: Width r of the bottleneck.
     branches: How many branches are mixed.
     core: 'mlp' (f(h) = gelu(h W1) W2) or 'linear' (f(h) = h W1).
-    gating: 'static' (learned weights of each site), 'token' (of each token),
+    gating: 'static' (learned weights for each site), 'token' (for each token),
       or 'uniform'.
-    placement: 'sequential' (reads what the sublayer puts out) or 'parallel'
-      (reads what the sublayer reads).
-    scale: Factor s of what is added.
+    placement: 'sequential' (reads the sublayer's output) or 'parallel' (reads
+      the sublayer's input).
+    scale: Factor s of the adapter's output.
     projections: 'free' (D and U train), 'aligned' or 'random' (set once, then
       frozen), or 'aligned_start' and 'alternating' (set once, then trained;
-      when is the method's business).
-    private: Whether the model has a branch besides that nobody else has.
+      the method decides when).
+    private: Whether the model has an additional branch that no other model has.
   """
 
   rank: int
@@ -69,20 +69,20 @@ class FedAdapter(nnx.Module):
   D and U belong to one model, the branches f_b to all models. U starts at zero,
   so that y = out at first.
 
-  Unless D and U are free, h = (x - mean) D, the cores have biases, and it is
-  their last map that starts at zero. `mean`, D and U are zeros until they are
-  set.
+  Unless D and U are free, h = (x - mean) D, the cores have biases, and their
+  last map starts at zero instead. `mean`, D and U are zeros until they are set.
 
   Attributes:
     down: [L, D, R]; up: [L, R, D].
-    mean: [L, D], only where D and U are not free.
-    core_in, core_out: [L, branch, R, R]; a linear core has the first only.
-    core_in_bias, core_out_bias: [L, branch, R], likewise, and as `mean`.
-    gate: Logits [L, branch], or of token gating their map [L, R, branch].
+    mean: [L, D], only if D and U are not free.
+    core_in, core_out: [L, branch, R, R]; a linear core has only the first.
+    core_in_bias, core_out_bias: [L, branch, R], only if D and U are not free;
+      a linear core has only the first.
+    gate: Logits [L, branch]; with token gating, their map [L, R, branch].
     private: A FedAdapter of one branch between free projections, if the model
-      has one; the two are mixed by a learned share, a half at first. So each
-      model keeps all of its capacity; Co-LoRA, too, has a gate between what is
-      shared and a LoRA of a client's own.
+      has one. Private and shared branches are mixed by a learned share, a half
+      at first. So each model keeps its full capacity; Co-LoRA also has a gate
+      between the shared part and a client's own LoRA.
     mix: [L], the logit of the private branch's share.
   """
 
@@ -143,8 +143,8 @@ class FedAdapter(nnx.Module):
     """Adds to a sublayer's output.
 
     Args:
-      read: What the sublayer reads.
-      out: What it puts out.
+      read: The sublayer's input.
+      out: The sublayer's output.
     """
     added = self._added(read, out)
     if self.sizes.private:
@@ -156,7 +156,7 @@ class FedAdapter(nnx.Module):
   def _added(
     self, read: Float[Array, '... D'], out: Float[Array, '... D']
   ) -> Float[Array, '... D']:
-    """Returns what the branches add, all but the private one."""
+    """Returns the output of all branches but the private one."""
     x = read if self.sizes.placement == 'parallel' else out
     if self.sizes.projections != 'free':
       x = x - self.mean[...]

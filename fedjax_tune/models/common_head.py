@@ -1,9 +1,9 @@
-"""A head that models of different width have in common, on a common code.
+"""A head that models of different width share, on a common code.
 
-Ours, not HeteroTune's: its public text says nothing of heads. A model's
-features f, what its own head would read, become z = (f - mean) A, and the head
-reads z. `mean` and A belong to one model and never change; `alignment.py`
-computes them so that z means the same in every model.
+This is ours, not HeteroTune's, whose public text says nothing about heads. A
+model's features f, which its own head would read, become z = (f - mean) A, and
+the head reads z. `mean` and A belong to one model and never change;
+`alignment.py` computes them so that z means the same in every model.
 """
 
 from flax import nnx
@@ -16,7 +16,7 @@ from fedjax_tune.models.sizes import Config
 
 
 class CommonHead(linear.Linear):
-  """Logits of a code, zero at first, so that nobody's draw is everyone's.
+  """Logits of a code, zero at first, so that no client's draw is used by all.
 
   Attributes:
     mean: [D], frozen; map: [D, code], frozen.
@@ -43,12 +43,12 @@ class CommonHead(linear.Linear):
 
 
 def head(config: Config, rngs: nnx.Rngs, *, bias: bool = True) -> linear.Linear:
-  """Builds a model's head: its own, or where the sizes say so a common one.
+  """Builds a model's head: its own, or a common one if the sizes say so.
 
   Args:
     config: The model's sizes.
-    rngs: Draws a head of the model's own.
-    bias: Whether that has a bias; a common one has.
+    rngs: Draws the model's own head.
+    bias: Whether the model's own head has a bias; a common head has one.
   """
   if config.code:
     return CommonHead(config, rngs)

@@ -1,14 +1,15 @@
 """Decoders of the Llama architecture, running any selection of their blocks.
 
-RMSNorm before each branch, rotary positions, grouped-query attention and a
-gated MLP (arXiv 2302.13971, 2104.09864, 2305.13245, 2002.05202), without
+They have RMSNorm before each branch, rotary positions, grouped-query attention
+and a gated MLP (arXiv 2302.13971, 2104.09864, 2305.13245, 2002.05202), without
 biases. Blocks are stacked and selected as in `vit.py`.
 
-Inside, texts run backwards: the last real token comes first, padding stays
+Inside, texts run backwards: the last real token comes first, and padding stays
 behind. So the token that the head reads is the first one, as in every other
-model here. Attention does not notice, since rotary scores depend on distances
-alone; a token sees itself and what comes *after* it. Trained tokens stand in front
-of the words, as in peft (`prompts.py`), and so behind them here.
+model here. Attention is not affected, since rotary scores depend only on
+distances; a token sees itself and what comes *after* it. Trained tokens are in
+front of the words, as in peft (`prompts.py`), and therefore behind them in the
+reversed order.
 """
 
 from flax import nnx
@@ -61,9 +62,9 @@ class Embedding(nnx.Module):
 class Decoder(nnx.Module):
   """A decoder with a head that classifies, or one that predicts tokens.
 
-  The classifier is new and reads the last real token, as Hugging Face's
-  `LlamaForSequenceClassification`. The other is pretrained: `lm_head`, or the
-  word table if the two are tied.
+  The classifier is new and reads the last real token, like Hugging Face's
+  `LlamaForSequenceClassification`. The head that predicts tokens is pretrained:
+  `lm_head`, or the word table if the two are tied.
   """
 
   def __init__(
@@ -92,9 +93,9 @@ class Decoder(nnx.Module):
   def start(
     self, inputs: Tokens, key: Array | None = None
   ) -> tuple[Float[Array, 'B N D'], Bool[Array, 'B N']]:
-    """Returns what the first block reads, backwards, and what is real.
+    """Returns what the first block reads, reversed, and which tokens are real.
 
-    With N = T tokens, or with prompts so many more.
+    There are N = T tokens, plus the prompts if there are any.
     """
     del key
     order_BxN, num = self.order(inputs), self.config.prompts
@@ -153,7 +154,7 @@ class Decoder(nnx.Module):
     *,
     key: Array | None = None,
   ) -> Float[Array, 'B K'] | Float[Array, 'B T V']:
-    """Returns the logits of the classes, or for each token of the next one."""
+    """Returns the logits of the classes, or of each next token."""
     if self.config.num_classes:
       last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
       return self.head(self.features(last_Bx1xD))
@@ -167,7 +168,7 @@ class Decoder(nnx.Module):
   def order(self, inputs: Tokens) -> Int[Array, 'B N']:
     """Returns the order that reverses each text; it is its own inverse.
 
-    Prompts, if there are any, come first in the order that is reversed.
+    Prompts, if there are any, come first in the original order.
     """
     words, num = inputs.ids.shape[1], self.config.prompts
     real_BxT = inputs.ids != self.config.pad
@@ -176,7 +177,7 @@ class Decoder(nnx.Module):
     return (last_B[:, None] + num - token_N) % len(token_N)
 
   def _run(self, inputs, layers_N, key, pool):
-    """Runs the blocks, backwards; returns tokens and the earlier last ones."""
+    """Runs blocks on reversed texts; returns tokens and earlier last ones."""
     x_BxTxD, real_BxT = self.start(inputs)
     return stack.run_blocks(
       self.blocks,

@@ -20,7 +20,7 @@ from fedjax_tune.models.sizes import Axes, DecoderConfig, kind
 
 
 def rotate(x: Float[Array, 'B T ... E'], rope: Rope) -> Float[Array, '...']:
-  """Turns channel pairs (i, i + E/2) by the positions 0, -1, -2, ..."""
+  """Rotates channel pairs (i, i + E/2) by the positions 0, -1, -2, ..."""
   tokens, half = x.shape[1], x.shape[-1] // 2
   frequency_P, factor = rope.frequencies(x.shape[-1])
   angle_TxP = -np.outer(np.arange(tokens), frequency_P)
@@ -35,16 +35,17 @@ def rotate(x: Float[Array, 'B T ... E'], rope: Rope) -> Float[Array, '...']:
 def rotate_back(
   prefix_BxPxHxE: Float[Array, 'B P H E'], real_BxT: Array, rope: Rope
 ) -> Float[Array, 'B P H E']:
-  """Turns keys that have no position as far back as the texts' last words are.
+  """Rotates keys without a position back by the position of the last word.
 
-  In a text of n words behind P such keys, the last word is at position P + n - 1,
-  and peft gives the keys as they are. Here that word is at position 0, so that
-  the keys are turned by 1 - P - n: scores depend on differences.
+  In a text of n words after P such keys, the last word is at position P + n -
+  1, and peft does not rotate the keys. Here the last word is at position 0, so
+  the keys are rotated by 1 - P - n, because scores depend on differences.
 
   Args:
     prefix_BxPxHxE: The keys.
     real_BxT: Which tokens are real; a text's last word comes first.
-    rope: The model's; what it scales keys by, these have not.
+    rope: The model's rotary positions; their scaling is not applied to these
+      keys.
   """
   last_B = jnp.max(jnp.where(real_BxT, np.arange(real_BxT.shape[1]), 0), axis=1)
   frequency_P, _ = rope.frequencies(prefix_BxPxHxE.shape[-1])
@@ -76,7 +77,7 @@ class Attention(nnx.Module):
   def __call__(
     self, x_BxTxD: Array, queries: int, keys: Keys, real_BxT: Array
   ) -> Array:
-    """Attends from the first `queries` tokens to those at and behind them."""
+    """Attends from the first `queries` tokens to these and later ones."""
     q = rotate(self.q(x_BxTxD[:, :queries], keys('attn.q')), self.rope)
     k = rotate(self.k(x_BxTxD, keys('attn.k')), self.rope)
     v = self.v(x_BxTxD, keys('attn.v'))

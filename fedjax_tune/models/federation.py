@@ -1,9 +1,10 @@
 """Several foundation models that share part of what they train.
 
-A tier is a model and the clients that have it. Its own parameters get a first
-axis 'tier:NAME' of size 1, of which a client of the tier holds 1 and everyone
-else 0; what is shared has no such axis. So a client is still one selection of
-one tree, and dispatch, aggregation and coverage need to know nothing more.
+A tier is a model and the clients that have it. A tier's own parameters get a
+first axis 'tier:NAME' of size 1, of which the tier's clients hold 1 and all
+others 0; shared parameters have no such axis. So a client is still one
+selection of one tree, and dispatch, aggregation and coverage need to know
+nothing more.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +26,7 @@ SHARED = 'shared'
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-  """Where the blocks of a model find their part of what is shared.
+  """The sites at which the blocks of a model find their shared parameters.
 
   Block l of L, counted from 1, has the site ceil(l G / L) of G: blocks at the
   same relative depth of two models share a site.
@@ -33,8 +34,8 @@ class Sites:
   Attributes:
     depth: Blocks L.
     num: Sites G, at most L.
-    every_block: Whether all blocks have adapters; else only the last block of
-      each site has.
+    every_block: Whether all blocks have adapters; otherwise only the last block
+      of each site has one.
   """
 
   depth: int
@@ -63,7 +64,7 @@ class Sites:
     return jnp.take(leaf, self.of_block, axis=0, mode='fill', fill_value=0)
 
   def private(self, leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:
-    """Returns a tier's own part of a leaf, with the tier's axis in front."""
+    """Returns a tier's own part of a leaf, with the tier's axis first."""
     kept = leaf[self.blocks] if names[0] == 'layer' else leaf
     return kept[None]
 
@@ -77,8 +78,8 @@ class Federation:
     sites: Their sites, by name.
     theta: {'shared': ..., NAME: what only tier NAME has}; without 'shared' if
       nothing is shared.
-    axes: Its axes; 'tier:NAME' first unless a leaf is shared, and 'site' where
-      a shared one is stacked.
+    axes: The axes of theta: 'tier:NAME' comes first unless a leaf is shared,
+      and a shared leaf has 'site' if it is stacked.
   """
 
   tiers: Mapping[str, Foundation]
@@ -128,7 +129,7 @@ class Federation:
 
 
 def tier_axis(name: str) -> str:
-  """Names the axis of which a tier's clients hold 1, and all others 0."""
+  """Names the axis of a tier: its clients hold 1 of it, all others 0."""
   return f'tier:{name}'
 
 
@@ -145,16 +146,17 @@ def federate(
   Args:
     tiers: The models, by name.
     shared: Names of the shared leaves, or of modules all of whose leaves are
-      shared: of axes independent of a model's sizes, but for the layers on
-      which they may be stacked. Where an axis is shorter in one model, it is
-      the beginning of the largest model's.
-    sites: How many of each are shared; 0 takes the blocks of the shallowest.
+      shared. Their axes must not depend on a model's sizes, except for the
+      layers on which they may be stacked. If an axis is shorter in one model,
+      it is the beginning of the largest model's axis.
+    sites: How many of each are shared; 0 takes the number of blocks of the
+      shallowest model.
     every_block: See `Sites`.
     by_index: See `find_sites`.
 
   Raises:
-    ValueError: As `find_sites`, or a tier is called 'shared', or no model has
-      the most of every axis of a shared leaf.
+    ValueError: See `find_sites`; or a tier is called 'shared', or no model has
+      the largest size of every axis of a shared leaf.
   """
   if SHARED in tiers:
     raise ValueError("tiers.weights: a tier must not be called 'shared'.")
@@ -199,15 +201,16 @@ def find_sites(
   every_block: bool = True,
   by_index: bool = False,
 ) -> dict[str, Sites]:
-  """Returns where the blocks of each model find what is shared.
+  """Returns the sites of each model.
 
   Args:
     tiers: The models, by name.
-    sites: How many there are; 0 takes the blocks of the shallowest.
+    sites: Number of sites; 0 takes the number of blocks of the shallowest
+      model.
     every_block: See `Sites`.
-    by_index: Whether a block shares a core with the block of its number in
-      every other model, rather than with those at its relative depth. So each
-      model has as many sites as blocks, the first of the deepest's.
+    by_index: Whether a block shares a core with the block of the same number in
+      every other model, rather than with those at its relative depth. Then each
+      model has as many sites as blocks, the first sites of the deepest model.
 
   Raises:
     ValueError: There are more sites than blocks.
@@ -226,5 +229,5 @@ def find_sites(
 
 
 def _is_shared(path: Path, shared: Collection[str]) -> bool:
-  """Says whether a leaf, or a module that it is in, is one of the shared."""
+  """Whether a leaf, or a module that contains it, is shared."""
   return bottleneck.PRIVATE not in path and not set(path).isdisjoint(shared)

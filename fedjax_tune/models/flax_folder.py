@@ -1,7 +1,7 @@
-"""A folder of our own: a model as this package computes it, whatever trained.
+"""Folders in our own format, for any model of this package.
 
-`model.json` has the sizes and what is added to which part, `params.safetensors`
-the parameters under their paths here.
+`model.json` has the sizes and the adapters of each part, `params.safetensors`
+the parameters under their paths in this package.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Loaded:
 
   Attributes:
     model: A Flax NNX module.
-    config: Its sizes.
+    config: The model's sizes.
     labels: A name for each output of a classifier.
   """
 
@@ -75,8 +75,8 @@ def save(
   Args:
     folder: Made if missing.
     config: Sizes of the model; its parameters may be narrower.
-    adapters: What is added to its maps or sublayers.
-    params: All parameters, what is added among them.
+    adapters: The adapters of its maps or sublayers.
+    params: All parameters, those of adapters included.
     labels: A name for each output of a classifier.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def load_model(folder: str | os.PathLike[str]) -> Loaded:
 
 
 def build(config: sizes.Config, adapters: Adapters) -> foundation.Foundation:
-  """Builds a model's structure, around shapes."""
+  """Builds a model's structure, with shapes instead of arrays."""
   make = lambda: backbone.build_model(config, adapters, rngs=nnx.Rngs(0))
   return foundation.split(nnx.eval_shape(make), config.depth)
 

@@ -1,4 +1,4 @@
-"""A foundation model, split once into what is trained and what is not."""
+"""A foundation model, split once into trained and frozen parameters."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,7 +15,7 @@ T = TypeVar('T')
 
 
 class Model(Protocol):
-  """What a client runs: one of the models beside, around arrays of its own."""
+  """The model that a client runs: one of the models here, with its arrays."""
 
   # Which modules these two have depends on the family.
   embed: Any
@@ -25,7 +25,7 @@ class Model(Protocol):
   def __call__(
     self, inputs: Inputs, layers: AnyArray, /, *, key: jax.Array | None = None
   ) -> jax.Array:
-    """Returns what the task reads, after the blocks of these ids."""
+    """Returns what the task reads, after the blocks with these ids."""
     ...
 
   def start(
@@ -54,7 +54,7 @@ class Model(Protocol):
 
 
 class Models(Protocol):
-  """What the engine asks of a model, or of the models of a federation."""
+  """What the engine needs from a model, or from the models of a federation."""
 
   @property
   def theta(self) -> Tree:
@@ -68,7 +68,7 @@ class Models(Protocol):
 
   @property
   def base(self) -> Tree:
-    """What they do not train."""
+    """The frozen parameters."""
     ...
 
   @property
@@ -94,7 +94,7 @@ class Foundation:
     theta: Trainable parameters, nested dicts (adapters and head).
     base: Frozen parameters, nested dicts.
     axes: For each leaf of `theta` the names of its axes.
-    base_axes: Likewise of `base`.
+    base_axes: For each leaf of `base` the names of its axes.
     depth: Number of blocks.
   """
 
@@ -106,7 +106,7 @@ class Foundation:
   depth: int
 
   def merge(self, base: Tree, theta: Tree) -> Model:
-    """Rebuilds the model around other arrays."""
+    """Rebuilds the model with other arrays."""
     return nnx.merge(self.graph, nnx.State(theta), nnx.State(base))
 
   def assemble(self, base: Tree, local: Tree, alloc: Allocation) -> Model:
@@ -115,8 +115,8 @@ class Foundation:
     Args:
       base: The frozen parameters, whole.
       local: The client's part of theta.
-      alloc: What it holds along each axis. The model itself takes frozen
-        blocks by their id, one after another; along all other axes they are
+      alloc: What the client holds along each axis. The model itself takes
+        frozen blocks by id, one after another; along all other axes they are
         selected here.
     """
     others = {axis: held for axis, held in alloc.items() if axis != 'layer'}
@@ -145,8 +145,8 @@ def release(model: nnx.Module, trains: Callable[[str], bool]) -> None:
   """Turns frozen parameters of a model, in place, into trained ones.
 
   Args:
-    model: Whose parameters name their axes.
-    trains: Says by its name ('bias') whether a parameter is to train.
+    model: A model whose parameters name their axes.
+    trains: Says by a parameter's name ('bias') whether it should train.
   """
   for _, module in nnx.iter_modules(model):
     for name, held in list(vars(module).items()):
@@ -166,8 +166,8 @@ def _axes(state: nnx.State) -> Axes:
 def store(base: Tree, dtype: str) -> Tree:
   """Stores the frozen factors of products in a type.
 
-  The table of words is among them, as some decoders multiply by it. All that is
-  added or scales (biases, norms, positions) stays as it is.
+  The table of words is one of them, as some decoders multiply by it. Parameters
+  that are added or that scale (biases, norms, positions) stay as they are.
 
   Args:
     base: The frozen parameters, float32.
@@ -185,8 +185,9 @@ def add_frozen(base: Tree, added: Tree) -> Tree:
 
   Args:
     base: The frozen parameters.
-    added: Nested dicts like `base`, with some of its leaves; sums are computed
-      in its precision and stored in that of `base`. {} returns `base` itself.
+    added: Nested dicts like `base`, with some of its leaves. Sums are computed
+      in the precision of `added` and stored in that of `base`. {} returns
+      `base` itself.
   """
   if not isinstance(base, dict):
     return (base + added).astype(base.dtype)
@@ -199,7 +200,7 @@ def add_frozen(base: Tree, added: Tree) -> Tree:
 
 
 def flat(tree: Tree) -> dict[Path, Any]:
-  """Returns the leaves of a nested dict by path; a leaf is no dict."""
+  """Returns the leaves of a nested dict by path; dicts are not leaves."""
   return traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]
 
 
@@ -233,7 +234,7 @@ def narrow(model: T, amounts: Mapping[str, int]) -> T:
   """Returns a model cut to the first parameters along each named axis.
 
   Args:
-    model: Whose parameters name their axes.
+    model: A model whose parameters name their axes.
     amounts: How much to keep of each axis.
   """
   graph, state = nnx.split(model)

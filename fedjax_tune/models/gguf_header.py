@@ -1,8 +1,8 @@
-"""Walks the header of a GGUF file before anything trusts it.
+"""Checks the header of a GGUF file before anything trusts it.
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. The package `gguf` loops as
-often as a count says and slices as far as a length says, beyond the end of the
-file, too. So every count, length, shape and offset is checked here first.
+often as a count says and slices as far as a length says, even beyond the end of
+the file. So every count, length, shape and offset is checked here first.
 """
 
 import math
@@ -25,7 +25,7 @@ class _Walker:
     self.data, self.path, self.at = data, path, 0
 
   def skip(self, size: int, what: str) -> int:
-    """Passes some bytes; returns where they begin."""
+    """Skips some bytes; returns where they begin."""
     begin = self.at
     if size > len(self.data) - begin:
       raise ValueError(
@@ -45,7 +45,7 @@ class _Walker:
     return self.data[begin : begin + size].decode('utf-8', 'replace')
 
   def value(self, what: str) -> None:
-    """Passes a value of any type."""
+    """Skips a value of any type."""
     kind = self.number('<I', what)
     if kind == _STRING:
       self.text(what)
@@ -69,7 +69,7 @@ class _Walker:
     return _SIZES[kind]
 
   def bound(self, count: int, least: int, what: str) -> None:
-    """Checks that there is room for so many things of `least` bytes each."""
+    """Checks that there is room for a count of items of `least` bytes each."""
     left = (len(self.data) - self.at) // least
     if count > left:
       raise ValueError(
@@ -82,8 +82,8 @@ def check(path: str | os.PathLike[str]) -> None:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: It is not a GGUF file, or lacks what its header promises; or a
-      tensor is of an unknown type, which is named.
+    ValueError: It is not a GGUF file, or lacks data that its header promises;
+      or a tensor has an unknown type, which is named.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -117,7 +117,7 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def _tensor_end(walker: _Walker) -> int:
-  """Passes a tensor's entry; returns its end, from where data begin."""
+  """Skips a tensor's entry; returns its end, counted from where data begin."""
   what = f'tensor {walker.text("the name of a tensor")!r}'
   sides = walker.number('<I', what)
   if sides > _MAX_DIMS:

@@ -21,11 +21,11 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def check(found: Record, path: pathlib.Path) -> None:
-  """Checks the fields in `REQUIRED`, which are there, against each other.
+  """Checks the fields in `REQUIRED`, which all exist, against each other.
 
   Raises:
-    ValueError: A token is there twice or has no type, a merge is not of
-      tokens, or a named token is none of them.
+    ValueError: A token is there twice or has no type, a merge does not consist
+      of tokens, or a named token does not exist.
   """
   names = found[_TOKENS]
   known = {token: number for number, token in enumerate(names)}
@@ -53,7 +53,7 @@ def check(found: Record, path: pathlib.Path) -> None:
 
 
 def write(found: Record, folder: pathlib.Path) -> None:
-  """Writes it as tokenizer.json, where each digit is a word of its own."""
+  """Writes the tokenizer as tokenizer.json; each digit is a word of its own."""
   tokens = found[_TOKENS]
   merges = [tuple(m.split(' ', 1)) for m in found[_MERGES]]
   vocab = {token: number for number, token in enumerate(tokens)}

@@ -1,4 +1,4 @@
-"""Heads that come along with a model: its own export's, or an adapter's."""
+"""Heads that come with a model, from our own export or from an adapter."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -20,17 +20,17 @@ _HEAD, _SPANS = 'head', 'qa_outputs'
 
 
 def is_ours(folder: pathlib.Path) -> bool:
-  """Says whether this package wrote a model's folder, with a trained head."""
+  """Whether this package wrote a model's folder, with a trained head."""
   return any((folder / mark).is_file() for mark in (EXPORTED, DEPLOYED))
 
 
 def read(
   sizes: Any, found: dict[str, np.ndarray], source: str
 ) -> dict[Path, np.ndarray]:
-  """Takes a head out of the tensors found, whatever number of outputs it has.
+  """Takes a head with any number of outputs from the tensors found.
 
   Args:
-    sizes: Of the pretrained model.
+    sizes: Sizes of the pretrained model.
     found: Tensors under the names of a model with a head.
     source: Begins every message.
   """
@@ -54,12 +54,12 @@ def read(
 def put(
   weights: Pretrained, task: Task, class_names: Sequence[str]
 ) -> Pretrained:
-  """Puts a head that came with a model on it, where it is of the same classes.
+  """Adds a head that came with a model, if it has the same classes.
 
   Args:
     weights: The pretrained model, with its head apart.
     task: What is learned.
-    class_names: By label.
+    class_names: The name of each label.
   """
   if not weights.head:
     return weights

@@ -12,11 +12,11 @@ def parse(raw: Json, path: pathlib.Path) -> Config:
   """Translates config.json.
 
   Args:
-    raw: What it holds.
+    raw: The content of config.json.
     path: Begins every message.
 
   Raises:
-    ValueError: A field is missing, or of a model that is not supported.
+    ValueError: A field is missing, or belongs to a model that is not supported.
   """
   family = raw.get('model_type')
   if not isinstance(family, str) or family not in FAMILIES:

@@ -1,7 +1,8 @@
 """Reads fields of config.json, with messages that explain a mistake.
 
-JSON has no types that a reader could rely on: a switch may be the word
-'false', a count 12.0 or true, a number NaN. Only what is meant is taken.
+JSON files have no types that a reader could rely on: a switch may be the word
+'false', a count may be 12.0 or true, a number may be NaN. Only the intended
+type is accepted.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ def read_json(path: pathlib.Path) -> Json:
 
   Raises:
     FileNotFoundError: There is no such file.
-    ValueError: It is too large, not JSON, no object, or says a field twice.
+    ValueError: It is too large, not JSON, no object, or has a field twice.
   """
   if not path.is_file():
     raise FileNotFoundError(f'{path} is missing.')
@@ -32,7 +33,7 @@ def read_json(path: pathlib.Path) -> Json:
 
 
 def check_supported(raw: Json, supported: Json, path: pathlib.Path) -> None:
-  """Raises a ValueError where a field is there and has another value."""
+  """Raises a ValueError if a field is there and has another value."""
   for field, value in supported.items():
     found = raw.get(field, value)
     if type(found) is not type(value) or found != value:
@@ -53,7 +54,7 @@ def integer(raw: Json, field: str, path: pathlib.Path, least: int = 1) -> int:
 
 
 def square(raw: Json, field: str, path: pathlib.Path) -> int:
-  """Returns the side of a square, which may be there as [height, width]."""
+  """Returns the side of a square, which may be given as [height, width]."""
   value: object = raw.get(field)
   if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
     return integer({field: value[0]}, field, path)
@@ -100,7 +101,7 @@ def epsilon(raw: Json, field: str, path: pathlib.Path, default: float) -> float:
 def block_sizes(
   raw: Json, path: pathlib.Path, names: Mapping[str, str] | None = None
 ) -> Json:
-  """Reads the sizes that every encoder has, under these names or BERT's."""
+  """Reads the sizes of any encoder, under the given names or BERT's."""
   names = names or {}
   width, count, blocks = (
     names.get(name, name)

@@ -1,8 +1,8 @@
 """Rotary positions in config.json, read as transformers 5 reads them.
 
 Files of transformers 4 have `rope_theta` and `rope_scaling`, those of
-transformers 5 `rope_parameters`; some have all three. A `rope_scaling` that
-says something wins over `rope_parameters`, and a `rope_theta` inside over the
+transformers 5 `rope_parameters`; some have all three. A `rope_scaling` that is
+not empty wins over `rope_parameters`, and a `rope_theta` inside wins over the
 one outside (configuration_utils.py, `convert_rope_params_to_dict`).
 """
 
@@ -33,8 +33,8 @@ def parse(raw: Json, positions: int, path: pathlib.Path) -> Rope:
   """Reads rotary positions.
 
   Args:
-    raw: What config.json holds.
-    positions: The model's, in tokens.
+    raw: The content of config.json.
+    positions: The number of the model's positions.
     path: Begins every message.
 
   Raises:
@@ -84,7 +84,7 @@ def parse(raw: Json, positions: int, path: pathlib.Path) -> Rope:
 
 
 def _find(raw: Json, path: pathlib.Path) -> tuple[str, Json]:
-  """Returns the field that says it, and what it holds."""
+  """Returns the field that has the rotary positions, and its content."""
   for field in ('rope_scaling', 'rope_parameters'):
     value = raw.get(field)
     if value is not None and not isinstance(value, dict):
@@ -95,7 +95,7 @@ def _find(raw: Json, path: pathlib.Path) -> tuple[str, Json]:
 
 
 def render(rope: Rope) -> Json:
-  """Returns its fields in config.json, for readers of both versions."""
+  """Returns the fields for config.json, for readers of both versions."""
   said = {'rope_type': rope.kind} | dict(rope.options)
   parameters = said | {'rope_theta': rope.base}
   fields = {'rope_theta': rope.base, 'rope_parameters': parameters}

@@ -1,10 +1,10 @@
-"""Fields of config.json that make a model another one.
+"""Fields of config.json that change what a model computes.
 
-A reader takes the fields that it knows. Others may be notes
-(`transformers_version`) or change what the model computes
-(`quantization_config`, or fields of a family's relatives, which its files
-sometimes carry). The second kind is refused unless it says nothing; fields in
-no list here are named.
+A reader takes the fields that it knows. Other fields may be notes
+(`transformers_version`), or may change what the model computes
+(`quantization_config`, or fields of related families, which files sometimes
+have). The second kind is refused unless the field is empty or off; fields in no
+list here are named.
 """
 
 import pathlib
@@ -125,14 +125,14 @@ _CLASSES = {family.title: name for name, family in FAMILIES.items()} | {
 
 
 def check(raw: Json, path: pathlib.Path) -> tuple[str, ...]:
-  """Checks the fields of config.json that no one reads.
+  """Checks the fields of config.json that no reader takes.
 
   Args:
-    raw: What it holds.
+    raw: The content of config.json.
     path: Begins every message.
 
   Returns:
-    What a user should be told.
+    What to tell the user.
 
   Raises:
     ValueError: A field says that the model computes something else, or
@@ -166,7 +166,7 @@ def check(raw: Json, path: pathlib.Path) -> tuple[str, ...]:
 
 
 def _check_classes(raw: Json, path: pathlib.Path) -> None:
-  """Raises a ValueError where `architectures` is of another family."""
+  """Raises a ValueError if `architectures` names another family."""
   classes = raw.get('architectures') or []
   if not isinstance(classes, list):
     raise ValueError(f'{path}: architectures={classes!r} must be a list.')
@@ -181,7 +181,7 @@ def _check_classes(raw: Json, path: pathlib.Path) -> None:
 
 
 def _describe(value: object) -> str:
-  """Shows a value, or just the method of a quantisation."""
+  """Shows a value, or only the method of a quantisation."""
   if isinstance(value, dict) and 'quant_method' in value:
     return f'{{quant_method: {value["quant_method"]!r}, ...}}'
   shown = repr(value)

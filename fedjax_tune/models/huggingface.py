@@ -21,11 +21,11 @@ from fedjax_tune.typing import Json
 def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
   """Loads a model of one of `families.FAMILIES` as `save_pretrained` wrote it.
 
-  Tensors may carry the names of transformers 4 or 5, with or without the
-  prefix that a model with a head puts before them, in one file or in shards.
-  DeiT's model has a distillation token beside the class token. The head is left
-  out, unless the folder is of this package's own (`heads`), and with it the
-  dense map before RoBERTa's and DistilBERT's classifier; but the one that
+  Tensors may have the names of transformers 4 or 5, with or without the prefix
+  that a model with a head puts before them, in one file or in shards. DeiT's
+  model has a distillation token in addition to the class token. The head is
+  left out, and with it the dense map before RoBERTa's and DistilBERT's
+  classifier, unless this package wrote the folder (`heads`). The head that
   predicts Llama's next token is kept if it is there.
 
   Args:
@@ -70,10 +70,10 @@ def load_huggingface(folder: str | pathlib.Path) -> backbone.Pretrained:
 
 
 def read_sizes(folder: str | pathlib.Path) -> Config:
-  """Reads the sizes of a folder's model; of its weights nothing.
+  """Reads the sizes of a folder's model, and none of its weights.
 
   Raises:
-    FileNotFoundError, ValueError: As `load_huggingface`.
+    FileNotFoundError, ValueError: See `load_huggingface`.
   """
   return _read_config(paths.here('weights', folder) / 'config.json')[1]
 
@@ -86,7 +86,7 @@ def _read_config(path: pathlib.Path) -> tuple[Json, Config]:
 def _with_preprocessor(
   config: ViTConfig, folder: pathlib.Path
 ) -> tuple[ViTConfig, tuple[str, ...]]:
-  """Adds what a preprocessor does to pixels, or says that there is none."""
+  """Adds what the preprocessor does to pixels, or a note if there is none."""
   path = folder / 'processor_config.json'
   if path.is_file():
     nested = preprocessor.find_nested(hub_fields.read_json(path), path)

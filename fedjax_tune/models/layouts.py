@@ -1,7 +1,7 @@
-"""Where parameters lie in Hugging Face's files, for reading and for writing.
+"""Where parameters are in Hugging Face's files, for reading and for writing.
 
 One table of names, in `families`, serves both directions. A parameter that is
-stacked here, on 'layer' or 'prefix', is one tensor a row there.
+stacked here, on 'layer' or 'prefix', is one tensor per row there.
 """
 
 import math
@@ -19,12 +19,12 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 
 class Place(NamedTuple):
-  """Where one parameter lies, and how.
+  """Where one parameter is in a file, and in which layout.
 
   Attributes:
-    rows: For each of its rows the names that the tensor can have; the first is
-      the one to write. A parameter that is not stacked has one row.
-    shape: Of a tensor.
+    rows: For each row of the parameter the names that its tensor can have; the
+      first is the one to write. A parameter that is not stacked has one row.
+    shape: Shape of a tensor.
     order: The tensor's dimensions in our order.
     stacked: Whether rows are the parameter's leading axis.
   """
@@ -35,7 +35,7 @@ class Place(NamedTuple):
   stacked: bool
 
   def pack(self, value: np.ndarray) -> list[np.ndarray]:
-    """Returns the tensors of a parameter, one a row."""
+    """Returns the tensors of a parameter, one per row."""
     rows = value if self.stacked else [value]
     shape = [self.shape[dim] for dim in self.order]
     back = np.argsort(self.order)
@@ -57,7 +57,7 @@ def place(config: Config, path: Path, variable: nnx.Variable) -> Place:
   Args:
     config: The model's sizes.
     path: Our path to the variable.
-    variable: It, or its shape, with the names of its axes.
+    variable: The variable, or its shape, with the names of its axes.
   """
   stacked = variable.get_metadata('axes')[0] in ('layer', 'prefix')
   inner = variable.shape[stacked:]
@@ -102,12 +102,12 @@ def place_lora(
 def find_modules(config: Config, path: Path) -> tuple[tuple[str, ...], ...]:
   """Returns for each row of a parameter, or map, the names that it can have.
 
-  They are those of a model with a head in `transformers`, whose file may call
-  them otherwise; the first is that of transformers 5.
+  They are the names in a `transformers` model with a head, whose file may use
+  others; the first is that of transformers 5.
 
   Args:
     config: The model's sizes.
-    path: Our path to the parameter; or to a map, for the names of modules.
+    path: Our path to the parameter, or to a map for the names of modules.
   """
   family = FAMILIES[config.family]
   prefix = '' if is_head(config, path) else family.prefix
@@ -122,7 +122,7 @@ def find_modules(config: Config, path: Path) -> tuple[tuple[str, ...], ...]:
 
 
 def is_head(config: Config, path: Path) -> bool:
-  """Whether a parameter lies in the classifier, beside the family's model."""
+  """Whether a parameter belongs to the classifier, not to the base model."""
   if path[0] == 'pooler':
     return config.family != 'bert'
   return path[0] in ('head', 'lm_head')

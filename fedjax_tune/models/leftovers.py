@@ -1,7 +1,7 @@
-"""The names of tensors in a file, and which of them nothing reads.
+"""The names of tensors in a file, and those that nothing reads.
 
-A tensor that is not read may be the head of another task, which does no harm,
-or say that the model is another one than config.json describes.
+A tensor that is not read may be the head of another task, which does no harm.
+Or it may show that config.json describes another model.
 """
 
 from collections.abc import Collection, Iterable
@@ -40,20 +40,20 @@ _ADAPTER = re.compile(
 def rename(
   names: Iterable[str], family: str, source: str
 ) -> tuple[dict[str, str], frozenset[str]]:
-  """Removes a head's prefix, and what TensorFlow called a LayerNorm's parts.
+  """Removes a head's prefix, and TensorFlow's names of LayerNorm's parts.
 
   Args:
-    names: Of a file.
+    names: Names of the tensors in a file.
     family: One of `families.FAMILIES`.
     source: Begins every message.
 
   Returns:
-    The names in the file by those of the family's base model; and which of
-    these lie outside of the base model, as files with a head show it.
+    The names in the file, keyed by the names of the family's base model; and
+    which of these are outside of the base model, as files with a head show.
 
   Raises:
-    ValueError: Tensors are quantised, of an adapter, of another family, or
-      two have one name without the prefix.
+    ValueError: Tensors are quantised, belong to an adapter or another family,
+      or two have the same name without the prefix.
   """
   found: dict[str, str] = {}
   outside = set()
@@ -84,7 +84,7 @@ def rename(
 
 
 def _check_plain(name: str, source: str) -> None:
-  """Raises a ValueError for weights that stand for others."""
+  """Raises a ValueError for weights that encode others."""
   if _QUANTISED.search(name):
     raise ValueError(
       f'{source}: tensor {name!r} belongs to quantised weights; they must be '
@@ -103,9 +103,9 @@ def judge(
   """Names the heads that were left out, and refuses anything else.
 
   Args:
-    unread: Names under which the base model has nothing.
+    unread: Names that the base model does not have.
     source: Begins every message.
-    outside: Those that lie outside of the base model.
+    outside: The names outside of the base model.
 
   Raises:
     ValueError: A tensor is part of the base model.

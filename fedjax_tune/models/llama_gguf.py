@@ -2,9 +2,9 @@
 
 The format: github.com/ggml-org/ggml, docs/gguf.md. Quantised weights become
 float32, as llama.cpp would compute with them. Its converter
-(convert_hf_to_gguf.py, `LlamaModel.permute`) interleaves the two halves of
-each head's queries and keys, on which rotary positions work in pairs; here
-they are put side by side again, as Hugging Face has them.
+(convert_hf_to_gguf.py, `LlamaModel.permute`) interleaves the two halves of each
+head's queries and keys, on which rotary positions work in pairs; here the
+halves are separated again, as in Hugging Face's files.
 """
 
 from collections.abc import Collection
@@ -118,7 +118,7 @@ def load_gguf(path: str | os.PathLike[str]) -> backbone.Pretrained:
 def _config(
   found: Record, names: Collection[str], path: pathlib.Path
 ) -> sizes.DecoderConfig:
-  """Reads the sizes; a field that is not known here is refused."""
+  """Reads the sizes; an unknown field is refused."""
   for name in _REQUIRED:
     if name not in found:
       raise ValueError(f'{path}: the field {name!r} is missing.')
@@ -169,7 +169,7 @@ def _dequantise(tensor: Any, path: pathlib.Path) -> np.ndarray:
 
 
 def _find_name(stem: str, path: pathlib.Path) -> str:
-  """Returns what Hugging Face calls 'blk.0.attn_q'."""
+  """Returns Hugging Face's name of a tensor such as 'blk.0.attn_q'."""
   block, _, part = stem.rpartition('.')
   if part in _BLOCK:
     return f'layers.{block.removeprefix("blk.")}.{_BLOCK[part]}'

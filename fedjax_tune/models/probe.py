@@ -1,4 +1,4 @@
-"""A head alone, on what the frozen model beneath it has made of each example."""
+"""A head alone, on features that the frozen model below it has computed."""
 
 import dataclasses
 from typing import Any
@@ -31,10 +31,10 @@ class Head(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Probe(Foundation):
-  """A model of which the head alone trains, and reads features.
+  """A model that trains only its head, on features.
 
-  It holds and counts the frozen parameters as any model does, since a client
-  needs them to make its features; only its steps leave them alone.
+  It holds and counts the frozen parameters like any model, since a client needs
+  them to compute its features; but its local steps do not use them.
 
   Attributes:
     whole: The model that makes the features.
@@ -52,7 +52,7 @@ def probe(whole: Foundation) -> Probe:
   """Returns the head of a model, which reads features.
 
   Raises:
-    ValueError: More trains than the head.
+    ValueError: More than the head trains.
   """
   if set(whole.theta) != {'head'}:
     raise ValueError(

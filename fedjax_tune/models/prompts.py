@@ -23,13 +23,15 @@ def draw(num: int, embed: int, bound: float, rngs: nnx.Rngs) -> nnx.Variable:
 
   Prompt tuning: Lester, Al-Rfou, Constant, arXiv 2104.08691; for images
   VPT-shallow, Jia et al., arXiv 2203.12119. Prompts stand behind the class
-  token (and DeiT's distillation token), have no position, and leave those of
-  the others as they are; every token attends to them, and no head reads them.
+  token (and DeiT's distillation token), have no position, and leave the
+  positions of other tokens as they are; every token attends to them, and no
+  head reads them.
 
-  peft's prompt tuning differs for encoders: it puts prompts in front of the words,
-  so that they take the first positions, all words move on by `num`, and BERT's
-  pooler reads the first prompt instead of the class token. Decoders have them
-  where peft has: their head reads the last word, and positions count by distance.
+  peft's prompt tuning differs for encoders: it puts prompts in front of the
+  words. So they take the first positions, all words move on by `num`, and
+  BERT's pooler reads the first prompt instead of the class token. In decoders
+  prompts are where peft has them: the head reads the last word, and only
+  distances of positions matter.
   """
   shape = (num, embed)
   value = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
@@ -42,7 +44,7 @@ def image_bound(patch: int, embed: int) -> float:
 
 
 def text_bound() -> float:
-  """Returns the bound of a uniform distribution with the words' deviation."""
+  """Returns the bound of the uniform distribution with the words' deviation."""
   return DEVIATION * math.sqrt(3)
 
 
@@ -86,11 +88,12 @@ class Prefix(nnx.Module):
   (as in P-tuning v2, arXiv 2110.07602, and in peft by default); a relative of
   VPT-deep (arXiv 2203.12119), whose prompts of each block are tokens, from
   which the block makes keys and values. Positions of words stay as they are;
-  peft's BERT counts them from behind the prefix. So does its Llama, whose
-  queries are turned by these positions, and here, too (`decoder_block.py`).
+  peft's BERT counts them from the end of the prefix. So does peft's Llama,
+  whose queries are rotated by these positions, and so does ours
+  (`decoder_block.py`).
 
-  Both are drawn from a normal distribution of deviation 0.02, so that a
-  prefix starts out close to a key and a value of 0; peft's deviation is 1.
+  Both are drawn from a normal distribution with deviation 0.02, so that keys
+  and values of a prefix start close to 0; peft's deviation is 1.
 
   Attributes:
     key: [layer, prompt, heads, qk_dim].
@@ -120,8 +123,8 @@ class Prefix(nnx.Module):
     Args:
       k_BxSxHxE: Keys.
       v_BxSxHxV: Values.
-      real_BxS: Which tokens are real; None where all are.
-      turn: What is done to the prefix's keys before.
+      real_BxS: Which tokens are real; None if all are.
+      turn: A function applied to the prefix's keys first.
     """
     k = jnp.concatenate([turn(repeat(self.key, k_BxSxHxE)), k_BxSxHxE], 1)
     v = jnp.concatenate([repeat(self.value, v_BxSxHxV), v_BxSxHxV], 1)

@@ -1,4 +1,4 @@
-"""What the adapters and the head of a model read of some inputs."""
+"""Computes what the adapters and the head of a model read for some inputs."""
 
 from collections.abc import Mapping
 import functools
@@ -26,12 +26,12 @@ Weights = str | np.ndarray
 
 
 class Reads(NamedTuple):
-  """What is read of N inputs.
+  """What is read for N inputs.
 
   Attributes:
     adapters: For each adapted sublayer what the adapter of each block reads,
-      float32 [L, M, D]: M rows, of all inputs alike.
-    first: Likewise of the first token alone, [L, N, D].
+      float32 [L, M, D]: M rows, equally many for each input.
+    first: The same for the first token alone, [L, N, D].
     head: What the head reads, float32 [N, D].
   """
 
@@ -41,13 +41,13 @@ class Reads(NamedTuple):
 
 
 def read(found: Foundation, inputs: Inputs, weights: Weights) -> Reads:
-  """Runs a model without what its adapters add.
+  """Runs a model without the output of its adapters.
 
   Args:
     found: The model.
     inputs: N pictures or texts.
-    weights: Of which tokens a row is made. 'some' are a few real ones, the first
-      among them, evenly spaced.
+    weights: The weights of tokens in each row. 'some' takes a few real tokens,
+      evenly spaced, the first among them.
   """
   count = len(jax.tree.leaves(inputs)[0])
   parts = []
@@ -67,7 +67,7 @@ def read(found: Foundation, inputs: Inputs, weights: Weights) -> Reads:
 
 
 def tokens(found: Foundation, inputs: Inputs) -> int:
-  """Returns how many tokens the model makes of an input, padding too."""
+  """Returns how many tokens the model makes of an input, with padding."""
   model = lambda: found.merge(found.base, found.theta)
   x, _ = jax.eval_shape(lambda x: model().start(x), inputs)
   return x.shape[1]
@@ -76,7 +76,7 @@ def tokens(found: Foundation, inputs: Inputs) -> int:
 def weigh(
   tiers: Mapping[str, Foundation], shown: Mapping[str, Shown]
 ) -> dict[str, Weights]:
-  """Says of which tokens rows are made, so that those of all tiers match."""
+  """Chooses the tokens of rows, so that the rows of all tiers correspond."""
   if _same_tokens(tiers, {name: of.inputs for name, of in shown.items()}):
     return dict.fromkeys(tiers, 'some')
   covered = {n: shown[n].covered for n in tiers}
@@ -89,7 +89,7 @@ def weigh(
 def _same_tokens(
   tiers: Mapping[str, Foundation], inputs: Mapping[str, Inputs]
 ) -> bool:
-  """Says whether a token of one model is the same token of every other."""
+  """Whether tokens of all models correspond one to one."""
   first, *others = tiers
   kind = lambda name: (
     type(tiers[name].merge(tiers[name].base, tiers[name].theta)),
@@ -107,7 +107,7 @@ def _same_tokens(
 def _read_batch(
   found: Foundation, inputs: Inputs, weights: str | Array
 ) -> Reads:
-  """Returns what is read of a batch; by adapters [L, B, m, D]."""
+  """Returns what is read for a batch; by adapters [L, B, m, D]."""
   start, block, end = _programs(found.graph)
   arrays = found.base, found.theta
   x, real, order = start(*arrays, inputs)
@@ -124,7 +124,7 @@ def _read_batch(
 
 @functools.lru_cache(maxsize=8)
 def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
-  """Compiles a model in three parts: before, in and behind its blocks."""
+  """Compiles a model in three parts: before, in and after its blocks."""
 
   def model(base: Tree, theta: Tree) -> Any:
     return nnx.merge(graph, nnx.State(theta), nnx.State(base))
@@ -158,7 +158,7 @@ def _programs(graph: nnx.GraphDef) -> tuple[Any, Any, Any]:
 
 
 def _keep(seen: dict[str, Array], name: str, read: Array, out: Array) -> Array:
-  """Stands where an adapter does: keeps what it reads, and adds nothing."""
+  """Takes the place of an adapter: keeps what it reads, and adds nothing."""
   seen[name] = read
   return out
 

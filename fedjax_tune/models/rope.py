@@ -1,8 +1,8 @@
 """Rotary positions (arXiv 2104.09864), plain and scaled for longer texts.
 
 Scaled frequencies are those of transformers 5 (modeling_rope_utils.py), in
-float64. Its other kinds are not here: LongRoPE's frequencies depend on how far
-a batch is padded, so that padding would change what a model says.
+float64. LongRoPE is not supported: its frequencies depend on how far a batch is
+padded, so that padding would change a model's outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ class Rope:
   """The rotary positions of a model.
 
   Attributes:
-    base: Of the wavelengths.
+    base: Base of the wavelengths.
     kind: One of `KINDS`.
-    options: What the kind needs besides, as `rope_parameters` of config.json
-      calls it.
+    options: Further options of the kind, named as in `rope_parameters` of
+      config.json.
   """
 
   base: float = 10000.0
@@ -34,10 +34,10 @@ class Rope:
   options: tuple[tuple[str, float], ...] = ()
 
   def frequencies(self, width: int) -> Scaled:
-    """Returns radians a token of each channel pair, and a factor.
+    """Returns radians per token for each channel pair, and a factor.
 
     Args:
-      width: Of a head, even.
+      width: Width of a head, even.
     """
     half = width // 2
     frequency_P = self.base ** (-np.arange(half) / half)
@@ -48,7 +48,7 @@ PLAIN = Rope()
 
 
 def _default(frequency_P: Frequencies, base: float, options: Options) -> Scaled:
-  """Within the model's positions 'dynamic' scales nothing, either."""
+  """Plain frequencies; within the model's positions 'dynamic' has these too."""
   del base, options
   return frequency_P, 1.0
 
@@ -90,7 +90,7 @@ def _yarn(frequency_P: Frequencies, base: float, options: Options) -> Scaled:
 
 
 def _sharpness(options: Options) -> float:
-  """Returns YaRN's factor where none is given."""
+  """Returns YaRN's factor if none is given."""
 
   def grow(scale: float) -> float:
     return 0.1 * scale * math.log(options['factor']) + 1

@@ -1,4 +1,4 @@
-"""The safetensors files of a folder, as transformers chooses among them."""
+"""Reads the safetensors files of a folder, chosen as in transformers."""
 
 from collections.abc import Sequence
 import pathlib
@@ -35,9 +35,9 @@ def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     FileNotFoundError: The file, the index's shards, or both are missing.
-    ValueError: A file is corrupt, lies outside of the folder, or lacks what
-      the index promises; a tensor is in two shards, or of a type that stands
-      for quantised weights; or an adapter lies beside the model.
+    ValueError: A file is corrupt, is outside of the folder, or lacks tensors
+      that the index promises; a tensor is in two shards, or has a type of
+      quantised weights; or an adapter is beside the model.
   """
   for name in _ADAPTERS:
     if (folder / name).exists():

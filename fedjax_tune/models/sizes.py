@@ -15,16 +15,16 @@ class BlockSizes(Protocol):
   Attributes:
     depth: Blocks.
     embed: Model width.
-    heads: Attention heads; of a decoder those of keys and values.
+    heads: Attention heads; for a decoder those of keys and values.
     head_dim: Width of a head.
     ffn: Hidden width of the MLP.
-    eps: Of every norm.
+    eps: Epsilon of every norm.
     full: Whether all parameters train, instead of adapters and head.
     prefixes: Trained keys and values of each block.
-    dropout: Rate, while it trains, where Hugging Face's models drop: behind
-      the embedding, of attention's weights, of what attention and the MLP
-      add, and before a text's classifier.
-    family: What Hugging Face calls this architecture.
+    dropout: Rate in training, where Hugging Face's models have dropout: after
+      the embedding, on attention's weights, on the outputs of attention and
+      MLP, and before a text's classifier.
+    family: Hugging Face's name of this architecture.
   """
 
   @property
@@ -68,11 +68,11 @@ class ViTConfig:
     num_prefix: Tokens before the patches: the class token, and DeiT's
       distillation token.
     layer_scale: Whether each residual branch has a learned scale.
-    eps: Of every LayerNorm.
+    eps: Epsilon of every LayerNorm.
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
     mean: Channel means by which uint8 images are normalised, in [0, 1].
-    std: Channel standard deviations likewise.
+    std: Channel standard deviations, in the same units.
     prompts: Trained tokens behind the prefix tokens.
     prefixes: Trained keys and values of each block.
     dropout: Rate of the backbone's own dropout, see `BlockSizes`.
@@ -130,7 +130,7 @@ class TextConfig:
     family: 'bert', 'roberta' or 'distilbert'.
     types: Token types; 0 if it has none.
     pad: The token that fills up a batch; nothing attends to it.
-    eps: Of every LayerNorm.
+    eps: Epsilon of every LayerNorm.
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
     span: Whether the head reads every token, instead of the first one pooled.
@@ -192,7 +192,7 @@ class DecoderConfig:
     tied: Whether the word table is also the kernel that predicts tokens.
     rope: Its rotary positions.
     pad: The token that fills up a batch; nothing attends to it.
-    eps: Of every RMSNorm.
+    eps: Epsilon of every RMSNorm.
     num_classes: Outputs of a new head on the last token; 0 predicts for every
       token the next one, with the pretrained head.
     full: Whether all parameters train, instead of adapters and head.

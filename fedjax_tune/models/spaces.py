@@ -12,11 +12,12 @@ _RIDGE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-  """What codes are to be like.
+  """A target space of codes.
 
   Attributes:
-    scores: Of M rows, [M, r]; centred and uncorrelated, largest first.
-    sigma: Their deviations [r].
+    scores: Scores of M rows, [M, r]; centred and uncorrelated, the direction
+      with the largest variance first.
+    sigma: Deviations of the scores [r].
   """
 
   scores: np.ndarray
@@ -28,11 +29,11 @@ def find_space(x: np.ndarray, rank: int, field: str) -> Space:
 
   Args:
     x: What a reference reads, [M, D].
-    rank: How many directions.
-    field: What sets that, for the message.
+    rank: Number of directions.
+    field: The field that sets this number, for the message.
 
   Raises:
-    ValueError: There are not as many.
+    ValueError: There are fewer directions.
   """
   centred = centre(x)
   values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
@@ -53,18 +54,18 @@ def find_space(x: np.ndarray, rank: int, field: str) -> Space:
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
-  """Returns the nearest matrix of orthonormal columns, of the same shape."""
+  """Returns the nearest matrix with orthonormal columns, of the same shape."""
   left, _, right = np.linalg.svd(matrix, full_matrices=False)
   return left @ right
 
 
 def rotation(x: np.ndarray, space: Space) -> np.ndarray:
-  """Returns Q [D, r], by which rows [M, D] come nearest to a space's scores."""
+  """Returns the Q [D, r] that takes rows [M, D] nearest to a space's scores."""
   return polar(centre(x).T @ space.scores)
 
 
 def regression(x: np.ndarray, space: Space) -> np.ndarray:
-  """Returns the map [D, r] from rows to codes of least squares, with a ridge."""
+  """Returns the least-squares map [D, r] from rows to codes, with a ridge."""
   centred = centre(x)
   moment = centred.T @ centred
   ridge = _RIDGE * np.trace(moment) / len(moment)

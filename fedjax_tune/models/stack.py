@@ -26,8 +26,8 @@ _VIEWS = frozenset(
 def _is_kept(primitive: Primitive, *_: object, **__: object) -> bool:
   """Keeps all but the taken frozen weights for the backward pass.
 
-  Keeping them would make a copy of every held block for every client of a
-  `vmap`; taking them again is faster than writing and reading those copies.
+  Keeping those would copy every held block for every client of a `vmap`; taking
+  them again is faster than writing and reading the copies.
   """
   return primitive.name not in _VIEWS
 
@@ -35,8 +35,8 @@ def _is_kept(primitive: Primitive, *_: object, **__: object) -> bool:
 def _take(stack: Array, layer: Int[Array, '']) -> Array:
   """Returns one block's part of a frozen stack.
 
-  bfloat16 moves as integers: XLA turns a slice of it on a CPU into one of
-  float32, and copies the whole stack for that.
+  bfloat16 is sliced as integers: on a CPU, XLA turns a bfloat16 slice into one
+  of float32, and copies the whole stack for that.
   """
   if not isinstance(stack, jax.Array) or stack.dtype != jnp.bfloat16:
     return stack[layer]
@@ -59,16 +59,16 @@ def run_blocks(
 
   Args:
     blocks: Trainable leaves are those of the held blocks [N, ...], frozen
-      ones those of the whole model [L, ...].
+      leaves those of the whole model [L, ...].
     x_BxTxD: Tokens.
     layers_N: Ids of the held blocks, in the order to run them.
     key: Turns dropout on.
     real_BxT: False marks padding.
-    pool: Whether the last block updates the first token alone: nothing reads
-      the others.
+    pool: Whether the last block updates only the first token, because nothing
+      reads the others.
     remat: Recompute each block in the backward pass.
-    unroll: Let blocks follow one another in the program, in place of a loop;
-      not without a key, since an evaluation gains nothing by it.
+    unroll: Put blocks one after another into the program, instead of a loop;
+      only with a key, since an evaluation gains nothing from it.
 
   Returns:
     The tokens after the last block (Q is 1 if pooled, else T), and the first

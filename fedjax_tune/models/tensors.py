@@ -1,4 +1,4 @@
-"""What pretrained tensors may hold, wherever they come from."""
+"""Checks the values of pretrained tensors, wherever they come from."""
 
 from collections.abc import Mapping
 import math
@@ -31,14 +31,14 @@ def check(
   """Returns a tensor in float32.
 
   Args:
-    name: As the file calls it.
-    value: What it holds.
-    parameter: Last part of our name, which tells what it may hold.
+    name: The tensor's name in the file.
+    value: Its values.
+    parameter: Last part of our name of it, which decides what it may hold.
     source: Begins every message.
 
   Raises:
-    ValueError: It is not of a floating-point type, has a NaN or an infinity,
-      or is zero throughout where no sound model is.
+    ValueError: It has no floating-point type, has a NaN or an infinity, or is
+      all zeros, which it is in no sound model.
   """
   if value.dtype.name not in _FLOATS:
     raise ValueError(
@@ -65,15 +65,15 @@ def check(
 def check_counts(
   shapes: Mapping[str, tuple[int, ...]], config: Config, source: str
 ) -> None:
-  """Checks sizes against what is there, before anything is built.
+  """Checks sizes against the tensors that exist, before anything is built.
 
   Args:
-    shapes: Of the tensors, by name.
+    shapes: Shapes of the tensors, by name.
     config: The sizes.
     source: Begins every message.
 
   Raises:
-    ValueError: There are more blocks than tensors, or a size is beyond the
+    ValueError: There are more blocks than tensors, or a size is larger than the
       number of all values.
   """
   if config.depth > len(shapes):

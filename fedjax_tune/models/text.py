@@ -1,7 +1,7 @@
 """BERT, RoBERTa and DistilBERT, running any selection of their blocks.
 
-The three differ in their embedding, and in what stands between the first
-token and the head. Blocks are stacked and selected as in `vit.py`.
+The three differ in their embedding, and in what is between the first token and
+the head. Blocks are stacked and selected as in `vit.py`.
 """
 
 from flax import nnx
@@ -54,7 +54,7 @@ class Embedding(nnx.Module):
   ) -> Array:
     """Maps token numbers to tokens [B, T, D], with prompts among them.
 
-    Prompts are normalised as words are.
+    Prompts are normalised like words.
 
     Raises:
       ValueError: The texts are longer than the model's positions.
@@ -75,7 +75,7 @@ class Embedding(nnx.Module):
     return primitives.dropout(self.norm(x_BxTxD), key, self.config.dropout)
 
   def _positions(self, real_BxT: Array) -> Array:
-    """Returns the positions' vectors; RoBERTa counts real tokens only."""
+    """Returns the vectors of positions; RoBERTa counts only real tokens."""
     if self.config.family != 'roberta':
       return self.position[: real_BxT.shape[1]]
     number_BxT = jnp.cumsum(real_BxT, axis=1) * real_BxT + self.config.pad
@@ -178,7 +178,7 @@ class TextEncoder(nnx.Module):
     *,
     key: Array | None = None,
   ) -> Float[Array, 'B K'] | Float[Array, 'B T K']:
-    """Returns the logits after the selected blocks; of spans for each token."""
+    """Returns the logits after the selected blocks, or of each token."""
     if self.config.span:
       return self.spans(inputs, layers_N, key=key)
     last_Bx1xD, _ = self._run(inputs, layers_N, key, pool=True)
@@ -216,9 +216,9 @@ class TextEncoder(nnx.Module):
 def _drop(
   x: Float[Array, '... B D'], key: Array | None, rate: float
 ) -> Float[Array, '... B D']:
-  """Drops features of texts, of several blocks or of one.
+  """Drops features of texts, for several blocks or for one.
 
-  A key for each text is one along the first axis, so texts go there.
+  The keys of texts go along the first axis, so texts are moved there.
   """
   by_text = primitives.dropout(jnp.moveaxis(x, -2, 0), key, rate)
   return jnp.moveaxis(by_text, 0, -2)

@@ -14,9 +14,9 @@ class Tier:
   """A model of a federation.
 
   Attributes:
-    name: As tables and metrics call it.
-    weights: Its pretrained part, whole.
-    kept: How much of each axis the tier's clients have of it.
+    name: Its name in tables and metrics.
+    weights: The whole pretrained model.
+    kept: How much of each of its axes the tier's clients have.
   """
 
   name: str
@@ -30,8 +30,8 @@ def names(cfg: config.Tiers) -> tuple[str, ...]:
   A tier listed twice, to give it more clients, counts once.
 
   Raises:
-    ValueError: There is none, a field has another number of values than
-      `weights`, or two tiers would have one name.
+    ValueError: There is no tier, a field has another number of values than
+      `weights`, or two tiers would have the same name.
   """
   if not cfg.weights:
     raise ValueError(
@@ -70,9 +70,9 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
   """Loads each model of a federation once.
 
   Raises:
-    ValueError: As `names`; or a tier keeps more blocks than there are, or tiers
-      read different kinds of data.
-    FileNotFoundError, RuntimeError: As `pretrained.load_pretrained`.
+    ValueError: See `names`; or a tier keeps more blocks than there are, or
+      tiers read different kinds of data.
+    FileNotFoundError, RuntimeError: See `pretrained.load_pretrained`.
   """
   cfg = experiment.tiers
   found: dict[str, Tier] = {}
@@ -94,9 +94,9 @@ def load(experiment: config.Experiment, data_dir: str) -> tuple[Tier, ...]:
 
 
 def load_one(experiment: config.Experiment, data_dir: str) -> tuple[Tier]:
-  """Loads `model.weights` alone, for methods that know one model.
+  """Loads `model.weights`, for methods with one model.
 
-  With the adapter that it starts from, if there is one.
+  It includes the adapter that the model starts from, if there is one.
   """
   tier = _load(experiment, data_dir, experiment.model.weights, 'model')
   if experiment.lora.init and experiment.model.tune == 'lora':
@@ -129,7 +129,7 @@ def _load(
 
 
 def readers(tiers: tuple[Tier, ...]) -> dict[str, int]:
-  """Returns the number of each tier's tokenizer; equal ones share a number."""
+  """Returns the number of each tier's tokenizer; equal tokenizers share one."""
   known: list[tuple[object, ...]] = []
   found = {}
   for tier in tiers:

@@ -1,8 +1,8 @@
 """A vision transformer that runs any selection of its blocks.
 
 Blocks are stacked on a leading layer axis. A client that holds the blocks
-`layers` gets a stack of adapters of that height; the frozen weights stay one
-shared stack, from which the scan takes each block by its id.
+`layers` gets a stack of adapters with that many layers; the frozen weights stay
+one shared stack, from which the scan takes each block by its id.
 """
 
 from flax import nnx
@@ -28,7 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Embedding(nnx.Module):
-  """Patches to tokens, prefix tokens in front, positions added."""
+  """Turns patches into tokens, with prefix tokens in front and positions."""
 
   def __init__(
     self, config: ViTConfig, adapters: Adapters, rngs: nnx.Rngs
@@ -55,7 +55,7 @@ class Embedding(nnx.Module):
       self.prompt = prompts.draw(config.prompts, config.embed, bound, rngs)
 
   def __call__(self, images: Array, key: jax.Array | None) -> Array:
-    """Maps images [B, h, w, 3] to tokens, with prompts; uint8 are normalised."""
+    """Maps images [B, h, w, 3] to tokens, with prompts; normalises uint8."""
     c = self.config
     if images.dtype == jnp.uint8:
       mean, std = (np.asarray(s, np.float32) * 255 for s in (c.mean, c.std))

@@ -1,1 +1,1 @@
-"""What a run leaves behind: progress, metrics, tables and plots."""
+"""What a run shows and writes: progress, metrics, tables and plots."""

@@ -51,14 +51,14 @@ def plot_methods(
   path: str | os.PathLike[str],
   metric: str = 'accuracy',
 ) -> None:
-  """Draws how what clients hold serves them, methods side by side.
+  """Draws how well each method serves its clients, methods side by side.
 
-  Left, each method's clients in order, the worst first; right, the means of its
-  classes by what a step costs them.
+  The left plot has each method's clients in order, the worst first; the right
+  plot has the means of its classes by the cost of a step.
 
   Args:
     runs: For each label and seed the clients of the run; all seeds count.
-    methods: Of each label.
+    methods: The method of each label.
     path: The PNG to write.
     metric: What is measured.
   """

@@ -1,4 +1,4 @@
-"""How each client fares: a line for each, and what they come to together."""
+"""How each client fares: a line for each client, and summaries."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ _TEXTS = ('label', 'class', 'domain')
 
 
 def to_csv(rows: Sequence[Record]) -> str:
-  """Returns a line for each client; what is not finite stays empty."""
+  """Returns a line for each client; values that are not finite are empty."""
   text = io.StringIO()
   made = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
   made.writeheader()
@@ -39,7 +39,7 @@ def _lacks(value: object) -> bool:
 
 
 def read(workdir: str | os.PathLike[str]) -> list[Json]:
-  """Reads what a run wrote of its clients; [] where it did not."""
+  """Reads what a run wrote about its clients; [] if it wrote nothing."""
   path = pathlib.Path(workdir) / FILE
   if not path.exists():
     return []
@@ -51,7 +51,7 @@ def read(workdir: str | os.PathLike[str]) -> list[Json]:
 
 
 def summarize(rows: Sequence[Record]) -> Json:
-  """Sums up what is known of clients: of all, and of each class."""
+  """Summarizes the results of all clients, and of each class."""
   classes = by_class(rows)
   return {
     **_of_models(rows),
@@ -76,10 +76,10 @@ def _of_models(rows: Sequence[Record]) -> Json:
 
 
 def spread(values: Iterable[float]) -> Json:
-  """Tells how a metric spreads over clients; those without one do not count.
+  """Returns the spread of a metric over the clients that have it.
 
-  `deviation` is that of these clients, not of a sample; `worst_tenth` is the
-  mean of the worst tenth, rounded up.
+  `deviation` is the population's, not a sample's; `worst_tenth` is the mean
+  over the worst tenth of the clients, their number rounded up.
 
   >>> spread([0.5, 1.0, float('nan')])
   {'clients': 2, 'mean': 0.75, 'deviation': 0.25, 'worst_tenth': 0.5}
@@ -99,10 +99,10 @@ def spread(values: Iterable[float]) -> Json:
 
 
 def class_table(summary: Record) -> tables.Terminal:
-  """Tells how each class of clients fares, for the terminal.
+  """Shows how each class of clients fares, for the terminal.
 
   Args:
-    summary: Of the clients, from `summary.json`.
+    summary: The summary of the clients, from `summary.json`.
   """
   models = [name for name in MODELS if name in summary]
   groups = {

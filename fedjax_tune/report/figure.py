@@ -1,6 +1,6 @@
 """The look of every plot: style, colours, and labels where lines end.
 
-Figures are made without pyplot, so no global state and no display is needed.
+Figures are made without pyplot, so they need no global state and no display.
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which
 colour-blind readers tell apart.
 """
@@ -96,14 +96,14 @@ def footnote(fig: mpl_figure.Figure, text: str) -> None:
 def legend_below(
   fig: mpl_figure.Figure, ax: mpl_axes.Axes, note: str = ''
 ) -> None:
-  """Names what is drawn below everything else, in as many columns as fit.
+  """Puts a legend below everything else, in as many columns as fit.
 
-  Of more rows than a few the figure grows, so that its axes stay.
+  With more than a few rows the figure grows, so that its axes keep their size.
 
   Args:
     fig: The figure.
-    ax: Axes on which all is drawn that has a label.
-    note: Stands above the names.
+    ax: Axes with everything that has a label.
+    note: A line above the legend.
   """
   handles, names = ax.get_legend_handles_labels()
   longest = max(map(len, names), default=0)
@@ -138,12 +138,12 @@ def by_round(
 ) -> None:
   """Finishes axes over rounds; names each line beside its end.
 
-  Labels stand in a column on the right. A thin line leads from where a line
-  ends to a label that had to move away, or that stands further right.
+  Labels are in a column on the right. A thin line leads from the end of a curve
+  to a label that had to move away, or that is further right.
 
   Args:
     ax: Axes on which the lines are drawn.
-    title: Stands above.
+    title: The title above the axes.
     unit: What is on the y axis.
     end: Rounds in all; the x axis runs from 0, before the first, to here.
     labels: One for each line.
@@ -182,10 +182,10 @@ def by_round(
 
 
 def named_chance(chance: Mapping[str, float]) -> dict[str, float]:
-  """Returns what has learned nothing, by short names; what looks alike is one.
+  """Returns accuracies by chance under short names; equal ones become one.
 
   Args:
-    chance: By what `summary.json` calls it, in percent.
+    chance: Accuracies in percent, by their names in `summary.json`.
 
   >>> named_chance({'1 of 4 classes': 25.0, 'largest class': 40.0})
   {'chance': 25.0, 'largest class': 40.0}
@@ -202,19 +202,19 @@ def named_chance(chance: Mapping[str, float]) -> dict[str, float]:
 def mark_chance(
   ax: mpl_axes.Axes, chance: Mapping[str, float], end: float | int
 ) -> list[EndLabel]:
-  """Marks what a model reaches that has learned nothing.
+  """Marks the accuracy of a model that has learned nothing.
 
-  Where that is far below all lines, it is told in words: as a line it would
-  press the others together.
+  If it is far below all lines, it is given in words: as a line it would squeeze
+  the others together.
 
   Args:
     ax: Axes of accuracies in percent, on which the lines are drawn.
-    chance: By what it is called, in percent.
+    chance: Accuracies in percent, by name.
     end: Where the axes end.
 
   Returns:
-    The labels of its lines, for the column that names the others, too: within
-    the axes they would lie across curves.
+    The labels of its lines, for the column of all labels: inside the axes they
+      would cover curves.
   """
   low, high = ax.get_ylim()
   told, labels = [], []
@@ -241,8 +241,8 @@ def mark_chance(
 def short(names: Sequence[str], most: int = 22) -> list[str]:
   """Shortens long names, so that they still differ.
 
-  What is left out stands in the middle; where names would be alike, what they
-  begin with alike is left out instead.
+  The middle of a name is left out. If names would then be equal, their common
+  beginning is left out instead.
 
   >>> short(['resnet_of_the_second_kind_a', 'resnet_of_the_second_kind_b'], 12)
   ['resn…_kind_a', 'resn…_kind_b']

@@ -1,4 +1,4 @@
-"""Accuracy by what it cost: time on the clients' devices, and bytes."""
+"""Plots accuracy by its cost: time on the clients' devices, and bytes."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -25,15 +25,15 @@ def plot_frontier(
   metric: str = 'accuracy',
   note: str = '',
 ) -> None:
-  """Draws accuracy by bytes moved and, where devices are given, by time.
+  """Draws accuracy by bytes moved and, if devices are given, by time.
 
   Args:
     runs: For each label the rounds of each seed's run. A line is the mean over
       its seeds, of accuracy and of cost, at the evaluations that all have.
     path: The PNG to write.
-    methods: Of each label, if they are called something else.
+    methods: The method of each label, if the label is not its name.
     metric: What is measured.
-    note: Stands below.
+    note: A line below the plot.
   """
   timed = any(
     targets.spent(row).simulated_s
@@ -72,7 +72,7 @@ def plot_frontier(
 
 
 def _unit(kind: str, most: float) -> tuple[str, float]:
-  """Returns the largest unit of which `most` is one at least, and its size."""
+  """Returns the largest unit that is at most `most`, and its size."""
   first, *larger = _UNITS[kind].items()
   return [first, *(unit for unit in larger if most >= unit[1])][-1]
 

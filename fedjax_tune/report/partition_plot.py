@@ -1,8 +1,9 @@
 """The plot of who holds what: classes, sizes, domains and budgets of clients.
 
-A few dozen clients get a bar each. More are sorted by domain, budget and size,
-and every so many of them is a row of a picture, so that a hundred thousand take
-no longer than a hundred. (A row that was their mean would show no skew.)
+A few dozen clients get a bar each. More clients are sorted by domain, budget
+and size, and every n-th of them is a row of an image, so that a hundred
+thousand take no longer than a hundred. (If a row were the mean of several
+clients, it would show no skew.)
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,15 @@ MOST_BARS, _ROWS = 40, 300
 
 @dataclasses.dataclass(frozen=True)
 class Clients:
-  """What is drawn of C clients besides their classes.
+  """What is drawn of C clients in addition to their classes.
 
   Attributes:
-    sizes: Examples of each, int[C].
+    sizes: Number of examples of each, int[C].
     budgets: Blocks that each can hold, int[C].
-    domains: The position of each one's domain, int[C]; -1 if it has no one.
-    domain_names: Of all domains.
-    names: Of the clients, where they have any; else ().
+    domains: The index of each client's domain, int[C]; -1 if it has no single
+      domain.
+    domain_names: Names of all domains.
+    names: Names of the clients, if they have any; else ().
   """
 
   sizes: np.ndarray
@@ -56,7 +58,7 @@ class Clients:
 
   @functools.cached_property
   def short_domains(self) -> list[str]:
-    """The names of the domains, as there is room for them."""
+    """The names of the domains, shortened to the room there is."""
     return _shorten(self.domain_names)
 
   @property
@@ -116,7 +118,7 @@ def plot_partition(
 def _bars(
   counts_CxK: np.ndarray, clients: Clients, class_names: Sequence[str]
 ) -> mpl_figure.Figure:
-  """One bar a client, in the colours of classes."""
+  """One bar per client, in the colours of classes."""
   num_clients, num_classes = counts_CxK.shape
   few = num_classes <= 2 * len(figure.COLORS)
   # The legend has a line for each class.
@@ -254,13 +256,13 @@ def _strip_budgets(ax: mpl_axes.Axes, budgets_C: np.ndarray) -> None:
 
 
 def _thin(values_C: np.ndarray) -> np.ndarray:
-  """Returns every so many values: more than a figure's dots show nothing."""
+  """Returns every n-th value, as more values than dots would show nothing."""
   step = max(1, len(values_C) // (4 * _ROWS))
   return values_C[step // 2 :: step]
 
 
 def _draw_sizes(ax: mpl_axes.Axes, sizes_C: np.ndarray) -> None:
-  """Draws the mean size of every so many neighbours, and their range."""
+  """Draws the mean size of groups of neighbours, and their range."""
   count = len(sizes_C)
   begins = np.arange(min(count, _ROWS)) * count // min(count, _ROWS)
   held = np.diff(begins, append=count)

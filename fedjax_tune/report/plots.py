@@ -64,16 +64,16 @@ def plot_comparison(
 ) -> None:
   """Draws accuracy by round: each method's mean and deviation over seeds.
 
-  Where no method has more than one evaluation, there are bars instead.
+  If no method has more than one evaluation, bars are drawn instead.
 
   Args:
     curves: For each label one (rounds done, accuracies in [0, 1]) per seed;
       only rounds that all its seeds have are drawn.
     path: The PNG to write.
-    methods: Of each label, if they are called something else.
+    methods: The method of each label, if the label is not its name.
     chance: See `plot_run`.
     metric: What is measured.
-    note: Stands below.
+    note: A line below the plot.
   """
   looks = styles.of(methods or {name: name for name in curves})
   names = dict(zip(curves, _names(curves), strict=True))
@@ -164,7 +164,7 @@ class _Line(NamedTuple):
 def _lines(
   rows: Sequence[Record], domain_names: Sequence[str], metric: str
 ) -> Iterator[_Line]:
-  """Yields the lines of a run: domains, models besides, and the mean."""
+  """Yields the lines of a run: domains, other models, and the mean."""
   several = len(domain_names) > 1
   if len(domain_names) == 1:  # It is the mean.
     domain_names = ()
@@ -336,7 +336,7 @@ def at_common_rounds(
   """Returns the rounds that all seeds have, and their values [seeds, rounds, ...].
 
   Args:
-    seeds: Of each seed the values by round, arrays of one shape.
+    seeds: For each seed the values by round, arrays of one shape.
   """
   rounds = sorted(set.intersection(*(set(own) for own in seeds)))
   values = [[own[rnd] for rnd in rounds] for own in seeds]

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar of its rounds, and what else takes long."""
+"""What a run shows while it works: a bar of its rounds, and long waits."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,9 +32,9 @@ class _Bar(rich_progress.Progress):
 class RoundProgress:
   """Shows round, loss, score, client-steps/s, time gone and time left.
 
-  On a terminal this is a live bar with one line of numbers under it.
-  Elsewhere (a log file, a pipe) it is one plain line about every ten seconds,
-  and at least ten lines a run, or one a round if there are fewer.
+  On a terminal this is a live bar with one line of numbers under it. Elsewhere
+  (a log file, a pipe) it is one plain line about every ten seconds, and at
+  least ten lines per run, or one per round if there are fewer rounds.
 
   Example:
     with RoundProgress(100, label='fedra seed 0') as progress:
@@ -161,7 +161,7 @@ class RoundProgress:
 
 @contextlib.contextmanager
 def waiting(console: rich_console.Console, what: str) -> Iterator[None]:
-  """Tells what takes a while: a spinner on a terminal, elsewhere a line."""
+  """Says what takes a while: a spinner on a terminal, elsewhere a line."""
   if console.is_interactive:
     with console.status(what):
       yield

@@ -22,8 +22,8 @@ class Point:
   Attributes:
     budget: Parameters that it may have.
     subnetwork: How much of each axis it has.
-    parameters: How many it has.
-    share: The same as a share of the full model's.
+    parameters: Number of parameters that it has.
+    share: This number as a share of the full model's.
     accuracy: The primary metric by order, in [0, 1].
   """
 
@@ -36,7 +36,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Subnetworks beside the full model.
+  """Subnetworks compared with the full model.
 
   Attributes:
     points: The subnetworks, at least one.
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def scaling_table(compared: Comparison) -> tables.Terminal:
-  """Tells mean and deviation of each order, a line a budget."""
+  """Shows mean and deviation of each order, one line per budget."""
   return tables.Terminal(
     f'{compared.metric} of subnetworks (%)', *_cells(compared)
   )

@@ -19,9 +19,9 @@ class Style(NamedTuple):
   """How a method is drawn.
 
   Attributes:
-    color: Of lines, markers and labels.
-    dash: Of lines.
-    marker: Of points.
+    color: Colour of lines, markers and labels.
+    dash: Dashes of lines.
+    marker: Marker of points.
   """
 
   color: str
@@ -92,12 +92,12 @@ def of(methods: Mapping[str, str]) -> dict[str, Style]:
     methods: For each label the name of its method.
 
   Guarantees:
-    - What is labelled by its method's name looks the same in every picture.
-    - A variant has its method's colour in a shade and with dashes that follow
-      from its label. Only where another one of the picture has these already,
-      it takes the next.
-    - No two of a picture are alike, up to a hundred variants of a method: beyond
-      fifteen they have other methods' colours.
+    - A run labelled with its method's name looks the same in every picture.
+    - A variant has a shade of its method's colour and dashes; both follow from
+      its label. If another run in the picture has the same ones, it takes the
+      next.
+    - No two runs in a picture look alike, up to a hundred variants of a method:
+      beyond fifteen they have other methods' colours.
   """
   found = {
     label: METHODS.get(label) or _of_users(label)

@@ -21,14 +21,15 @@ from fedjax_tune.typing import Record
 def comparison_table(
   summaries: Sequence[Record],
 ) -> rich_console.Group:
-  """One row a method: mean and deviation over its seeds, for the terminal.
+  """One row per method: mean and deviation over its seeds, for the terminal.
 
   Args:
-    summaries: The `summary.json` of each run. Runs of one `label` (or, where
-      there is none, of one `method`) are the seeds of one row.
+    summaries: The `summary.json` of each run. Runs with the same `label` (or,
+      if there is none, the same `method`) are the seeds of one row.
 
   Returns:
-    Accuracies above, costs below; side by side they would not fit 80 columns.
+    Accuracies above, costs below; side by side they would not fit into 80
+    columns.
   """
   header, cells = _comparison_cells(summaries)
   cut = len(header) - len(_COSTS)
@@ -50,7 +51,7 @@ def comparison_markdown(summaries: Sequence[Record]) -> str:
 
 
 def models_markdown(summaries: Sequence[Record]) -> str:
-  """The accuracy of every model beside the one that counts.
+  """The accuracy of every model other than the headline one.
 
   Args:
     summaries: The `summary.json` of each run, with its `label`.
@@ -76,10 +77,10 @@ def models_markdown(summaries: Sequence[Record]) -> str:
 
 
 def measured(summaries: Sequence[Record]) -> str:
-  """Returns what the one number of runs is: 'accuracy', 'f1', 'exact match'.
+  """Returns the name of the headline metric: 'accuracy', 'f1', 'exact match'.
 
   Args:
-    summaries: The `summary.json` of each run; where they differ it is 'score'.
+    summaries: The `summary.json` of each run; if they differ it is 'score'.
   """
   names = {summary.get('metric', 'accuracy') for summary in summaries}
   return spoken(names.pop()) if len(names) == 1 else 'score'
@@ -211,7 +212,7 @@ def _domains(summary: Record) -> Mapping[str, float | int | None]:
 
 
 def _number(value: float | int | None) -> float:
-  """JSON has no NaN; it was written as null."""
+  """Reads null as NaN, which JSON does not have."""
   return math.nan if value is None else float(value)
 
 
@@ -235,8 +236,8 @@ def _percent(fractions: Sequence[float | int | None], *, spread: bool) -> str:
 class Terminal:
   """A table for the terminal; all columns but the first are numbers.
 
-  Where the terminal is too narrow for the numbers, each has a line of its own:
-  a number without its last digits would be another one.
+  If the terminal is too narrow for the numbers, each gets a line of its own,
+  because a number without its last digits would be a different one.
   """
 
   title: str
@@ -300,7 +301,7 @@ def _words(name: str) -> str:
 
 
 def plain(name: str) -> str:
-  r"""Returns a name on one line, without what would steer a terminal.
+  r"""Returns a name on one line, without characters that control a terminal.
 
   >>> plain('two\nlines') == 'two\ufffdlines'
   True

@@ -1,4 +1,4 @@
-"""What it takes a method to become as good as another."""
+"""Computes what a method needs to become as good as another."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -18,7 +18,7 @@ class Spent:
 
   Attributes:
     rounds: Rounds done.
-    moved_bytes: Both ways, all clients together.
+    moved_bytes: Bytes in both directions, all clients together.
     flops: Floating-point operations of all clients together.
     simulated_s: Time on the simulated devices; 0 if there are none.
   """
@@ -63,9 +63,9 @@ def target_markdown(
   Args:
     runs: For each label and seed the rounds of the run.
     baseline: The label to compare with.
-    ends: What it ends with, by seed. A seed's target is `SHARE` of that; other
-      seeds are left out, and those where it ends with nothing: at 0 or below,
-      as a correlation may.
+    ends: The accuracy that the baseline ends with, by seed. A seed's target is
+      `SHARE` of it. Seeds that the baseline lacks are left out, and seeds where
+      its accuracy ends at 0 or below, as a correlation may.
 
   Returns:
     A Markdown table of means over the seeds that got there; 'times faster'

@@ -1,7 +1,7 @@
 """TensorBoard's events of a run, written at once and without a thread.
 
-They are written here, field by field: every package that writes them imports
-PyTorch where that is installed, which costs each run a second and 220 MB.
+They are written here field by field, because every package that writes them
+imports PyTorch if it is installed, which costs each run a second and 220 MB.
 """
 
 import os
@@ -25,7 +25,7 @@ _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5
 class Board:
   """Writes scalars to one file of events.
 
-  A thread, as other writers have one, loses what it holds when the process is
+  Other writers use a thread, which loses what it holds when the process is
   killed, and blocks the run when the disk is full.
   """
 
@@ -56,7 +56,7 @@ class Board:
 
 
 def record(content: bytes) -> bytes:
-  """Returns a TFRecord: length and content, a checksum behind each."""
+  """Returns a TFRecord: length and content, each followed by a checksum."""
   length = struct.pack('<Q', len(content))
   check = lambda part: struct.pack('<I', _masked_crc(part))
   return length + check(length) + content + check(content)
@@ -100,7 +100,7 @@ _TABLE = tuple(map(_row, range(256)))
 
 
 def _masked_crc(content: bytes) -> int:
-  """Returns the CRC-32C as TFRecords have it: turned, and shifted by a sum."""
+  """Returns TFRecord's masked CRC-32C: rotated, and shifted by a constant."""
   crc = 0xFFFFFFFF
   for byte in content:
     crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]

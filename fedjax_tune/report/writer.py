@@ -1,18 +1,17 @@
-"""Metrics on disk: one JSON line a round, and TensorBoard beside it.
+"""Metrics on disk: one JSON line per round, and TensorBoard events.
 
-Names are `group/what_unit`. A run writes, every round, `train/loss`,
-`time/client_steps_per_s`, `time/round_s`, the running sums
-`cost/uplink_bytes`, `cost/downlink_bytes`, `cost/train_flops` and
-`time/simulated_s` (on the clients' devices, if they are given), and
-`coverage/layers` (owners of each layer); where it evaluates also
-`eval/accuracy` (mean over domains) and `eval/accuracy/<domain>`, and
-`validation/accuracy` (likewise) where there is a validation split.
-Where the seconds since the row before went is told by `time/training_s`,
-`time/evaluation_s`, `time/compile_s`, `time/data_s` (waiting for it),
-`time/checkpoint_s` and `time/other_s`.
-`train/clients` is how many of a round's clients count. Those whose numbers are
-not finite enter no sum and no mean: `train/rejected` is their number, and
-`train/rejected_clients` their ids.
+Names are `group/what_unit`. Every round a run writes `train/loss`,
+`time/client_steps_per_s`, `time/round_s`, the running sums `cost/uplink_bytes`,
+`cost/downlink_bytes`, `cost/train_flops` and `time/simulated_s` (on the
+clients' devices, if they are given), and `coverage/layers` (owners of each
+layer). If the round has an evaluation, it also writes `eval/accuracy` (mean
+over domains) and `eval/accuracy/<domain>`, and in the same way
+`validation/accuracy` if there is a validation split. The seconds since the row
+before are divided into `time/training_s`, `time/evaluation_s`,
+`time/compile_s`, `time/data_s` (waiting for data), `time/checkpoint_s` and
+`time/other_s`. `train/clients` is how many of a round's clients count. Those
+whose numbers are not finite enter no sum and no mean: `train/rejected` is their
+number, and `train/rejected_clients` their ids.
 """
 
 from collections.abc import Mapping
@@ -62,9 +61,9 @@ class MetricsWriter(Rows):
     - A line and its scalars are on their way to the disk before `write`
       returns.
     - Every line is valid JSON; a number that is not finite becomes null.
-    - Opened with the rows of k rounds, the files hold these and nothing else,
-      so a resumed run's equal the uninterrupted one's, clock readings aside,
-      and each scalar is there once.
+    - Opened with the rows of k rounds, the files hold these and nothing else.
+      So the files of a resumed run equal those of an uninterrupted one, except
+      for clock readings, and each scalar is there once.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], rows: str = '') -> None:
@@ -111,7 +110,7 @@ class MetricsWriter(Rows):
       metrics: Numbers or arrays by name; arrays stay out of TensorBoard.
 
     Raises:
-      StorageError: It could not be written, or `metrics.jsonl` is gone.
+      StorageError: The files could not be written, or `metrics.jsonl` is gone.
     """
     with self._storing():
       self._file.write(_line(rnd, metrics))
@@ -131,7 +130,7 @@ class MetricsWriter(Rows):
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[Record]:
-  """Reads back what a run wrote, one dict a round.
+  """Reads back what a run wrote, one dict per round.
 
   Args:
     workdir: The run's folder.
@@ -150,9 +149,9 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[Record]:
 
 
 def read_start(workdir: str | os.PathLike[str]) -> list[Record]:
-  """Reads how good a run was before its first round, as a row of round -1.
+  """Reads the evaluation before the first round, as a row of round -1.
 
-  [] where that was not evaluated.
+  [] if there was none.
   """
   path = pathlib.Path(workdir) / START
   if not path.exists():
@@ -192,7 +191,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     text: Its new content.
 
   Raises:
-    StorageError: It could not be written.
+    StorageError: The file could not be written.
   """
   with endings.storing(path):
     whole.write_text(pathlib.Path(path), text)
@@ -220,7 +219,7 @@ def _dumps(obj: object, indent: int | None = None) -> str:
 
 
 def _plain(obj: object) -> object:
-  """Turns NumPy data into Python's, and what is not finite into None."""
+  """Turns NumPy data into Python's, and numbers not finite into None."""
   if isinstance(obj, Mapping):
     return {str(key): _plain(value) for key, value in obj.items()}
   if isinstance(obj, list | tuple):

@@ -1,4 +1,4 @@
-"""Where metrics go besides the run's folder: W&B, MLflow, or a user's own."""
+"""Sends metrics to W&B, MLflow or a writer of the user's own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -19,9 +19,9 @@ from fedjax_tune.typing import Json, Record
 
 @runtime_checkable
 class Writer(Protocol):
-  """Is told of each round; what has a `close` is closed at the end of the run.
+  """A writer, called for each round; its `close`, if any, is called at the end.
 
-  A resumed run tells of the rounds that are left.
+  In a resumed run it is called for the remaining rounds.
   """
 
   def write(self, rnd: int, metrics: Record, /) -> None:
@@ -42,9 +42,9 @@ Build = Callable[[pathlib.Path, Json], Writer]
 
 
 class _Logged:
-  """Hands a round's numbers to a package, and ends with it.
+  """A writer that passes a round's numbers to a package, and closes it.
 
-  Its server may be out of reach for a while: no run ends for that.
+  Its server may be out of reach for a while; this ends no run.
   """
 
   def __init__(
@@ -62,13 +62,13 @@ class _Logged:
       self._log(scalars(metrics), rnd)
 
   def close(self) -> None:
-    """Ends with the package."""
+    """Closes the package's run."""
     with self._going_on():
       self._close()
 
   @contextlib.contextmanager
   def _going_on(self) -> Iterator[None]:
-    """Tells of an error, the first time, in place of raising it."""
+    """Prints an error the first time instead of raising it."""
     try:
       yield
     except Exception as error:  # Each package has errors of its own.
@@ -129,7 +129,7 @@ def _mlflow(workdir: pathlib.Path, fields: Json) -> Writer:
 
 
 def _cut(value: object) -> object:
-  """Returns a value, or what MLflow takes of one that is written at length."""
+  """Returns a value, cut to the length that MLflow accepts."""
   text = str(value)
   return (
     value if len(text) <= _MOST_LETTERS else f'{text[: _MOST_LETTERS - 3]}...'
@@ -156,7 +156,7 @@ _PACKAGES = ('wandb', 'mlflow')
 
 
 def check(names: Sequence[str]) -> None:
-  """Checks that what writers need is there, before a run begins.
+  """Checks that the packages of writers are there, before a run begins.
 
   Raises:
     ValueError: A package is not installed.
@@ -180,13 +180,13 @@ def opened(
   workdir: str | os.PathLike[str],
   fields: Json,
 ) -> Iterator[list[Writer]]:
-  """Opens writers, and closes them at the end, a user's own too.
+  """Opens writers, and closes them at the end, the user's own too.
 
   Args:
-    names: Of some in `WRITERS`.
-    own: Those that are there already.
+    names: Names of writers in `WRITERS`.
+    own: Writers that exist already.
     workdir: Folder of the run.
-    fields: Of its experiment.
+    fields: Fields of the run's experiment.
 
   Raises:
     RuntimeError: A package cannot begin.

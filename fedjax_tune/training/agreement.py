@@ -1,4 +1,4 @@
-"""What is known and checked of a run before its data are read."""
+"""Everything that is known and checked before a run's data are read."""
 
 import dataclasses
 
@@ -38,15 +38,15 @@ def agree(
 ) -> Agreement:
   """Checks all of an experiment that can be checked without its data.
 
-  It starts no device: who calls it may leave these to other processes (a TPU
-  serves one), or to other machines.
+  It starts no device: the caller may leave devices to other processes (a TPU
+  serves only one) or to other machines.
 
   Args:
     experiment: What to check.
     data: Its data, if they are in memory.
 
   Raises:
-    ValueError, FileNotFoundError: As `build.build`.
+    ValueError, FileNotFoundError: See `build.build`.
   """
   # Cheap checks come first, slow ones last.
   experiment = defaults.resolve(experiment, data)
@@ -90,7 +90,7 @@ def _check_cohort(cfg: config.Clients, num_clients: int) -> None:
 
 
 def _check_slab(cfg: config.Engine, cohort: int) -> None:
-  """Checks slabs against what a round has."""
+  """Checks slabs against the clients of a round."""
   if cfg.slab > cohort:
     raise ValueError(
       f'engine.slab={cfg.slab} must be at most {cohort}, the clients of a'
@@ -102,7 +102,7 @@ def check_devices(cfg: config.Engine) -> None:
   """Checks devices against those of this machine, which it starts.
 
   Raises:
-    ValueError: There are fewer, or slabs do not occupy all.
+    ValueError: The machine has fewer devices, or slabs do not occupy all.
   """
   if cfg.devices > (here := jax.local_device_count()):
     raise ValueError(

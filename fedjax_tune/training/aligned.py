@@ -1,8 +1,8 @@
 """What aligned a run's models, in its folder: `alignment.safetensors`.
 
-Projections and maps that tiers do not train are no part of a checkpoint. A run
-computes them from public inputs; who opens its folder may have no data, and
-LAPACK elsewhere may turn directions of like variance into each other.
+Projections and maps that tiers do not train are not in a checkpoint. A run
+computes them from public inputs. Someone who opens the run's folder may have no
+data, and LAPACK on another machine may mix directions of similar variance.
 """
 
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ def of(algorithm: Algorithm) -> Values:
 
 
 def identify(values: Values) -> dict[str, str]:
-  """Returns what identifies it, as a part of a run's content."""
+  """Returns what identifies the alignment, as a part of a run's content."""
   return {'alignment': digest.of(values)[:16]} if values else {}
 
 
 def write(folder: pathlib.Path, values: Values) -> None:
-  """Writes it into a run's folder; nothing where nothing is aligned."""
+  """Writes the alignment into a run's folder, if anything is aligned."""
   if not values:
     return
   tensors = {
@@ -51,7 +51,7 @@ def write(folder: pathlib.Path, values: Values) -> None:
 
 
 def read(folder: str | os.PathLike[str]) -> Values:
-  """Reads it; {} of a run that has none, or began before there was a file.
+  """Reads the alignment; {} if the run has none, or is older than the file.
 
   Raises:
     ValueError: The file is damaged.

@@ -1,4 +1,4 @@
-"""A run's folder lies apart from its data."""
+"""Keeps a run's folder apart from its data."""
 
 import pathlib
 
@@ -7,15 +7,15 @@ from fedjax_tune.files import paths
 
 
 def check_data(workdir: str, name: object) -> None:
-  """Checks that nothing that is written to a folder would be read as data.
+  """Checks that files written to a folder would not be read as data.
 
   Args:
     workdir: The folder, or address, as the user named it.
     name: `data.name`, of any set.
 
   Raises:
-    ValueError: The folder is, or lies in, one whose pictures or texts are data;
-      or it is that of tables.
+    ValueError: The folder is inside a folder whose pictures or texts are data,
+      or is that folder, or is a folder of tables.
   """
   kind, _, path = name.partition(':') if isinstance(name, str) else ('', '', '')
   if kind not in sets.KINDS or not path.strip():

@@ -1,4 +1,4 @@
-"""Turns an experiment's names into objects; the only place that does."""
+"""Turns an experiment's names into objects; no other module does that."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -43,7 +43,7 @@ class Setup:
   """Everything that a run needs.
 
   Attributes:
-    experiment: Its configuration, which leaves nothing open.
+    experiment: The run's configuration, with no field left open.
     algorithm: The method, with its model.
     train: Training data.
     test: Test data.
@@ -51,18 +51,18 @@ class Setup:
     budgets: Blocks that each client can hold.
     sizes: Size of each axis along which clients may differ.
     devices: What each client computes with; () leaves it open.
-    find: The search for what a device can train; None where nothing is cut.
+    find: The search for what a device can train; None if nothing is cut.
     fits: What each client's device trains, with `clients.fit`; else ().
     planner: Plans the rounds.
     tokenizers: For each tier the folder of its tokenizer; None for pictures.
     readers: For each tier, which tokenizer's view of the data it reads.
     weights: A hash of the pretrained weights and their sizes.
     notes: What a user should be told before the run, a sentence each.
-    features: Both splits as models read them, if that is what the frozen model
-      has made of them (`frozen.py`); else ().
+    features: Both splits as features of the frozen model, if models read those
+      (`frozen.py`); else ().
     validation: For each client the positions of its part of the validation
-      split, in the training data; None without one.
-    held_out: Likewise of what it is judged by.
+      split, in the training data; None without such a split.
+    held_out: The same for the examples by which each client is judged.
   """
 
   experiment: config.Experiment
@@ -94,7 +94,7 @@ class Setup:
   ) -> tuple[corpus.Corpus, list[np.ndarray]]:
     """Returns examples, and for each client the positions of those like its own.
 
-    What was held out of its training, or test examples.
+    These are examples held out of its training, or test examples.
     """
     train, test = self.inputs
     if self.held_out is not None:
@@ -132,7 +132,7 @@ def build(
       field, its value and the rule.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
-    RuntimeError: They could not be fetched.
+    RuntimeError: Data or weights could not be fetched.
   """
   experiment = defaults.resolve(experiment, data, parts)
   if fetch:
@@ -225,7 +225,7 @@ def build(
 
 
 def data_dir(cfg: config.Data) -> str:
-  """Returns where data and weights lie."""
+  """Returns the folder of data and weights."""
   return str(fetching.data_dir(cfg.data_dir))
 
 

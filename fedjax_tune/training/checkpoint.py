@@ -117,7 +117,7 @@ class Checkpoints:
       workdir: Folder of the run.
       every: Rounds from one checkpoint to the next.
       run: What identifies the run, as JSON data; kept in each checkpoint.
-      send: Is called, in the background, when one was written.
+      send: Called, in the background, when a checkpoint was written.
 
     Raises:
       ValueError: If `every` is below 1.
@@ -166,7 +166,7 @@ class Checkpoints:
     """Waits for the last save.
 
     Raises:
-      StorageError: It could not be written.
+      StorageError: The checkpoint could not be written.
     """
     if self._pending:
       pending, self._pending = self._pending, None

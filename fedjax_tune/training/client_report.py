@@ -31,16 +31,16 @@ def write(
   workdir: str,
   check: Callable[[], None],
 ) -> Json:
-  """Writes `clients.csv` and its picture, and returns what they come to.
+  """Writes `clients.csv` and its picture, and returns a summary of them.
 
   It depends on the state and the seeds alone, so a resumed run writes the same.
 
   Args:
     run: The run.
-    state: The server's, which is judged.
-    rnd: The round after it: clients hold what they would hold there.
+    state: The server's state, which is judged.
+    rnd: The round after that state; clients hold what they would hold there.
     workdir: The run's folder.
-    check: Raises what ends the work.
+    check: Raises an error if the work must end.
   """
   setup, options = run.setup, run.setup.experiment.clients
   planner = dataclasses.replace(
@@ -116,10 +116,10 @@ def _width(engine: config.Engine) -> int:
 
 
 def _shared(run: Run, state: ServerState, rnd: int) -> Shared:
-  """Returns what the clients of a next round would be given.
+  """Returns what the clients of the next round would be given.
 
-  The learning rate is `local.lr`: one that has fallen to nothing would tune
-  nothing.
+  The learning rate is `local.lr`, since a rate that has fallen to zero would
+  tune nothing.
   """
   e = run.setup.experiment
   return Shared(

@@ -1,7 +1,7 @@
 """Where the time of a run goes: seconds by section, in each row of metrics.
 
-A row has the seconds since the row before it, so what several processes spent
-on a run adds up, and rounds that are lost and trained again count once.
+A row has the seconds since the row before it. So the times of several processes
+of a run add up, and rounds that are lost and trained again count once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 class Clock:
-  """Tells the seconds that each section of a run takes.
+  """Measures the seconds that each section of a run takes.
 
   Example:
     with Clock() as clock:
@@ -39,8 +39,8 @@ class Clock:
       row |= clock.lap()
 
   Guarantees:
-    - The sections of a lap sum to its seconds; one within another counts
-      alone, and 'other' is what no section had.
+    - The sections of a lap sum to its seconds. A section inside another counts
+      for itself only, and 'other' is the time outside all sections.
     - Programs that XLA compiles in this thread count as 'compile' wherever
       that happens.
     - Nothing waits for the device.
@@ -70,7 +70,7 @@ class Clock:
 
   @contextlib.contextmanager
   def section(self, name: str) -> Iterator[None]:
-    """Counts what is inside, but for sections in it, as one of `_DOING`."""
+    """Counts the time inside, except in inner sections, as one of `_DOING`."""
     begin, before = self._now(), self._total()
     try:
       yield
@@ -117,11 +117,11 @@ def shares(rows: Iterable[Record]) -> tuple[float, dict[str, float]]:
   """Adds up where the time went.
 
   Args:
-    rows: Of the whole run; those without times add none.
+    rows: The rows of the whole run; those without times add none.
 
   Returns:
     All seconds until the last row was written, and the share of each section
-    that occurred; none where no row has times.
+    that occurred; no shares if no row has times.
   """
   spent = dict.fromkeys(_DOING, 0.0)
   for row in rows:

@@ -1,8 +1,8 @@
-"""What a field amounts to that is left to the data set and the model.
+"""Values of the fields that an experiment leaves to data set and model.
 
 `OPEN` lists these fields, each with the rule that decides it. `resolve` applies
-them once, before anything else of a run; whatever is below reads plain values,
-and `config.json` keeps these.
+the rules once, before anything else in a run; the modules below read plain
+values, and `config.json` keeps them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ def _image_size(e: config.Experiment, known: Known) -> int:
 
 
 def _lengths(e: config.Experiment, known: Known) -> tuple[int, ...]:
-  """Leaves out what is longer than some model has positions for."""
+  """Leaves out lengths beyond the positions of any model."""
   most = math.inf
   for model in known.models:
     sized = peft.with_trained(model, e.model)
@@ -122,7 +122,7 @@ def _budgets(e: config.Experiment, known: Known) -> tuple[float, ...]:
 def _projections(e: config.Experiment, known: Known) -> str:
   """Says 'aligned' where models that differ share cores.
 
-  Whoever divides the examples himself may have left none that everyone sees.
+  If the user has divided the examples, none may be left for everyone to see.
   """
   shares = known.several and e.heterotune.share and e.model.tune == 'adapter'
   differ = shares and len(set(tiers.names(e.tiers))) > 1
@@ -171,7 +171,7 @@ def resolve(
   data: arrays.Arrays | None = None,
   parts: Sequence[np.ndarray] | None = None,
 ) -> config.Experiment:
-  """Returns an experiment that leaves nothing open, checked.
+  """Returns a checked experiment with no field left open.
 
   Args:
     experiment: The configuration; it stays as it is.
@@ -180,7 +180,7 @@ def resolve(
 
   Raises:
     ValueError, FileNotFoundError: A field is wrong, or the data or the weights
-      that decide one are not there.
+      that decide a field are missing.
   """
   plugins.check(experiment)
   made, known = copy.deepcopy(experiment), Known(experiment, data, parts)
@@ -210,12 +210,12 @@ def left_open(experiment: config.Experiment) -> list[str]:
 def usual(
   experiment: config.Experiment, data: arrays.Arrays | None = None
 ) -> Mapping[str, object]:
-  """Returns what each of these fields would be if it alone were left open.
+  """Returns what each of these fields would be if only it were left open.
 
-  Without those of which data or weights, which are not there, would decide.
+  Fields that depend on missing data or weights are not included.
 
   Args:
-    experiment: A resolved one.
+    experiment: A resolved experiment.
     data: Its data, if they are in memory.
   """
   found, known = {}, Known(experiment, data)

@@ -1,4 +1,4 @@
-"""How good what a run leaves is: on test data, and on a validation split."""
+"""Evaluates the models of a run, on test data and on a validation split."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +20,7 @@ def build(setup: Setup, base: Callable[[ServerState], Tree]) -> Evaluate:
   """Builds the evaluation of a run.
 
   Args:
-    setup: Of the run.
+    setup: The run's setup.
     base: Gives the frozen parameters of a state.
 
   Returns:
@@ -54,10 +54,10 @@ def _on(
   """Builds the evaluation on some examples.
 
   Args:
-    setup: Of the run.
+    setup: The run's setup.
     base: Gives the frozen parameters of a state.
-    examples: By which the server's models are judged.
-    own_data: By which clients' own models are; see `Setup.own_data`.
+    examples: The examples by which the server's models are judged.
+    own_data: Those by which clients' own models are; see `Setup.own_data`.
   """
   algorithm, lengths = setup.algorithm, setup.experiment.data.lengths
   view = lambda examples: {
@@ -81,12 +81,12 @@ def _named(
   weights: Mapping[str, float],
   examples: Corpus,
 ) -> dict[str, float]:
-  """Returns what an evaluation found, as rows of a run have it.
+  """Returns the results of an evaluation as entries of a row.
 
   Args:
     results: For each model and metric its value by domain.
-    weights: How much each model counts in the one number.
-    examples: By which they were judged.
+    weights: How much each model counts in the headline number.
+    examples: The examples by which they were judged.
   """
   mean = lambda x: float(np.mean(x))
   primary, *others = examples.task.metrics

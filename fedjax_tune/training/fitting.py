@@ -30,12 +30,12 @@ def solver(
   """Builds the search over what a method's clients may hold, if it cuts at all.
 
   Costs are those of FedAvg on the traced program of the experiment's own model,
-  for the longest examples: what a method computes besides (DepthFL's exits,
-  FjORD's distillation) is not in them.
+  for the longest examples. A method's extra work (DepthFL's exits, FjORD's
+  distillation) is not included.
 
   Args:
     experiment: The configuration.
-    shapes: Gives the whole model, in shapes.
+    shapes: Returns the shapes of the whole model.
     train: The training examples.
     sizes: Size of each axis of the model.
   """
@@ -78,7 +78,7 @@ def fit_all(
   Args:
     experiment: The configuration.
     find: The search.
-    devices: Each client's.
+    devices: Each client's device.
     steps: Each client's local steps.
 
   Raises:

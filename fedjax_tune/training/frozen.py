@@ -1,4 +1,4 @@
-"""What nobody trains, computed once per example: `engine.cache_frozen`."""
+"""Computes frozen features once per example: `engine.cache_frozen`."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +17,7 @@ from fedjax_tune.selection import Selection
 
 
 def check(experiment: config.Experiment) -> None:
-  """Refuses what makes an example another one in every step.
+  """Refuses settings that change an example in every step.
 
   Raises:
     ValueError: There is dropout below the head, pictures change, or the frozen
@@ -47,16 +47,16 @@ def compute(
   clients: int,
   splits: Sequence[Corpus],
 ) -> tuple[tuple[Corpus, ...], str]:
-  """Replaces the inputs of each split by what the head reads of them.
+  """Replaces the inputs of each split by the features that the head reads.
 
   Args:
     experiment: The configuration.
     algorithm: The method, on a `Probe`.
-    clients: How many there are.
+    clients: The number of clients.
     splits: The examples.
 
   Returns:
-    The splits, and what a user should be told.
+    The splits, and what to tell the user.
 
   Raises:
     ValueError: The head reads more than one vector of an example, clients hold

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which updates they void, when they end a run."""
+"""Which updates numbers that are not finite void, and when they end a run."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,11 +16,11 @@ from fedjax_tune.typing import Tree
 def rejected(
   plan: RoundPlan, flags: Sequence[np.ndarray]
 ) -> tuple[list[int], np.ndarray]:
-  """Returns whose updates of a round were left out, and who counted.
+  """Returns which clients of a round were left out, and which counted.
 
   Args:
     plan: The round.
-    flags: For each of its slabs which clients were left out, bool [C].
+    flags: For each slab of the round which clients were left out, bool [C].
 
   Returns:
     Client ids, sorted, and for each layer how many of the others hold it.
@@ -38,7 +38,7 @@ def check_state(state: Tree, when: str) -> None:
   """Refuses a server's state that is not finite.
 
   Args:
-    state: What the server keeps from round to round.
+    state: The server's state.
     when: Which state it is, for the message.
 
   Raises:
@@ -61,7 +61,7 @@ def check_progress(lines: str, clients: Iterable[int], *, over: bool) -> None:
 
   Args:
     lines: Lines of `metrics.jsonl`, one per round, including the last round.
-    clients: Who may take part.
+    clients: The clients that may take part.
     over: Whether that was the last round.
 
   Raises:

@@ -1,7 +1,7 @@
 """What identifies a run: its experiment, data, weights and machine.
 
-Each checkpoint keeps it. A run that went on with anything else would end with
-numbers that no single run produces.
+Each checkpoint stores this identity. A run that continued with anything else
+would end with numbers that no single run produces.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ def of(setup: build.Setup) -> Identity:
   """Returns the identity of a setup in this process, as JSON data.
 
   Returns:
-    `experiment`, its fields; `content`, hashes of data, weights and partition;
-    `settings` of JAX; `machine`: packages, code (the user's, too) and devices;
+    `experiment`, the fields; `content`, hashes of data, weights and partition;
+    `settings` of JAX; `machine`: packages, code (the user's too) and devices;
     and `earlier` machines, which `follow` adds.
   """
   own = {
@@ -79,8 +79,8 @@ def check(
   """Checks that a run may go on from a checkpoint.
 
   Args:
-    there: Of the checkpoint.
-    here: Of this process.
+    there: The identity in the checkpoint.
+    here: That of this process.
     where: Names the checkpoint.
     inexact: Allow another machine: other packages, code or devices.
 
@@ -140,8 +140,8 @@ def follow(there: Identity, here: Identity, rounds: int) -> Identity:
   """Returns an identity that remembers earlier machines.
 
   Args:
-    there: Of the checkpoint from which a run goes on.
-    here: Of this process.
+    there: The identity in the checkpoint from which a run continues.
+    here: That of this process.
     rounds: Rounds of the checkpoint.
   """
   earlier = list(there['earlier'])
@@ -153,7 +153,7 @@ def follow(there: Identity, here: Identity, rounds: int) -> Identity:
 def partition(setup: build.Setup) -> Json:
   """Returns who holds what: the content of `partition.json`.
 
-  Of more clients than anyone would look at, how many they are and a hash.
+  If there are too many clients to read, it is their number and a hash.
   """
   owned, budgets = setup.partition.indices, list(setup.budgets)
   if len(owned) > _LISTED:
@@ -163,7 +163,7 @@ def partition(setup: build.Setup) -> Json:
 
 
 def _hardware(setup: build.Setup) -> dict[str, str]:
-  """Returns a hash of the clients' devices, if they have any: a file's change."""
+  """Returns a hash of the clients' devices, if any, to notice changes."""
   fields = {device: dataclasses.asdict(device) for device in set(setup.devices)}
   devices: list[Any] = [fields[device] for device in setup.devices]
   if len(devices) > _LISTED:
@@ -198,10 +198,10 @@ def machine(devices: int = 0) -> Json:
 
 
 def imported(names: Sequence[str]) -> Json:
-  """Returns a hash of each of a user's own modules, which may train.
+  """Returns a hash of each of the user's own modules, which may train.
 
   Args:
-    names: An experiment's `imports`, which are imported.
+    names: An experiment's `imports`; this imports them.
   """
   files = {n: getattr(sys.modules.get(n), '__file__', None) for n in names}
   return {

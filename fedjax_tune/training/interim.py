@@ -1,7 +1,7 @@
-"""A run as of its last evaluation: a table, and its figures where they are cheap.
+"""The results of a run so far: a table, and figures where they are cheap.
 
-A run that is going on, or was killed, has both; `summary.py` is about one that is
-finished.
+A run that is under way, or was killed, has both; `summary.py` is for finished
+runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ _FIRST_S = 1.0
 
 
 class Interim:
-  """Writes how a run stands, each time that it is evaluated.
+  """Writes the results of a run so far, each time that it is evaluated.
 
   Guarantees:
     - `accuracy.md` has every evaluation so far.
-    - Figures that are drawn before the end take a hundredth of the run's time
-      at most: a run of a minute has none then, one of hours has new ones every
-      minute or so.
+    - Figures that are drawn before the end take at most a hundredth of the
+      run's time: a run of a minute has none before its end, a run of hours has
+      new ones every minute or so.
   """
 
   def __init__(
@@ -41,16 +41,16 @@ class Interim:
     now: Callable[[], float] = time.perf_counter,
     start: Sequence[Record] = (),
   ) -> None:
-    """Begins with the rounds that are done.
+    """Starts with the rounds that are done.
 
     Args:
       workdir: The run's folder.
-      experiment: What it runs.
+      experiment: The run's experiment.
       rows: The lines of these rounds, as a checkpoint keeps them.
       metric: What a score is called.
-      draw: Draws the figures of what is in the folder.
+      draw: Draws the figures from the folder.
       now: Tells the time in seconds.
-      start: How good the run was before them, if that is known: a row of round
+      start: The evaluation before these rounds, if there is one: a row of round
         -1.
     """
     self._path = pathlib.Path(workdir) / TABLE
@@ -63,7 +63,7 @@ class Interim:
     self._tell()
 
   def write(self, rnd: int, metrics: Record, /) -> None:
-    """Takes what is known of a round, which `metrics.jsonl` has already.
+    """Adds the row of a round, which `metrics.jsonl` has already.
 
     Raises:
       StorageError: The folder cannot be written.
@@ -90,7 +90,7 @@ class Interim:
       reporting.write_text(self._path, text)
 
   def draw(self) -> None:
-    """Draws the figures, whatever the time, if a round has been evaluated.
+    """Draws the figures now, if any round has been evaluated.
 
     Raises:
       StorageError: The folder cannot be written.

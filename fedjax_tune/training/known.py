@@ -15,7 +15,7 @@ from fedjax_tune.models import pretrained, sizes, tiers
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """What is known of data and models; looked up when it is asked for.
+  """What is known of data and models; looked up when it is needed.
 
   Attributes:
     experiment: The configuration.
@@ -43,7 +43,7 @@ class Known:
 
   @property
   def has_clients(self) -> bool:
-    """Whether the set says whose an example is."""
+    """Whether the set names the client of each example."""
     if self.data:
       return self.data.train.groups is not None
     cfg = self.experiment.data
@@ -88,7 +88,7 @@ class Known:
         yield str(error)
 
   def _open_set(self) -> None:
-    """Raises a ValueError or an OSError where no set has the name."""
+    """Raises a ValueError or an OSError if no set has the name."""
     from fedjax_tune.data import builders
 
     cfg = self.experiment.data

@@ -1,6 +1,6 @@
 """What a run has learned, and from what: `task.json` in its folder.
 
-With it the run's model can be built again where the data are gone.
+From it the run's model can be built again when the data are gone.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ FILE = 'task.json'
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-  """What a model must know of the data that made it.
+  """What a model must know about the data it was trained on.
 
   Attributes:
     task: What is learned.
-    class_names: By label; () where there are none.
-    domain_names: By domain.
+    class_names: The name of each label; () if there are none.
+    domain_names: The name of each domain.
     clients: How many clients there were.
     budgets: The blocks that clients could hold, each number once.
     train_examples: Number of training examples that clients hold.
@@ -45,7 +45,7 @@ class Learned:
 
   @property
   def labels(self) -> list[str]:
-    """A name for each output of a head; none where that predicts tokens."""
+    """A name for each output of the head; none if the head predicts tokens."""
     outputs = 0 if self.task.kind == 'next_token' else self.task.num_outputs
     return list(self.class_names or (f'LABEL_{i}' for i in range(outputs)))
 
@@ -64,7 +64,7 @@ def of(setup: build.Setup) -> Learned:
 
 
 def read(workdir: str | os.PathLike[str]) -> Learned | None:
-  """Reads a run's file; None of a run that began before there was one.
+  """Reads a run's file; None if the run is older than this file.
 
   Raises:
     ValueError: It is not what a run writes.
@@ -112,12 +112,12 @@ def rebuild(
   learned: Learned,
   values: aligned.Values | None = None,
 ) -> Rebuilt:
-  """Builds a run's model; what it allots to clients is not the run's.
+  """Builds a run's model; its allocation to clients is not that of the run.
 
   Args:
-    experiment: The run's.
-    learned: What it has learned.
-    values: What aligns its models, if something does.
+    experiment: The run's experiment.
+    learned: What the run has learned.
+    values: What aligns its models, if anything does.
 
   Raises:
     FileNotFoundError, ValueError: The pretrained weights are gone, or damaged.

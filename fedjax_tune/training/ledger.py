@@ -1,4 +1,4 @@
-"""The books of a run: what each round came to, read, judged, written, saved."""
+"""Reads, judges, writes and saves the results of each round of a run."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -28,13 +28,13 @@ from fedjax_tune.typing import Tree
 
 
 class Begun(NamedTuple):
-  """A round that the device may still be at.
+  """A round that the device may still be computing.
 
   Attributes:
     plan: Its plan.
     state: The server's state after it.
     sums: The clients' metrics, as `Engine.round` returns them.
-    start: When it began, of `time.perf_counter`.
+    start: When it began, by `time.perf_counter`.
   """
 
   plan: RoundPlan
@@ -44,15 +44,15 @@ class Begun(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """Where what is known of a round goes.
+  """Where the results of a round go.
 
   Attributes:
-    claim: The claim on the run's folder; None where another host writes.
-    saved: The checkpoints; None likewise.
-    writer: The metrics.
-    progress: What is shown.
-    watch: Tells what each round's row says of time.
-    others: Are told of each round, once the run's own metrics are written.
+    claim: The claim on the run's folder; None if another host writes.
+    saved: The checkpoints; None if another host writes.
+    writer: Writes the metrics.
+    progress: The progress bar.
+    watch: The clock that adds times to each round's row.
+    others: Other writers, called when the run's own metrics are written.
   """
 
   claim: folder.Claim | None
@@ -65,23 +65,23 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass
 class Ledger:
-  """What a run has come to.
+  """The state of a run after its settled rounds.
 
-  Rounds are settled in order, one by one. What is written and saved of one
-  depends on it and on those before it alone, while the device may be at the
-  next one already.
+  Rounds are settled in order, one by one, while the device may already compute
+  the next. What is written and saved for a round depends only on this round and
+  those before it.
 
   Attributes:
     run: The run.
-    signals: Those that ask to stop.
-    outputs: Where it is written.
-    last: How many rounds there are.
-    done: How many are settled.
-    meter: What they moved and computed.
-    now: How the run stands among its evaluations.
-    best: The state of the best one.
-    state: The state after the last round that is settled.
-    settled: When the last one was known, of `time.perf_counter`.
+    signals: The signals that ask to stop.
+    outputs: Where results go.
+    last: Number of rounds of the run.
+    done: Number of settled rounds.
+    meter: What these rounds moved and computed.
+    now: The run's standing among its evaluations, see `stopping.py`.
+    best: The state of the best evaluation.
+    state: The state after the last settled round.
+    settled: When that round was settled, by `time.perf_counter`.
   """
 
   run: Run
@@ -97,14 +97,14 @@ class Ledger:
 
   @property
   def kept(self) -> tuple[ServerState, int]:
-    """The state that the run is judged by in the end, and the round after it."""
+    """The state by which the run is finally judged, and the round after it."""
     if self.run.setup.experiment.keep_best and self.now.rnd >= 0:
       return self.best, self.now.rnd + 1
     return self.state, self.done
 
   @property
   def over(self) -> bool:
-    """Whether the run ends early for want of better evaluations."""
+    """Whether the run ends early because evaluations got no better."""
     return self.now.over(self.run.setup.experiment.patience)
 
   def settle(self, begun: Begun) -> bool:

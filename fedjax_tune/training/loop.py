@@ -61,39 +61,39 @@ def train(
 ) -> dict[str, Any]:
   """Runs an experiment and writes everything about it to `workdir`.
 
-  On several hosts, of which JAX knows by `jax.distributed.initialize`, each
-  calls it with the same arguments; the first one alone writes.
+  On several hosts, joined by `jax.distributed.initialize`, each host calls it
+  with the same arguments; only the first one writes.
 
   Args:
     experiment: What to run.
     workdir: A new folder, or with `resume` that of the same experiment; or an
-      address, such as gs://bucket/run, where it is after each checkpoint.
+      address, such as gs://bucket/run, to which the folder is sent after each
+      checkpoint.
     resume: Continue from the newest whole checkpoint, bit for bit.
-    fetch: Fetch data and weights that are not there; else nothing uses a
-      network.
-    inexact: Resume on another machine or with other packages, too, where the
+    fetch: Fetch missing data and weights; otherwise nothing uses a network.
+    inexact: Allow resuming on another machine or with other packages, where the
       last bits may differ.
     console: Where the cost table and the progress bar are shown; standard
       output by default.
-    data: From `from_arrays`, in place of the data set that `data.name` names.
+    data: Data from `from_arrays`, in place of the set that `data.name` names.
     partition: For each client the positions of its training examples; None
       divides them as `clients.partition` says.
-    writers: Objects with `write(round, metrics)`, which are told of each round;
-      what has a `close` is closed at the end.
+    writers: Objects with `write(round, metrics)`, which is called for each
+      round; if they have a method `close`, it is called at the end.
 
   Returns:
     What `summary.json` holds.
 
   Raises:
     ValueError: Something in the experiment is wrong, `workdir` holds another
-      one or lies in the data, or data, weights or settings are not those that it
-      began with.
+      run or is inside the data, or data, weights or settings are not those that
+      the run began with.
     FileNotFoundError: Data or weights are not where they should be; the message
       has the command that fetches them.
     RuntimeError: Another process writes to `workdir`.
     StorageError: `workdir` can no longer be written.
-    Interrupted: A signal came, and what was done until then is saved; or
-      another host is gone.
+    Interrupted: A signal came, and the work so far is saved; or another host is
+      gone.
     Diverged: The server's state or an evaluation is not finite, or no client's
       update is. What is not finite is neither saved nor evaluated.
   """
@@ -196,17 +196,17 @@ def train_rounds(
 
   Args:
     run: What to train.
-    kept: Where to go on from; None starts at round 0.
+    kept: The checkpoint to continue from; None starts at round 0.
     own: What identifies the run.
-    claim: The claim on the folder; None where another host writes there.
-    signals: Those that ask to stop.
+    claim: The claim on the folder; None if another host writes there.
+    signals: The signals that ask to stop.
     workdir: The run's folder.
     console: Where the progress is shown.
-    watch: Tells what each round's row says of time.
-    others: Are told of each round, too.
+    watch: The clock that adds times to each round's row.
+    others: Other writers, called for each round.
 
   Returns:
-    The books, of all rounds.
+    The ledger after the last round.
 
   Raises:
     Interrupted: A signal came; the round under way was finished and saved.
@@ -268,7 +268,7 @@ def train_rounds(
 def _judge_start(
   run: Run, workdir: str, console: rich_console.Console, *, anew: bool
 ) -> None:
-  """Tells how good a run is before its first round, if that is not there."""
+  """Evaluates a run before its first round, if that was not done yet."""
   path = pathlib.Path(workdir) / reporting.START
   if hosts.told(lambda: anew or not path.exists()):
     found = run.judge(run.engine.init(), 'before the first round')
@@ -284,7 +284,7 @@ def _judge_start(
 def _report_clients(
   books: ledger.Ledger, workdir: str, console: rich_console.Console
 ) -> dict[str, Any]:
-  """Tells how each client fares, where that is asked for; else {}."""
+  """Reports how each client fares, if that is asked for; else {}."""
   if not books.run.setup.experiment.clients.report:
     return {}
 
@@ -305,12 +305,12 @@ def _report_clients(
 def _compute(
   run: Run, state: ServerState, books: ledger.Ledger, workdir: str
 ) -> None:
-  """Has the device compute rounds until the books say that the run ends.
+  """Computes rounds on the device until the ledger says that the run ends.
 
   A round is settled when the next one has begun, so that the device need not
-  wait. One with an evaluation is settled at once: that may end the run, and
-  would else have to wait for the next round's programs. Should the run end
-  with a round, nothing of the one begun after it is kept.
+  wait. A round with an evaluation is settled at once: it may end the run, and
+  would otherwise have to wait for the next round's programs. If the run ends
+  with a round, nothing of the round begun after it is kept.
   """
   experiment, planner = run.setup.experiment, run.setup.planner
   key, watch = jax.random.key(experiment.seed), books.outputs.watch

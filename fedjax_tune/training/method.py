@@ -20,7 +20,7 @@ from fedjax_tune.models import foundation, heads, peft, probe, tiers
 
 
 def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
-  """Loads the pretrained models; raises as `build.build`."""
+  """Loads the pretrained models; raises the errors of `build.build`."""
   several = METHODS[experiment.method].several_models
   load = tiers.load if several else tiers.load_one
   return load(experiment, str(fetch.data_dir(experiment.data.data_dir)))
@@ -29,7 +29,7 @@ def load_tiers(experiment: config.Experiment) -> tuple[tiers.Tier, ...]:
 def with_heads(
   found: Sequence[tiers.Tier], task: tasks.Task, class_names: Sequence[str]
 ) -> tuple[tiers.Tier, ...]:
-  """Puts heads that came with models on them, where they are of these classes."""
+  """Adds heads that came with the models, if they have these classes."""
   put = lambda t: heads.put(t.weights, task, class_names)
   return tuple(dataclasses.replace(t, weights=put(t)) for t in found)
 
@@ -97,12 +97,12 @@ def _build_tier(
 
 
 def fsdp_devices(cfg: config.Engine) -> int:
-  """Returns among how many devices the frozen parameters are divided."""
+  """Returns the number of devices that share the frozen parameters."""
   return (cfg.devices or jax.local_device_count()) if cfg.fsdp else 1
 
 
 def _host_memory() -> contextlib.AbstractContextManager[None]:
-  """Has arrays that are made inside lie in the host's memory."""
+  """Makes arrays that are created inside stay in the host's memory."""
   try:
     return jax.default_device(jax.local_devices(backend='cpu')[0])
   except RuntimeError:  # JAX_PLATFORMS leaves it out.

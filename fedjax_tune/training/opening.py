@@ -1,4 +1,4 @@
-"""What a run tells and writes before its first round."""
+"""What a run prints and writes before its first round."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,7 +22,7 @@ def tell_unread(
   console: rich_console.Console,
   data: arrays.Arrays | None = None,
 ) -> None:
-  """Prints options set in vain, and what is odd about data and weights."""
+  """Prints options that nothing reads, and oddities of data and weights."""
   lines = unread.in_vain(
     setup.experiment,
     setup.train.lengths is None,
@@ -35,9 +35,9 @@ def tell_unread(
 
 
 def write(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
-  """Writes what is known before the first round: costs, partition, task.
+  """Writes what is known before the first round.
 
-  And what aligns different models.
+  That is costs, partition, task, and what aligns different models.
   """
   place = pathlib.Path(workdir)
   reporting.write_text(place / 'costs.md', table.cost_markdown(classes))
@@ -51,7 +51,7 @@ def write(run: Run, classes: list[table.ClassCost], workdir: str) -> None:
 
 
 def _client_names(setup: building.Setup) -> Sequence[str]:
-  """Returns what the data set calls its clients; () where it does not."""
+  """Returns the data set's names of the clients; () if it has none."""
   train = setup.train
   if setup.experiment.clients.partition != 'natural' or train.groups is None:
     return ()
@@ -59,7 +59,7 @@ def _client_names(setup: building.Setup) -> Sequence[str]:
 
 
 def draw(setup: building.Setup, workdir: str) -> None:
-  """Draws the partition; a second, for which no first round should wait."""
+  """Draws the partition; it takes a second, so call it where nothing waits."""
   path = pathlib.Path(workdir) / 'partition.png'
   if setup.train.class_names:
     # Here and not above: Matplotlib and SciPy take half a second.

@@ -1,4 +1,4 @@
-"""Who has which training examples, and which nobody trains on."""
+"""Which client has which training examples, and which nobody trains on."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,10 +18,10 @@ class Ownership:
   Attributes:
     owned: What each client trains on.
     validation: For each client the positions of its part of the validation
-      split; None without one.
-    held_out: Likewise of what it is judged by.
-    public: Positions of what no client has, but everyone is shown, int [n].
-    notes: What a user should be told of it, a sentence each.
+      split; None without such a split.
+    held_out: The same for the examples by which each client is judged.
+    public: Positions of public examples, which no client has, int [n].
+    notes: What a user should be told about this, a sentence each.
   """
 
   owned: partition.Partition
@@ -73,7 +73,7 @@ def _notes(
   *,
   given: bool,
 ) -> tuple[str, ...]:
-  """Says who or what is left out; `given`, if the user has divided all."""
+  """Says what is left out; `given` means that the user divided the examples."""
   notes = []
   if not given and cfg.partition == 'natural':
     notes.append(groups.left_out(cfg, train, owned.indices))

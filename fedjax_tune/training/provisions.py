@@ -1,4 +1,4 @@
-"""The data and weights that an experiment needs, which are fetched if asked.
+"""Checks or fetches the data and weights that an experiment needs.
 
 Training, inspecting and deploying read what is there. Only `launch.prepare`,
 `--fetch` and `obtain` below use a network.
@@ -15,10 +15,10 @@ from fedjax_tune.models import packaged
 def check(
   experiment: config.Experiment, data: arrays.Arrays | None = None
 ) -> None:
-  """Checks that data and weights are there; reads neither, and fetches nothing.
+  """Checks that data and weights are there, without reading or fetching.
 
   Args:
-    experiment: What asks for them.
+    experiment: The experiment that needs them.
     data: Its data, if they are in memory.
 
   Raises:

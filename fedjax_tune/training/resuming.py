@@ -1,4 +1,4 @@
-"""Where a resumed run goes on, and what must not have changed."""
+"""Finds where a resumed run continues, and checks what must not change."""
 
 import os
 import pathlib
@@ -22,17 +22,18 @@ def find(
 ) -> snapshot.Snapshot | None:
   """Returns the newest whole checkpoint of a run, or None if it has none.
 
-  Whatever is not as the run left it is reported on the console, a line each.
+  Everything that is not as the run left it is reported on the console, a line
+  each.
 
   Args:
     place: The run's folder.
     own: The run's identity in this process.
-    console: Where to say it.
+    console: Where to report.
     inexact: Allow another machine.
 
   Raises:
-    ValueError: No checkpoint is whole, or the newest whole one is not of this
-      run.
+    ValueError: No checkpoint is whole, or the newest whole one belongs to
+      another run.
   """
   say = lambda text: console.print(
     text, markup=False, highlight=False, soft_wrap=True
@@ -70,10 +71,10 @@ def find(
 def check_partition(
   workdir: str | os.PathLike[str], setup: build.Setup
 ) -> None:
-  """Checks that a run's `partition.json`, if it is there, is as it was.
+  """Checks that a run's `partition.json`, if it is there, is unchanged.
 
   Raises:
-    ValueError: It is not.
+    ValueError: It has changed.
   """
   path = pathlib.Path(workdir) / PARTITION
   if not path.exists():

@@ -1,4 +1,4 @@
-"""A setup with its engine: what it costs, how it starts, how good it is."""
+"""A setup with its engine: its costs, its start and its evaluation."""
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +38,10 @@ class Run:
   Attributes:
     setup: Everything that the run needs.
     engine: Its rounds, compiled.
-    widths: For each signature that has a program, the clients per slab. Those
-      of the planner; others are added when they are first met.
-    batch_shapes: Likewise, the shapes of the batches [S, B, ...] of one client.
-    costs: Likewise, what a client costs; what it computes is in `work`.
+    widths: For each signature that has a program, the clients per slab. The
+      planner's signatures come first; others are added when they first occur.
+    batch_shapes: For each, the shapes of the batches [S, B, ...] of one client.
+    costs: For each, the cost of a client; what it computes is in `work`.
   """
 
   def __init__(self, setup: build.Setup) -> None:
@@ -79,14 +79,14 @@ class Run:
     widths: Mapping[Signature, int],
     compile_programs: Callable[[Mapping[Signature, int]], None],
   ) -> None:
-    """Compiles programs of more signatures, and counts what they cost.
+    """Compiles programs of more signatures, and counts their costs.
 
     Args:
       widths: The clients per slab of each.
-      compile_programs: Does so, given these.
+      compile_programs: Compiles the programs, given the widths.
 
     Raises:
-      ValueError: One does not fit this machine.
+      ValueError: A program does not fit this machine.
     """
     setup, planner = self.setup, self.setup.planner
     lead = planner.feed.most_steps, setup.experiment.local.batch_size
@@ -103,7 +103,7 @@ class Run:
       self._part_flops[sig] = self._flops_of_parts(sig)
 
   def cost(self, sig: Signature) -> Cost:
-    """Returns what a client of a class costs, whether the run has one or not."""
+    """Returns the cost of a client of a class, even if the run has none."""
     if sig not in self.costs:
       setup, e = self.setup, self.setup.experiment
       model = setup.algorithm.model
@@ -119,7 +119,7 @@ class Run:
     return self.costs[sig]
 
   def _flops_of_parts(self, sig: Signature) -> list[int]:
-    """Returns what a part of a batch takes, by the length of its texts."""
+    """Returns the FLOPs of a part of a batch, by the length of its texts."""
     setup, planner = self.setup, self.setup.planner
     size, place = setup.experiment.local.batch_size, self.engine.place(sig)
     shapes = functools.partial(batches.shapes, setup.inputs[0])
@@ -136,11 +136,11 @@ class Run:
     ]
 
   def class_name(self, sig: Signature) -> str:
-    """Names what a client holds, however long its texts are."""
+    """Names what a client holds, regardless of the length of its texts."""
     return _describe(dataclasses.replace(sig, length=0), self.setup.sizes)
 
   def prepare(self, plan: RoundPlan) -> None:
-    """Compiles what a round needs besides what the planner foresaw."""
+    """Compiles programs of a round that the planner did not foresee."""
     new = {s.sig: len(s.ids) for s in plan.slabs if s.sig not in self.widths}
     if new:
       self._add(new, self.engine.extend)
@@ -150,7 +150,8 @@ class Run:
   ) -> tuple[server.ServerState, dict[str, Any], server.ServerState]:
     """Returns the state, the meter, and the state of the best evaluation.
 
-    A checkpoint's, if there is one; it holds the last one with `keep_best`.
+    They come from the checkpoint, if there is one; it holds the best state only
+    with `keep_best`.
     """
     meter: dict[str, Any] = dict.fromkeys(
       ('uplink', 'downlink', 'flops', 'simulated_us'), np.int64(0)
@@ -177,7 +178,7 @@ class Run:
     meter: dict[str, Any],
     best: server.ServerState,
   ) -> dict[str, Any]:
-    """Returns what a checkpoint holds of them."""
+    """Returns the part of these that a checkpoint holds."""
     pack = lambda s: s._replace(clients=store.pack(s.clients))
     kept = {'state': pack(state), 'meter': meter}
     keeps_best = self.setup.experiment.keep_best
@@ -221,7 +222,7 @@ class Run:
     return self.costs[member.sig].flops * steps
 
   def traffic(self, members: Sequence[Member]) -> dict[Signature, Traffic]:
-    """Returns the traffic of a client of each class in a round of these."""
+    """Returns the traffic of a client of each of these classes in a round."""
     count, cohort = self.setup.algorithm.traffic, [m.sig for m in members]
     return {
       sig: count(sig, cohort, self._held.__getitem__) for sig in set(cohort)
@@ -233,7 +234,7 @@ class Run:
     return (rnd + 1) % e.eval_every == 0 or rnd + 1 == e.rounds
 
   def evaluate(self, state: server.ServerState, rnd: int) -> dict[str, float]:
-    """Evaluates every model of the method, in rounds where that is due.
+    """Evaluates every model of the method, if the round has an evaluation.
 
     Raises:
       Diverged: Outputs or metrics of a model are not finite.
@@ -256,9 +257,10 @@ class Run:
       raise endings.Diverged(f'{when}: {error}') from error
 
   def class_costs(self) -> list[table.ClassCost]:
-    """Returns what a client of each class costs, largest first.
+    """Returns the costs of a client of each class, largest first.
 
-    Clients are those of the federation, not of a round; see `Planner.holders`.
+    It counts all clients of the federation, not those of a round; see
+    `Planner.holders`.
     """
     rounds, clients = self.setup.planner.rounds, self.setup.planner.holders
     costs = {sig: self.costs[sig] for sig in self.setup.planner.widths}
@@ -305,8 +307,8 @@ class Run:
 def _check_axes(setup: build.Setup) -> None:
   """Refuses allocations along an axis that no part of a model has.
 
-  Each part ignores axes that it lacks, so an axis that all lack would leave
-  every client with the whole model.
+  Each part of a model ignores axes that it lacks, so an axis that all parts
+  lack would leave every client with the whole model.
 
   Raises:
     ValueError: A method's rule names such an axis.

@@ -1,4 +1,4 @@
-"""Inputs that everyone is shown, on which a method may align its models."""
+"""Public inputs, on which a method may align its models."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -25,9 +25,9 @@ def divide(
   train: corpus.Corpus,
   parts: Sequence[np.ndarray] | None,
 ) -> tuple[partition.Partition, np.ndarray]:
-  """Returns who has which examples, and those that everyone is shown instead.
+  """Returns which examples each client has, and which are public instead.
 
-  There are such only where tiers are aligned on examples of their own set.
+  Some are public only if tiers are aligned on examples of the run's own set.
 
   Args:
     experiment: The configuration.
@@ -36,7 +36,7 @@ def divide(
       `clients.partition` says.
 
   Raises:
-    ValueError: As `partition.partition`, or there are too few examples.
+    ValueError: See `partition.partition`; or there are too few examples.
   """
   cfg, clients = experiment.tiers, experiment.clients
   aligned = experiment.method == 'heterotune' and is_aligned(experiment)
@@ -52,14 +52,14 @@ def divide(
 
 @dataclasses.dataclass(frozen=True)
 class Public:
-  """What everyone is shown: call it with the name of a tier.
+  """The public inputs: call it with the name of a tier.
 
   Attributes:
     experiment: Names the set.
     tiers: The tiers.
     readers: For each tier, which tokenizer's view of the data it reads.
     train: The run's own training data.
-    rows: Which of them are shown, unless the set is another.
+    rows: Which of these are public, unless another set is used.
     data: The run's data, if they are in memory.
   """
 
@@ -73,7 +73,8 @@ class Public:
   def __call__(self, name: str) -> public.Shown:
     """Returns the inputs as a tier reads them.
 
-    With what tokens cover, where tokenizers of the tiers are not the same.
+    If the tiers have different tokenizers, it adds the text that each token
+    covers.
 
     Raises:
       ValueError: The texts are not those that were encoded.
@@ -107,7 +108,7 @@ class Public:
 
   @functools.cached_property
   def _texts(self) -> tuple[list[str], list[str] | None] | None:
-    """The texts as they are, for another tokenizer; None if there are none."""
+    """The raw texts, for another tokenizer; None if there are none."""
     cfg = public.data_of(self.experiment)
     if cfg is None and self.data is not None:
       return [self.data.train.inputs[row] for row in self.rows], None
@@ -117,7 +118,7 @@ class Public:
 
 
 def notes(shown: np.ndarray) -> tuple[str, ...]:
-  """Tells how many training examples no client has, if there are any."""
+  """Says how many training examples no client has, if there are any."""
   if not len(shown):
     return ()
   return (

@@ -1,8 +1,8 @@
 """One checkpoint on disk: a folder that names its run and shows damage.
 
 Its name is the number of finished rounds. `state` is an Orbax checkpoint of the
-leaves, `metrics.jsonl` holds the rows of these rounds, and `about.json` the run
-that it belongs to and a hash of each file, as Orbax restores a flipped byte as
+leaves, `metrics.jsonl` holds the rows of these rounds, and `about.json` names
+the run and has a hash of each file, because Orbax restores a flipped byte as
 another number.
 """
 
@@ -42,7 +42,7 @@ class Snapshot:
 
   Attributes:
     rounds: Number of finished rounds.
-    run: What identifies the run that it belongs to.
+    run: What identifies the run of this checkpoint.
     rows: Lines of `metrics.jsonl` of these rounds.
     leaves: Arrays of the state by path.
   """
@@ -59,11 +59,12 @@ def write(folder: pathlib.Path, snapshot: Snapshot) -> None:
   Anything already there is renamed to ROUNDS.damaged.
 
   Args:
-    folder: Of all checkpoints; made if absent, but its parent must exist.
+    folder: The folder of all checkpoints; made if absent, but its parent must
+      exist.
     snapshot: What to write.
 
   Raises:
-    OSError: It could not be written; then nothing has changed.
+    OSError: The checkpoint could not be written; then nothing has changed.
   """
   folder.mkdir(exist_ok=True)
   part = folder / f'{_WRITING}{snapshot.rounds}'
@@ -91,7 +92,7 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
   """Reads `folder`/ROUNDS.
 
   Raises:
-    Damaged: Anything in it is missing, or is not what was written.
+    Damaged: A part of it is missing, or is not what was written.
   """
   place = folder / str(rounds)
   try:
@@ -123,7 +124,7 @@ def read(folder: pathlib.Path, rounds: int) -> Snapshot:
 
 
 def _save(place: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> None:
-  """Writes leaves with Orbax, whose errors all become the disk's."""
+  """Writes leaves with Orbax; all its errors are reported as disk errors."""
   size = sum(leaf.nbytes for leaf in leaves.values())
   _check_room(place, size + _LEAF_BYTES * len(leaves) + _ORBAX_BYTES)
   try:
@@ -158,7 +159,7 @@ _LEAF_BYTES, _ORBAX_BYTES = 1024, 96 * 1024
 
 
 def _check_room(place: pathlib.Path, size: int) -> None:
-  """Raises an OSError where a disk has no room.
+  """Raises an OSError if a disk has no room.
 
   Orbax reports a full disk from several threads, each at length.
   """
@@ -179,7 +180,7 @@ def _files(place: pathlib.Path) -> list[str]:
 
 
 def list_rounds(folder: pathlib.Path) -> list[int]:
-  """Returns which checkpoints there are, newest first; reads none of them."""
+  """Lists the checkpoints, newest first, without reading them."""
   if not folder.is_dir():
     return []
   names = [path.name for path in folder.iterdir()]
@@ -197,7 +198,7 @@ def remove(folder: pathlib.Path, rounds: int) -> None:
 
 
 def remove_leftovers(folder: pathlib.Path) -> None:
-  """Deletes what a killed process had begun to write or to delete."""
+  """Deletes what a killed process began to write or to delete."""
   for prefix in (_WRITING, _OLD):
     for place in folder.glob(f'{prefix}*'):
       if _is_number(place.name.removeprefix(prefix)):
@@ -205,7 +206,7 @@ def remove_leftovers(folder: pathlib.Path) -> None:
 
 
 def _is_number(name: str) -> bool:
-  """Tells whether a name is as `write` makes it: '7' and not '07'."""
+  """Whether a name is one that `write` makes: '7' and not '07'."""
   return re.fullmatch('0|[1-9][0-9]{0,17}', name) is not None
 
 

@@ -1,4 +1,4 @@
-"""How a run stands among its evaluations, and whether it ends early."""
+"""The best evaluation of a run so far, and whether the run ends early."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,12 +9,12 @@ VALIDATION = 'validation/accuracy'
 
 
 class Standing(NamedTuple):
-  """Where a run stands after its evaluations so far.
+  """The best evaluation of a run so far.
 
   Attributes:
-    rnd: The round of the best one, the first of equals; -1 before any.
+    rnd: The round of the best evaluation, the first of equals; -1 before any.
     score: Its score, see `score`.
-    since: How many of the latest in a row have been below the best.
+    since: How many of the latest evaluations in a row were below the best.
   """
 
   rnd: int = -1
@@ -22,10 +22,10 @@ class Standing(NamedTuple):
   since: int = 0
 
   def over(self, patience: int) -> bool:
-    """Says whether a run ends: `patience` evaluations were in vain.
+    """Whether a run ends: the last `patience` evaluations were below the best.
 
-    One that equals the best is not in vain, as in the code of RaFFM's authors
-    (fedlib, demo/RaFFM/utils/converge.py).
+    An evaluation that equals the best resets the count, as in the code of
+    RaFFM's authors (fedlib, demo/RaFFM/utils/converge.py).
     """
     return 0 < patience <= self.since
 
@@ -42,15 +42,15 @@ class Standing(NamedTuple):
 def score(row: Record) -> float | None:
   """Returns the score of a round's evaluation; None if it had none.
 
-  The headline metric on the validation split, or else on the test data.
+  It is the headline metric on the validation split, or else on the test data.
   """
   return row.get(VALIDATION, row.get('eval/accuracy'))
 
 
 def standing(rows: Iterable[Record]) -> Standing:
-  """Reads the standing off the rounds that a run wrote.
+  """Computes the standing from the rounds that a run wrote.
 
-  It depends on those alone, so a resumed run stands where it stood.
+  It depends on these alone, so a resumed run has the same standing.
 
   Args:
     rows: The rounds in order, from `metrics`.

@@ -1,4 +1,4 @@
-"""What `summary.json` says of a finished run, and its plots."""
+"""Writes `summary.json` and the plots of a finished run."""
 
 from collections.abc import Iterator
 import datetime
@@ -25,7 +25,7 @@ def write_results(run: Run, workdir: str, clients: Json) -> Json:
   Args:
     run: The run.
     workdir: Its folder.
-    clients: How they fare; {} where nobody asked.
+    clients: How clients fare; {} if nobody asked.
   """
   with endings.storing(workdir):
     draw(run.setup, workdir)
@@ -37,7 +37,7 @@ def write_results(run: Run, workdir: str, clients: Json) -> Json:
 
 
 def draw(setup: build.Setup, workdir: str) -> None:
-  """Draws the rounds that a run has written."""
+  """Plots the rounds that a run has written."""
   # Here and not above: Matplotlib and SciPy take half a second.
   from fedjax_tune.report import plots
 
@@ -95,7 +95,7 @@ def summarize(run: Run, workdir: str) -> Json:
 
 
 def closing(found: Json, workdir: str) -> Iterator[str]:
-  """Yields what is said when a run ends, given its summary and its folder."""
+  """Yields the last lines of a run, given its summary and its folder."""
   yield (
     f'{tables.measured([found])} {found["accuracy"]:.1%} after'
     f' {tables.counted(found["rounds"], "round")};'
@@ -119,10 +119,10 @@ def closing(found: Json, workdir: str) -> Iterator[str]:
 
 
 def chance(setup: build.Setup) -> dict[str, float]:
-  """Returns accuracies of what has learned nothing, by what they are called.
+  """Returns the accuracies of models that have learned nothing, by name.
 
-  Of a class drawn at random, and of always the class that clients have most of;
-  {} where what counts is not the accuracy of classes.
+  One answers a random class, one always the class that clients have most of. {}
+  if the run does not report the accuracy of classes.
   """
   train, test = setup.train, setup.test
   if train.task.kind != 'classification' or train.task.primary != 'accuracy':

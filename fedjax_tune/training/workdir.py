@@ -24,9 +24,9 @@ class Claim:
   """A folder that this process may write to, as long as it lives.
 
   Attributes:
-    send: Sends what has changed, where the folder stands for an address.
-    locked: Whether other processes are kept away; False where the file system
-      has no locks.
+    send: Sends changed files, if the folder stands for an address.
+    locked: Whether other processes are kept away; False if the file system has
+      no locks.
   """
 
   def __init__(
@@ -58,16 +58,16 @@ class Claim:
 def claim(
   workdir: str | os.PathLike[str], send: Callable[[], None] = lambda: None
 ) -> Iterator[Claim]:
-  """Takes a folder for this process; made if absent.
+  """Claims a folder for this process, and makes it if absent.
 
   The system releases the lock when the process ends, however it ends.
 
   Args:
     workdir: The folder.
-    send: Is kept in the claim.
+    send: Kept in the claim.
 
   Raises:
-    RuntimeError: Another process has it; says which one.
+    RuntimeError: Another process has the folder; the message says which one.
     StorageError: The folder cannot be written.
   """
   folder = pathlib.Path(workdir)
@@ -93,7 +93,7 @@ def check(
   Args:
     workdir: Folder of the run; may be absent.
     experiment: The experiment's fields, as `dataclasses.asdict` gives them.
-    resume: Go on with the same experiment; only its `rounds` may have grown.
+    resume: Continue the same experiment; only its `rounds` may have grown.
 
   Raises:
     NotADirectoryError, PermissionError: If the folder, or the one of its
@@ -126,7 +126,7 @@ def check_begun(
   experiment: Mapping[str, object],
   resume: bool,
 ) -> None:
-  """Checks that a run begun in a folder, if any, may go on.
+  """Checks that the run in a folder, if there is one, may continue.
 
   The arguments are those of `check`.
 
@@ -152,18 +152,18 @@ def check_same(
   resume: bool,
   where: str,
 ) -> None:
-  """Checks that two experiments are one.
+  """Checks that two experiments are the same.
 
   Args:
-    there: The fields of the one that was begun; those that it lacks, because
-      an older version wrote it, have their defaults.
-    here: The fields of the one to run.
-    resume: Let `rounds` have grown, where no learning rate depends on them.
+    there: The fields of the experiment in the folder. Fields that it lacks,
+      because an older version wrote it, have their defaults.
+    here: The fields of the experiment to run.
+    resume: Let `rounds` have grown, if no learning rate depends on them.
     where: Names the first.
 
   Raises:
-    ValueError: They differ, in more than what trains nothing; with a line for
-      each field.
+    ValueError: They differ in fields that matter for training; the message has
+      a line for each field.
   """
   old = _fields(dataclasses.asdict(config.Experiment())) | _fields(there)
   new = _fields(here)
@@ -207,7 +207,7 @@ def _open(path: pathlib.Path) -> IO[bytes]:
 
 
 def _take(workdir: pathlib.Path, lock: IO[bytes]) -> bool:
-  """Locks an open file, until it is closed; says whether there are locks."""
+  """Locks an open file until it is closed; returns whether there are locks."""
   try:
     return locks.take(lock, wait=False)
   except BlockingIOError as error:

@@ -1,1 +1,1 @@
-"""The benchmark's workloads A and B in other frameworks, a program each."""
+"""The benchmark's workloads A and B in other frameworks, one program each."""

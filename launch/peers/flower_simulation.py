@@ -20,7 +20,7 @@ _QUIET = {'FLWR_TELEMETRY_ENABLED': '0', 'RAY_USAGE_STATS_ENABLED': '0'}
 def _worker(
   arguments: tuple[str, ...],
 ) -> tuple[harness.Options, torch.nn.Module]:
-  """Loads a worker's model, once: it is the faster way to write such a client."""
+  """Loads a worker's model once; this is the faster way to write a client."""
   options = harness.parse(arguments)
   return options, torch_model.load(options.work, options.init)
 
@@ -44,7 +44,7 @@ def train(arguments: tuple[str, ...], message: Any, context: Any) -> Any:
 
 
 def serve(options: harness.Options, found: dict[str, Any], grid: Any) -> None:
-  """Runs the rounds in the server, and notes what they took."""
+  """Runs the rounds in the server, and notes how long they took."""
   app = importlib.import_module('flwr.app')
   model = torch_model.load(options.work, options.init)
   shared = {n: p.detach() for n, p in torch_model.trained(model).items()}

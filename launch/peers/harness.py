@@ -1,4 +1,4 @@
-"""What every peer shares: its arguments, its clock and its printed line."""
+"""What all peers share: arguments, clock and printed line."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Options:
   Attributes:
     work: The workload.
     init: Its initial weights, under peft's names.
-    rounds: How many.
+    rounds: Number of rounds.
     autocast: Whether torch multiplies in bfloat16.
   """
 
@@ -74,10 +74,10 @@ def report(
 
   Args:
     options: What was run.
-    seconds: Of each round.
-    losses: Of each round.
-    packages: Those whose versions count.
-    workers_mib: Peak memory of its other processes.
+    seconds: Seconds of each round.
+    losses: Loss of each round.
+    packages: Packages whose versions are printed.
+    workers_mib: Peak memory of the peer's other processes.
   """
   steps = options.work.cohort * fixed.STEPS
   line = {

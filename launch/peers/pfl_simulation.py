@@ -26,7 +26,7 @@ class _Wrapped(torch.nn.Module):
     return value
 
   def metrics(self, *_: Any, **__: Any) -> dict[str, Any]:
-    """Returns nothing: pfl wants the method, the benchmark no evaluation."""
+    """Returns nothing: pfl calls this, but the benchmark does not evaluate."""
     return {}
 
 

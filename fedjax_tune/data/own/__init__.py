@@ -1,1 +1,1 @@
-"""Data sets of the user's own, read where they lie; `sets.py` comes first."""
+"""The user's own data sets, read where they are; `sets.py` comes first."""

@@ -16,7 +16,7 @@ def read_parquet(file: pathlib.Path, split: str, table: Table) -> None:
   """Adds the rows of a Parquet file, and the classes that it lists.
 
   Raises:
-    ValueError: It is none.
+    ValueError: It is no Parquet file.
   """
   import pyarrow as pa
   from pyarrow import parquet
@@ -59,7 +59,8 @@ def read_npz(file: pathlib.Path, split: str, table: Table) -> None:
   An array `class_names` lists the classes.
 
   Raises:
-    ValueError: It is no archive of arrays, or those of a split differ in length.
+    ValueError: It is no archive of arrays, or the arrays of a split differ in
+      length.
   """
   try:
     with np.load(file, allow_pickle=False) as held:
@@ -96,9 +97,9 @@ def read_npz(file: pathlib.Path, split: str, table: Table) -> None:
 
 
 def _part_of(key: str) -> tuple[str, str]:
-  """Returns the split and the column that an array's name says.
+  """Returns the split and the column that an array's name gives.
 
-  `x_train`, `train_images` and `test/label` are parts; `x` is none.
+  `x_train`, `train_images` and `test/label` name a split; `x` does not.
   """
   words = re.split(r'[\W_]+', key)
   for at in (0, -1):

@@ -1,4 +1,4 @@
-"""Cells of a table as examples: contents, labels, names of domains and clients."""
+"""Turns the rows of a table into examples."""
 
 from collections.abc import Iterable
 import math
@@ -22,7 +22,7 @@ from fedjax_tune.report.tables import counted
 
 
 def take(cfg: config.Data, table: Table, columns: Columns) -> Found:
-  """Returns the examples of a table, and what is wrong with other rows."""
+  """Returns the examples of a table, and the faults of other rows."""
   names = table.class_names.get(columns.label, ())
   found = Found(columns.texts, faults=list(table.faults), class_names=names)
   found.notes += [*table.notes, f'columns: {columns}']
@@ -48,7 +48,7 @@ def _example(
   at: int,
   names: tuple[str, ...],
 ) -> Example:
-  """Returns the example of a row; `names` are those of the classes, if listed."""
+  """Returns the example of a row; `names` are the classes, if listed."""
   cell = lambda name: table.columns[name][at] if name else ''
   first = cell(columns.inputs[0])
   if columns.texts:
@@ -119,9 +119,9 @@ def _label(
 
   Args:
     cfg: Says what is learned.
-    column: Its name; '' if nothing has a label.
+    column: The column's name; '' if nothing has a label.
     value: The cell.
-    names: Of the classes, where the file lists them.
+    names: Names of the classes, if the file lists them.
   """
   if not column:
     return None

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 in their publisher's binary files.
 
-A record is a label (of CIFAR-100 a coarse one and a fine one) and 32 x 32 pixels,
+A record is a label (for CIFAR-100 a coarse and a fine one) and 32 x 32 pixels,
 channel by channel (https://www.cs.toronto.edu/~kriz/cifar.html).
 """
 
@@ -37,7 +37,7 @@ _KINDS = (
 
 
 def find(root: pathlib.Path) -> bool:
-  """Says whether a folder is one of the two sets."""
+  """Returns which of the two sets a folder is, if any."""
   return any((root / kind.names).is_file() for kind in _KINDS)
 
 

@@ -1,14 +1,14 @@
-"""Folders of the user's own: what their names say about the files in them.
+"""The user's own folders, whose names say what the files in them are.
 
-A picture lies in the folder of its class; above that may be one of its domain,
-and anywhere one of its split:
+A picture is in the folder of its class. Above this may be a folder of its
+domain, and at any level one of its split:
 
   PATH/CLASS/1.jpg
   PATH/train/CLASS/1.jpg   PATH/test/CLASS/1.jpg
   PATH/DOMAIN/CLASS/1.jpg
 
-A level on which all folders have one name says nothing. Where there are no
-pictures, text files count likewise.
+A level at which all folders have the same name is ignored. If there are no
+pictures, text files are read in the same way.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ def read(root: pathlib.Path) -> Found:
 
   Raises:
     ValueError: There is no file to learn from, or the names of the folders do
-      not say what is a class.
+      not show which are classes.
   """
   files = list(walk(root))
   taken = [f for f in files if f.suffix.lower() in PICTURES]
@@ -61,7 +61,7 @@ def read(root: pathlib.Path) -> Found:
 
 
 def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields the files below a folder in order; hidden ones are none of it."""
+  """Yields the files below a folder in order, without hidden ones."""
   for place, folders, files in os.walk(root, followlinks=True):
     folders[:] = sorted(
       f
@@ -74,7 +74,7 @@ def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _is_loop(place: str, folder: str) -> bool:
-  """Whether a folder is a link to one that it lies in."""
+  """Whether a folder is a link to one of its parents."""
   path = os.path.join(place, folder)
   if not os.path.islink(path):
     return False
@@ -85,7 +85,7 @@ def _is_loop(place: str, folder: str) -> bool:
 def _arrange(
   root: pathlib.Path, files: Sequence[pathlib.Path], found: Found
 ) -> None:
-  """Adds the examples that files are, by the names of their folders."""
+  """Adds files as examples, by the names of their folders."""
   inside = [f.relative_to(root) for f in files]
   depths = Counter(
     len(path.parts) - 1 for path in inside if len(path.parts) > 1
@@ -154,7 +154,7 @@ def _levels(
 def _check_domains(
   root: pathlib.Path, domains: Sequence[str], classes: Sequence[str]
 ) -> None:
-  """Refuses parts of classes as classes of domains."""
+  """Refuses domains whose classes look like parts of classes."""
   pairs = set(zip(domains, classes, strict=True))
   if max(Counter(name for _, name in pairs).values()) == 1:
     domain, name = min(pairs)

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the label, the input, the domain, the client."""
+"""Finds the columns of the label, the input, the domain and the client."""
 
 import dataclasses
 import pathlib
@@ -49,12 +49,12 @@ class Columns:
   """Names of the columns that are read; '' where there is none.
 
   Attributes:
-    inputs: Of the texts, one or two (a pair), or of the picture.
-    texts: Whether they are texts.
-    label: Of the label.
-    domain: Of the domain.
-    client: Of the natural client.
-    split: Of the split.
+    inputs: Columns of the texts, one or two (a pair), or of the picture.
+    texts: Whether the inputs are texts.
+    label: Column of the label.
+    domain: Column of the domain.
+    client: Column of the natural client.
+    split: Column of the split.
   """
 
   inputs: tuple[str, ...]
@@ -80,8 +80,8 @@ def find(cfg: config.Data, table: Table) -> Columns:
   """Returns the columns that the configuration names, and guesses others.
 
   Raises:
-    ValueError: A column is not there, or one is needed and cannot be guessed;
-      the message lists those that are there.
+    ValueError: A named column is missing, or a needed one cannot be guessed;
+      the message lists the columns that are there.
   """
   label = _named(cfg, table, 'label') or _guess(table, 'label', _is_label)
   texts, image = _inputs(cfg, table, label)
@@ -181,7 +181,7 @@ def _named_texts(cfg: config.Data, table: Table) -> tuple[str, ...]:
 
 
 def _check_label(cfg: config.Data, table: Table) -> None:
-  """Refuses a column that is called as labels are, and holds something else."""
+  """Refuses a column with a usual name of labels that holds something else."""
   names = {name.lower().replace(' ', '_'): name for name in table.columns}
   for known in _GUESSED['label']:
     if name := names.get(known):
@@ -194,7 +194,7 @@ def _check_label(cfg: config.Data, table: Table) -> None:
 
 
 def _guess(table: Table, role: str, fits: Any, taken: str = '') -> str:
-  """Returns the column that is called so and most of whose values fit, or ''."""
+  """Returns the column with a usual name and mostly fitting values, or ''."""
   names = {name.lower().replace(' ', '_'): name for name in table.columns}
   for known in _GUESSED[role]:
     name = names.get(known, '')
@@ -209,7 +209,7 @@ def _guess(table: Table, role: str, fits: Any, taken: str = '') -> str:
 
 
 def _is_of_arrays(cfg: config.Data, table: Table, label: str) -> bool:
-  """Whether an archive has no texts, as most have none."""
+  """Whether this is an `npz:` archive without texts, as most are."""
   others = (values for name, values in table.columns.items() if name != label)
   return cfg.name.startswith('npz:') and not any(
     isinstance(value, str) for values in others for value in values[:_LOOKED_AT]

@@ -1,4 +1,4 @@
-"""Which examples of the user's own are trained on, and which judge."""
+"""Divides the user's own examples into training and test data."""
 
 from fedjax_tune import config
 from fedjax_tune.data import digest, splits
@@ -8,7 +8,7 @@ from fedjax_tune.data.own.found import Example, Found
 def divide(
   cfg: config.Data, found: Found
 ) -> tuple[list[Example], list[Example]]:
-  """Returns what to train on and what to evaluate on; `found.notes` says how.
+  """Returns training and test examples; `found.notes` says how they differ.
 
   Raises:
     ValueError: There is nothing to train on, or nothing can be held out.

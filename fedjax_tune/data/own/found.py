@@ -1,4 +1,4 @@
-"""Examples of the user's own files, before it is known what they are called."""
+"""Examples found in the user's own files, before names get numbers."""
 
 import dataclasses
 import pathlib
@@ -22,13 +22,13 @@ class Example:
   """One example.
 
   Attributes:
-    place: Where it stands: a file, or a file and its line.
+    place: Where it is: a file, or a file and its line.
     content: What a model reads.
-    label: The name of its class, or a number; None has none.
+    label: The name of its class, or a number; None if it has none.
     domain: Its domain's name; '' if files name none.
-    client: Whose it is; '' likewise.
-    split: 'train', 'test', 'validation'; '' likewise.
-    key: What a seeded split knows it by, wherever it stands: the path of a
+    client: Its client's name; '' if files name none.
+    split: 'train', 'test', 'validation'; '' if files name none.
+    key: What identifies it for a seeded split, at any place: the path of a
       picture; '' takes a hash of the content.
   """
 
@@ -47,11 +47,12 @@ class Found:
 
   Attributes:
     texts: Whether the examples are texts.
-    examples: Those that can be used.
-    faults: The places of others, each with what is wrong there.
+    examples: The examples that can be used.
+    faults: The places of the others, each with what is wrong there.
     notes: What a user should be told, a line each.
-    class_names: By label, where files list them; () takes the labels' own.
-    metrics: Of a set that is known, the primary one first; () takes the task's.
+    class_names: The name of each label, if files list them; () takes the
+      labels themselves.
+    metrics: Metrics of a known set, the primary one first; () takes the task's.
   """
 
   texts: bool
@@ -67,7 +68,7 @@ class Found:
 
 
 def split_name(name: str) -> str:
-  """Returns which split a folder or a column calls so, '' if none.
+  """Returns the split that a name of a folder or a column means, '' if none.
 
   >>> split_name('Val'), split_name('cats')
   ('validation', '')
@@ -76,5 +77,5 @@ def split_name(name: str) -> str:
 
 
 def is_blank(value: object) -> bool:
-  """Whether a cell of a table holds nothing."""
+  """Whether a cell of a table is empty."""
   return value is None or (isinstance(value, str) and not value.strip())

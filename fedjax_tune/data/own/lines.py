@@ -1,4 +1,4 @@
-"""Tables that are lines of text: CSV, and JSON objects."""
+"""Tables as lines of text: CSV, and JSON objects."""
 
 from collections.abc import Iterator
 import csv
@@ -14,7 +14,7 @@ _MOST_CHARACTERS = 1 << 24  # Of a field; Python's own limit is 131,072.
 
 
 def read_csv(file: pathlib.Path, split: str, table: Table) -> None:
-  """Adds the rows of a CSV file; what separates fields is seen in its first line.
+  """Adds the rows of a CSV file; its first line shows the separator.
 
   Raises:
     ValueError: It is empty or not UTF-8, or its first line names no columns.

@@ -1,11 +1,12 @@
-"""Folders whose pictures are listed, as DomainNet and NICO++ are downloaded.
+"""Folders with lists of pictures, such as DomainNet and NICO++ as downloaded.
 
-Each domain has a list for each split, and each line a picture and its label:
+Each domain has a list for each split, and each line has a picture and its
+label:
 
   PATH/splits/DOMAIN_train.txt     DOMAIN/airplane/1.jpg 2
   PATH/splits/DOMAIN_test.txt
 
-The lists may also lie in PATH itself, or in NICO++'s `NICO_DG_official`.
+The lists may also be in PATH itself, or in NICO++'s `NICO_DG_official`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ _LINE = re.compile(r'(.*\S)\s+(\d+)\s*')
 
 
 def find(root: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the lists of a folder, none if it has none to train on."""
+  """Returns the lists of a folder; none if it has no list to train on."""
   for name in _FOLDERS:
     files = sorted((root / name).glob('*_*.txt'))
     listed = [f for f in files if split_name(_domain_and_split(f)[1])]
@@ -38,8 +39,8 @@ def _domain_and_split(file: pathlib.Path) -> tuple[str, str]:
 def read(root: pathlib.Path, files: Sequence[pathlib.Path]) -> Found:
   """Returns the pictures of the lists of a folder, from `find`.
 
-  Classes are numbered as the lists do it. They are called by the folders in
-  which their pictures lie, if each has one of its own.
+  Classes have the numbers of the lists. They are named by the folders of their
+  pictures, if each class has a folder of its own.
 
   Raises:
     ValueError: A list is not UTF-8.
@@ -96,7 +97,7 @@ def _lines(
 
 
 def _class_names(labels: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-  """Returns names by label: those of folders, or numbers."""
+  """Returns the name of each label: that of its folder, or its number."""
   count = max((label for _, label in labels), default=-1) + 1
   names = {label: name for name, label in labels}
   own = len(set(names.values())) == len(names) == len(set(labels))

@@ -1,4 +1,4 @@
-"""A set of the user's own as the rows that all sets are read by."""
+"""The user's own set, as rows like those of all other sets."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -16,15 +16,15 @@ from fedjax_tune.typing import Json
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-  """A set of the user's own, understood.
+  """The user's own set after its files were read.
 
   Attributes:
-    name: As in the configuration.
+    name: The set's name in the configuration.
     texts: Whether it has texts.
-    examples: By domain and split, 'train' and 'test'.
-    classes: The names of classes by label; () where there are none.
-    metrics: By which predictions are judged; () takes the task's.
-    faults: What cannot be used: its place, and why.
+    examples: Examples by domain and split, 'train' and 'test'.
+    classes: The name of each label; () if there are no classes.
+    metrics: Metrics that judge predictions; () takes the task's.
+    faults: The places of rows that cannot be used, each with the reason.
     notes: What a user should be told, a line each.
   """
 
@@ -38,7 +38,7 @@ class Own:
 
   @functools.cached_property
   def has_clients(self) -> bool:
-    """Whether it says whose an example is."""
+    """Whether the set names the client of each example."""
     return any(
       e.client for part in self.examples.values() for e in part['train']
     )
@@ -92,7 +92,7 @@ class Part:
 
   @property
   def info(self) -> Any:
-    """Its name; nothing else is asked of it."""
+    """The domain's name; nothing else of it is used."""
     return _Info(self.own.name)
 
   @property
@@ -102,7 +102,7 @@ class Part:
 
   @property
   def data_path(self) -> pathlib.PurePath:
-    """Likewise."""
+    """The path that the user gave."""
     return pathlib.PurePath(self.data_dir)
 
   def is_prepared(self) -> bool:

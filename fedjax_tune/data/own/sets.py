@@ -1,10 +1,10 @@
-"""Data sets of the user's own: folders and tables, read where they lie.
+"""The user's own data sets: folders and tables, read where they are.
 
-`folder:PATH` has classes by the names of folders (`class_folders.py`), by lists
-(`lists.py`), or is CIFAR (`cifar.py`); `csv:PATH`,
-`jsonl:PATH`, `parquet:PATH` and `npz:PATH` have rows (`tables.py`), in one
-file or in a folder of them. Nothing is copied. Where files name no split, a
-seeded part of each class is held out (`splits.hold_out`).
+In `folder:PATH` classes come from the names of folders (`class_folders.py`) or
+from lists (`lists.py`), or the folder is CIFAR (`cifar.py`). `csv:PATH`,
+`jsonl:PATH`, `parquet:PATH` and `npz:PATH` have rows (`tables.py`), in one file
+or in a folder of files. Nothing is copied. If files name no split, a seeded
+part of each class is held out (`splits.hold_out`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,13 +53,13 @@ _FEW = 10
 
 
 def is_own(name: str) -> bool:
-  """Whether a set's name has the form of the user's own files."""
+  """Whether the name of a set means the user's own files."""
   kind, colon, _ = name.partition(':')
   return bool(colon) and kind in KINDS
 
 
 def suggest(name: str) -> str:
-  """Returns what a name that is no set's may mean: '; did you mean ...?', or ''."""
+  """Suggests what an unknown name may mean: '; did you mean ...?', or ''."""
   if paths.is_address(name):
     return meanings.hint(f"'folder:{name}'")
   kind, colon, path = name.partition(':')
@@ -76,11 +76,11 @@ def suggest(name: str) -> str:
 
 
 def check(cfg: config.Data) -> pathlib.Path:
-  """Checks that what a name such as `csv:PATH` means is there, and returns it.
+  """Returns the path of a name such as `csv:PATH`, and checks that it is there.
 
   Raises:
-    FileNotFoundError: It is not.
-    ValueError: There is no path, or another kind of thing is there.
+    FileNotFoundError: It is not there.
+    ValueError: The name has no path, or something of another kind is there.
   """
   kind, _, path = cfg.name.partition(':')
   said = f'data.name={cfg.name!r}'
@@ -107,12 +107,12 @@ def check(cfg: config.Data) -> pathlib.Path:
 
 
 def read(cfg: config.Data) -> Own:
-  """Reads what a set of the user's own has, but decodes no picture.
+  """Reads the user's own set, but decodes no picture.
 
   Raises:
     FileNotFoundError: The path does not exist.
-    ValueError: What is there cannot be understood, or some of it cannot be used
-      and `data.bad_rows` does not say to leave that out.
+    ValueError: The files cannot be understood, or some examples cannot be used
+      and `data.bad_rows` does not leave them out.
   """
   place = check(cfg)
   key = tuple(getattr(cfg, name) for name in _READ_BY)
@@ -132,9 +132,9 @@ def _check_splits(cfg: config.Data, own: Own) -> None:
 
 
 def _state(kind: str, place: pathlib.Path) -> str:
-  """Returns a hash of what is understood of files, to see whether they changed.
+  """Returns a hash of the files' content, to see whether it changed.
 
-  Of pictures that is their names, which are told quickly.
+  For pictures it hashes only their names, which is fast.
   """
   if kind == 'folder':
     files = list(class_folders.walk(place))
@@ -188,13 +188,13 @@ def _read(key: tuple[object, ...], state: str) -> Own:
 
 
 def _in_order(place: str) -> list[str | int]:
-  """Returns what sorts places with line 9 before line 10."""
+  """Returns a sort key that puts line 9 before line 10."""
   parts = re.split(r'(\d+)', place)
   return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _read_table(cfg: config.Data, kind: str, place: pathlib.Path) -> Found:
-  """Reads a table; one in a folder called as a set of GLUE is that set."""
+  """Reads a table; in a folder with the name of a GLUE set it is that set."""
   table = tables.read(kind, tables.find(kind, place))
   name = f'glue/{place.name}'
   known = None if cfg.task else text_sets.TEXT_SETS.get(name)
@@ -209,7 +209,7 @@ def _read_table(cfg: config.Data, kind: str, place: pathlib.Path) -> Found:
 
 
 def _check(cfg: config.Data, found: Found) -> None:
-  """Raises a ValueError unless there is something to use, and all of it is."""
+  """Raises a ValueError unless there are examples and all can be used."""
   said = f'data.name={cfg.name!r}'
   if found.faults and cfg.bad_rows == 'refuse':
     fields = {name: getattr(cfg, name) for name in ('task', *COLUMNS)}

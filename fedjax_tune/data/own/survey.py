@@ -1,4 +1,4 @@
-"""All that there is to say about a set of the user's own, before it is used."""
+"""Reports everything about the user's own set before it is used."""
 
 from collections.abc import Iterator, Sequence
 import concurrent.futures
@@ -18,12 +18,12 @@ _SIZE = 32  # Pixels; decoding is checked, what comes out is not kept.
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """A set, looked through.
+  """The report on a set.
 
   Attributes:
-    own: What was understood.
-    faults: What cannot be used: its place, and why.
-    notes: What else there is to tell, a line each.
+    own: The set as it was read.
+    faults: The places of rows that cannot be used, each with the reason.
+    notes: What else to tell the user, a line each.
   """
 
   own: Own
@@ -42,8 +42,8 @@ def look(cfg: config.Data) -> Survey:
   """Reads every row, and decodes every picture.
 
   Raises:
-    FileNotFoundError: There is nothing of that name.
-    ValueError: It cannot be understood at all.
+    FileNotFoundError: There is nothing with that name.
+    ValueError: The files cannot be understood at all.
   """
   own = sets.read(dataclasses.replace(cfg, bad_rows='leave_out'))
   found, faults = Notes(), list(own.faults)
@@ -66,7 +66,7 @@ def look(cfg: config.Data) -> Survey:
 
 
 def _all(own: Own) -> Iterator[tuple[str, str, Example]]:
-  """Yields all examples with domain and split, those of train first."""
+  """Yields all examples with domain and split, training examples first."""
   for split in splits.NAMES:
     for domain, parts in own.examples.items():
       for example in parts[split]:
@@ -74,7 +74,7 @@ def _all(own: Own) -> Iterator[tuple[str, str, Example]]:
 
 
 def _inspect(example: Example) -> tuple[str, str, Sequence[str]]:
-  """Returns a hash of the content, what is wrong, and what will be converted."""
+  """Returns a hash of the content, its fault if any, and its conversions."""
   if isinstance(example.content, str | tuple):
     return digest.of(example.content), '', ()
   try:

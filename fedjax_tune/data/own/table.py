@@ -1,4 +1,4 @@
-"""Rows of several files of the user's own."""
+"""The rows of several of the user's own files."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -14,12 +14,13 @@ class Table:
   """Rows of several files.
 
   Attributes:
-    columns: Values by column; None where a row has none.
+    columns: Values by column; None where a row has no value.
     places: Each row's file and line.
-    splits: What its file, or part of an archive, is called; '' if not so.
-    class_names: Of columns for which a file lists them.
+    splits: The split that each row's file, or part of an archive, names; '' if
+      none.
+    class_names: Names of classes, for columns for which a file lists them.
     faults: The places of lines that are no rows, each with what is wrong.
-    folder: Where paths in it begin.
+    folder: The folder to which paths in the table are relative.
     notes: What a user should be told, a line each.
   """
 
@@ -36,7 +37,7 @@ class Table:
   def add(
     self, columns: Mapping[str, Sequence[Any]], places: list[str], split: str
   ) -> None:
-    """Adds rows, whose columns may be others than those before."""
+    """Adds rows, which may have other columns than those before."""
     before = len(self.places)
     for name in columns:
       self.columns.setdefault(name, [None] * before)
@@ -47,7 +48,7 @@ class Table:
 
 
 def split_of(stem: str) -> str:
-  """Returns the split that a file's name says.
+  """Returns the split that a file's name gives.
 
   >>> split_of('train-00000-of-00001'), split_of('reviews_test'), split_of('a')
   ('train', 'test', '')

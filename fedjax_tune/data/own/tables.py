@@ -1,4 +1,4 @@
-"""Tables of the user's own: which files they are, and who reads them."""
+"""The user's own tables: finds their files and their readers."""
 
 from collections.abc import Callable, Sequence
 import pathlib
@@ -22,10 +22,10 @@ _READERS: dict[str, Callable[[pathlib.Path, str, Table], None]] = {
 
 
 def find(kind: str, path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the files of a kind that a path names: one, or those of a folder.
+  """Returns the files of a kind at a path: one file, or those of a folder.
 
   Raises:
-    ValueError: The folder has none.
+    ValueError: The folder has no such file.
   """
   if path.is_file():
     return [path]
@@ -43,8 +43,8 @@ def read(kind: str, files: Sequence[pathlib.Path]) -> Table:
   """Reads the files of a table.
 
   Raises:
-    ValueError: A file is not of its kind, or says no split though others do; or
-      there are no rows, or none that is one.
+    ValueError: A file is not of its kind, or names no split although others
+      do; or there are no rows, or no line is a row.
   """
   table = Table(files[0].parent)
   # MNLI has two validation splits; the first is that of its table.

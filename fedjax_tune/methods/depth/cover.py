@@ -12,14 +12,14 @@ def draw_cover(
 ) -> list[np.ndarray]:
   """Draws for each client distinct layers, so that every layer has an owner.
 
-  Every way to do so has the same probability: the rows are distributed as if
-  each were drawn uniformly, and all of them again until they cover. Here
-  nothing is drawn twice. One client after another gets, of the layers that
-  nobody has yet, j with the probability that j have among all covers, and
-  which ones is uniform.
+  All such allocations have the same probability: the rows are distributed as if
+  each were drawn uniformly, and all were redrawn until they cover. But nothing
+  is drawn twice here. One client after another gets some of the layers that
+  nobody has yet. Their number j is drawn with the probability that it has among
+  all covers, and the layers themselves uniformly.
 
-  Where the budgets together are less than the depth, no two clients share a
-  layer, so that as many as can be have an owner.
+  If the budgets together are less than the depth, no two clients share a layer,
+  so that as many layers as possible have an owner.
 
   Args:
     budgets: Layers of each client, each at most `depth`.
@@ -52,7 +52,7 @@ def draw_cover(
 
 @functools.lru_cache(64)
 def _log_chances(budgets: tuple[int, ...], depth: int) -> np.ndarray:
-  """Returns how likely the clients from i on cover u given layers, as logs.
+  """Returns log probabilities that clients from i on cover u given layers.
 
   Args:
     budgets: Layers of each client.
@@ -75,9 +75,9 @@ def _log_chances(budgets: tuple[int, ...], depth: int) -> np.ndarray:
 
 @functools.lru_cache(4096)
 def _log_hypergeometric(depth: int, marked: int, draws: int) -> np.ndarray:
-  """Returns the log probability that j of the drawn layers are marked ones.
+  """Returns the log probabilities that j of the drawn layers are marked.
 
-  For j from 0 to the lesser of `marked` and `draws`.
+  j goes from 0 to the smaller of `marked` and `draws`.
   """
   counts = range(min(marked, draws) + 1)
   total = math.comb(depth, draws)

@@ -42,12 +42,12 @@ from fedjax_tune.typing import Allocation, AnyArray, Inputs, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Exits:
-  """Where a model's classifiers stand.
+  """Where a model has classifiers.
 
   Attributes:
-    of: depth -> the blocks of a prefix that bear a classifier, from 0.
-    rows: depth -> the rows of the head's axis 'exit' that are theirs.
-    num: Classifiers of the server's model.
+    of: depth -> the blocks of a prefix that have a classifier, from 0.
+    rows: depth -> the rows of the head's axis 'exit' for these classifiers.
+    num: Number of classifiers of the server's model.
     depth: Blocks of the model to evaluate.
   """
 
@@ -64,8 +64,8 @@ class Exits:
 def at_budgets(budgets: tuple[int, ...]) -> Exits:
   """Puts a classifier after the last block of each distinct budget.
 
-  A client has those of all levels up to its own. The model to evaluate has as
-  many blocks as anybody trains.
+  A client has the classifiers of all levels up to its own. The model to
+  evaluate has as many blocks as the largest client trains.
   """
   levels = tuple(sorted(set(budgets)))
   of = lambda depth: tuple(n - 1 for n in levels if n <= depth)
@@ -76,11 +76,11 @@ def at_budgets(budgets: tuple[int, ...]) -> Exits:
 def every_third(depth: int) -> Exits:
   """Puts classifiers where FedRA's authors did, whatever the budgets.
 
-  After the blocks 3, 6, 9, ... that a client holds; besides, every client
-  trains the one `head` after its last block, which is thus averaged over
-  clients of different depth. A client of depth 4 or 10 has two classifiers
-  after its last block. The whole model is evaluated, also where nobody holds
-  all of it.
+  They are after the blocks 3, 6, 9, ... that a client holds. In addition, every
+  client trains the shared `head` after its last block, which is thus averaged
+  over clients of different depth. A client of depth 4 or 10 has two classifiers
+  after its last block. The whole model is evaluated, even if nobody holds all
+  of it.
   """
   of = lambda n: (*range(3, n, 3), n - 1)
   num = len(of(depth))
@@ -92,13 +92,13 @@ def every_third(depth: int) -> Exits:
 def with_exits(found: Foundation, num: int, seed: int) -> Foundation:
   """Adds classifiers before the model's own, each drawn independently.
 
-  They start like the model's head, uniform within 1/sqrt(D), as their
-  counterparts in the authors' code do.
+  Like the model's head, and as in the authors' code, they start uniform within
+  1/sqrt(D).
 
   Args:
     found: The model, with one classifier.
-    num: Classifiers in all.
-    seed: Of the draw.
+    num: Number of classifiers in all.
+    seed: Seed of the draw.
   """
   theta, axes = found.theta, found.axes
   leaves, tree = jax.tree.flatten(theta['head'])
@@ -122,12 +122,12 @@ def with_exits(found: Foundation, num: int, seed: int) -> Foundation:
 def distilling_client(task: Task, exits: Exits, ramp_rounds: int) -> Client:
   """Returns the client that trains its classifiers together.
 
-  Its loss is the sum of their cross entropies, and each is pulled towards every
-  other by `distillation`; metrics are those of the last one.
+  The loss is the sum of the classifiers' cross entropies, and `distillation`
+  pulls each classifier towards every other. Metrics are those of the last one.
 
   Args:
     task: What is learned.
-    exits: Where classifiers stand.
+    exits: Where the model has classifiers.
     ramp_rounds: Rounds until the distillation has its full weight of 1.
   """
 
@@ -151,7 +151,7 @@ def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:
 
   Args:
     task: What is learned.
-    exits: Where classifiers stand.
+    exits: Where the model has classifiers.
     first: Which of 'ensemble' and 'last' is the headline.
   """
 
@@ -168,7 +168,7 @@ def evaluation(task: Task, exits: Exits, first: str) -> Evaluation:
 
 
 def ending(exits: Exits) -> Ending:
-  """Ends with a model for each classifier: the blocks below, and it."""
+  """Ends with a model for each classifier, which has the blocks below it."""
 
   def take(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:
     del clients
@@ -232,22 +232,22 @@ _DEFAULTS = {'published': (300, 'ensemble'), 'fedra_port': (500, 'last')}
 def build(facts: Facts) -> Algorithm:
   """Builds DepthFL as published or as FedRA's authors ran it.
 
-  The distinct budgets are the levels; a classifier stands after the last
-  block of each (`at_budgets`). A client holds the blocks of its budget and the
+  The distinct budgets are the levels; a classifier is after the last block of
+  each (`at_budgets`). A client holds the blocks of its budget and the
   classifiers of all levels up to it, the head's axis 'exit'. Layers and
   classifiers are each averaged over the clients that hold them. Variant
   'fedra_port' puts its classifiers elsewhere (`every_third`).
 
   Where this departs from the authors' code:
-    - Without `depthfl.feddyn` this is their `feddyn=false kd=true`. Theirs has
-      FedDyn (arXiv 2111.04263) by default: the server's memory of a block or
-      classifier is the sum over those who hold it, divided by the number of
-      all clients, whoever can hold it.
-    - Theirs is a ResNet with a bottleneck before each classifier; here
-      classifiers are linear, behind the model's frozen final norm, which they
+    - Without `depthfl.feddyn` this is their `feddyn=false kd=true`. By default
+      their code uses FedDyn (arXiv 2111.04263): the server's memory of a block
+      or classifier is the sum over the clients that hold it, divided by the
+      number of all clients, even those that cannot hold it.
+    - Their model is a ResNet with a bottleneck before each classifier. Here
+      classifiers are linear, after the model's frozen final norm, which they
       share as in FedRA's port.
     - They add 1e-7 to the teacher's probabilities against log 0; logarithms
-      of a softmax need no such thing.
+      of a softmax do not need this.
 
   Raises:
     ValueError: The task has no classes.
@@ -285,7 +285,7 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: FedDyn refuses them.
+    ValueError: FedDyn refuses the options.
   """
   del sizes, budgets
   if alpha := experiment.depthfl.feddyn:

@@ -16,17 +16,18 @@ from fedjax_tune.methods.facts import Facts
 
 
 def build(facts: Facts) -> Algorithm:
-  """Builds FedRA: its allocation, and FedAvg in all else.
+  """Builds FedRA: its allocation, and otherwise FedAvg.
 
   A client with budget c gets c distinct layers, uniformly drawn, in their
-  original order: its model is those blocks alone, a skipped block being the
-  identity. The server averages each layer over the clients that held it, A
-  and B of LoRA apart, uniformly; head and patch adapter over all clients.
+  original order. Its model has only those blocks; a skipped block is the
+  identity. The server averages each layer uniformly over the clients that held
+  it, with A and B of LoRA separate, and head and patch adapter over all
+  clients.
 
-  With `fedra.coverage_repair` every layer has an owner in each round, for the
-  case that nobody can hold the whole model. The authors' code carries a rule
-  for it commented out, which may never end; `layers.repair_coverage` says how
-  this differs. Whether the paper's tables used it is unknown.
+  With `fedra.coverage_repair` every layer has an owner in each round, for runs
+  in which nobody can hold the whole model. The authors' code has a rule for
+  this, commented out, which may never end; `layers.repair_coverage` says how
+  ours differs. Whether the paper's tables used it is unknown.
   """
   repair = facts.experiment.fedra.coverage_repair
   rule = layers.Random(facts.depth, facts.budgets, facts.seed, repair)
@@ -41,7 +42,8 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: `fedra.coverage_repair` where no cohort can hold all blocks.
+    ValueError: `fedra.coverage_repair` is set, but no cohort can hold all
+      blocks.
   """
   depth, repair = sizes['layer'], experiment.fedra.coverage_repair
   together = sum(_largest_cohort(experiment.clients, budgets))
@@ -53,7 +55,7 @@ def check(
 
 
 def _largest_cohort(cfg: config.Clients, budgets: tuple[int, ...]) -> list[int]:
-  """Returns the budgets of the cohort that can hold most."""
+  """Returns the budgets of the cohort that can hold the most."""
   if cfg.cohort == 'uniform':
     return sorted(budgets)[-cfg.cohort_size :]
   # One of each domain, whose clients follow one another.

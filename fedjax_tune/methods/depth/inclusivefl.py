@@ -1,4 +1,4 @@
-"""InclusiveFL: prefixes of blocks, with tops and heads of their own.
+"""InclusiveFL: prefixes of blocks; each size has its own top and head.
 
 Liu, Wu, Wu, Wang, Lyu, Chen, Xie, "No One Left Behind: Inclusive Federated
 Learning over Heterogeneous Devices", KDD 2022, doi 10.1145/3534678.3539086;
@@ -42,15 +42,15 @@ from fedjax_tune.typing import Allocation, Inputs, Tree
 class Sizes:
   """The sizes of model that the server keeps: the distinct budgets.
 
-  A size c is the first c blocks; its top block and its classifier are its own,
-  what lies below is shared with the larger sizes. All of it is a selection: the
+  A size c has the first c blocks. Its top block and its classifier are its own;
+  the blocks below are shared with the larger sizes. A size is a selection: the
   adapters' axis 'slot' has a row per block, then a row for the top of each
   smaller size (the largest size's top is the block's own row), and the head's
-  axis 'classifier' a classifier per size.
+  axis 'classifier' has a classifier per size.
 
   Attributes:
     depth: Blocks of the full model, L.
-    budgets: For each client how many blocks it can hold.
+    budgets: How many blocks each client can hold.
   """
 
   depth: int
@@ -131,17 +131,17 @@ def client(task: Task) -> Client:
 
 
 def momentum_distillation(sizes: Sizes, beta: float) -> Aggregator:
-  """Averages each size, and pulls its top after the next larger size.
+  """Averages each size, and pulls its top towards the next larger size.
 
   The top of size c moves by
 
     (1 - beta) * its size's mean delta + beta * m,
 
   where m is the mean, over the blocks from c - 1 to the top of the next larger
-  size, of that size's mean delta in the last round in which it took part.
-  m is 0 before that, so early steps are shorter by beta, as in the authors'
-  code. The largest size has nothing to learn from and is the plain mean.
-  Where a size has no participant, its top and head stay, whatever m is.
+  size, of that size's mean delta in the last round in which it took part. m is
+  0 before that, so early steps are shorter by beta, as in the authors' code.
+  The largest size has no larger one to learn from, and is the plain mean. If a
+  size has no participant, its top and head stay, whatever m is.
 
   Args:
     sizes: The sizes.
@@ -202,11 +202,10 @@ def build(facts: Facts) -> Algorithm:
 
   Where this departs from the authors' code:
     - They step AdamW on the mean gradient of each size and then average the
-      sizes' parameters; here the configured server optimizer steps on the
-      mean delta, the same thing for the linear optimizers.
-    - They weight by examples; here weights are the engine's, so
-      `server.weighting='examples'` is theirs.
-    - m follows the paper. Their code overwrites where it means to sum over
+      sizes' parameters; here the configured server optimizer steps on the mean
+      delta, which is the same for the linear optimizers.
+    - They weight by examples, which is `server.weighting='examples'` here.
+    - m follows the paper. Their code overwrites m where it should sum over
       blocks, and applies m only while it is still 0.
 
   Variant 'fedra_port' is what FedRA's authors ran under this name (main.py,
@@ -246,7 +245,8 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: The published variant has nothing in the blocks to distill.
+    ValueError: Nothing in the blocks trains, so that the published variant
+      cannot distill.
   """
   del sizes, budgets
   if experiment.inclusivefl.variant == 'fedra_port':

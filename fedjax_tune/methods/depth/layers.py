@@ -15,7 +15,7 @@ class Prefix:
   """Each client holds the first blocks, as many as its budget.
 
   Attributes:
-    budgets: How many, by client.
+    budgets: How many blocks each client holds.
   """
 
   budgets: tuple[int, ...]
@@ -32,17 +32,17 @@ class Prefix:
 
 
 def whole(depth: int, clients: int) -> Prefix:
-  """Gives all blocks to everyone."""
+  """Gives all blocks to every client."""
   return Prefix((depth,) * clients)
 
 
 @dataclasses.dataclass(frozen=True)
 class ByBudget:
-  """Clients of one budget hold the same, whatever the round.
+  """Clients with the same budget hold the same in every round.
 
   Attributes:
-    budgets: Of each client.
-    held: What is held, by the budget.
+    budgets: The budget of each client.
+    held: What is held, by budget.
   """
 
   budgets: tuple[int, ...]
@@ -50,7 +50,7 @@ class ByBudget:
 
   @property
   def axes(self) -> frozenset[str]:
-    """The axes of which anything is held."""
+    """The axes along which clients hold anything."""
     return frozenset().union(*self.held.values())
 
   def draw(self, rnd: int, cohort: Sequence[int]) -> list[Selection]:
@@ -65,7 +65,7 @@ class Random:
 
   Attributes:
     depth: Blocks of the full model, L.
-    budgets: For each client how many it holds.
+    budgets: How many blocks each client holds.
     seed: Seed of the run.
     coverage_repair: Whether to draw rows in which every block has an owner.
   """
@@ -104,17 +104,17 @@ def repair_coverage(
 ) -> list[np.ndarray]:
   """Returns the rows, or others if a layer has no owner.
 
-  Rows that cover all layers stay. Otherwise they are drawn from all rows that
-  do, or, where the budgets add up to less than the depth, from those that
-  share no layer (`cover.py`). Together that is the distribution of rows that
-  are redrawn, all of them, until they cover.
+  Rows that cover all layers stay. Otherwise new rows are drawn from all rows
+  that cover or, if the budgets add up to less than the depth, from those that
+  share no layer (`cover.py`). The result has the distribution of rows that are
+  all redrawn until they cover.
 
-  The authors' loop (server.py, the branch in comments) is another rule: while
-  a layer is uncovered, a random client takes over as many of the uncovered
-  ones as it can hold, filled up with random covered ones, and may uncover its
-  old layers. It need not end: of four clients with 8 of 32 layers it takes
-  tens of thousands of redraws, or never stops. It also gives what is missing
-  to one client, so that its layers are not uniform.
+  The authors' loop (server.py, commented out) is another rule. While a layer is
+  uncovered, a random client takes as many of the uncovered layers as it can
+  hold, and random covered ones for the rest, which may uncover its old layers.
+  The loop need not end: with four clients that hold 8 of 32 layers it takes
+  tens of thousands of redraws, or never stops. It also gives all missing layers
+  to one client, so that this client's layers are not uniform.
   """
   if len(np.unique(np.concatenate(rows))) == depth:
     return rows

@@ -1,8 +1,8 @@
 """FedAvg among clients of one depth: the bounds of every comparison.
 
-AllLarge and AllSmall as FedRA's authors ran them (main.py, `samelayer12` and
-`samelayer3`). ExclusiveFL is a baseline of the paper that their code lacks;
-its definition here is the literature's.
+AllLarge and AllSmall are as FedRA's authors ran them (main.py, `samelayer12`
+and `samelayer3`). ExclusiveFL is a baseline of the paper that their code lacks;
+the definition here follows the literature.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def fedavg(
     found: The model.
     task: What is learned.
     budgets: How many blocks each client holds.
-    depth: How many the evaluated model has.
+    depth: How many blocks the evaluated model has.
   """
   return Algorithm(
     model=found,
@@ -56,7 +56,7 @@ def build_all_large(facts: Facts) -> Algorithm:
 def build_all_small(facts: Facts) -> Algorithm:
   """Builds FedAvg of the first c blocks, c the smallest budget of all.
 
-  The server's model is that small one: later blocks are never run.
+  The server's model is this small one; later blocks are never run.
   """
   least = min(facts.budgets)
   return _build(facts, (least,) * len(facts.budgets), least)

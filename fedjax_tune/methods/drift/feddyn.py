@@ -3,7 +3,7 @@
 Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, "Federated Learning
 Based on Dynamic Regularization", ICLR 2021, arXiv 2111.04263, algorithm 1; the
 authors' code is github.com/alpemreacar/FedDyn (utils_methods.py
-`train_FedDyn`), from which this departs in one thing: they divide alpha by each
+`train_FedDyn`). This departs from it in one point: they divide alpha by each
 client's share of the examples.
 """
 
@@ -42,13 +42,14 @@ def regularized(client: Client, model: Models, alpha: float) -> Client:
 
     loss(w) - <g_k, w> + alpha/2 ||w - start||^2,
 
-  and then remembers g_k <- g_k - alpha (end - start): at a minimum its own
-  gradient there. What it remembers has the server's coordinates, 0 where it
-  holds nothing.
+  and then remembers g_k <- g_k - alpha (end - start), which at a minimum is the
+  client's own gradient there. The memory has the server's coordinates, and is 0
+  where the client holds nothing.
 
   Args:
-    client: How it would train otherwise.
-    model: What it trains a part of; only shapes and axes are read.
+    client: The client without the regularizer.
+    model: The model that the client trains a part of; only shapes and axes are
+      read.
     alpha: Coefficient of the regularizer.
   """
 
@@ -82,11 +83,12 @@ def aggregator(alpha: float, clients: int) -> Aggregator:
     h <- h - alpha / N sum_k (end_k - start),
     W <- mean_k end_k - h / alpha,
 
-  each coordinate over those who hold it; where nobody does, it rests.
+  each coordinate over the clients that hold it; it does not change where nobody
+  does.
 
   Args:
     alpha: Coefficient of the regularizer.
-    clients: How many there are, N, in the cohort or not.
+    clients: Number of clients N, in the cohort or not.
   """
 
   def merge(theta: Tree, sums: GroupSums, memory: Tree) -> tuple[Update, Tree]:
@@ -127,14 +129,14 @@ def check(
 
   Raises:
     ValueError: Clients do not step by plain SGD, or the server weights them or
-      does not take the mean as it is. With a momentum of 0.9 training diverges.
+      changes their mean. With a momentum of 0.9 training diverges.
   """
   del sizes, budgets
   refuse(experiment, refusals.method(experiment))
 
 
 def refuse(experiment: config.Experiment, by: str) -> None:
-  """Refuses what `check` does, for what trains by FedDyn.
+  """Refuses the same as `check`, for any method that trains with FedDyn.
 
   Args:
     experiment: The configuration.

@@ -2,7 +2,7 @@
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
 Averaging for Federated Learning", ICML 2020, arXiv 1910.06378, algorithm 1 with
-option II. The paper has no code of its authors.
+option II. Its authors published no code.
 """
 
 from collections.abc import Mapping
@@ -35,18 +35,19 @@ from fedjax_tune.typing import Axes, Tree
 
 
 def correcting(client: Client, theta: Tree) -> Client:
-  """Returns the client that corrects its gradients by what it remembers.
+  """Returns the client that corrects its gradients by control variates.
 
-  It steps along g - c_k + c, c_k its own variate and c the server's, and then
-  remembers (option II)
+  It steps along g - c_k + c, where c_k is its own variate and c the server's,
+  and then remembers (option II)
 
     c_k <- c_k - c + (start - end) / (K lr),
 
-  K its steps. It sends its change and that of its variate.
+  where K is the number of its steps. It sends its change and that of its
+  variate.
 
   Args:
-    client: How it would train otherwise.
-    theta: What it trains; only shapes are read.
+    client: The client without the correction.
+    theta: What the client trains; only shapes are read.
   """
 
   def transform(context: Context) -> optax.GradientTransformation:
@@ -77,10 +78,10 @@ def correcting(client: Client, theta: Tree) -> Client:
 def aggregator(clients: int) -> Aggregator:
   """Averages what clients changed, and moves the server's variate.
 
-    c <- c + 1/N sum_k (change of c_k), N the number of all clients.
+    c <- c + 1/N sum_k (change of c_k), where N is the number of all clients.
 
   Args:
-    clients: How many there are, in the cohort or not.
+    clients: Number of clients, in the cohort or not.
   """
 
   def spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
@@ -100,8 +101,8 @@ def aggregator(clients: int) -> Aggregator:
 def build(facts: Facts) -> Algorithm:
   """Builds SCAFFOLD: FedAvg of full models with control variates.
 
-  Every client holds the whole model, as in the paper. Its server's step size is
-  `server.lr`. Variates start at zero.
+  Every client holds the whole model, as in the paper. The paper's server step
+  size is `server.lr`. Variates start at zero.
   """
   fedavg = uniform.build_all_large(facts)
   return dataclasses.replace(
@@ -122,7 +123,8 @@ def check(
 
   Raises:
     ValueError: Clients do not step by plain SGD at one rate, or the server
-      weights them: how far they have moved would not tell their mean gradient.
+      weights them. Then a client's mean gradient would not follow from its
+      change.
   """
   del sizes, budgets
   why = 'it recovers a mean gradient from how far a client has moved'

@@ -1,19 +1,21 @@
-"""Clients that train what is shared and what is their own in turn.
+"""Clients that train shared parts and their own parts in turn.
 
 H2Tune (arXiv 2507.22633; its abstract and its code were read,
-github.com/AntarcticLu/H2Tune) puts between the A and B of a client's LoRA a matrix
-T of one shape in all models. Theirs is what this file takes up: clients share
-T alone, and train it and their own A and B alternately, each with the other
-frozen, so that what is shared and what is their own come apart. In its code, from
-the second round on, each batch gives a gradient for T and then one for A and B, and
-one step takes both. Penalties are added: the norm of T, its divergence from the last round's,
-and that of the outputs of the second half from those of the first.
+github.com/AntarcticLu/H2Tune) puts a matrix T between the A and B of a client's
+LoRA; T has the same shape in all models. This file takes up its idea: clients
+share only T, and train T and their own A and B alternately, each with the other
+frozen, so that shared and own knowledge separate. In H2Tune's code, from the
+second round on, each batch gives a gradient for T and then one for A and B, and
+one step takes both. It adds penalties: the norm of T, its divergence from the
+last round's T, and the divergence of the outputs of the second half from those
+of the first.
 
-Ours: the shared part is that of a FedAdapter (cores, and a head in common); the other
-has projections, gates and what else the clients of a tier average, or with
-`heterotune.personal` keep to themselves, as there. They take turns by local step, the
-shared part first, each with an optimizer state of its own, from projections that are
-aligned where theirs are drawn. There are no penalties.
+What is ours: the shared part is that of a FedAdapter (cores, and a common
+head). The other part has projections, gates and everything else that the
+clients of a tier average, or with `heterotune.personal` keep for themselves, as
+in H2Tune. The parts train in turn by local step, the shared part first, each
+with its own optimizer state. Projections start aligned, where H2Tune draws
+them. There are no penalties.
 """
 
 from typing import NamedTuple
@@ -32,7 +34,7 @@ class Turns(NamedTuple):
   Attributes:
     step: How many steps were taken, int32.
     shared: The optimizer's state of the shared part.
-    own: That of the rest.
+    own: The optimizer's state of the rest.
   """
 
   step: jax.Array
@@ -43,11 +45,11 @@ class Turns(NamedTuple):
 def in_turn(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Returns an optimizer that moves the shared part, then the rest, and so on.
+  """Returns an optimizer that steps the shared part and the rest in turn.
 
   Guarantees:
-    - Neither a part that rests nor its optimizer state moves, and
-      clipping sees the gradients of the other part alone.
+    - The part whose turn it is not does not change, nor does its optimizer
+      state, and clipping sees only the gradients of the other part.
   """
   shared = optax.masked(optimizer, lambda tree: _is_shared(tree, True))
   own = optax.masked(optimizer, lambda tree: _is_shared(tree, False))
@@ -79,7 +81,7 @@ def in_turn(
 
 
 def _is_shared(tree: Tree, answer: bool) -> Tree:
-  """Says of each leaf whether it is shared, or whether it is not."""
+  """Says for each leaf whether it is shared, or whether it is not."""
   return {
     name: jax.tree.map(lambda _, same=(name == SHARED) == answer: same, part)
     for name, part in tree.items()

@@ -16,9 +16,9 @@ def check(
 
   Args:
     experiment: The configuration.
-    sizes: Of each tier, under `tier_axis`, its number of blocks.
-    budgets: One per client; if they are given at all, for other methods of
-      the same experiment, they must agree with the tiers.
+    sizes: For each tier, under `tier_axis`, its number of blocks.
+    budgets: One per client. If they are given, for other methods of the same
+      experiment, they must agree with the tiers.
 
   Raises:
     ValueError: Options contradict each other.
@@ -41,7 +41,7 @@ def check(
 
 
 def _check_shared(experiment: config.Experiment) -> None:
-  """Raises a ValueError if what tiers share could mean nothing to them."""
+  """Raises a ValueError if tiers could not use what they share."""
   tune, head = experiment.model.tune, experiment.tiers.head
   cfg = experiment.fedadapter
   if tune != 'adapter' and (tune, head) not in (
@@ -75,7 +75,7 @@ def _check_shared(experiment: config.Experiment) -> None:
 
 
 def _check_turns(experiment: config.Experiment) -> None:
-  """Raises a ValueError if there are no turns to take."""
+  """Raises a ValueError if parts cannot train in turn."""
   local = experiment.local
   if not experiment.heterotune.share:
     raise ValueError(

@@ -1,10 +1,10 @@
-"""Cross-model gradient alignment: what tiers change, made to agree.
+"""Cross-model gradient alignment: makes the updates of tiers agree.
 
 HeteroTune (arXiv 2411.16796, version 2) names it and gives its purpose, to
 harmonise gradient directions across models during aggregation; the formula is
-not public. Two stand-ins: projection of conflicting pairs, as PCGrad does for
-tasks (arXiv 2001.06782), but in the tiers' order where PCGrad draws one; and the
-same against the mean of all.
+not public. There are two substitutes: projection of conflicting pairs, as
+PCGrad does for tasks (arXiv 2001.06782), but in the order of the tiers where
+PCGrad draws an order; and the same against the mean of all tiers.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ Align = Callable[[Array, Array], Array]
 
 
 def combine(totals: Sequence[GroupSum], align: Align) -> Tree:
-  """Averages what tiers changed, after aligning their means.
+  """Averages the updates of tiers, after aligning their means.
 
   Args:
     totals: The sums of each tier, over shared matrices [..., R, R] and biases
-      [..., R]. Each of them is aligned for itself.
+      [..., R]. Each of these is aligned separately.
     align: One of `ALIGN`.
 
   Returns:
-    sum_m w_m delta'_m, w_m tier m's share of the weights of those who hold a
-    coordinate; 0 where nobody does.
+    sum_m w_m delta'_m, where w_m is tier m's share of the weights of the
+    clients that hold a coordinate; 0 where nobody does.
   """
 
   def combined(path, *parts):
@@ -51,7 +51,7 @@ def combine(totals: Sequence[GroupSum], align: Align) -> Tree:
 
 
 def pairwise(deltas: Array, shares: Array) -> Array:
-  """Removes from each delta what opposes any other tier's."""
+  """Removes from each delta the part that opposes any other tier's delta."""
   del shares
   aligned = []
   for i, delta in enumerate(deltas):
@@ -62,12 +62,12 @@ def pairwise(deltas: Array, shares: Array) -> Array:
 
 
 def mean(deltas: Array, shares: Array) -> Array:
-  """Removes from each delta what opposes the weighted mean of all."""
+  """Removes from each delta the part that opposes the weighted mean of all."""
   return without_conflict(deltas, jnp.sum(shares * deltas, 0))
 
 
 def without_conflict(delta: Array, other: Array) -> Array:
-  """Projects matrices off others' directions where they point against them.
+  """Projects matrices off the directions of others that they oppose.
 
   delta - min(<delta, other>, 0) / ||other||^2 other, over the last two axes.
   """

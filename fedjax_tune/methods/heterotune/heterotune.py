@@ -1,16 +1,17 @@
 """HeteroTune: different models learn from each other through FedAdapter.
 
 Jia et al., "HeteroTune: Efficient Federated Learning for Large Heterogeneous
-Models", arXiv 2411.16796. The paper's code is not public, and what follows was
-built from its public abstracts. Theirs: clients with different frozen models,
+Models", arXiv 2411.16796. The paper's code is not public, and this was built
+from its public abstracts. From the paper: clients with different frozen models,
 a multi-branch adapter whose cross-model aggregator joins them, a dense mixture
-of adapters, and gradient alignment across models. Reconstructed: everything
-else; open choices are fields of `config.Heterotune` and, of the adapter,
-of `config.Fedadapter`, and `keeping.py` has projections and heads that each client
-keeps to itself. Ours, and the default where models differ: what makes cores mean
-the same in every model, projections aligned on public inputs
-(`models/alignment.py`), and a head in common (`models/common_head.py`). Another
-method, AdaFL (arXiv 2205.10162), also calls its adapters FedAdapter.
+of adapters, and gradient alignment across models. Everything else is
+reconstructed. Open choices are fields of `config.Heterotune` and, for the
+adapter, of `config.Fedadapter`; `keeping.py` has projections and heads that
+each client keeps for itself. Two parts are ours, and the default where models
+differ: projections aligned on public inputs, which make cores mean the same in
+every model (`models/alignment.py`), and a common head
+(`models/common_head.py`). Another method, AdaFL (arXiv 2205.10162), also calls
+its adapters FedAdapter.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,9 +59,9 @@ def client(
     task: What is learned.
     each: The tiers.
     own_branches: Whether to stop the gradients of other tiers' branches. An
-      optimizer's weight decay still moves them while the client trains; what
-      it sends of them does not count.
-    alternating: Whether to train what is shared and what is not in turn.
+      optimizer's weight decay still changes these while the client trains, but
+      the server ignores what the client sends for them.
+    alternating: Whether to train shared and own parts in turn.
   """
   inner = fedavg_client(task)
   if alternating:
@@ -79,12 +80,12 @@ def client(
 def aggregator(
   each: Tiers, align: cmga.Align | None, *, own_branches: bool
 ) -> Aggregator:
-  """Averages each coordinate over its holders; cores as options say.
+  """Averages each coordinate over its holders, and cores as the options say.
 
   Args:
     each: The tiers.
-    align: Aligns the tiers' updates of the cores; None does not.
-    own_branches: Whether a branch learns from its own tier alone.
+    align: Aligns the tiers' updates of the cores; None does not align.
+    own_branches: Whether a branch learns only from its own tier.
   """
 
   def merge_cores(
@@ -112,7 +113,7 @@ def aggregator(
 def _of_branches(
   change: Callable[[jax.Array], jax.Array], shared: Tree
 ) -> Tree:
-  """Changes what has branches of all that is shared: not a head."""
+  """Changes the shared parameters that have branches, not the head."""
   blocks = jax.tree.map(change, shared['blocks'])
   return {**shared, 'blocks': blocks}
 
@@ -121,13 +122,14 @@ def build(facts: Facts) -> Algorithm:
   """Builds HeteroTune over tiers, each a model and its clients.
 
   Tier m trains D, U, gates and head of its own model, averaged within the tier,
-  and its part of the shared cores W_b, averaged over all who hold it:
+  and its part of the shared cores W_b, averaged over all clients that hold it:
 
     W_b <- W_b + sum_{k: b <= B_m(k)} n_k delta_k / sum_{k: b <= B_m(k)} n_k.
 
-  Projections that are not free stay out of theta, or start in one space of all
-  tiers; so does the code of a common head, which is averaged as cores are. The
-  model of every tier is evaluated; the headline weighs them by their clients.
+  Projections that are not free stay out of theta, or start in a common space of
+  all tiers; the same holds for the code of a common head. A common head is
+  averaged like cores. The model of every tier is evaluated; the headline
+  weights them by their clients.
   """
   e, clients = facts.experiment, range(len(facts.budgets))
   options, each = e.heterotune, make_tiers(e, facts.sizes, len(facts.budgets))
@@ -187,19 +189,19 @@ def build(facts: Facts) -> Algorithm:
 
 
 def common_head(experiment: config.Experiment) -> tuple[str, ...]:
-  """Names the head, if tiers have one in common."""
+  """Names the common head, if tiers have one."""
   return () if experiment.tiers.head == 'own' else ('head',)
 
 
 def is_aligned(experiment: config.Experiment) -> bool:
-  """Says whether tiers are aligned, so that public inputs are needed."""
+  """Whether tiers are aligned, so that public inputs are needed."""
   adapted = experiment.model.tune == 'adapter'
   free = not adapted or experiment.fedadapter.projections == 'free'
   return not free or bool(common_head(experiment))
 
 
 def is_alternating(experiment: config.Experiment) -> bool:
-  """Says whether clients train what is shared and what is not in turn."""
+  """Whether clients train shared and own parts in turn."""
   adapted = experiment.model.tune == 'adapter'
   return adapted and experiment.fedadapter.projections == 'alternating'
 

@@ -1,7 +1,7 @@
-"""Clients that keep to themselves what else their tier would average.
+"""Clients that keep for themselves what their tier would otherwise average.
 
-Their projections, gates and heads, unless these are in common or frozen, are
-client state; only what all tiers share is sent. That is how Co-LoRA (FedMosaic,
+Their projections, gates and heads are client state, unless these are shared or
+frozen; only what all tiers share is sent. In the same way Co-LoRA (FedMosaic,
 arXiv 2506.11024) leaves a LoRA with each client.
 """
 
@@ -32,19 +32,19 @@ from fedjax_tune.typing import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-  """What tiers have of their own as vectors, all as long as the longest.
+  """The own parts of tiers as vectors, padded to the length of the longest.
 
-  So clients of every tier remember arrays of one shape.
+  So clients of every tier remember arrays of the same shape.
 
   Attributes:
-    parts: Of each tier, what its clients start with.
+    parts: For each tier, what its clients start with.
   """
 
   parts: Mapping[str, Tree]
 
   @property
   def size(self) -> int:
-    """How long vectors are."""
+    """The length of the vectors."""
     return max(map(num_params, self.parts.values()))
 
   def pack(self, part: Tree) -> jax.Array:
@@ -62,12 +62,12 @@ class Flat:
 
 
 def keep(algorithm: Algorithm, each: Tiers, leaves: Leaving) -> Algorithm:
-  """Returns HeteroTune whose clients keep what is their tier's own.
+  """Returns HeteroTune whose clients keep the own parts of their tier.
 
   Args:
-    algorithm: HeteroTune as it averages that within each tier.
-    each: Its tiers.
-    leaves: Takes its models apart.
+    algorithm: HeteroTune that averages these parts within each tier.
+    each: The tiers.
+    leaves: Splits the federation into its models.
 
   Raises:
     ValueError: A tier has nothing of its own.
@@ -122,12 +122,12 @@ def keep(algorithm: Algorithm, each: Tiers, leaves: Leaving) -> Algorithm:
 
 
 def _without(aggregator: Aggregator, names: Sequence[str]) -> Aggregator:
-  """Returns the aggregator that neither sums nor moves parts of theta."""
+  """Returns an aggregator that neither sums nor changes some parts of theta."""
   return compose.partition(dict.fromkeys(names, compose.PRIVATE), aggregator)
 
 
 def _of_shared(count: CountTraffic) -> CountTraffic:
-  """Counts the bytes of what is shared alone."""
+  """Counts the bytes of the shared parts only."""
 
   def traffic(
     sig: Signature,

@@ -1,9 +1,10 @@
-"""What a run of HeteroTune leaves: whole models, and what each is made of.
+"""The models that a run of HeteroTune ends with, and what each is made of.
 
-A tier leaves the frozen model with what its clients ended with. Where clients keep
-what is their own (`keeping.py`), there is no such model of a tier: each client that
-ever took part leaves one. With a head in common each tier leaves one besides,
-with what clients begin with in place of what they keep: that is what a new one gets.
+For each tier this is the frozen model with what its clients ended with. If
+clients keep their own parts (`keeping.py`), there is no such model of a tier:
+each client that ever took part has a model. With a common head each tier has an
+additional one, with the initial values of the parts that clients keep: this is
+what a new client gets.
 """
 
 import dataclasses
@@ -27,9 +28,9 @@ class Leaving:
   """Takes the models of a federation apart.
 
   Attributes:
-    experiment: What the run was.
+    experiment: The run's experiment.
     model: Its models.
-    each: Who has which.
+    each: The tier of each client.
   """
 
   experiment: config.Experiment
@@ -37,14 +38,15 @@ class Leaving:
   each: Tiers
 
   def tiers(self, theta: Tree) -> dict[str, Alone]:
-    """Returns the models of the tiers, of what trained."""
+    """Returns the models of the tiers."""
     return self._each(theta, 'is the mean over the clients of its own tier')
 
   def newcomers(self, theta: Tree) -> dict[str, Alone]:
-    """Returns the tiers' models for who comes new.
+    """Returns the tiers' models for new clients.
 
     Args:
-      theta: What trained; of what clients keep, what they begin with.
+      theta: Trained parameters, with initial values of the parts that clients
+        keep.
     """
     if self.experiment.tiers.head == 'own':
       return {}
@@ -58,8 +60,9 @@ class Leaving:
     """Returns the model of a client.
 
     Args:
-      theta: What trained; what its tier has there, the client has kept.
-      client: It.
+      theta: Trained parameters, with what the client has kept in place of its
+        tier's.
+      client: The client's id.
     """
     name = self.each.of_client[client]
     return self._one(theta, name, f'is what client {client} has kept to itself')
@@ -71,7 +74,7 @@ class Leaving:
     return Alone(own, {'layer': depth}, name, about)
 
   def _describe(self, name: str, rest: str) -> str:
-    """Says what a model is made of; `rest`, what is not shared."""
+    """Describes what a model is made of; `rest` describes unshared parts."""
     e, adapted = self.experiment, self.experiment.model.tune == 'adapter'
     shared = []
     if adapted and e.heterotune.share:

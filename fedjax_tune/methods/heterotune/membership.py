@@ -1,4 +1,4 @@
-"""Which client has which model, and what it holds of what all share."""
+"""Which client has which model, and which shared parts it holds."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -19,11 +19,11 @@ T = TypeVar('T')
 
 @dataclasses.dataclass(frozen=True)
 class Tiers:
-  """Which client has which model, and what it holds; itself the rule.
+  """Which client has which model, and what it holds; this is the rule.
 
   Attributes:
     of_client: The tier of each client, by name.
-    held: What a client of each tier holds: all of its tier's.
+    held: What a client of each tier holds: everything of its tier.
     adapters: The bottleneck of each tier's model.
   """
 
@@ -54,7 +54,7 @@ class Tiers:
     Args:
       name: The tier whose branch stays.
       leaf: Cores, or their biases.
-      others: What the others become, like it.
+      others: What the others become, shaped like `leaf`.
     """
     names = list(self.held)
     own = np.arange(len(names)) == names.index(name)
@@ -68,8 +68,8 @@ def make_tiers(
 
   Args:
     experiment: The configuration.
-    sizes: Of each tier, under `tier_axis`, its number of blocks.
-    clients: How many there are.
+    sizes: For each tier, under `tier_axis`, its number of blocks.
+    clients: Number of clients.
   """
   names = tiers.names(experiment.tiers)
   unique = tuple(dict.fromkeys(names))
@@ -90,20 +90,20 @@ def make_tiers(
 
 
 def _shares_by_index(experiment: config.Experiment) -> bool:
-  """Says whether a tier has a core for each of its blocks, the first of all."""
+  """Whether each block of a tier has its own core, the first of all cores."""
   options, adapted = experiment.heterotune, experiment.model.tune == 'adapter'
   return options.share and adapted and options.mapping == 'index'
 
 
 def turn(values: Sequence[T], client: int) -> T:
-  """Returns what a client has where clients take values in turn."""
+  """Returns the value of a client if clients take values in turn."""
   return values[client % len(values)]
 
 
 def _adapter(
   experiment: config.Experiment, branches: Mapping[str, int], name: str
 ) -> tuple[config.Fedadapter, dict[str, int]]:
-  """Returns a tier's bottleneck, and which part of the cores that is."""
+  """Returns a tier's bottleneck, and which part of the cores it has."""
   cfg, options = experiment.fedadapter, experiment.heterotune
   most = max(branches.values())
   if experiment.model.tune == 'head':

@@ -1,1 +1,1 @@
-"""Clients that keep a part of their model to themselves."""
+"""Clients that keep a part of their model for themselves."""

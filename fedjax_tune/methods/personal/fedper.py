@@ -1,8 +1,8 @@
-"""FedPer: every client keeps its head to itself.
+"""FedPer: every client keeps its head for itself.
 
 Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with
-Personalization Layers", arXiv 1912.00818, algorithms 1 and 2. The paper has no
-code of its authors.
+Personalization Layers", arXiv 1912.00818, algorithms 1 and 2. Its authors
+published no code.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from fedjax_tune.typing import Tree
 
 
 def _shared(tree: Tree) -> Tree:
-  """Returns what is not the head."""
+  """Returns everything but the head."""
   return {name: part for name, part in tree.items() if name != 'head'}
 
 
@@ -42,8 +42,8 @@ def keeping(client: Client, head: Tree) -> Client:
   """Returns the client that trains and remembers a head of its own.
 
   Args:
-    client: How it would train otherwise.
-    head: What all heads start as.
+    client: The client without its own head.
+    head: The head with which all clients start.
   """
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
@@ -64,13 +64,13 @@ def keeping(client: Client, head: Tree) -> Client:
 
 
 def build(facts: Facts) -> Algorithm:
-  """Builds FedPer: FedAvg of full models, of which each client has its head.
+  """Builds FedPer: FedAvg of full models, in which clients keep their heads.
 
-  The paper's personalization layers may be more than the classifier; here they
-  are the head, its smallest case and that of its text experiments. It counts
-  how good each client's own model is on test data like the client's own
-  (`engine/personal.py`); clients that never took part still have the first
-  head.
+  The paper's personalization layers may be more than the classifier. Here they
+  are the head, which is the paper's smallest case and that of its text
+  experiments. Each client's own model is evaluated on test data like the
+  client's own (`engine/personal.py`); clients that never took part still have
+  the first head.
 
   Raises:
     ValueError: The task has no classes.

@@ -1,4 +1,4 @@
-"""Every client trains alone: what all others are compared with."""
+"""Every client trains alone: the baseline of all other methods."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -28,14 +28,14 @@ _PRESENT = {'present': np.zeros((), np.float32)}
 
 
 def alone(client: Client, model: Models) -> Client:
-  """Returns the client that goes on from its own model, and keeps it.
+  """Returns the client that continues from its own model, and keeps it.
 
-  What it remembers has the server's coordinates; where it holds nothing, it is
-  as at the start.
+  The memory has the server's coordinates; where the client holds nothing, it
+  has the initial values.
 
   Args:
-    client: How it would train otherwise.
-    model: What it trains a part of.
+    client: The client that would start from the server's model.
+    model: The model that the client trains a part of.
   """
 
   def init(held: Tree, context: Context, key: jax.Array) -> Tree:
@@ -69,10 +69,11 @@ def _own(name: str, theta: Tree, own: Tree) -> Tree:
 def build(facts: Facts) -> Algorithm:
   """Builds training alone: clients never average.
 
-  Each holds the first blocks, as many as its budget, for they are all that its
-  device can train. Its own model is judged on test data like its own
-  (`engine/personal.py`); a client that never took part still has the first one.
-  The host keeps a copy of all that trains for each client that took part.
+  Each client holds the first blocks, as many as its budget, because its device
+  can train no more. Its own model is evaluated on test data like the client's
+  own (`engine/personal.py`); a client that never took part still has the
+  initial model. The host keeps a copy of all trained parameters for each client
+  that took part.
   """
 
   def ending(theta: Tree, clients: Mapping[int, Tree]) -> dict[str, Alone]:

@@ -1,12 +1,12 @@
-"""RaFFM as the code of the paper's time ran it: full shapes, masked gradients.
+"""RaFFM as its code was when the paper appeared: full shapes, masked gradients.
 
-github.com/yusx-swapp/fedlib, demo/RaFFM/utils/sme.py. Every client computes
-with all weights; in its subnetwork's complement gradients are zero, layer by
-layer. Nothing is saved: it is here to be compared. Biases, values, norms and
-embeddings always train, and weight decay moves masked weights too, as there.
-Unlike there, all of BERT's pooler trains as well, and each layer of DistilBERT
-has its own mask: their hooks share a variable, so that all of them read what
-the last layer drew.
+The code is github.com/yusx-swapp/fedlib, demo/RaFFM/utils/sme.py. Every client
+computes with all weights; outside its subnetwork gradients are zero, layer by
+layer. This saves nothing, and is here for comparison. Biases, values, norms and
+embeddings always train, and weight decay changes masked weights too, as in that
+code. Unlike in that code, all of BERT's pooler trains too, and each layer of
+DistilBERT has its own mask: their hooks share a variable, so that all of them
+read what the last layer drew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,10 @@ class Masked:
   """How kernels of linear maps are masked.
 
   Attributes:
-    dims: Names of the masked axes: the kernel's last ones, of its outputs, or
-      all before its last one, its inputs.
-    draw: Draws a layer's mask over them.
-    inputs: Which of the two.
+    dims: Names of the masked axes: the kernel's last axes (outputs), or all
+      axes before the last one (inputs).
+    draw: Draws a layer's mask over these axes.
+    inputs: Whether inputs are masked, not outputs.
   """
 
   dims: tuple[str, ...]
@@ -62,7 +62,7 @@ def _first_of_heads(rng: np.random.Generator, shape: tuple) -> np.ndarray:
 
 
 def _random_share(rng: np.random.Generator, shape: tuple) -> np.ndarray:
-  """A random subset, of 60, 70, 80, 85 or 90 %."""
+  """A random subset of 60, 70, 80, 85 or 90 %."""
   size = int(np.prod(shape))
   share = rng.choice([0.6, 0.7, 0.8, 0.85, 0.9])
   return (rng.permutation(size) < admitted(share, size)).reshape(shape)
@@ -105,9 +105,9 @@ PRESETS: dict[str, dict[tuple[str, ...], Masked]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-  """Full models of which each client trains a part.
+  """Full models, of which each client trains only a part.
 
-  A client of each round trains everything.
+  One client of each round trains everything.
 
   Attributes:
     sizes: Size of each axis of the model.
@@ -177,8 +177,8 @@ def check(experiment: config.Experiment, sizes: Mapping[str, int]) -> None:
   """Checks the options.
 
   Raises:
-    ValueError: The preset is none of this mode, not all parameters train, or
-      masks are to fit devices, on which they save nothing.
+    ValueError: The preset does not belong to this mode, not all parameters
+      train, or masks should fit devices, on which they save nothing.
   """
   refusals.decoder(
     sizes, "raffm.mode='mask'", "its masks are those of encoders' maps"

@@ -3,15 +3,16 @@
 Niu, Prakash, Kundu, Lee, Avestimehr, "Overcoming Resource Constraints in
 Federated Learning: Large Models Can Be Trained with only Weak Clients", TMLR
 2023, arXiv 2208.13141; the authors' code is github.com/yuehniu/modeldecomp-fl
-(fl/server_orth_drop_v2.py, utils/nn_transformer.py, utils/frob.py), of which
-RaFFM's is a part (github.com/yusx-swapp/RaFFM,
+(fl/server_orth_drop_v2.py, utils/nn_transformer.py, utils/frob.py). RaFFM's
+code has a part of it (github.com/yusx-swapp/RaFFM,
 experiments/comparison_baselines/PriSM, prism_fl.py).
 
-What is certain: both MLP maps of each block become U V by the SVD, attention
-stays as it is; RaFFM states keep = 0.8 and the decay 2e-4. What is not: RaFFM
-released the model but not the server that draws kernels, its forward pass has
-all of them, and its script stops at an undefined name. Here the server is that
-of PriSM's authors; keep = 1 is what RaFFM's released forward pass computes.
+It is certain that both MLP maps of each block become U V by the SVD and that
+attention stays as it is; RaFFM states keep = 0.8 and the decay 2e-4. The rest
+is uncertain: RaFFM released the model but not the server that draws kernels,
+its forward pass has all of them, and its script stops at an undefined name.
+Here the server is that of PriSM's authors; keep = 1 is what RaFFM's released
+forward pass computes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,13 +52,13 @@ _KERNELS = {'fc1': 'fc1_kernel', 'fc2': 'fc2_kernel'}
 class Kernels:
   """Random kernels of each map, new for each client and round.
 
-  Each client gets `keep` of the kernels of each map, drawn without replacement
-  with p ~ s^power, s their singular values.
+  Each client gets a share `keep` of the kernels of each map, drawn without
+  replacement with p ~ s^power, s their singular values.
 
   Attributes:
     spectra: For each axis of kernels their singular values.
     keep: Share of each map's kernels that a client gets.
-    power: How much larger kernels are preferred.
+    power: How strongly larger kernels are preferred.
     seed: Seed of the run.
   """
 
@@ -109,7 +110,7 @@ def spectra(found: Foundation) -> dict[str, np.ndarray]:
 
 
 def client(task: Task, frob_decay: float) -> Client:
-  """Returns the client that adds the penalty of what it holds.
+  """Returns the client that adds the penalty on what it holds.
 
   Args:
     task: What is learned; metrics are the task's.
@@ -163,13 +164,13 @@ def _decompose(theta: Tree) -> Tree:
 def build(facts: Facts) -> Algorithm:
   """Builds PriSM: FedAvg of models whose MLP maps lack random kernels.
 
-  The server averages each kernel over those who held it, and before the next
-  round makes the kernels orthogonal again. Clients compute with, receive and
-  send what they hold; every client holds all blocks.
+  The server averages each kernel over the clients that held it, and before the
+  next round makes the kernels orthogonal again. Clients compute with, receive
+  and send only what they hold; every client holds all blocks.
 
-  Two simplifications, since rounds are planned on the host and ahead: layers
-  share a draw (kernel i is the i-th largest of each), and s is that of the
-  pretrained weights, averaged over layers.
+  There are two simplifications, because rounds are planned ahead on the host:
+  layers share a draw (kernel i is the i-th largest of each layer), and s comes
+  from the pretrained weights, averaged over layers.
   """
   options, task = facts.experiment.prism, facts.task
   found = factor(facts.foundation())
@@ -195,8 +196,8 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: Not all parameters train, or the server optimizer remembers
-      them, while kernels are new in each round.
+    ValueError: Not all parameters train, or the server optimizer has state,
+      although kernels are new in each round.
   """
   del budgets
   refusals.decoder(

@@ -8,15 +8,16 @@ PruneFL/pruner.py) is simpler: before each round the server sets small weights
 to zero, by magnitude; clients then train and send all weights, so that pruned
 ones come back. This saves neither computing nor traffic.
 
-**Their script does not train what it prunes.** `prunefl` copies the model, prunes
-the original and returns the copy, which the script goes on with: the released
-baseline is plain FedAvg of full models, `all_large` here. This method is what
-it was to be, with its two rules and their values.
+**Their script does not train what it prunes.** `prunefl` copies the model,
+prunes the original and returns the copy, with which the script continues. So
+the released baseline is plain FedAvg of full models, `all_large` here. This
+method is what the baseline was meant to be, with its two rules and their
+values.
 
-Other differences: their script evaluates before it prunes, here the pruned
-model is evaluated, the one that clients get next; and their names of the linear
-maps decide how each is pruned, here its role in the block does, the same for a
-ViT.
+There are two other differences. Their script evaluates before it prunes; here
+the pruned model is evaluated, which clients get next. In their script the name
+of a linear map decides how it is pruned; here its role in the block does, which
+is the same for a ViT.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,10 +41,10 @@ _DENSE = ('proj', 'fc1', 'fc2', 'gate', 'up', 'down', 'pooler')
 def prune(
   keep: float, threshold: float
 ) -> Callable[[Tree, Axes], Callable[[Tree], Tree]]:
-  """Returns what prunes before each round.
+  """Returns the function that prunes before each round.
 
   The server optimizer's state is masked like the parameters, so that it forgets
-  what it knew of the pruned.
+  pruned ones.
   """
 
   def find(theta: Tree, axes: Axes) -> Callable[[Tree], Tree]:
@@ -83,7 +84,7 @@ def mask(theta: Tree, axes: Axes, keep: float, threshold: float) -> Tree:
 def largest(
   weights_LxN: Float[Array, 'L N'], keep: float
 ) -> Bool[Array, 'L N']:
-  """Says which weights exceed all but the share `keep` of their row."""
+  """Says which weights are among the largest share `keep` of their row."""
   magnitude_LxN = jnp.abs(weights_LxN)
   width = weights_LxN.shape[1]
   pruned = width - int(width * keep)

@@ -2,7 +2,7 @@
 
 Yu, Munoz, Jannesari, "Bridging the Gap Between Foundation Models and
 Heterogeneous Federated Learning", arXiv 2310.00247; the authors' code is
-github.com/yusx-swapp/RaFFM, and that of the paper's time
+github.com/yusx-swapp/RaFFM; the code from the time of the paper is
 github.com/yusx-swapp/fedlib, demo/RaFFM.
 """
 
@@ -33,11 +33,11 @@ from fedjax_tune.typing import Axes, Tree
 def participant_mean(
   theta: Tree, sums: GroupSums, memory: Tree
 ) -> tuple[Update, Tree]:
-  """Divides what clients changed by the number of them all (rule P).
+  """Divides the sum of changes by the number of all participants (rule P).
 
     W <- W + 1/N sum_k scatter(delta_k),
 
-  which is what averaging the paper-era full-shape models means.
+  which is the same as averaging the full-shape models of the earlier code.
   """
   del theta
   (total,) = sums.values()  # All clients' deltas go to one sum.
@@ -52,7 +52,8 @@ def zero_filled_mean(
 ) -> tuple[Update, Tree]:
   """Averages parameters; what a client does not hold counts as zeros.
 
-  As in the released `aggregate`, which drives what few hold towards 0.
+  The released `aggregate` does so; it drives parameters that few hold towards
+  0.
   """
   (total,) = sums.values()
   weight = _participants(total)
@@ -68,7 +69,7 @@ def zero_filled_mean(
 def _participants(total: GroupSum) -> jax.Array:
   """Returns the weight of all clients.
 
-  What comes first along every axis, everyone holds.
+  Every client holds the first index of every axis.
   """
   return jnp.max(jnp.stack([jnp.max(d) for d in jax.tree.leaves(total.den)]))
 
@@ -94,10 +95,10 @@ def prioritize(found: Foundation, scope: str) -> Foundation:
 def reorder(
   options: config.Raffm,
 ) -> Callable[[Tree, Axes], Callable[[Tree], Tree] | None] | None:
-  """Returns what reorders before each round, where the kernels train.
+  """Returns the function that reorders before each round, if kernels train.
 
-  Frozen kernels stay as `prioritize` left them, as in the authors'
-  fl_vit_peft. None where only the pretrained weights are reordered.
+  Frozen kernels stay as `prioritize` left them, as in the authors' fl_vit_peft.
+  None if only the pretrained weights are reordered.
   """
   if options.reorder != 'every_round':
     return None
@@ -116,10 +117,10 @@ def reorder(
 def build(facts: Facts) -> Algorithm:
   """Builds RaFFM: salient subnetworks, averaged over all participants.
 
-  In each round the server reorders channels by salience (`salience.py`), one
-  random client of the cohort gets the full model, with sandwich sampling
-  another one the smallest subnetwork, and everyone else a random one: the
-  first channels of each axis. The budget is not tied to the client (fl_vit.py,
+  In each round the server reorders channels by salience (`salience.py`). One
+  random client of the cohort gets the full model; with sandwich sampling,
+  another gets the smallest subnetwork; all others get a random one, the first
+  channels of each axis. The size is not tied to the client (fl_vit.py,
   fl_glue.py), unless subnetworks are cut to fit devices.
 
   `raffm.aggregation` is 'mean' (rule P), 'coverage' (over the holders), or

@@ -1,15 +1,15 @@
 """Salient parameter prioritization: channels in the order of their L1 norm.
 
 RaFFM (arXiv 2310.00247, section 3; the authors' code is
-github.com/yusx-swapp/RaFFM, raffm/param_prioritization.py). Reordering a
-hidden axis, wherever it occurs, changes no output, so that the first channels
-can be the salient ones and a subnetwork is a prefix.
+github.com/yusx-swapp/RaFFM, raffm/param_prioritization.py). Reordering a hidden
+axis wherever it occurs changes no output. So the first channels can be made the
+salient ones, and a subnetwork is a prefix.
 
 The authors reorder the channels of queries and keys, jointly and inside each
-head. The wider scopes are this package's: values with the output projection,
-and the MLP's hidden units; both change no output either. What a block reads
-and writes ('embed') is never reordered. Rotary position codes tie a channel to
-a frequency and to a twin; models that have them (Llama) are refused.
+head. The wider scopes are ours: values with the output projection, and the
+MLP's hidden units; they change no output either. The axis that a block reads
+and writes ('embed') is never reordered. Rotary positions tie a channel to a
+frequency and to another channel; models that have them (Llama) are refused.
 """
 
 from collections.abc import Container, Mapping
@@ -36,10 +36,10 @@ _ROWS = ('layer', 'heads')
 
 
 def check(names: Container[str], scope: str) -> None:
-  """Raises a ValueError where a model has no axis that a scope reorders.
+  """Raises a ValueError if a model has no axis that a scope reorders.
 
   Args:
-    names: Of the model's axes.
+    names: Names of the model's axes.
     scope: A key of `SCOPES`.
   """
   if 'qk_dim' in SCOPES[scope] and 'qk_dim' not in names:
@@ -99,7 +99,7 @@ def reorder(tree: Tree, axes: Axes, order: Order) -> Tree:
   Args:
     tree: Parameters, or anything shaped like them.
     axes: Its axes.
-    order: From `rank`.
+    order: The result of `rank`.
   """
 
   def move(leaf: jax.Array, names: tuple[str, ...]) -> jax.Array:

@@ -13,8 +13,8 @@ from fedjax_tune.selection import Selection
 class Slices:
   """Narrower models; a client computes with nothing else.
 
-  With random and sandwich sampling one client of a round has the full model,
-  with sandwich sampling another one the smallest, and all others a random one.
+  With random and sandwich sampling one client of a round has the full model.
+  With sandwich sampling another has the smallest. All others have a random one.
 
   Attributes:
     sizes: Size of each axis of the model.
@@ -22,7 +22,7 @@ class Slices:
     seed: Seed of the run.
     sandwich: Whether one client of a round has the smallest.
     by_device: For each client the shares of its subnetwork; () draws them.
-    purpose: Of the draws, for `host_rng`.
+    purpose: Purpose of the draws, for `host_rng`.
   """
 
   sizes: Mapping[str, int]

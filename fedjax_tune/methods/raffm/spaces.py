@@ -22,9 +22,9 @@ AXES = {
 class Space:
   """Shares of the full model that a subnetwork can have, field by field.
 
-  One draw serves all layers: the released code draws the MLP's width anew for
-  each, which stacked layers of one shape cannot hold. Mode 'mask' draws by
-  layer.
+  One draw serves all layers. The released code draws the MLP's width for each
+  layer separately, which stacked layers of one shape cannot hold. Mode 'mask'
+  draws by layer.
   """
 
   head_dim: tuple[float, ...] = (1.0,)
@@ -61,8 +61,8 @@ def make_space(options: config.Raffm) -> Space:
   """Returns the space that a configuration names.
 
   Raises:
-    ValueError: There is no such preset, or fields of a custom space are given
-      beside one.
+    ValueError: There is no such preset, or fields of a custom space are set in
+      addition to one.
   """
   own = Space(**{f: tuple(getattr(options, f)) for f in AXES})
   if options.space == 'custom':
@@ -83,11 +83,11 @@ def make_space(options: config.Raffm) -> Space:
 def row_of(
   shares: tuple[float, ...], sizes: Mapping[str, int]
 ) -> dict[str, int]:
-  """Returns what a subnetwork holds; of each axis at least one index.
+  """Returns what a subnetwork holds, at least one index of each axis.
 
   Raises:
-    ValueError: It narrows the heads of a model with rotary positions, whose
-      queries and keys are not cut.
+    ValueError: The subnetwork narrows the heads of a model with rotary
+      positions, whose queries and keys are not cut.
   """
   row = {'layer': sizes['layer']}
   for axis, share in _by_axis(shares):

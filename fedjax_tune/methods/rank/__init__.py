@@ -1,1 +1,1 @@
-"""Clients that hold LoRA of different rank."""
+"""Clients that hold LoRA adapters of different rank."""

@@ -1,4 +1,4 @@
-"""The LoRA in a tree of parameters: where it is, and what it multiplies to."""
+"""The LoRA in a tree of parameters: where it is, and its product."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -27,7 +27,7 @@ def find(axes: Axes) -> dict[Path, int]:
 
 
 def change(fn: Callable[..., Array], tree: Tree, *rest: Tree) -> Tree:
-  """Applies a function to the leaves of LoRA; others are those of `tree`."""
+  """Applies a function to the leaves of LoRA; other leaves stay unchanged."""
 
   def apply(path, leaf, *others):
     return fn(leaf, *others) if path[-1].key in _NAMES else leaf
@@ -61,7 +61,7 @@ def change_pairs(
   tree: Tree,
   adapters: Adapters,
 ) -> Tree:
-  """Returns a tree of which every A and B are fn(A, B, stack)."""
+  """Returns a tree in which each A and B is replaced by fn(A, B, stack)."""
   pairs = {p: fn(*pair(tree, p), stack) for p, stack in adapters.items()}
   return replace(tree, pairs)
 
@@ -101,9 +101,10 @@ def factor(
 ) -> tuple[Array, Array]:
   """Returns the best A B for a kernel by the SVD, shaped like `a` and `b`.
 
-  The columns of A (rows, in the literature, which transposes it) are
-  orthonormal, B has the singular values, the largest first: of any prefix of
-  ranks A B is the best there is. Ranks that the SVD lacks are 0.
+  The columns of A (rows in the literature, which transposes it) are
+  orthonormal. B has the singular values, the largest first, so that every
+  prefix of ranks gives the best A B of that rank. Ranks that the SVD lacks are
+  0.
   """
   left, right = matrices(a, b, stack)
   matrix = kernel.reshape(*left.shape[:-1], right.shape[-1])

@@ -2,7 +2,7 @@
 
 Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of
 On-Device Foundation Models", EMNLP 2024, arXiv 2401.06432. Its abstract and
-figures were read; there is no code of its authors.
+figures were read; its authors published no code.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ from fedjax_tune.typing import Tree
 class Pruning:
   """How a client gives up ranks.
 
-  It keeps gamma r_k of its ranks (rounded down, at least one) once that costs
-  less than it did: when the norms of the tail, its ranks from there on, are
-  smaller after training than before.
+  A client keeps gamma r_k of its ranks (rounded down, at least one) when the
+  rest matters less than it did, that is, when the norms of the tail (the ranks
+  from there on) are smaller after training than before.
 
   Attributes:
     adapted: The adapted maps.
@@ -62,7 +62,7 @@ class Pruning:
     return total
 
   def fewer(self, rank: jax.Array) -> jax.Array:
-    """Returns how many ranks are left of so many."""
+    """Returns how many ranks are left after pruning."""
     return jnp.maximum(jnp.floor(self.gamma * rank), 1)
 
   def current(self, local: Tree) -> jax.Array:
@@ -75,7 +75,7 @@ class Pruning:
     return jnp.sum(alive_R).astype(jnp.float32)
 
   def weigh(self, end: Tree) -> jax.Array:
-    """Returns the norm of what a client's adapters multiply to."""
+    """Returns the norm of the products of a client's adapters."""
     square = jnp.zeros(())
     for path, stack in self.adapted.items():
       a, b = adapters.matrices(*adapters.pair(end, path), stack)
@@ -93,12 +93,12 @@ def pruned(
 
     loss + penalty * sum ||A_tail|| ||B_tail||,
 
-  the sum over adapted maps, and remembers its rank. Since programs are compiled
-  for the rank that it has at first, ranks that it gave up are zeros in A and in
-  B, which have no gradient; costs are counted as if it still had them.
+  the sum over adapted maps, and remembers its rank. Programs are compiled for
+  the client's first rank. So ranks that it gave up are zeros in A and B, which
+  have no gradient; costs are counted as if it still had them.
 
   Args:
-    inner: How it would train otherwise.
+    inner: The client that does not prune.
     pruning: How ranks are given up.
     client_ranks: Rank of each client at first.
   """
@@ -153,12 +153,13 @@ def _norm(x: Array) -> jax.Array:
 def build(facts: Facts) -> Algorithm:
   """Builds HetLoRA: FedIT whose clients give up ranks, weighted by their norm.
 
-  The server fills A and B up with zeros and weights clients by ||A_k B_k||, the
+  The server pads A and B with zeros and weights clients by ||A_k B_k||, the
   Frobenius norm over all maps.
 
   How the paper rounds, and which norm it takes over many maps, is not known
-  here; its weights know no number of examples, as `server.weighting` has it
-  unless told otherwise; a head, which it has not, gets the same weights.
+  here. Its weights do not depend on the number of examples, which is also the
+  default of `server.weighting`. The paper has no head; here a head gets the
+  same weights.
   """
   found, options = facts.foundation(), facts.experiment.hetlora
   lora = ranks.Ranks.of(facts, found)

@@ -1,10 +1,10 @@
-"""Exact means of what clients' adapters multiply to: FlexLoRA, FLoRA, FedEx.
+"""Exact means of the products of adapters: FlexLoRA, FLoRA, FedEx-LoRA.
 
-The mean of products is not the product of means. These methods aggregate
-s_k A_k B_k, s_k the client's scale, and differ in where they put the mean.
-Here clients sum dense products on the device, which equals all that stacking
-and factoring do, without ragged arrays; bytes are counted for what the methods
-send, the factors.
+The mean of products is not the product of means. These methods aggregate s_k
+A_k B_k, with s_k the client's scale, and differ in where they put the mean.
+Here clients sum dense products on the device, which equals stacking and
+factoring without ragged arrays. Bytes are counted for what the methods send,
+the factors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ Place = Callable[[Tree, Update, Tree, Tree], tuple[Update, Tree]]
 
 
 def client(task: Task, lora: ranks.Ranks) -> Client:
-  """Returns the client that sends its adapters, and what they multiply to."""
+  """Returns the client that sends its adapters and their products."""
 
   def finish(
     start: Tree, delta: Tree, steps: jax.Array, context: Context
@@ -61,13 +61,13 @@ def exact_mean(
   init: Callable[[Tree], Tree] = remember_nothing,
   frozen_delta: Callable[[Tree], Tree] | None = None,
 ) -> Aggregator:
-  """Averages adapters as FedIT, kernels exactly, and asks where to put these.
+  """Averages adapters as FedIT does, and kernels exactly.
 
   Args:
     lora: The adapters.
     place: Decides where the mean of the products goes.
     init: See `Aggregator`.
-    frozen_delta: Likewise.
+    frozen_delta: See `Aggregator`.
   """
 
   def spec(theta: Tree, axes: Axes) -> tuple[Tree, Axes]:
@@ -96,7 +96,7 @@ def kernel_shapes(lora: ranks.Ranks, theta: Tree) -> Tree:
 
 
 def _merged_mean(lora: ranks.Ranks, place: Place) -> Aggregator:
-  """Returns the mean that adds to frozen kernels; all rounds' is its memory."""
+  """Returns the mean that adds to frozen kernels and remembers the total."""
 
   def init(theta: Tree) -> Tree:
     zeros = lambda x: jnp.zeros(x.shape, x.dtype)
@@ -113,8 +113,7 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: As the other ranks' methods, or the server does not take the
-      mean as it is.
+    ValueError: See `ranks.check`; or the server changes the mean.
   """
   refusals.server_steps(
     experiment,
@@ -132,7 +131,8 @@ def check_flora(
   """Checks the options.
 
   Raises:
-    ValueError: As `check`, or adapters would start from what FLoRA throws away.
+    ValueError: See `check`; or adapters would start from values that FLoRA
+      discards.
   """
   if given := experiment.lora.init:
     raise ValueError(
@@ -149,10 +149,10 @@ def build_flexlora(facts: Facts) -> Algorithm:
   under Heterogeneous Tasks and Client Resources", NeurIPS 2024, arXiv
   2402.11505; the authors' code is the branch FlexLoRA of
   github.com/alibaba/FederatedScope (fed_utils/model_aggregation.py and
-  adaptive_peft.py). The server keeps the largest rank, a client gets the best
-  approximation of its own: the first ranks of it, over the client's scale. B
-  gets the singular values. Theirs is `rank.scaling` 'client' (alpha 16) and
-  `server.weighting` 'examples'.
+  adaptive_peft.py). The server keeps the largest rank. A client gets the best
+  approximation of its own rank: the first ranks, divided by the client's scale.
+  B gets the singular values. The authors use `rank.scaling` 'client' (alpha 16)
+  and `server.weighting` 'examples'.
   """
   found, task = facts.foundation(), facts.task
   lora = ranks.Ranks.of(facts, found)
@@ -207,13 +207,13 @@ def build_flora(facts: Facts) -> Algorithm:
   authors' code is github.com/ATP-1010/FederatedLLM (main.py,
   fed_utils/model_aggregation.py, `stacking`). They stack [p_1 A_1; p_2 A_2;
   ...] and [B_1 B_2 ...], whose product is the mean of products, and wrap the
-  model in it. Every client begins each round with an A of its own draw and
-  B = 0; with ranks r_k they set lora_alpha = 2 r_k, one scale for all, which
-  is `rank.scaling` 'common'; p_k is by examples, `server.weighting` 'examples'.
+  model in it. Every client begins each round with an A of its own draw and B =
+  0. With ranks r_k they set lora_alpha = 2 r_k, one scale for all, which is
+  `rank.scaling` 'common'; p_k is by examples, `server.weighting` 'examples'.
 
-  One model is evaluated: all of it is in the kernels, for everyone. Everyone
-  gets the stack of all; a client that sat out rounds would need theirs, too,
-  but only the round's own stack is counted.
+  One model is evaluated: everything is in the kernels, for every client. Every
+  client gets the stack of all clients. A client that missed rounds would also
+  need their stacks, but only the round's own stack is counted.
   """
   found, task = facts.foundation(), facts.task
   lora = ranks.Ranks.of(facts, found)
@@ -261,14 +261,14 @@ def build_flora(facts: Facts) -> Algorithm:
 
 
 def _at_rest(found: Foundation, lora: ranks.Ranks) -> Foundation:
-  """Returns a model whose adapters multiply to zero."""
+  """Returns a model whose adapters have a product of zero."""
   rest = lambda a, b, _: (a, jnp.zeros_like(b))
   theta = adapters.change_pairs(rest, found.theta, lora.adapted)
   return dataclasses.replace(found, theta=theta)
 
 
 def build_fedex_lora(facts: Facts) -> Algorithm:
-  """Builds FedEx-LoRA: FedIT, and its error goes into the frozen kernels.
+  """Builds FedEx-LoRA: FedIT, with its error added to the frozen kernels.
 
   Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and
   Efficient Fine-Tuning of Large Language Models", ACL 2025, arXiv 2410.09432;
@@ -276,11 +276,11 @@ def build_fedex_lora(facts: Facts) -> Algorithm:
 
     W <- W + mean(A_k B_k) - mean(A_k) mean(B_k),
 
-  after which the server's model is exactly the mean of the clients'. The
-  paper knows one rank, and weights clients alike; other ranks are filled up
-  with zeros. A client of a smaller rank holds the exact kernel, but the first
-  ranks only of the mean adapters, and with `rank.scaling` 'client' multiplies
-  them by its own scale.
+  after which the server's model is exactly the mean of the clients'. The paper
+  has one rank, and weights clients equally; smaller ranks are padded with zeros
+  here. A client of a smaller rank holds the exact kernel, but only the first
+  ranks of the mean adapters, and with `rank.scaling` 'client' multiplies them
+  by its own scale.
   """
   found, task = facts.foundation(), facts.task
   lora = ranks.Ranks.of(facts, found)

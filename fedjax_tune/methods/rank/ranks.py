@@ -1,8 +1,8 @@
 """Clients of different LoRA rank: FedIT, RBLA, FFA-LoRA.
 
 A client of rank r holds the first r columns of every A and the first r rows of
-every B, in all blocks. What the server makes of A and B of different ranks is
-what sets these methods apart; a head is always averaged over all clients.
+every B, in all blocks. The methods differ in what the server makes of A and B
+of different ranks; a head is always averaged over all clients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class Ranks:
 
   @classmethod
   def of(cls, facts: Facts, found: Foundation) -> 'Ranks':
-    """Reads it off an experiment and its model.
+    """Reads the ranks of an experiment and its model.
 
     Raises:
       ValueError: The model has no adapters.
@@ -115,7 +115,7 @@ class Ranks:
     return sorted(ranks, reverse=True)
 
   def evaluation(self, task: Task) -> Evaluation:
-    """Evaluates the server's adapters, and what clients of each rank get."""
+    """Evaluates the server's adapters, and those of clients of each rank."""
     models = {'full': Selection.of({'layer': self.depth})}
     for rank in self.smaller:
       held = {'layer': self.depth, 'rank': rank}
@@ -124,14 +124,14 @@ class Ranks:
 
   @property
   def padded_mean(self) -> means.Merge:
-    """Averages A and B apart, smaller ones filled up with zeros.
+    """Averages A and B separately, smaller ones padded with zeros.
 
-    What is summed are adapters, and the change of all else.
+    It sums the adapters themselves, and the change of everything else.
     """
     return means.filled_mean(self.axes, (), zeros=True)
 
   def scale(self, rank: int) -> float:
-    """Returns by what a product A B of a rank is multiplied."""
+    """Returns the factor of a product A B of some rank."""
     common = self.scaling == 'common'
     return self.alpha / (self.server_rank if common else rank)
 
@@ -171,7 +171,7 @@ def check(
 def send_adapters(
   start: Tree, delta: Tree, steps: jax.Array, context: Context
 ) -> Sent:
-  """Sends the adapters themselves, of the head the change."""
+  """Sends the adapters themselves, and the change of the head."""
   del steps
   end = adapters.change(jnp.add, delta, start)
   return Sent(end, jnp.ones(()), context.state)
@@ -186,10 +186,10 @@ def build_rbla(facts: Facts) -> Algorithm:
   """Builds RBLA: each rank is averaged over the clients that hold it.
 
   Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for
-  Fine-tuning Heterogeneous Models in FLaaS", arXiv 2408.08699; its abstract
-  was read, not its code. FediLoRA's dimension-wise mean is the same: the
-  coverage mean, the default of every method here. A rank is averaged over few
-  if few hold it, so that the largest ranks move furthest.
+  Fine-tuning Heterogeneous Models in FLaaS", arXiv 2408.08699; its abstract was
+  read, not its code. FediLoRA's dimension-wise mean is the same: the coverage
+  mean, the default of every method here. A rank that few clients hold is
+  averaged over few, so that the largest ranks move furthest.
   """
   found = facts.foundation()
   lora = Ranks.of(facts, found)
@@ -203,19 +203,19 @@ def build_rbla(facts: Facts) -> Algorithm:
 
 
 def build_fedit(facts: Facts) -> Algorithm:
-  """Builds FedIT: A and B are averaged apart, smaller ones filled with zeros.
+  """Builds FedIT: averages A and B separately, smaller ones padded with zeros.
 
   Zhang et al., "Towards Building the Federated GPT: Federated Instruction
-  Tuning", arXiv 2305.05644, knows one rank. Zero-padding for several is the
+  Tuning", arXiv 2305.05644, has one rank. Zero-padding for several ranks is the
   baseline of FLoRA's authors (github.com/ATP-1010/FederatedLLM,
   fed_utils/model_aggregation.py, `zero_padding`):
 
     A <- sum_k p_k pad(A_k),  B <- sum_k p_k pad(B_k),
 
-  in which ranks that few hold shrink. They pad to the largest rank of all, so
-  that ranks of which a cohort sends nothing become zero. Here only B does: the
-  mean is the same, and with A and B zero at once these ranks would have no
-  gradient ever again.
+  in which ranks that few clients hold shrink. They pad to the largest rank of
+  all, so that ranks that no client of the cohort sends become zero. Here only
+  their B becomes zero: the mean is the same, and if A and B were both zero,
+  these ranks would never have a gradient again.
 
   They weight clients by examples, `server.weighting` 'examples'.
   """
@@ -223,12 +223,12 @@ def build_fedit(facts: Facts) -> Algorithm:
 
 
 def build_ffa_lora(facts: Facts) -> Algorithm:
-  """Builds FFA-LoRA: every A stays as it was drawn, the same for all; B trains.
+  """Builds FFA-LoRA: A stays as drawn, the same for all clients; B trains.
 
   Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning",
-  ICLR 2024, arXiv 2403.12313; read in summaries, not its code. The mean of
-  products is then the product of means, at half the traffic. The paper knows
-  one rank, and weights clients alike; smaller B are filled up with zeros, which
+  ICLR 2024, arXiv 2403.12313; summaries were read, not its code. The mean of
+  products is then the product of means, at half the traffic. The paper has one
+  rank, and weights clients equally; smaller B are padded with zeros here, which
   keeps the mean exact if `rank.scaling` is 'common'.
   """
   return _fedit(facts, _freeze_a(facts.foundation()))
@@ -246,7 +246,7 @@ def _fedit(facts: Facts, found: Foundation) -> Algorithm:
 
 
 def _freeze_a(found: Foundation) -> Foundation:
-  """Makes A frozen parameters: they don't train, and they don't travel."""
+  """Makes A frozen: it does not train and is not sent."""
   model = found.merge(found.base, found.theta)
   for _, module in nnx.iter_graph(model):
     if isinstance(module, linear.Linear) and module.adapter:

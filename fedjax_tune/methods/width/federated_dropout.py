@@ -19,12 +19,12 @@ from fedjax_tune.methods.width import rates
 class Random(rates.Prefix):
   """Random units, new for each client and round.
 
-  One draw an axis serves all layers and heads: units of different layers have
-  nothing to do with each other, so the draw is as random as one a layer.
+  One draw per axis serves all layers and heads: units of different layers have
+  nothing to do with each other, so this is as random as a draw per layer.
 
   Attributes:
     seed: Seed of the run.
-    purpose: Of the draws, for `host_rng`.
+    purpose: Purpose of the draws, for `host_rng`.
   """
 
   seed: int

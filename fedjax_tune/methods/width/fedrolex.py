@@ -35,13 +35,13 @@ _IN_HEADS = ('qk_dim', 'v_dim')
 class Rolling(rates.Prefix):
   """A window of every axis that rolls by one in each round.
 
-  All clients of a round share the roll, so the narrower of two windows lies
-  within the wider. The window is the beginning of `torch.roll(arange(n), round %
-  n)` and moves backwards: of 12 a half is 0 to 5 at first, then 11, 0, 1, 2, 3,
+  All clients of a round share the roll, so the narrower of two windows is
+  inside the wider. The window is the beginning of `torch.roll(arange(n), round
+  % n)` and moves backwards: half of 12 is 0 to 5 at first, then 11, 0, 1, 2, 3,
   4.
 
   Attributes:
-    roll: 'backward', or 'forward': from position `rnd` on.
+    roll: 'backward', or 'forward', which starts at position `rnd`.
   """
 
   roll: str = 'backward'
@@ -49,7 +49,7 @@ class Rolling(rates.Prefix):
   def choose(
     self, rnd: int, client: int, amounts: Mapping[str, int]
   ) -> Mapping[str, np.ndarray | int]:
-    """Returns the windows, around the end."""
+    """Returns the windows, which wrap around the end."""
     del client
     shift = self.shift(rnd)
     return {
@@ -63,7 +63,7 @@ class Rolling(rates.Prefix):
 
 
 def mixing(client: Client, widths: Rolling) -> Client:
-  """Returns the client whose heads are put together as the authors' are."""
+  """Returns the client whose heads are assembled as in the authors' code."""
 
   def loss(
     model: Model, batch: Batch, context: Context, key: jax.Array
@@ -80,9 +80,10 @@ def _mix_heads(
 ) -> Model:
   """Returns a model whose heads are cut from a rolled, flat axis.
 
-  Head h of the client has what stands at h n + j - shift of the flat axis, n
-  the width of a head: channel (j - shift) mod n, which is the one that it holds
-  in this place, of the head floor((j - shift) / n) after its own.
+  Channel j of head h comes from position h n + j - shift of the flat axis,
+  where n is the width of a head. That is channel (j - shift) mod n, the one
+  that the client holds in this place, of the head floor((j - shift) / n) after
+  h.
   """
   graph, state = nnx.split(model)
   is_variable = lambda v: isinstance(v, nnx.Variable)
@@ -119,14 +120,15 @@ def build(facts: Facts) -> Algorithm:
   model is evaluated: a window is another one in each round.
 
   Where this departs from the authors' code:
-    - They roll flattened queries, keys and values, so that from the second
-      round on each head of a client, a full one's too, is put together from
-      channels of two heads that never met. Here windows roll within heads;
-      `width.across_heads` is theirs. Which channels a round trains is the same.
+    - They roll flattened queries, keys and values. So from the second round on
+      each head of a client, even of one that holds everything, mixes channels
+      of two different heads. Here windows roll within heads;
+      `width.across_heads` does what they do. The channels that a round trains
+      are the same.
     - They weight clients by how often a coordinate was updated. Clients that
-      hold a coordinate share that number, but for those that come later in
-      the loop and find it already raised; the mean here is uniform.
-    - Their option `overlap` is not here.
+      hold a coordinate share that number, except that clients later in the loop
+      find it already raised; the mean here is uniform.
+    - Their option `overlap` is not supported.
   """
   options = facts.experiment.width
   widths = Rolling(*rates.of(facts), options.roll)
@@ -148,8 +150,8 @@ def check(
   """Checks the options.
 
   Raises:
-    ValueError: As all of this family; or `width.across_heads` for a model with
-      rotary positions, or where whole heads are cut.
+    ValueError: See `rates.check`; or `width.across_heads` is set for a model
+      with rotary positions, or where whole heads are cut.
   """
   section = experiment.width
   if section.across_heads:

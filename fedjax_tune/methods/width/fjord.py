@@ -41,14 +41,14 @@ def client(
   """Returns the client that trains another width in each step.
 
   It draws one of the rates up to its own, uniformly, and trains the model of
-  that width (section 3.1). With `distill` it trains its widest model too, and
-  the narrow one learns from that one's outputs (section 3.3, with equal weights
-  and temperature 1; the teacher is not moved by the student's error).
+  that width (section 3.1). With `distill` it also trains its widest model, and
+  the narrow one learns from the outputs of the widest (section 3.3, with equal
+  weights and temperature 1; no gradient flows into the teacher).
 
   Args:
     task: What is learned.
     widths: What clients hold of each width.
-    trained: Rates that a step may train, a client's own besides.
+    trained: Rates that a step may train, in addition to the client's own.
     distill: Whether narrow models learn from the widest.
   """
 
@@ -91,8 +91,8 @@ def build(facts: Facts) -> Algorithm:
   """Builds FjORD: each local step trains a random width up to the client's own.
 
   A client of rate r holds the first r of every axis. The rates are those of the
-  configuration. The server's mean over holders is the method's, by the client's
-  rate, not by what a step drew.
+  configuration. As in the paper the server takes the mean over holders, by the
+  client's rate and not by the rates that its steps drew.
 
   Raises:
     ValueError: `width.distill` without classes.

@@ -38,14 +38,14 @@ _PRESENT = 'present'
 def client(facts: Facts, widths: rates.Prefix) -> Client:
   """Returns the client that trains a scaled model on its own classes.
 
-  With `width.scaler`, while training, the output of every embedding and linear
-  map but the head's is divided by the rate; written here as a division of its
-  parameters, frozen ones and adapters too, the same numbers. A word table that
-  predicts tokens, too, divides the logits. With `width.masked_loss`, while
-  training, logits of classes that a client lacks are 0.
+  With `width.scaler` the output of every embedding and linear map but the
+  head's is divided by the rate in training. Here its parameters are divided
+  instead, frozen ones and adapters too, which gives the same numbers. A word
+  table that also predicts tokens divides the logits. With `width.masked_loss`
+  logits of classes that a client lacks are 0 in training.
 
   Args:
-    facts: What is known of the run.
+    facts: What is known about the run.
     widths: What clients hold of each width.
   """
   options, task = facts.experiment.width, facts.task
@@ -72,12 +72,12 @@ def client(facts: Facts, widths: rates.Prefix) -> Client:
 
 
 def aggregator(facts: Facts) -> Aggregator:
-  """Returns the mean over holders, of the head over those who have a class.
+  """Returns the mean over holders, with the head averaged class by class.
 
   With `width.head_by_class` the head's weights and bias of a class are averaged
-  over the clients that have the class (`combine`, `label_split`); where nobody
-  of a round has it, they stay. Otherwise over all clients, so that those who
-  never saw a class slow it down.
+  over the clients that have the class (`combine`, `label_split`); if no client
+  of a round has it, they stay. Otherwise they are averaged over all clients, so
+  that clients that never saw a class slow it down.
   """
   if not facts.experiment.width.head_by_class:
     return Aggregator()
@@ -107,7 +107,7 @@ _HEADS = ('head', 'lm_head')
 
 
 def _scaled(model: Model, rate: float) -> Model:
-  """Returns the model with HeteroFL's Scaler behind its linear maps."""
+  """Returns the model with HeteroFL's Scaler after its linear maps."""
   graph, state = nnx.split(model)
 
   def divide(path, variable):
@@ -131,10 +131,10 @@ def build(facts: Facts) -> Algorithm:
   """Builds HeteroFL: scaled activations, masked cross entropy, head by class.
 
   Attention is sliced within each head, not across heads. The mean over holders
-  is uniform (`server.weighting='uniform'`). Rates belong to clients, the
-  authors' mode 'fix'; their 'dynamic' draws them anew each round.
+  is uniform (`server.weighting='uniform'`). Rates belong to clients, which is
+  the authors' mode 'fix'; their mode 'dynamic' draws them in each round.
 
-  The model of every rate is evaluated, which is what its clients keep.
+  The model of every rate is evaluated, as that is what its clients keep.
   """
   widths, whole = rates.Prefix(*rates.of(facts)), {'layer': facts.depth}
   models = {'full': Selection.of(whole)}

@@ -1,8 +1,9 @@
 """Rules for the share of every width that clients hold.
 
-Each client holds a share of every hidden axis, its rate; what it holds of them
-is the beginning (HeteroFL, FjORD), a rolling window (FedRolex), or random
-(Federated Dropout). The server averages each coordinate over those who held it.
+Each client holds a share of every hidden axis, its rate. It holds the beginning
+of an axis (HeteroFL, FjORD), a rolling window (FedRolex), or random units
+(Federated Dropout). The server averages each coordinate over the clients that
+held it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ class Prefix:
 
   Attributes:
     sizes: For each narrowed axis its full size.
-    rates: Shares; clients take them in turn, by their number.
+    rates: Shares, which clients take in turn by client number.
   """
 
   sizes: Mapping[str, int]
@@ -67,8 +68,8 @@ class Prefix:
 
     Args:
       rnd: The round.
-      client: Its number.
-      amounts: How much it holds of each; what it holds whole needs no choice.
+      client: The client's number.
+      amounts: How much of each axis it holds; whole axes need no choice.
     """
     del rnd, client
     return amounts
@@ -95,7 +96,7 @@ def check(
   """Checks the axes and the rates.
 
   Raises:
-    ValueError: The model has no such axis, or two rates are one size of it.
+    ValueError: The model has no such axis, or two rates give the same size.
   """
   del budgets
   options = experiment.width
@@ -124,8 +125,8 @@ def check(
 def amount(rate: float, size: int) -> int:
   """Returns how much of an axis is held at a rate, rounded up.
 
-  In floating point, as HeteroFL's, FedRolex's and FjORD's authors have it
-  (`int(np.ceil(size * rate))`): 0.07 of 100 are 8.
+  It is computed in floating point, as HeteroFL's, FedRolex's and FjORD's
+  authors do (`int(np.ceil(size * rate))`), so that 0.07 of 100 are 8.
 
   >>> amount(0.07, 100), amount(0.5, 5), amount(1.0, 12)
   (8, 3, 12)
