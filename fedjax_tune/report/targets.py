@@ -72,7 +72,7 @@ def target_markdown(
     compares simulated times seed by seed.
   """
   # A null stands for a value that is not finite.
-  goals = {seed: SHARE * end for seed, end in ends.items() if (end or 0) > 0}
+  goals = {s: SHARE * end for s, end in ends.items() if end and end > 0}
   header = [
     'method', 'seeds there', 'rounds', 'GB moved', 'train TFLOP',
     'simulated h', 'times faster',
