@@ -210,6 +210,7 @@ def finished(tmp_path_factory):
   e = tiny.experiment('inclusivefl', rounds=1)
   e.model.weights, e.data.image_size = 'random:vit_test', 16
   e.data.name, e.lora.targets = 'arrays', ('attn.q',)
+  e.data.lengths = (8,)
   e.clients.count = e.clients.cohort_size = 2
   e.clients.budgets = (4, 2)
   made: list[Any] = [tiny.examples(n, 16, seed=n) for n in (24, 12)]
