@@ -139,16 +139,21 @@ class Feed:
     return batching.bucket(self.experiment.data.lengths, tokens)
 
   def count_parts(
-    self, texts: Sequence[np.ndarray | None], valid: Sequence[np.ndarray]
+    self,
+    clients: Sequence[int],
+    texts: Sequence[np.ndarray | None],
+    draw: Draw,
   ) -> list[tuple[int, ...]]:
     """Returns `Member.parts` of clients: () for each if batches run whole.
 
     Args:
-      texts: The tokens of the texts that each reads.
-      valid: False where a text is padding, bool [S, B] each.
+      clients: Their ids.
+      texts: The `tokens` of each.
+      draw: The draws of the round.
     """
     if not self.lengths:
-      return [()] * len(texts)
+      return [()] * len(clients)
+    valid = [draw(k)[1] for k in clients]
     known = [tokens for tokens in texts if tokens is not None]
     found = batching.parts(
       self.lengths, np.concatenate(known), np.concatenate(valid)

@@ -236,8 +236,7 @@ class Planner:
     # Thousands of equal ones would take room and time.
     known: dict[Signature, Signature] = {}
     shared = [known.setdefault(sig, sig) for sig in sigs]
-    valid = [draw(k)[1] for k in clients] if self.feed.lengths else []
-    return shared, held, self.feed.count_parts(texts, valid)
+    return shared, held, self.feed.count_parts(clients, texts, draw)
 
   def _select(
     self, rnd: int, clients: Sequence[int], draw: Draw
