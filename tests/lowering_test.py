@@ -4,6 +4,8 @@ Lowering refuses an operation that a platform lacks. A program that calls back
 to the host would lower, and wait for Python in every step: there is none.
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import numpy as np
@@ -201,6 +203,23 @@ def test_models(shape, inputs, dtype):
   algorithm = tiny.build(e, found, widths=sizes.axis_sizes(shape))
   _check_slab(algorithm, e, inputs, dtype, _accelerators('auto'))
   _check_evaluation(algorithm, inputs, dtype)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'inputs'),
+  [
+    (tiny.vit_config(full=True, mixed=True), _PICTURE),
+    (dataclasses.replace(_LLAMA, full=True, mixed=True), _TEXT),
+  ],
+  ids=lambda x: getattr(x, 'family', ''),
+)
+def test_models_that_train_whole_in_bfloat16(shape, inputs):
+  model = nnx.eval_shape(
+    lambda: backbone.build_model(shape, {}, rngs=nnx.Rngs(0))
+  )
+  found, e = foundation.split(model, tiny.DEPTH), tiny.experiment()
+  algorithm = tiny.build(e, found, widths=sizes.axis_sizes(shape))
+  _check_slab(algorithm, e, inputs, 'bfloat16', _accelerators('auto'))
 
 
 def test_clients_on_two_devices():

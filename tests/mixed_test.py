@@ -1,5 +1,9 @@
 """Products with factors in bfloat16 and sums in float32."""
 
+import collections
+import dataclasses
+import functools
+
 from flax import nnx
 import jax
 import jax.extend
@@ -7,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_tune.models import backbone, foundation, primitives, sizes
+from fedjax_tune import config
+from fedjax_tune.config import unread
+from fedjax_tune.models import (
+  backbone,
+  factored,
+  foundation,
+  linear,
+  peft,
+  primitives,
+  sizes,
+)
 from fedjax_tune.models.lora import Lora
 from fedjax_tune.typing import Tokens
 
@@ -44,6 +58,28 @@ def test_only_the_factors_are_rounded(dense):
   assert np.abs(dx - full).max() > 1e-3
 
 
+def _rounded(x):
+  return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+def test_a_trained_kernel_stays_float32():
+  x, kernel, dy = _normal(0, 24, 32), _normal(1, 32, 16), _normal(4, 24, 16)
+  mixed = lambda x, kernel: primitives.dense(x, kernel, mixed=True)
+  value, pull = jax.vjp(mixed, x, kernel)
+  close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+  close(value, _rounded(x) @ _rounded(kernel))
+  dx, dkernel = pull(dy)
+  close(dx, _rounded(dy) @ _rounded(kernel).T)
+  close(dkernel, _rounded(x).T @ _rounded(dy))
+  assert {a.dtype for a in (value, dx, dkernel)} == {jnp.dtype('float32')}
+  assert np.abs(dkernel - x.T @ dy).max() > 1e-3
+  # Several clients, each with a kernel of its own.
+  many = jax.vmap(jax.grad(lambda w, x: jnp.sum(mixed(x, w) * dy)))
+  both = many(jnp.stack([kernel, 2 * kernel]), jnp.stack([x, 3 * x]))
+  close(both[0], dkernel)
+  close(both[1], _rounded(3 * x).T @ _rounded(dy))
+
+
 _MODELS = {
   'vit': sizes.ViTConfig(2, 32, 2, 64, 4, 8, num_classes=3),
   'bert': sizes.TextConfig(2, 32, 2, 64, 50, 8, family='bert', num_classes=3),
@@ -58,10 +94,11 @@ def _inputs(name):
   return Tokens(ids, np.zeros_like(ids))
 
 
-def _build(name):
+def _build(name, **changes):
   adapter = Lora(2, 1.0, 0.0)
-  adapters = {'attn.q': adapter, 'attn.proj': adapter}
-  model = backbone.build_model(_MODELS[name], adapters, rngs=nnx.Rngs(0))
+  adapters = {'attn.q': adapter, 'attn.proj': adapter} if not changes else {}
+  cfg = dataclasses.replace(_MODELS[name], **changes)
+  model = backbone.build_model(cfg, adapters, rngs=nnx.Rngs(0))
   found = foundation.split(model, 2)
   noise = lambda i, x: x + 0.1 * _normal(i, *x.shape)
   leaves, tree = jax.tree.flatten((found.theta, found.base))
@@ -85,31 +122,97 @@ def test_a_model_in_bfloat16(name):
   flat = jax.tree.leaves_with_path(stored)
   narrow = {p[-1].key for p, x in flat if x.dtype == jnp.bfloat16}
   assert narrow == ({'kernel'} if name == 'vit' else {'kernel', 'word'})
-  inputs = _inputs(name)
+  run = _runner(found, _inputs(name))
+  _check_close(run(theta, base), run(theta, stored))
+  types = set(_products(jax.make_jaxpr(run)(theta, stored).jaxpr))
+  # What trains, and attention, multiplies float32.
+  assert types == {_NARROW, _WIDE}
+
+
+_NARROW, _WIDE = ('bfloat16', 'bfloat16', 'float32'), ('float32',) * 3
+
+
+def _runner(found, inputs):
+  """Returns what computes a loss, with its outputs and its gradient."""
 
   def loss(theta, base):
     held = {'layer': np.arange(2)}
     logits = found.assemble(base, theta, held)(inputs, np.arange(2))
     return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 0]), logits
 
-  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (full, want), slopes = run(theta, base)
-  (mixed, got), slopes_mixed = run(theta, stored)
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def _check_close(exact, mixed):
+  """Checks that results differ as rounded factors make them differ."""
+  ((full, want), slopes), ((loss, got), slopes_mixed) = exact, mixed
   assert got.dtype == jnp.float32
   assert 0 < np.abs(got - want).max() < 30 * _ROUNDED
-  assert abs(mixed - full) < 3 * _ROUNDED
+  assert abs(loss - full) < 3 * _ROUNDED
   for one, other in zip(
     jax.tree.leaves(slopes), jax.tree.leaves(slopes_mixed), strict=True
   ):
     assert other.dtype == jnp.float32
     off = np.linalg.norm(one - other)
     assert off < 0.1 * np.linalg.norm(one) + 1e-6
-  types = set(_products(jax.make_jaxpr(run)(theta, stored).jaxpr))
-  # What trains, and attention, multiplies float32.
-  assert types == {
-    ('bfloat16', 'bfloat16', 'float32'),
-    ('float32', 'float32', 'float32'),
-  }
+
+
+# Six or seven maps in each of two blocks, and one outside them: the patches,
+# the pooler, or the words that the logits are read from.
+_KERNELS = {'vit': 13, 'bert': 13, 'llama': 15}
+
+
+@pytest.mark.parametrize('name', _MODELS)
+def test_a_model_that_trains_whole_in_bfloat16(name):
+  found, theta, base = _build(name, full=True)
+  mixed, _, _ = _build(name, full=True, mixed=True)
+  types = {x.dtype for x in jax.tree.leaves(mixed.theta)}
+  assert types == {jnp.dtype('float32')}
+  runs = [_runner(f, _inputs(name)) for f in (found, mixed)]
+  _check_close(*(run(theta, base) for run in runs))
+  wide, narrow = (
+    collections.Counter(_products(jax.make_jaxpr(run)(theta, base).jaxpr))
+    for run in runs
+  )
+  assert wide.keys() == {_WIDE}
+  # Forward, backward, and its gradient. Attention and the head stay as they
+  # are.
+  assert narrow[_NARROW] == 3 * _KERNELS[name]
+  assert narrow[_WIDE] > 0
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('tune', ['full', 'lora'])
+def test_what_the_configuration_asks_for(tune, dtype):
+  cfg = peft.with_trained(_MODELS['vit'], config.Model(tune=tune, dtype=dtype))
+  kinds = {'full': linear.Tuned, 'lora': linear.Frozen}
+  narrow = tune == 'full' and dtype == 'bfloat16'
+  assert sizes.kind(cfg) is (linear.Mixed if narrow else kinds[tune])
+  e = config.Experiment(model=config.Model(tune=tune, dtype=dtype))
+  assert unread.is_read(e, 'model.dtype')
+
+
+def test_kernels_that_are_factored():
+  """PriSM's; they multiply as the map that they come from."""
+  one = linear.Linear(
+    (('embed', 8),),
+    (('ffn', 12),),
+    stack=(('layer', 2),),
+    kind=linear.Mixed,
+    rngs=nnx.Rngs(0),
+  )
+  one.kernel[...] = _normal(6, 2, 8, 12)
+  graph, state = nnx.split(factored.Factored(one, 'singular'))
+
+  def run(state, x):
+    block = jax.tree.map(lambda p: p[0], state)
+    return nnx.merge(graph, block)(x)
+
+  x = _normal(7, 3, 5, 8)
+  np.testing.assert_allclose(
+    run(state, x), x @ one.kernel[0], atol=100 * _ROUNDED
+  )
+  assert set(_products(jax.make_jaxpr(run)(state, x).jaxpr)) == {_NARROW}
 
 
 def test_no_stack_is_copied_to_float32():

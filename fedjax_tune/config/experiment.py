@@ -28,10 +28,11 @@ class Model:
       'smollm2_135m'), a random preset ('random:vit_tiny'), or the path of a
       Hugging Face folder. A folder that launch.export wrote also provides the
       head, if the head has the data's classes.
-    dtype: Type of the factors in products with frozen weights, and of these
-      weights in memory: 'float32', or 'bfloat16', which is faster where the
-      hardware multiplies it. Sums of products and everything else (adapters,
-      norms, attention, losses, optimizers) stay float32.
+    dtype: Type of the factors in products with pretrained weights, and of those
+      that are frozen in memory: 'float32', or 'bfloat16', which is faster where
+      the hardware multiplies it. Sums of products and everything else
+      (weights that train, adapters, norms, attention, losses, optimizers) stay
+      float32.
     remat: Recompute each block in the backward pass; less memory, more time.
     dropout: Rate of the backbone's own dropout in training: after the
       embedding, on attention's weights, on the outputs of attention and MLP,

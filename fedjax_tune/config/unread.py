@@ -131,7 +131,7 @@ READ: dict[str, tuple[Need, ...]] = {
   'model.weights': (_ONE_MODEL,),
   'model.tune': (),
   'model.prompt_tokens': (_tune('prompt', 'prefix'),),
-  'model.dtype': (Need('model.tune', ('full',), but=True),),
+  'model.dtype': (),
   'model.remat': (),
   'model.dropout': (),
   'lora.rank': (_tune('lora'),),

@@ -161,7 +161,9 @@ class Decoder(nnx.Module):
     x_BxTxD = self.tokens(inputs, layers_N, key=key)
     if self.config.tied:
       flat = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-      logits = primitives.dense(flat, self.embed.word[...].T)
+      word = self.embed.word
+      mixed = isinstance(word, linear.Mixed)
+      logits = primitives.dense(flat, word[...].T, mixed=mixed)
       return logits.reshape(*x_BxTxD.shape[:-1], -1)
     return self.lm_head(x_BxTxD)
 

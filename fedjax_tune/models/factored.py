@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fedjax_tune.models import linear
+from fedjax_tune.models import linear, primitives
 
 
 def decompose(
@@ -38,11 +38,16 @@ class Factored(nnx.Module):
     """
     u, v = decompose(dense.kernel[...])
     layer, ins, outs = dense.kernel.get_metadata('axes')
-    self.u = nnx.Param(u, axes=(layer, ins, name))
-    self.v = nnx.Param(v, axes=(layer, name, outs))
+    mixed = isinstance(dense.kernel, linear.Mixed)
+    kind = linear.Mixed if mixed else nnx.Param
+    self.u = kind(u, axes=(layer, ins, name))
+    self.v = kind(v, axes=(layer, name, outs))
     self.bias = dense.bias
 
   def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
     """Maps [..., D] to [..., F]; there is no dropout."""
     del key
-    return (x @ self.u[...]) @ self.v[...] + self.bias[...]
+    mixed = isinstance(self.u, linear.Mixed)
+    h = primitives.dense(x.reshape(-1, x.shape[-1]), self.u[...], mixed=mixed)
+    y = primitives.dense(h, self.v[...], mixed=mixed)
+    return y.reshape(*x.shape[:-1], -1) + self.bias[...]

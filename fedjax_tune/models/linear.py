@@ -20,6 +20,13 @@ class Tuned(nnx.Param):
   """A parameter of the foundation model that clients train."""
 
 
+class Mixed(Tuned):
+  """A tuned parameter; if it is a kernel, its products round their factors.
+
+  They are bfloat16. The parameter itself and its gradient are float32.
+  """
+
+
 V = TypeVar('V', bound=nnx.Variable)
 
 # One axis of a parameter: its name and its size.
@@ -70,7 +77,7 @@ class Linear(nnx.Module):
         rngs.params(), shape, minval=-bound, maxval=bound
       )
 
-    new = kind not in (Frozen, Tuned)
+    new = not issubclass(kind, (Frozen, Tuned))
     fill = uniform if new else lambda a: jnp.zeros(_sizes(a))
     self.kernel = variable(kind, fill(stack + ins + outs), stack + ins + outs)
     biases = variable(kind, fill(stack + outs), stack + outs) if bias else None
@@ -92,7 +99,8 @@ class Linear(nnx.Module):
     flat = x.reshape(-1, width)
     kernel = kernel.reshape(width, -1)
     if self.adapter is None:
-      y: Array = primitives.dense(flat, kernel)
+      mixed = isinstance(self.kernel, Mixed)
+      y: Array = primitives.dense(flat, kernel, mixed=mixed)
     else:
       rate, seed = 0.0, jnp.zeros(2, jnp.uint32)
       if key is not None and self.adapter.dropout:

@@ -193,6 +193,7 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   return dataclasses.replace(
     cfg,
     full=model.tune == 'full',
+    mixed=model.dtype == 'bfloat16',
     prompts=num if model.tune == 'prompt' else 0,
     prefixes=num if model.tune == 'prefix' else 0,
     dropout=model.dropout,

@@ -115,7 +115,10 @@ def _times(x: Array, kernel_IxO: Array, *, back: bool = False) -> Array:
 
 
 def dense(
-  x_NxI: Float[Array, 'N I'], kernel_IxO: Float[Array, 'I O']
+  x_NxI: Float[Array, 'N I'],
+  kernel_IxO: Float[Array, 'I O'],
+  *,
+  mixed: bool = False,
 ) -> Float[Array, 'N O']:
   """Computes x W.
 
@@ -123,22 +126,44 @@ def dense(
   gives dx are bfloat16, and sums stay float32; then W gets no gradient. A CPU
   with bfloat16 instructions has a fast library for this form, but none for
   products with a bfloat16 result.
+
+  Args:
+    x_NxI: Inputs.
+    kernel_IxO: Frozen or trained weight.
+    mixed: Round the factors to bfloat16 although W is stored in float32, also
+      those of its gradient, which is float32 as all sums are.
   """
-  if x_NxI.dtype == kernel_IxO.dtype:
+  if x_NxI.dtype == kernel_IxO.dtype and not mixed:
     return x_NxI @ kernel_IxO
   return _mixed(x_NxI, kernel_IxO)
 
 
 @jax.custom_vjp
 def _mixed(x_NxI: Array, kernel_IxO: Array) -> Array:
-  return _times(x_NxI, kernel_IxO)
+  return _times(x_NxI, kernel_IxO.astype(jnp.bfloat16))
 
 
-def _mixed_backward(kernel_IxO, dy_NxO):
-  return _times(dy_NxO, kernel_IxO, back=True), jnp.zeros_like(kernel_IxO)
+def _mixed_forward(x_NxI, kernel_IxO):
+  trains = kernel_IxO.dtype == jnp.float32
+  read_NxI = x_NxI.astype(jnp.bfloat16) if trains else None
+  return _mixed(x_NxI, kernel_IxO), (read_NxI, kernel_IxO)
 
 
-_mixed.defvjp(lambda x, kernel: (_times(x, kernel), kernel), _mixed_backward)
+def _mixed_backward(saved, dy_NxO):
+  read_NxI, kernel_IxO = saved
+  dx_NxI = _times(dy_NxO, kernel_IxO.astype(jnp.bfloat16), back=True)
+  if read_NxI is None:
+    return dx_NxI, jnp.zeros_like(kernel_IxO)
+  dkernel_IxO = jnp.einsum(
+    'ni,no->io',
+    read_NxI,
+    dy_NxO.astype(jnp.bfloat16),
+    preferred_element_type=jnp.float32,
+  )
+  return dx_NxI, dkernel_IxO
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
