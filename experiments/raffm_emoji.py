@@ -3,8 +3,8 @@ r"""RaFFM on six drawing styles: sixty clients tune all of DINOv2 ViT-S/14.
   python -m launch.prepare --dataset=emoji_styles --image_size=42 \
     --weights=dinov2_vits14
   python -m launch.sweep --config=experiments/raffm_emoji.py --workdir=DIR \
-    --methods=all_large,raffm,heterofl,fedrolex,fjord,federated_dropout,prunefl,prism=prism:local.weight_decay=0.0,probe=all_large:model.tune=head:local.lr=0.001:engine.cache_frozen=True \
-    --seeds=0,1,2 --last=3 --set=model.dtype=bfloat16 --set=engine.unroll=True --jobs=2
+    --methods=all_large,raffm,heterofl,fedrolex,fjord,federated_dropout,prunefl,prism=prism:local.weight_decay=0.0,probe=all_large:model.tune=head:local.lr=0.001:engine.cache_frozen=True:model.dtype=bfloat16 \
+    --seeds=0,1,2 --last=3 --set=engine.unroll=True --jobs=2
 
 The pictures of fedra_emoji.py, each object in one style only; ten clients a
 style with Dirichlet 0.5 over categories, ten of the sixty a round. Hardware
