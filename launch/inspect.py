@@ -53,10 +53,9 @@ def main(argv: list[str]) -> None:
   if left := defaults.left_open(experiment):
     console.print(overview.decided(left, setup.experiment), soft_wrap=True)
   console.print(overview.table(run))
-  if experiment.model.tune != 'full':
-    faster = products.advice(products.rates(), experiment.model.dtype)
-    if faster:
-      console.print(faster)
+  faster = products.advice(products.rates(), experiment.model.dtype)
+  if faster:
+    console.print(faster)
   if _TIME.value:
     with waiting(console, 'Trying each program'):
       times = timing.measure(run)

@@ -34,11 +34,13 @@ _PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}
 _CLIENTS = 2
 
 
-def _lower(fn, *args, static=()):
+def _lower(fn, *args, static=(), has=''):
   """Lowers a program for all platforms at once; returns what it would give."""
   traced = jax.jit(fn, static_argnums=static).trace(*args)
   lowered = traced.lower(lowering_platforms=tuple(_PLATFORMS.values()))
-  assert 'callback' not in lowered.as_text()
+  text = lowered.as_text()
+  assert 'callback' not in text
+  assert has in text
   return traced.out_info
 
 
@@ -82,10 +84,10 @@ def _batch(inputs, *lead):
   )
 
 
-def _check_slab(algorithm, e, inputs, dtype, schedule):
+def _check_slab(algorithm, e, inputs, dtype, schedule, has=''):
   sig, shared, own = _arguments(algorithm, inputs, dtype)
   program = step.build_slab_step(algorithm, local_optimizer.build(e.local))
-  return _lower(program, sig, schedule, shared, own, static=(0, 1))
+  return _lower(program, sig, schedule, shared, own, static=(0, 1), has=has)
 
 
 def _check_server(run, total, dtype):
@@ -208,18 +210,23 @@ def test_models(shape, inputs, dtype):
 @pytest.mark.parametrize(
   ('shape', 'inputs'),
   [
-    (tiny.vit_config(full=True, mixed=True), _PICTURE),
-    (dataclasses.replace(_LLAMA, full=True, mixed=True), _TEXT),
+    (tiny.vit_config(full=True), _PICTURE),
+    (dataclasses.replace(_LLAMA, full=True), _TEXT),
   ],
   ids=lambda x: getattr(x, 'family', ''),
 )
 def test_models_that_train_whole_in_bfloat16(shape, inputs):
-  model = nnx.eval_shape(
-    lambda: backbone.build_model(shape, {}, rngs=nnx.Rngs(0))
-  )
-  found, e = foundation.split(model, tiny.DEPTH), tiny.experiment()
+  def make():
+    model = backbone.build_model(shape, {}, remat=True, rngs=nnx.Rngs(0))
+    foundation.mix(model)
+    return model
+
+  found = foundation.split(nnx.eval_shape(make), tiny.DEPTH)
+  e = tiny.experiment()
   algorithm = tiny.build(e, found, widths=sizes.axis_sizes(shape))
-  _check_slab(algorithm, e, inputs, 'bfloat16', _accelerators('auto'))
+  args = algorithm, e, inputs, 'bfloat16', _accelerators('auto')
+  _check_slab(*args, has='bf16')
+  _check_evaluation(algorithm, inputs, 'bfloat16')
 
 
 def test_clients_on_two_devices():

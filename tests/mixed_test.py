@@ -10,9 +10,10 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from fedjax_tune import config
 from fedjax_tune.config import unread
+from fedjax_tune.data.tasks import Task
 from fedjax_tune.models import (
   backbone,
   factored,
@@ -80,6 +81,32 @@ def test_a_trained_kernel_stays_float32():
   close(both[1], _rounded(3 * x).T @ _rounded(dy))
 
 
+def test_products_with_the_transpose():
+  x, kernel, dy = _normal(0, 24, 32), _normal(1, 16, 32), _normal(4, 24, 16)
+  for given, mixed in (
+    (kernel, False),
+    (kernel, True),
+    (kernel.astype(jnp.bfloat16), False),
+  ):
+    there = lambda x, w: primitives.dense(x, w.T, mixed=mixed)  # noqa: B023
+    back = lambda x, w: primitives.dense(x, w, mixed=mixed, back=True)  # noqa: B023
+    (want, pull), (got, pull_back) = (
+      jax.vjp(f, x, given) for f in (there, back)
+    )
+    for one, other in zip(
+      (want, *pull(dy)), (got, *pull_back(dy)), strict=True
+    ):
+      assert one.dtype == other.dtype
+      np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_other_types_are_not_rounded_to_bfloat16():
+  x, kernel = _normal(0, 24, 32), _normal(1, 32, 16)
+  half = x.astype(jnp.float16)
+  got = primitives.dense(half, kernel)
+  np.testing.assert_allclose(got, half.astype('float32') @ kernel, rtol=1e-2)
+
+
 _MODELS = {
   'vit': sizes.ViTConfig(2, 32, 2, 64, 4, 8, num_classes=3),
   'bert': sizes.TextConfig(2, 32, 2, 64, 50, 8, family='bert', num_classes=3),
@@ -94,16 +121,22 @@ def _inputs(name):
   return Tokens(ids, np.zeros_like(ids))
 
 
-def _build(name, **changes):
+def _build(name, *, full=False):
   adapter = Lora(2, 1.0, 0.0)
-  adapters = {'attn.q': adapter, 'attn.proj': adapter} if not changes else {}
-  cfg = dataclasses.replace(_MODELS[name], **changes)
+  adapters = {} if full else {'attn.q': adapter, 'attn.proj': adapter}
+  cfg = dataclasses.replace(_MODELS[name], full=full)
   model = backbone.build_model(cfg, adapters, rngs=nnx.Rngs(0))
   found = foundation.split(model, 2)
   noise = lambda i, x: x + 0.1 * _normal(i, *x.shape)
   leaves, tree = jax.tree.flatten((found.theta, found.base))
   moved = [noise(i, x) for i, x in enumerate(leaves)]
   return found, *jax.tree.unflatten(tree, moved)
+
+
+def _mixed(found):
+  model = found.merge(found.base, found.theta)
+  foundation.mix(model)
+  return foundation.split(model, found.depth)
 
 
 def _products(jaxpr):
@@ -165,7 +198,7 @@ _KERNELS = {'vit': 13, 'bert': 13, 'llama': 15}
 @pytest.mark.parametrize('name', _MODELS)
 def test_a_model_that_trains_whole_in_bfloat16(name):
   found, theta, base = _build(name, full=True)
-  mixed, _, _ = _build(name, full=True, mixed=True)
+  mixed = _mixed(found)
   types = {x.dtype for x in jax.tree.leaves(mixed.theta)}
   assert types == {jnp.dtype('float32')}
   runs = [_runner(f, _inputs(name)) for f in (found, mixed)]
@@ -184,12 +217,18 @@ def test_a_model_that_trains_whole_in_bfloat16(name):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('tune', ['full', 'lora'])
 def test_what_the_configuration_asks_for(tune, dtype):
-  cfg = peft.with_trained(_MODELS['vit'], config.Model(tune=tune, dtype=dtype))
+  e = tiny.experiment(model={'tune': tune, 'dtype': dtype})
+  assert unread.is_read(e, 'model.dtype')
+  task = Task('classification', 3)
+  found = peft.shapes(e, _MODELS['vit'], task)
+  model = found.merge(found.base, found.theta)
   kinds = {'full': linear.Tuned, 'lora': linear.Frozen}
   narrow = tune == 'full' and dtype == 'bfloat16'
-  assert sizes.kind(cfg) is (linear.Mixed if narrow else kinds[tune])
-  e = config.Experiment(model=config.Model(tune=tune, dtype=dtype))
-  assert unread.is_read(e, 'model.dtype')
+  kernel = model.blocks.mlp.fc1.kernel
+  assert type(kernel) is (linear.Mixed if narrow else kinds[tune])
+  # What does not multiply, and what is new.
+  assert type(model.blocks.mlp.fc1.bias) is kinds[tune]
+  assert type(model.head.kernel) is nnx.Param
 
 
 def test_kernels_that_are_factored():
@@ -202,6 +241,7 @@ def test_kernels_that_are_factored():
     rngs=nnx.Rngs(0),
   )
   one.kernel[...] = _normal(6, 2, 8, 12)
+  one.bias[...] = _normal(8, 2, 12)
   graph, state = nnx.split(factored.Factored(one, 'singular'))
 
   def run(state, x):
@@ -209,9 +249,10 @@ def test_kernels_that_are_factored():
     return nnx.merge(graph, block)(x)
 
   x = _normal(7, 3, 5, 8)
-  np.testing.assert_allclose(
-    run(state, x), x @ one.kernel[0], atol=100 * _ROUNDED
-  )
+  u, v = (_rounded(f[0]) for f in factored.decompose(one.kernel[...]))
+  want = _rounded(_rounded(x) @ u) @ v + one.bias[0]
+  # A sum at the edge of two bfloat16 numbers may fall to either side.
+  np.testing.assert_allclose(run(state, x), want, atol=0.02)
   assert set(_products(jax.make_jaxpr(run)(state, x).jaxpr)) == {_NARROW}
 
 

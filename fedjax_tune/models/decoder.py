@@ -163,7 +163,7 @@ class Decoder(nnx.Module):
       flat = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
       word = self.embed.word
       mixed = isinstance(word, linear.Mixed)
-      logits = primitives.dense(flat, word[...].T, mixed=mixed)
+      logits = primitives.dense(flat, word[...], mixed=mixed, back=True)
       return logits.reshape(*x_BxTxD.shape[:-1], -1)
     return self.lm_head(x_BxTxD)
 

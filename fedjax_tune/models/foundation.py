@@ -13,6 +13,10 @@ from fedjax_tune.typing import Allocation, AnyArray, Axes, Inputs, Path, Tree
 
 T = TypeVar('T')
 
+# Parameters that are factors of products. The table of words is one of them,
+# as some decoders multiply by it.
+_FACTORS = frozenset({'kernel', 'word'})
+
 
 class Model(Protocol):
   """The model that a client runs: one of the models here, with its arrays."""
@@ -155,6 +159,19 @@ def release(model: nnx.Module, trains: Callable[[str], bool]) -> None:
         setattr(module, name, linear.Tuned(held[...], axes=axes))
 
 
+def mix(model: nnx.Module) -> None:
+  """Rounds the factors of products with pretrained weights that train.
+
+  They are those that `store` would convert if they were frozen.
+  """
+  for _, module in nnx.iter_modules(model):
+    for name in _FACTORS & vars(module).keys():
+      held = getattr(module, name)
+      if isinstance(held, linear.Tuned):
+        axes = held.get_metadata('axes')
+        setattr(module, name, linear.Mixed(held[...], axes=axes))
+
+
 def _axes(state: nnx.State) -> Axes:
   is_variable = lambda v: isinstance(v, nnx.Variable)
   named = jax.tree.map(
@@ -166,8 +183,8 @@ def _axes(state: nnx.State) -> Axes:
 def store(base: Tree, dtype: str) -> Tree:
   """Stores the frozen factors of products in a type.
 
-  The table of words is one of them, as some decoders multiply by it. Parameters
-  that are added or that scale (biases, norms, positions) stay as they are.
+  Parameters that are added or that scale (biases, norms, positions) stay as they
+  are.
 
   Args:
     base: The frozen parameters, float32.
@@ -175,7 +192,7 @@ def store(base: Tree, dtype: str) -> Tree:
   """
 
   def convert(path, x):
-    return x.astype(dtype) if path[-1].key in ('kernel', 'word') else x
+    return x.astype(dtype) if path[-1].key in _FACTORS else x
 
   return jax.tree_util.tree_map_with_path(convert, base)
 

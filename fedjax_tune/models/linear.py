@@ -21,9 +21,9 @@ class Tuned(nnx.Param):
 
 
 class Mixed(Tuned):
-  """A tuned parameter; if it is a kernel, its products round their factors.
+  """A tuned kernel whose products have bfloat16 factors.
 
-  They are bfloat16. The parameter itself and its gradient are float32.
+  The kernel itself and its gradient are float32. It has no adapter.
   """
 
 

@@ -175,6 +175,8 @@ def _make(
   )
   if experiment.model.tune == 'bitfit':
     foundation.release(model, lambda name: name == 'bias')
+  if experiment.model.dtype == 'bfloat16':
+    foundation.mix(model)
   return model
 
 
@@ -193,7 +195,6 @@ def with_trained(cfg: sizes.Config, model: config.Model) -> sizes.Config:
   return dataclasses.replace(
     cfg,
     full=model.tune == 'full',
-    mixed=model.dtype == 'bfloat16',
     prompts=num if model.tune == 'prompt' else 0,
     prefixes=num if model.tune == 'prefix' else 0,
     dropout=model.dropout,

@@ -116,51 +116,54 @@ def _times(x: Array, kernel_IxO: Array, *, back: bool = False) -> Array:
 
 def dense(
   x_NxI: Float[Array, 'N I'],
-  kernel_IxO: Float[Array, 'I O'],
+  kernel: Float[Array, 'I O'] | Float[Array, 'O I'],
   *,
   mixed: bool = False,
+  back: bool = False,
 ) -> Float[Array, 'N O']:
-  """Computes x W.
+  """Computes x W, or x W^T.
 
   If W is stored in bfloat16, the factors of this product and of the one that
   gives dx are bfloat16, and sums stay float32; then W gets no gradient. A CPU
   with bfloat16 instructions has a fast library for this form, but none for
-  products with a bfloat16 result.
+  products with a bfloat16 result, for a W that is transposed outside, or for
+  the gradient of a kernel.
 
   Args:
     x_NxI: Inputs.
-    kernel_IxO: Frozen or trained weight.
+    kernel: W, frozen or trained.
     mixed: Round the factors to bfloat16 although W is stored in float32, also
       those of its gradient, which is float32 as all sums are.
+    back: Compute x W^T.
   """
-  if x_NxI.dtype == kernel_IxO.dtype and not mixed:
-    return x_NxI @ kernel_IxO
-  return _mixed(x_NxI, kernel_IxO)
+  if mixed or x_NxI.dtype != kernel.dtype:
+    return _mixed(x_NxI, kernel, mixed, back)
+  return x_NxI @ (kernel.T if back else kernel)
 
 
-@jax.custom_vjp
-def _mixed(x_NxI: Array, kernel_IxO: Array) -> Array:
-  return _times(x_NxI, kernel_IxO.astype(jnp.bfloat16))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x_NxI: Array, kernel: Array, trains: bool, back: bool) -> Array:
+  factor = kernel.astype(jnp.bfloat16) if trains else kernel
+  return _times(x_NxI, factor, back=back)
 
 
-def _mixed_forward(x_NxI, kernel_IxO):
-  trains = kernel_IxO.dtype == jnp.float32
+def _mixed_forward(x_NxI, kernel, trains, back):
   read_NxI = x_NxI.astype(jnp.bfloat16) if trains else None
-  return _mixed(x_NxI, kernel_IxO), (read_NxI, kernel_IxO)
+  return _mixed(x_NxI, kernel, trains, back), (read_NxI, kernel)
 
 
-def _mixed_backward(saved, dy_NxO):
-  read_NxI, kernel_IxO = saved
-  dx_NxI = _times(dy_NxO, kernel_IxO.astype(jnp.bfloat16), back=True)
-  if read_NxI is None:
-    return dx_NxI, jnp.zeros_like(kernel_IxO)
-  dkernel_IxO = jnp.einsum(
-    'ni,no->io',
-    read_NxI,
-    dy_NxO.astype(jnp.bfloat16),
-    preferred_element_type=jnp.float32,
+def _mixed_backward(trains, back, saved, dy_NxO):
+  read_NxI, kernel = saved
+  dx_NxI = _mixed(dy_NxO, kernel, trains, not back)
+  if not trains:
+    return dx_NxI, jnp.zeros_like(kernel)
+  factors = read_NxI, dy_NxO.astype(jnp.bfloat16)
+  dkernel = jnp.einsum(
+    'ni,no->oi' if back else 'ni,no->io',
+    *factors,
+    preferred_element_type=kernel.dtype,
   )
-  return dx_NxI, dkernel_IxO
+  return dx_NxI, dkernel
 
 
 _mixed.defvjp(_mixed_forward, _mixed_backward)

@@ -20,7 +20,6 @@ class BlockSizes(Protocol):
     ffn: Hidden width of the MLP.
     eps: Epsilon of every norm.
     full: Whether all parameters train, instead of adapters and head.
-    mixed: Whether kernels that train so multiply in bfloat16.
     prefixes: Trained keys and values of each block.
     dropout: Rate in training, where Hugging Face's models have dropout: after
       the embedding, on attention's weights, on the outputs of attention and
@@ -43,8 +42,6 @@ class BlockSizes(Protocol):
   @property
   def full(self) -> bool: ...
   @property
-  def mixed(self) -> bool: ...
-  @property
   def prefixes(self) -> int: ...
   @property
   def dropout(self) -> float: ...
@@ -54,9 +51,7 @@ class BlockSizes(Protocol):
 
 def kind(config: BlockSizes) -> type[nnx.Variable]:
   """Returns the kind of the pretrained parameters."""
-  if not config.full:
-    return linear.Frozen
-  return linear.Mixed if config.mixed else linear.Tuned
+  return linear.Tuned if config.full else linear.Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +71,6 @@ class ViTConfig:
     eps: Epsilon of every LayerNorm.
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
-    mixed: Whether kernels that train so multiply in bfloat16.
     mean: Channel means by which uint8 images are normalised, in [0, 1].
     std: Channel standard deviations, in the same units.
     prompts: Trained tokens behind the prefix tokens.
@@ -97,7 +91,6 @@ class ViTConfig:
   eps: float = 1e-6
   num_classes: int = 0
   full: bool = False
-  mixed: bool = False
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   prompts: int = 0
@@ -140,7 +133,6 @@ class TextConfig:
     eps: Epsilon of every LayerNorm.
     num_classes: Outputs of the head.
     full: Whether all parameters train, instead of adapters and head.
-    mixed: Whether kernels that train so multiply in bfloat16.
     span: Whether the head reads every token, instead of the first one pooled.
     prompts: Trained tokens behind the first one.
     prefixes: Trained keys and values of each block.
@@ -161,7 +153,6 @@ class TextConfig:
   eps: float = 1e-12
   num_classes: int = 0
   full: bool = False
-  mixed: bool = False
   span: bool = False
   prompts: int = 0
   prefixes: int = 0
@@ -205,7 +196,6 @@ class DecoderConfig:
     num_classes: Outputs of a new head on the last token; 0 predicts for every
       token the next one, with the pretrained head.
     full: Whether all parameters train, instead of adapters and head.
-    mixed: Whether kernels that train so multiply in bfloat16.
     code: Width of the common code that the head reads (`common_head.py`); 0
       reads the model's own features.
     prompts: Trained tokens in front of the words.
@@ -226,7 +216,6 @@ class DecoderConfig:
   eps: float = 1e-5
   num_classes: int = 0
   full: bool = False
-  mixed: bool = False
   code: int = 0
   prompts: int = 0
   prefixes: int = 0
