@@ -228,3 +228,54 @@ def test_a_tier_may_be_called_as_norms_are():
   assert local_optimizer.decays(tree) == {
     'norm_bert': {'attn': {'kernel': True}, 'norm1': {'scale': False}}
   }
+
+
+@pytest.mark.parametrize(
+  ('gradient', 'want'),
+  [
+    ([0.3, 0.4], [0.3, 0.4]),
+    ([3.0, 4.0], [0.6, 0.8]),
+    ([0.0, 0.0], [0.0, 0.0]),
+    ([np.inf, 0.0], [np.nan, np.nan]),
+    ([np.nan, 0.0], [np.nan, np.nan]),
+    # Both are finite, but the square of their norm is not.
+    ([3e30, 4e30], [np.nan, np.nan]),
+  ],
+)
+def test_gradients_are_clipped_by_norm(gradient, want):
+  cfg = config.Local(momentum=0.0, weight_decay=0.0, clip_norm=1.0)
+  steps = local_optimizer.build(cfg)
+  gradient = jnp.array(gradient)
+  update, _ = steps.update(gradient, steps.init(gradient), gradient)
+  np.testing.assert_allclose(np.asarray(update), -np.array(want), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'copies'), [('sgd', 2), ('adam', 3), ('adamw', 3)]
+)
+@pytest.mark.parametrize('clip_norm', [0.0, 1.0])
+def test_steps_change_parameters_and_state_in_place(
+  optimizer, copies, clip_norm
+):
+  """A client needs room for its parameters and its optimizer's state, once."""
+  cfg = config.Local(optimizer=optimizer, momentum=0.9, clip_norm=clip_norm)
+
+  def objective(local, batch, key):
+    del key
+    return jnp.sum(jnp.sin(local) * batch.inputs[0, 0]), {}
+
+  def update(start, batches):
+    return client.client_update(
+      objective,
+      local_optimizer.build(cfg),
+      start,
+      batches,
+      jax.random.key(0),
+      jnp.float32(_LR),
+    )
+
+  start = jnp.zeros(2**16)
+  compiled = jax.jit(update).lower(start, _batches(3, 4)).compile()
+  memory = compiled.memory_analysis()
+  assert memory is not None
+  assert memory.temp_size_in_bytes < (copies + 0.1) * start.nbytes

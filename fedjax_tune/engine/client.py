@@ -71,20 +71,21 @@ def take_steps(
   """
 
   def step(carry, inputs):
-    local, state = carry
     index, batch, own = inputs
-    given = (local, batch, jax.random.fold_in(key, index))
+    given = (carry[0], batch, jax.random.fold_in(key, index))
     if own is None:
       metrics, grads = gradient(*given)
     else:
       metrics, grads = in_parts(gradient, lengths, own, *given)
-    updates, new_state = optimizer.update(grads, state, local)
     rate = lr if schedule is None else lr * schedule(index, total)
-    new_local = jax.tree.map(lambda w, u: w + rate * u, local, updates)
-    real = jnp.any(batch.valid)
-    keep = lambda new, old: jnp.where(real, new, old)
-    carry = jax.tree.map(keep, (new_local, new_state), (local, state))
-    return carry, metrics
+
+    def move(local, state):
+      updates, state = optimizer.update(grads, state, local)
+      return jax.tree.map(lambda w, u: w + rate * u, local, updates), state
+
+    # Unlike a choice between old and new numbers, this changes them in place.
+    stay = lambda local, state: (local, state)
+    return jax.lax.cond(jnp.any(batch.valid), move, stay, *carry), metrics
 
   steps = jnp.arange(batches.valid.shape[0])
   # Padding is a client, too, of no steps.

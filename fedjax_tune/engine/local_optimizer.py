@@ -35,8 +35,7 @@ def build(cfg: config.Local) -> optax.GradientTransformation:
   steps = OPTIMIZERS[cfg.optimizer](cfg, mask)
   if not cfg.clip_norm:
     return steps
-  clip = optax.clip_by_global_norm(cfg.clip_norm)
-  return optax.chain(optax.stateless(_refuse_overflow), clip, steps)
+  return optax.chain(optax.stateless(_clip(cfg.clip_norm)), steps)
 
 
 def _decay(
@@ -46,14 +45,21 @@ def _decay(
   return [decay] if cfg.weight_decay else []
 
 
-def _refuse_overflow(grads: Tree, params: Tree) -> Tree:
-  """Makes gradients NaN if their norm is not finite.
+def _clip(limit: float) -> Callable[[Tree, Tree], Tree]:
+  """Scales gradients to a global norm of at most `limit`.
 
-  Clipping would make them 0: a client that diverges would seem to stand still.
+  They become NaN if their norm is not finite. Otherwise clipping would make
+  them 0, and a client that diverges would seem to stand still.
   """
-  del params
-  is_finite = jnp.isfinite(optax.tree.norm(grads))
-  return jax.tree.map(lambda g: jnp.where(is_finite, g, jnp.nan), grads)
+
+  def clip(grads: Tree, params: Tree) -> Tree:
+    del params
+    norm = optax.tree.norm(grads)
+    scale = jnp.minimum(1, limit / norm)
+    scale = jnp.where(jnp.isfinite(norm), scale, jnp.nan)
+    return jax.tree.map(lambda g: g * scale, grads)
+
+  return clip
 
 
 def decays(params: Tree) -> Tree:

@@ -306,13 +306,17 @@ def _sum_over_chunks(
   shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], chunks))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-  def rest(chunk):
-    return zeros._replace(state=chunk.state)
+  def add(total, chunk):
+    part = run(chunk)
+    return jax.tree.map(jnp.add, total, part.total), part[1:]
+
+  def rest(total, chunk):
+    return total, zeros._replace(state=chunk.state)[1:]
 
   def body(total, chunk):
-    real = jnp.any(chunk.weight > 0)
-    part = jax.lax.cond(real, run, rest, chunk) if skip else run(chunk)
-    return jax.tree.map(jnp.add, total, part.total), part[1:]
+    if not skip:
+      return add(total, chunk)
+    return jax.lax.cond(jnp.any(chunk.weight > 0), add, rest, total, chunk)
 
   total, apart = jax.lax.scan(body, zeros.total, chunks)
   join = lambda m: m.reshape(-1, *m.shape[2:])

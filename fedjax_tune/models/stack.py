@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_tune.models.block import Keys
+from fedjax_tune.typing import Tree
 
 _VIEWS = frozenset(
   {
@@ -42,6 +43,19 @@ def _take(stack: Array, layer: Int[Array, '']) -> Array:
     return stack[layer]
   bits = jax.lax.bitcast_convert_type(stack, jnp.uint16)[layer]
   return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def _split_last(stacks: Tree) -> tuple[Tree, Tree]:
+  """Splits stacks into all blocks but the last, and the last.
+
+  It is one operation because two slices would have two gradients, each of which
+  would be padded to a stack before they are added.
+  """
+  pairs = jax.tree.map(lambda p: jax.lax.split(p, (len(p) - 1, 1)), stacks)
+  head, last = jax.tree.transpose(
+    jax.tree.structure(stacks), jax.tree.structure([0, 0]), pairs
+  )
+  return head, jax.tree.map(lambda p: p[0], last)
 
 
 def run_blocks(
@@ -92,10 +106,12 @@ def run_blocks(
     y = run(x, *inputs, x.shape[1])
     return y, y[:, 0]
 
-  head = jax.tree.map(lambda p: p[:-1], (layers_N, local))
+  head, last = _split_last(local)
   x_BxTxD, exits_MxBxD = jax.lax.scan(
-    body, x_BxTxD, head, unroll=unroll and key is not None
+    body,
+    x_BxTxD,
+    (layers_N[:-1], head),
+    unroll=unroll and key is not None,
   )
-  layer, block = jax.tree.map(lambda p: p[-1], (layers_N, local))
   queries = 1 if pool else x_BxTxD.shape[1]
-  return run(x_BxTxD, layer, block, queries), exits_MxBxD
+  return run(x_BxTxD, layers_N[-1], last, queries), exits_MxBxD
