@@ -51,11 +51,10 @@ def _split_last(stacks: Tree) -> tuple[Tree, Tree]:
   It is one operation because two slices would have two gradients, each of which
   would be padded to a stack before they are added.
   """
-  pairs = jax.tree.map(lambda p: jax.lax.split(p, (len(p) - 1, 1)), stacks)
-  head, last = jax.tree.transpose(
-    jax.tree.structure(stacks), jax.tree.structure([0, 0]), pairs
-  )
-  return head, jax.tree.map(lambda p: p[0], last)
+  leaves, tree = jax.tree.flatten(stacks)
+  pairs = [jax.lax.split(p, (len(p) - 1, 1)) for p in leaves]
+  head = tree.unflatten([rest for rest, _ in pairs])
+  return head, tree.unflatten([last[0] for _, last in pairs])
 
 
 def run_blocks(
