@@ -128,10 +128,13 @@ def in_parts(
   shapes = jax.eval_shape(branches[0], parts.rows[0])
   nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
+  def adding(run):
+    return lambda total, rows: jax.tree.map(jnp.add, total, run(rows))
+
+  choices = [lambda total, _: total, *map(adding, branches)]
+
   def add(total, part):
-    run = [lambda _: nothing, *branches]
-    sums = jax.lax.switch(part.bucket, run, part.rows)
-    return jax.tree.map(jnp.add, total, sums), None
+    return jax.lax.switch(part.bucket, choices, total, part.rows), None
 
   (metrics, grads), _ = jax.lax.scan(add, nothing, parts)
   count = jnp.maximum(metrics['count'], 1)

@@ -308,10 +308,11 @@ def _sum_over_chunks(
 
   def add(total, chunk):
     part = run(chunk)
-    return jax.tree.map(jnp.add, total, part.total), part[1:]
+    total = jax.tree.map(jnp.add, total, part.total)
+    return total, (part.metrics, part.state)
 
   def rest(total, chunk):
-    return total, zeros._replace(state=chunk.state)[1:]
+    return total, (zeros.metrics, chunk.state)
 
   def body(total, chunk):
     if not skip:
