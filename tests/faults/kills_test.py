@@ -23,6 +23,18 @@ from fedjax_tune.training import loop, snapshot, summary
 _OPTIMIZERS = tuple(server_optimizer.OPTIMIZERS)
 
 
+def _copy(folder, copy):
+  """Copies a run's folder, in which a thread may be writing a checkpoint."""
+  while True:
+    try:
+      shutil.copytree(folder, copy)
+    except shutil.Error:
+      # The checkpoint got its name meanwhile: that is no moment of the folder.
+      shutil.rmtree(copy)
+    else:
+      return
+
+
 def _copying(owner, name, calls, folder, copy):
   """Copies a run's folder before the nth call of a function.
 
@@ -34,7 +46,7 @@ def _copying(owner, name, calls, folder, copy):
   def copying(*args, **options):
     count.append(args)
     if len(count) == calls:
-      shutil.copytree(folder, copy)
+      _copy(folder, copy)
     return function(*args, **options)
 
   return lab.patched(owner, name, copying)
