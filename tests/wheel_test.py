@@ -156,7 +156,8 @@ def test_its_own_experiments_are_found(installed, tmp_path):
   """One that imports another; what it lacks is named as it is got here."""
   status, _, err = _run(
     installed / 'fedjax-tune', 'train', '--config=experiments/fedra_nico.py',
-    '--workdir=run', '--config.data.data_dir=none', cwd=tmp_path,
+    '--workdir=run', '--config.data.data_dir=none',
+    '--config.model.weights=random:vit_base', cwd=tmp_path,
   )  # fmt: skip
   assert status == 2
   assert '`fedjax-tune prepare --dataset=nico' in err
