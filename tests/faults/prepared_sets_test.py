@@ -288,5 +288,5 @@ def test_the_command_makes_a_stale_copy_anew_and_tells(source, tmp_path):
   _cut(next((tmp_path / 'data/nico/rock').glob('*/features.json')), 9)
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert 'nico dim is made anew: its pictures changed' in done.stdout
-  told = 'train: 1 pictures turned upright as EXIF says: dim row'
+  told = 'train: 1 picture turned upright as EXIF says: dim row'
   assert told in done.stdout
