@@ -26,7 +26,17 @@ _ALONE = {
 }
 
 
-@pytest.mark.parametrize(('method', 'part'), _ALONE.items())
+# Each compiles two runs; the others in the long test run.
+_SHORT = ('fedra', 'federated_dropout', 'fedit', 'hetlora')
+
+
+@pytest.mark.parametrize(
+  ('method', 'part'),
+  [
+    pytest.param(*pair, marks=() if pair[0] in _SHORT else pytest.mark.slow)
+    for pair in _ALONE.items()
+  ],
+)
 def test_one_axis_is_the_method_of_that_name(method, part):
   changes = {'raffm': {'layers': (1.0,)}}
   want = tiny.run(tiny.experiment(method, **changes))

@@ -64,6 +64,35 @@ class Case:
 
     return jax.jit(gradient, static_argnums=0)
 
+  @functools.cached_property
+  def begin(self):
+    """Where a client begins. Compiled, as op by op takes far longer."""
+    init = self.run.algorithm.client.init
+    return jax.jit(
+      lambda sig, start, context, key: init(start, _for(sig, context), key),
+      static_argnums=0,
+    )
+
+  @functools.cached_property
+  def finish(self):
+    """What a client sends."""
+    finish = self.run.algorithm.client.finish
+
+    def send(sig, start, delta, steps, context):
+      return finish(start, delta, steps, _for(sig, context))
+
+    return jax.jit(send, static_argnums=0)
+
+  @functools.cached_property
+  def memory(self):
+    """What the aggregator remembers at first."""
+    run = self.run
+    return jax.jit(run.algorithm.aggregator.init)(run.theta)
+
+
+def _for(sig, context):
+  return context._replace(sig=sig)
+
 
 def _numbers(inputs):
   return np.asarray(inputs, np.float32)
@@ -80,7 +109,7 @@ def _traced(algorithm):
   return dataclasses.replace(algorithm, client=client), traces
 
 
-@pytest.fixture(scope='module', params=tiny.CASES)
+@pytest.fixture(scope='module', params=tiny.LONG_CASES)
 def case(request):
   return Case(request.param)
 
@@ -103,15 +132,16 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
     sig,
     held,
     info,
-    run.algorithm.aggregator.init(run.theta),
+    case.memory,
     parts.state(0) if parts.state else (),
-    jnp.float32(cfg.lr),
-    jnp.int32(rnd),
+    np.float32(cfg.lr),
+    np.int32(rnd),
   )
   if parts.state and client < len(tiny.BUDGETS):
     context = context._replace(state=parts.state(int(client)))
   draw = jax.random.fold_in(key, np.uint32(2**32 - 1))
-  start = jax.device_get(parts.init(start, context, draw))
+  unsigned = _for(None, context)
+  start = jax.device_get(case.begin(sig, start, unsigned, draw))
   local, velocity = start, jax.tree.map(np.zeros_like, start)
   transform = parts.transform and parts.transform(context)
   inner = transform and transform.init(start)
@@ -120,7 +150,7 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
     batch = jax.tree.map(lambda x, s=s: x[s], batches)
     step_key = jax.random.fold_in(key, s)
     grads, metrics = jax.device_get(
-      case.gradient(sig, local, context._replace(sig=None), batch, step_key)
+      case.gradient(sig, local, unsigned, batch, step_key)
     )
     if transform:
       grads, inner = transform.update(grads, inner, local)
@@ -135,14 +165,13 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
     total = {name: total.get(name, 0) + m for name, m in metrics.items()}
   delta = jax.tree.map(np.subtract, local, start)
   steps = np.float32(len(batches.valid))
-  return parts.finish(start, delta, steps, context), total
+  return case.finish(sig, start, delta, steps, unsigned), total
 
 
 def _slow_sum(run, held, trees, weights, selected):
   """Adds coordinate by coordinate, as `selection.group_sum` defines."""
   like, axes = run.algorithm.aggregator.spec(run.theta, run.axes)
-  zero = selection.zero_sum(like, axes, selected)
-  num, den = jax.tree.map(np.array, zero)
+  num, den = _zeros(lambda: selection.zero_sum(like, axes, selected))
   for row, tree, weight in zip(held, trees, weights, strict=True):
     for sums, parts in ((num, tree), (den, None)):
       index = tiny.held(sums, axes, row)
@@ -211,6 +240,12 @@ def test_a_round_is_its_slow_twin(case):
   assert min(jax.tree.leaves(moved)) > 1e-4
 
 
+def _zeros(make):
+  return jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make)
+  )
+
+
 def _row(tree, i):
   """Returns what one of several clients has."""
   return jax.tree.map(lambda x: x[i], tree)
@@ -251,7 +286,7 @@ def test_order_padding_and_schedule_change_nothing(case, chunk, order):
     shared = step.Shared(
       run.foundation.base,
       run.theta,
-      run.algorithm.aggregator.init(run.theta),
+      case.memory,
       jax.random.fold_in(case.key, 0),
       np.float32(0.1),
       np.int32(0),
@@ -438,9 +473,11 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
     cohort = [0]
   theta = run.theta
   opt = server_optimizer.build(config.Server(optimizer=name))
-  memory = tiny.noise(run.algorithm.aggregator.init(theta), 7)
+  memory = tiny.noise(case.memory, 7)
   opt_state = optax.tree.map_params(
-    opt, lambda x: 1 + jnp.abs(tiny.noise(x, 8)), opt.init(theta)
+    opt,
+    lambda x: 1 + np.abs(np.asarray(tiny.noise(x, 8))),
+    jax.jit(opt.init)(theta),
   )
   start = server.ServerState(theta, opt_state, memory)
   rows = run.algorithm.rule.draw(0, cohort)
@@ -464,7 +501,7 @@ def test_what_nobody_holds_stays_bit_for_bit(case, name):
         c[at] = True
 
     jax.tree.map_with_path(fill, covered, index)
-  end = server.build_server_step(run.algorithm.aggregator, opt)(
+  end = jax.jit(server.build_server_step(run.algorithm.aggregator, opt))(
     start, _totals(run, cohort, rows)
   )
   covered = jax.tree.leaves(covered)
@@ -485,20 +522,23 @@ def _totals(run, cohort, rows):
   sigs = [tiny.signature(run.algorithm, k) for k in range(len(tiny.BUDGETS))]
   selected = {axis for sig in sigs for axis in sig.axes}
   like, axes = aggregator.spec(run.theta, run.axes)
-  zero = selection.zero_sum(like, axes, selected)
+  zero = _zeros(lambda: selection.zero_sum(like, axes, selected))
   totals = {aggregator.group(sig): zero for sig in sigs}
+  add = jax.jit(
+    lambda held, deltas: selection.group_sum(
+      like, axes, held, deltas, jnp.ones(1)
+    )
+  )
   for client, row in zip(cohort, rows, strict=True):
     hold = lambda tree, row=row: selection.select_within(tree, axes, row)
     local = jax.eval_shape(hold, like)
-    delta = tiny.noise(jax.tree.map(jnp.zeros_like, local), client)
-    lead = lambda x: jnp.asarray(x)[None]
-    part = selection.group_sum(
-      like,
-      axes,
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), local)
+    delta = tiny.noise(zeros, client)
+    lead = lambda x: np.asarray(x)[None]
+    part = add(
       jax.tree.map(lead, selection.within(row, axes)),
       jax.tree.map(lead, delta),
-      jnp.ones(1),
     )
     group = aggregator.group(tiny.signature(run.algorithm, client))
-    totals[group] = jax.tree.map(jnp.add, totals[group], part)
+    totals[group] = jax.tree.map(np.add, totals[group], part)
   return totals

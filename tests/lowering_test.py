@@ -32,6 +32,8 @@ from fedjax_tune.typing import Tokens
 _PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}
 # Of a slab.
 _CLIENTS = 2
+# What has mixed products is lowered in float32 in the long test run alone.
+_DTYPES = [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16']
 
 
 def _lower(fn, *args, static=(), has=''):
@@ -141,12 +143,12 @@ def _accelerators(mode, devices=1):
   return schedule
 
 
-@pytest.fixture(scope='module', params=tiny.CASES)
+@pytest.fixture(scope='module', params=tiny.LONG_CASES)
 def run(request):
   return tiny.run(tiny.experiment(request.param, lora={'dropout': 0.1}))
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', _DTYPES)
 def test_all_clients_at_once(run, dtype):
   schedule = _accelerators('auto')
   assert schedule.chunk == _CLIENTS
@@ -185,7 +187,7 @@ _LLAMA = sizes.DecoderConfig(
 )
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', _DTYPES)
 @pytest.mark.parametrize(
   ('shape', 'inputs'),
   [

@@ -290,18 +290,24 @@ def test_started_again_it_skips_and_resumes(tmp_path):
 @pytest.mark.parametrize(
   ('file', 'text'),
   [
-    ('summary.json', '{"rounds": 2}'),
+    pytest.param('summary.json', '{"rounds": 2}', marks=pytest.mark.slow),
     ('summary.json', '{"method": "fedra", '),
-    ('metrics.jsonl', '{"round": 0, "eval/accuracy": 0.5}\n'),
+    pytest.param(
+      'metrics.jsonl',
+      '{"round": 0, "eval/accuracy": 0.5}\n',
+      marks=pytest.mark.slow,
+    ),
     (
       'metrics.jsonl',
       '{"round": 0, "cost/uplink_bytes": 5, "eval/accuracy": 0.5}\n'
       '{"round": 1, "cost/uplink_bytes": 5, "eval/accuracy": 0.5}\n',
     ),
-    ('metrics.jsonl', '{"eval/accuracy": 0.5}\n'),
-    ('costs.json', '['),
+    pytest.param(
+      'metrics.jsonl', '{"eval/accuracy": 0.5}\n', marks=pytest.mark.slow
+    ),
+    pytest.param('costs.json', '[', marks=pytest.mark.slow),
     ('costs.json', '[{"a": 1}]'),
-    ('costs.json', None),
+    pytest.param('costs.json', None, marks=pytest.mark.slow),
   ],
 )
 def test_a_run_of_damaged_results_goes_on_and_writes_them_anew(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from fedjax_tune import config
 from fedjax_tune.config.field_rules import RULES
@@ -76,6 +77,15 @@ CASES = [
   ':'.join(filter(None, (name, variant)))
   for name in METHODS
   for variant in _VARIANTS.get(name, ('',))
+]
+# Compositions that have most of the parts which the others have.
+_WIDEST = ('fedra+branches', 'fedra+raffm+hetlora', 'prefix+heterofl+rbla')
+# The same, where a test compiles much: the other compositions are slow ones.
+LONG_CASES = [
+  pytest.param(case, marks=pytest.mark.slow)
+  if case.startswith('composed:') and not case.endswith(_WIDEST)
+  else case
+  for case in CASES
 ]
 
 
