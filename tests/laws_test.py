@@ -134,8 +134,8 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
     info,
     case.memory,
     parts.state(0) if parts.state else (),
-    np.float32(cfg.lr),
-    np.int32(rnd),
+    jnp.float32(cfg.lr),
+    jnp.int32(rnd),
   )
   if parts.state and client < len(tiny.BUDGETS):
     context = context._replace(state=parts.state(int(client)))

@@ -43,7 +43,9 @@ def _experiment(weights: str, method: str = 'fedra', **sections: Any) -> Any:
   return e
 
 
-@pytest.mark.parametrize('task', ['', 'next_token'])
+@pytest.mark.parametrize(
+  'task', [pytest.param('', marks=pytest.mark.slow), 'next_token']
+)
 def test_fedra_trains_a_llama(llama, tmp_path, task):
   experiment = _experiment(llama, data={'task': task})
   with tfds.testing.mock_data(num_examples=40):
