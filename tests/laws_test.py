@@ -69,7 +69,9 @@ class Case:
     """Where a client begins. Compiled, as op by op takes far longer."""
     init = self.run.algorithm.client.init
     return jax.jit(
-      lambda sig, start, context, key: init(start, _for(sig, context), key),
+      lambda sig, start, context, key: init(
+        start, context._replace(sig=sig), key
+      ),
       static_argnums=0,
     )
 
@@ -79,7 +81,7 @@ class Case:
     finish = self.run.algorithm.client.finish
 
     def send(sig, start, delta, steps, context):
-      return finish(start, delta, steps, _for(sig, context))
+      return finish(start, delta, steps, context._replace(sig=sig))
 
     return jax.jit(send, static_argnums=0)
 
@@ -88,10 +90,6 @@ class Case:
     """What the aggregator remembers at first."""
     run = self.run
     return jax.jit(run.algorithm.aggregator.init)(run.theta)
-
-
-def _for(sig, context):
-  return context._replace(sig=sig)
 
 
 def _numbers(inputs):
@@ -140,7 +138,7 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
   if parts.state and client < len(tiny.BUDGETS):
     context = context._replace(state=parts.state(int(client)))
   draw = jax.random.fold_in(key, np.uint32(2**32 - 1))
-  unsigned = _for(None, context)
+  unsigned = context._replace(sig=None)
   start = jax.device_get(case.begin(sig, start, unsigned, draw))
   local, velocity = start, jax.tree.map(np.zeros_like, start)
   transform = parts.transform and parts.transform(context)
@@ -171,7 +169,7 @@ def _slow_client(case, theta, sig, held, info, batches, client, rnd):
 def _slow_sum(run, held, trees, weights, selected):
   """Adds coordinate by coordinate, as `selection.group_sum` defines."""
   like, axes = run.algorithm.aggregator.spec(run.theta, run.axes)
-  num, den = _zeros(lambda: selection.zero_sum(like, axes, selected))
+  num, den = _no_sum(like, axes, selected)
   for row, tree, weight in zip(held, trees, weights, strict=True):
     for sums, parts in ((num, tree), (den, None)):
       index = tiny.held(sums, axes, row)
@@ -240,10 +238,13 @@ def test_a_round_is_its_slow_twin(case):
   assert min(jax.tree.leaves(moved)) > 1e-4
 
 
-def _zeros(make):
-  return jax.tree.map(
-    lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make)
-  )
+def _zeros(tree):
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+def _no_sum(like, axes, selected):
+  make = lambda: selection.zero_sum(like, axes, selected)
+  return _zeros(jax.eval_shape(make))
 
 
 def _row(tree, i):
@@ -522,7 +523,7 @@ def _totals(run, cohort, rows):
   sigs = [tiny.signature(run.algorithm, k) for k in range(len(tiny.BUDGETS))]
   selected = {axis for sig in sigs for axis in sig.axes}
   like, axes = aggregator.spec(run.theta, run.axes)
-  zero = _zeros(lambda: selection.zero_sum(like, axes, selected))
+  zero = _no_sum(like, axes, selected)
   totals = {aggregator.group(sig): zero for sig in sigs}
   add = jax.jit(
     lambda held, deltas: selection.group_sum(
@@ -532,8 +533,7 @@ def _totals(run, cohort, rows):
   for client, row in zip(cohort, rows, strict=True):
     hold = lambda tree, row=row: selection.select_within(tree, axes, row)
     local = jax.eval_shape(hold, like)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), local)
-    delta = tiny.noise(zeros, client)
+    delta = tiny.noise(_zeros(local), client)
     lead = lambda x: np.asarray(x)[None]
     part = add(
       jax.tree.map(lead, selection.within(row, axes)),
