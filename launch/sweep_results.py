@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 
 from fedjax_tune.costs import table
 from fedjax_tune.engine import personal
-from fedjax_tune.report import (
-  client_plots,
-  clients,
-  frontier,
-  plots,
-  tables,
-  targets,
-  writer,
-)
+from fedjax_tune.report import clients, tables, targets, writer
 from fedjax_tune.typing import Record
 
 from . import sweep_outcome
@@ -93,6 +85,9 @@ def write_results(
     + compared
   )
   writer.write_text(workdir / 'results.md', text)
+  # Here and not above, and so below: Matplotlib and SciPy take half a second.
+  from fedjax_tune.report import frontier, plots
+
   curves: dict[str, list[plots.Curve]] = {}
   for run, own in found:
     curves.setdefault(shown[run.label], []).append(_curve(run, own.rows))
@@ -192,6 +187,8 @@ def _compare_clients(
     return ''
   writer.write_text(workdir / clients.FILE, clients.to_csv(lines))
   methods = {run.label: run.experiment.method for run in done}
+  from fedjax_tune.report import client_plots
+
   client_plots.plot_methods(runs, methods, workdir / 'clients.png', metric)
   return '\nHow clients fare, means over seeds:\n\n' + (
     clients.comparison_markdown(runs, alone, metric)
