@@ -229,6 +229,7 @@ def test_children_are_on_one_core():
   assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.slow
 def test_a_peer_is_a_program(init, ours, tmp_path):
   path = tmp_path / 'init.npz'
   np.savez(path, allow_pickle=False, **init)

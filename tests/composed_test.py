@@ -27,7 +27,7 @@ _ALONE = {
 
 
 # Each compiles two runs; the others in the long test run.
-_SHORT = ('fedra', 'federated_dropout', 'fedit', 'hetlora')
+_SHORT = ('fedra', 'federated_dropout', 'fedit')
 
 
 @pytest.mark.parametrize(

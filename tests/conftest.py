@@ -8,7 +8,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if os.environ['JAX_PLATFORMS'] == 'cpu':
   os.environ.setdefault(
     'XLA_FLAGS',
-    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+    # Two workers compile at once already.
+    ' --xla_cpu_parallel_codegen_split_count=1',
   )
 
 import gc

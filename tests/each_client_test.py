@@ -22,10 +22,10 @@ _ROWS = [
 ]
 _SLOW = (
   'all_small', 'depthfl:published', 'heterofl', 'flora', 'fedper', 'raffm',
-  'heterotune',
+  'heterotune', 'hetlora',
 )  # fmt: skip
 _CASES = [
-  *('fedra', 'hetlora', 'local_only'),
+  *('fedra', 'local_only'),
   *(pytest.param(case, marks=pytest.mark.slow) for case in _SLOW),
 ]
 

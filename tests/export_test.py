@@ -148,7 +148,15 @@ _CUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize('family', ['bert', 'distilbert', 'vit', 'dinov2'])
+@pytest.mark.parametrize(
+  'family',
+  [
+    *('bert', 'vit'),
+    *(
+      pytest.param(f, marks=pytest.mark.slow) for f in ('distilbert', 'dinov2')
+    ),
+  ],
+)
 @pytest.mark.parametrize('case', _CUTS)
 def test_a_subnetwork(tmp_path, family, case):
   cut, sizes_written = _CUTS[case]

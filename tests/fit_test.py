@@ -226,10 +226,12 @@ def _experiment(method, path, memory=0.75 * _WHOLE):
   ('method', 'held'),
   [
     ('fedra', {'depth': [4, 2, 2]}),
-    ('all_small', {'depth': [4, 2, 2]}),
-    ('inclusivefl', {'depth': [4, 2, 2]}),
-    ('depthfl', {'depth': [4, 2, 2]}),
-    ('heterofl', {'width': [1.0, 0.5, 0.5]}),
+    pytest.param('all_small', {'depth': [4, 2, 2]}, marks=pytest.mark.slow),
+    pytest.param('inclusivefl', {'depth': [4, 2, 2]}, marks=pytest.mark.slow),
+    pytest.param('depthfl', {'depth': [4, 2, 2]}, marks=pytest.mark.slow),
+    pytest.param(
+      'heterofl', {'width': [1.0, 0.5, 0.5]}, marks=pytest.mark.slow
+    ),
     ('raffm', {'width': [(1.0,) * 5, (1.0, 1.0, 1.0, 0.5, 1.0)]}),
     ('composed', {'depth': [4, 3, 3], 'width': [(1.0,) * 5]}),
   ],

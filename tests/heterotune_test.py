@@ -305,7 +305,9 @@ def _opposed():
   return federation.federate({**tiers, 'small': small}, bottleneck.CORES)
 
 
-@pytest.mark.parametrize('align', ['pairwise', 'mean'])
+@pytest.mark.parametrize(
+  'align', ['pairwise', pytest.param('mean', marks=pytest.mark.slow)]
+)
 def test_alignment_touches_the_cores_alone(align):
   found, runs = _opposed(), []
   for choice, joins in (

@@ -45,10 +45,7 @@ def root(tmp_path_factory):
   [
     # All that there are: leaving_table_test.py, which is slow.
     ('dinov2', 'lora', 'peft'),  # With the patches' convolution.
-    ('bert', 'bitfit', 'peft'),
-    ('llama', 'prefix', 'peft'),
     ('deit', 'bitfit', 'hf'),
-    ('vit', 'prompt', 'flax'),
     ('bert', 'adapter', 'flax'),
   ],
 )
@@ -151,7 +148,9 @@ def test_depthfl_leaves_a_model_for_each_classifier(root, tmp_path, form):
   np.testing.assert_allclose(both, _predict(case, 'ensemble'), atol=_NEAR)
 
 
-@pytest.mark.parametrize('form', ['hf', 'peft'])
+@pytest.mark.parametrize(
+  'form', ['hf', pytest.param('peft', marks=pytest.mark.slow)]
+)
 def test_inclusivefl_leaves_a_model_of_each_size(root, tmp_path, form):
   base = tiny_leaving.base(root, 'bert')
   case = tiny_leaving.make(

@@ -212,7 +212,7 @@ def test_models(shape, inputs, dtype):
 @pytest.mark.parametrize(
   ('shape', 'inputs'),
   [
-    (tiny.vit_config(full=True), _PICTURE),
+    pytest.param(tiny.vit_config(full=True), _PICTURE, marks=pytest.mark.slow),
     (dataclasses.replace(_LLAMA, full=True), _TEXT),
   ],
   ids=lambda x: getattr(x, 'family', ''),

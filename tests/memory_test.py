@@ -108,7 +108,13 @@ def _compiled(algorithm, sig, batch, optimizer):
   return found.argument_size_in_bytes + found.temp_size_in_bytes
 
 
-@pytest.mark.parametrize('shares', _SIZES)
+@pytest.mark.parametrize(
+  'shares',
+  [
+    *_SIZES[::2],
+    *(pytest.param(s, marks=pytest.mark.slow) for s in _SIZES[1::2]),
+  ],
+)
 @pytest.mark.parametrize(
   ('kind', 'tune', 'examples'),
   [

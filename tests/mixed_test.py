@@ -112,6 +112,9 @@ _MODELS = {
   'bert': sizes.TextConfig(2, 32, 2, 64, 50, 8, family='bert', num_classes=3),
   'llama': sizes.DecoderConfig(2, 32, 2, 64, 50, 8, group=2, head_dim=8),
 }
+_each_model = pytest.mark.parametrize(
+  'name', ['vit', pytest.param('bert', marks=pytest.mark.slow), 'llama']
+)
 
 
 def _inputs(name):
@@ -148,7 +151,7 @@ def _products(jaxpr):
       yield from _products(inner)
 
 
-@pytest.mark.parametrize('name', _MODELS)
+@_each_model
 def test_a_model_in_bfloat16(name):
   found, theta, base = _build(name)
   stored = foundation.store(base, 'bfloat16')
@@ -195,7 +198,7 @@ def _check_close(exact, mixed):
 _KERNELS = {'vit': 13, 'bert': 13, 'llama': 15}
 
 
-@pytest.mark.parametrize('name', _MODELS)
+@_each_model
 def test_a_model_that_trains_whole_in_bfloat16(name):
   found, theta, base = _build(name, full=True)
   mixed = _mixed(found)

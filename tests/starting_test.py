@@ -61,7 +61,13 @@ def _outputs(found, cfg):
   )
 
 
-@pytest.mark.parametrize('family', ['dinov2', 'roberta', 'llama'])
+@pytest.mark.parametrize(
+  'family',
+  [
+    'roberta',
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ('dinov2', 'llama')),
+  ],
+)
 def test_an_adapter_comes_back(root, tmp_path, family):
   """Bit for bit, with its head: RoBERTa's has two layers."""
   base = tiny_leaving.base(root, family)
@@ -78,7 +84,14 @@ def test_an_adapter_comes_back(root, tmp_path, family):
   assert f'{folder}: its head of 3 outputs is kept.' in weights.notes
 
 
-@pytest.mark.parametrize('family', ['vit', 'deit', 'dinov2', 'distilbert'])
+@pytest.mark.parametrize(
+  'family',
+  [
+    'deit',
+    'distilbert',
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ('vit', 'dinov2')),
+  ],
+)
 def test_a_model_comes_back_with_its_head(root, tmp_path, family):
   case = tiny_leaving.make(tiny_leaving.base(root, family))
   folder = _write(case, 'hf', tmp_path / 'out')

@@ -78,12 +78,13 @@ CASES = [
   for name in METHODS
   for variant in _VARIANTS.get(name, ('',))
 ]
-# Compositions that have most of the parts which the others have.
-_WIDEST = ('fedra+branches', 'fedra+raffm+hetlora', 'prefix+heterofl+rbla')
-# The same, where a test compiles much: the other compositions are slow ones.
+# The same, where a test compiles much: second variants are slow ones, and so are
+# compositions of parts which these three have too.
+_WIDEST = ('fedra+branches', 'fedra+raffm', 'prefix+heterofl+rbla')
 LONG_CASES = [
   pytest.param(case, marks=pytest.mark.slow)
-  if case.startswith('composed:') and not case.endswith(_WIDEST)
+  if case.endswith(':fedra_port')
+  or (case.startswith('composed:') and not case.endswith(_WIDEST))
   else case
   for case in CASES
 ]

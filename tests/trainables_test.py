@@ -57,6 +57,8 @@ _TRAINED = {
   ('vit', 'head'): _HEAD,
   ('text', 'head'): _HEAD,
 }
+# The same parameters train in the other of text and pictures.
+_LONG = {('text', 'bitfit'), ('vit', 'prompt'), ('text', 'prefix')}
 # Parameters of a client with two blocks of width 16 and MLPs of width 32.
 _HEAD_SIZE = 16 * 3 + 3
 _BIASES = 2 * (4 * 16 + 32 + 16 + 2 * 16)
@@ -130,7 +132,13 @@ def test_biases_start_as_they_were(kind):
   tiny.assert_equal(_outputs(tuned, inputs), _outputs(frozen, inputs))
 
 
-@pytest.mark.parametrize(('kind', 'tune'), _TRAINED)
+@pytest.mark.parametrize(
+  ('kind', 'tune'),
+  [
+    pytest.param(*pair, marks=pytest.mark.slow if pair in _LONG else ())
+    for pair in _TRAINED
+  ],
+)
 def test_a_round_moves_what_trains(kind, tune):
   """FedRA on pictures, AllSmall on texts: two blocks a client."""
   e = _experiment('fedra' if kind == 'vit' else 'all_small', tune)
