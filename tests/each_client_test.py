@@ -26,7 +26,7 @@ _SLOW = (
 )  # fmt: skip
 _CASES = [
   *('fedra', 'local_only'),
-  *(pytest.param(case, marks=pytest.mark.slow) for case in _SLOW),
+  *tiny.slow(*_SLOW),
 ]
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import tiny_leaving
 import tiny_text
 import torch
@@ -149,13 +150,7 @@ _CUTS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize(
-  'family',
-  [
-    *('bert', 'vit'),
-    *(
-      pytest.param(f, marks=pytest.mark.slow) for f in ('distilbert', 'dinov2')
-    ),
-  ],
+  'family', ['bert', 'vit', *tiny.slow('distilbert', 'dinov2')]
 )
 @pytest.mark.parametrize('case', _CUTS)
 def test_a_subnetwork(tmp_path, family, case):

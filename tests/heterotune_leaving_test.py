@@ -244,7 +244,7 @@ def heads(tmp_path_factory):
 
 @pytest.mark.parametrize(
   'form',
-  ['peft', *(pytest.param(x, marks=pytest.mark.slow) for x in ('hf', 'flax'))],
+  ['peft', *tiny.slow('hf', 'flax')],
 )
 @pytest.mark.filterwarnings('ignore:`is_gradient_checkpointing`')
 def test_a_common_head_leaves_as_one_of_its_own(heads, tmp_path, form):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from fedjax_tune import config, selection
 from fedjax_tune.costs import cost, flops, memory
@@ -108,13 +109,7 @@ def _compiled(algorithm, sig, batch, optimizer):
   return found.argument_size_in_bytes + found.temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-  'shares',
-  [
-    *_SIZES[::2],
-    *(pytest.param(s, marks=pytest.mark.slow) for s in _SIZES[1::2]),
-  ],
-)
+@pytest.mark.parametrize('shares', [*_SIZES[::2], *tiny.slow(*_SIZES[1::2])])
 @pytest.mark.parametrize(
   ('kind', 'tune', 'examples'),
   [

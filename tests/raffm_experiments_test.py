@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny
 import tiny_folders
 
 from fedjax_tune import config, selection
@@ -56,13 +57,7 @@ def _shrink(experiment):
   return experiment
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'squad1',
-    *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS),
-  ],
-)
+@pytest.mark.parametrize('name', ['squad1', *tiny.slow(*_OTHERS)])
 def test_text_runs_a_round(name, bert, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))
   experiment.model.weights = bert
@@ -76,14 +71,7 @@ def test_text_runs_a_round(name, bert, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name',
-  [
-    'cifar10',
-    *(
-      pytest.param(n, marks=pytest.mark.slow)
-      for n in ('cifar100', 'flowers102')
-    ),
-  ],
+  'name', ['cifar10', *tiny.slow('cifar100', 'flowers102')]
 )
 def test_images_run_a_round(name, tmp_path):
   experiment = _shrink(_AUTHORS.get_config(name))

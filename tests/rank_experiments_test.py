@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny
 import tiny_folders
 
 from fedjax_tune.deploy import deployment, finished
@@ -34,10 +35,7 @@ def _shrink(method, bert):
   return e
 
 
-@pytest.mark.parametrize(
-  'method',
-  ['flora', *(pytest.param(n, marks=pytest.mark.slow) for n in _OTHERS)],
-)
+@pytest.mark.parametrize('method', ['flora', *tiny.slow(*_OTHERS)])
 def test_runs_and_deploys(method, bert, tmp_path):
   experiment = _shrink(method, bert)
   with tfds.testing.mock_data(num_examples=40):

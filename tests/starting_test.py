@@ -61,13 +61,7 @@ def _outputs(found, cfg):
   )
 
 
-@pytest.mark.parametrize(
-  'family',
-  [
-    'roberta',
-    *(pytest.param(f, marks=pytest.mark.slow) for f in ('dinov2', 'llama')),
-  ],
-)
+@pytest.mark.parametrize('family', ['roberta', *tiny.slow('dinov2', 'llama')])
 def test_an_adapter_comes_back(root, tmp_path, family):
   """Bit for bit, with its head: RoBERTa's has two layers."""
   base = tiny_leaving.base(root, family)
@@ -85,12 +79,7 @@ def test_an_adapter_comes_back(root, tmp_path, family):
 
 
 @pytest.mark.parametrize(
-  'family',
-  [
-    'deit',
-    'distilbert',
-    *(pytest.param(f, marks=pytest.mark.slow) for f in ('vit', 'dinov2')),
-  ],
+  'family', ['deit', 'distilbert', *tiny.slow('vit', 'dinov2')]
 )
 def test_a_model_comes_back_with_its_head(root, tmp_path, family):
   case = tiny_leaving.make(tiny_leaving.base(root, family))

@@ -90,6 +90,11 @@ LONG_CASES = [
 ]
 
 
+def slow(*cases: Any) -> list[Any]:
+  """Returns parameters with which a test is a slow one."""
+  return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 class _Mlp(nnx.Module):
   """Two maps of every block, as large as each other."""
 
